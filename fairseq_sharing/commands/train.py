@@ -1,0 +1,61 @@
+"""Train the model of a configuration with fairseq-train, or go on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train the model of a configuration; started again, it goes on where it stopped"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a YAML of configs/, e.g. configs/toy/cycle_rev.yaml"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changed values, e.g. seed=2 train.max_epoch=3"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="the run directory; RUNS/<dataset>/<run>-seed<seed> if not given",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the directory of all runs")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data directory; data/<dataset> if neither this nor the config says",
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="GPUs, or CPU processes without one; every GPU, or one process, if not given",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the fairseq-train commands and stop")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compose the configuration, then train."""
+    import shlex
+
+    from rich.console import Console
+
+    from fairseq_sharing.training.config import compose
+    from fairseq_sharing.training.launch import make_plan, train
+
+    plan = make_plan(
+        compose(args.config, args.overrides),
+        run=args.out,
+        runs=args.runs,
+        data=args.data,
+        devices=args.devices,
+    )
+    if args.dry_run:
+        for command in plan.commands():
+            Console().print(shlex.join(command), markup=False, highlight=False, soft_wrap=True)
+        return
+    train(plan, Console(stderr=True))

@@ -1,0 +1,169 @@
+"""What fairseq 0.12 gets wrong on current Python, torch and numpy, mended in one place.
+
+Importing this room mends fairseq for the whole process; every model and task here imports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import fairseq
+import numpy as np
+import torch
+from fairseq import checkpoint_utils, trainer
+from fairseq.data import data_utils
+from fairseq.file_io import PathManager
+
+from fairseq_sharing import checkpoint
+from fairseq_sharing.errors import SharingError
+
+logger = logging.getLogger(__name__)
+
+
+def allow_fairseq_checkpoints() -> None:
+    """Let torch load fairseq's checkpoints safely: they hold a Namespace (fairseq#5610)."""
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def mend_numpy() -> None:
+    """Give numpy 2 the name that fairseq's language-model blocks and bucketing still use."""
+    if not hasattr(np, "compat"):
+        np.compat = argparse.Namespace(long=np.int64)
+
+
+def mend_batching() -> None:
+    """Keep the last batch, which fairseq throws away when its size is no multiple of 8."""
+    stock = data_utils.batch_by_size
+
+    @functools.wraps(stock)
+    def batch_by_size(indices, *args, fixed_shapes=None, **kwargs):
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64)
+        if not len(indices):
+            return []
+        batches = stock(indices, *args, fixed_shapes=fixed_shapes, **kwargs)
+        if fixed_shapes is not None:
+            return batches
+        kept = sum(map(len, batches))
+        return batches if kept == len(indices) else [*batches, indices[kept:]]
+
+    data_utils.batch_by_size = batch_by_size
+
+
+class _AtomicPathManager(PathManager):
+    """fairseq's file access; copies are never half a file."""
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if os.path.exists(dst_path) and not overwrite:
+            return False
+        checkpoint.copy_atomically(src_path, dst_path)
+        return True
+
+
+def mend_checkpoints() -> None:
+    """Write every checkpoint atomically and resume from the newest one that is whole."""
+    stock_save = checkpoint_utils.torch_persistent_save
+    stock_load = checkpoint_utils.load_checkpoint
+
+    def torch_persistent_save(obj, filename, async_write: bool = False):
+        if async_write or not isinstance(filename, str):
+            return stock_save(obj, filename, async_write)
+        return checkpoint.save_atomically(obj, filename)
+
+    @functools.wraps(stock_load)
+    def load_checkpoint(cfg, trainer, **kwargs):
+        last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
+        if cfg.restore_file == "checkpoint_last.pt" and os.path.isdir(cfg.save_dir):
+            newest = checkpoint.newest_readable(cfg.save_dir, trainer.checkpoint_suffix)
+            if newest is not None and os.fspath(newest) != last:
+                logger.warning(f"{last} is missing or damaged; going on from {newest}")
+                if trainer.data_parallel_rank == 0:
+                    checkpoint.copy_atomically(os.fspath(newest), last)
+            elif newest is None and os.path.exists(last):
+                raise SharingError(f"{last} cannot be read, and no other checkpoint in {cfg.save_dir} can")
+        return stock_load(cfg, trainer, **kwargs)
+
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+    checkpoint_utils.load_checkpoint = load_checkpoint
+    checkpoint_utils.PathManager = _AtomicPathManager
+
+
+def mend_trainer() -> None:
+    """Say in one line which checkpoint does not fit; list parameters anew for the legacy data-parallel wrapper."""
+    stock_load = trainer.Trainer.load_checkpoint
+
+    @functools.wraps(stock_load)
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        token = checkpoint.initialising.set(bool(reset_optimizer))
+        try:
+            return stock_load(self, filename, reset_optimizer, *args, **kwargs)
+        except Exception as error:
+            cause = find_sharing_error(error)
+            if cause is None:
+                raise
+            raise SharingError(f"{filename}: {cause}") from error
+        finally:
+            checkpoint.initialising.reset(token)
+
+    trainer.Trainer.load_checkpoint = load_checkpoint
+
+
+def find_sharing_error(error: BaseException | None) -> SharingError | None:
+    """Find a SharingError in an exception or in what it was raised from.
+
+    An error of a spawned process comes as text; its line is found there.
+    """
+    while error is not None:
+        if isinstance(error, SharingError):
+            return error
+        told = re.search(rf"{SharingError.__module__}\.{SharingError.__name__}: (.*)", str(error))
+        if told:
+            return SharingError(told[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def tell_errors_in_one_line() -> None:
+    """Make fairseq's commands end with one line instead of a traceback when a SharingError stops them.
+
+    Only in a process that runs one of fairseq's commands: elsewhere a Python caller gets the exception itself.
+    """
+    program = Path(sys.argv[0] or "").stem
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    module = main.name if main else ""
+    if not (program.startswith("fairseq-") or module.startswith("fairseq_cli")):
+        return
+    stock_hook = sys.excepthook
+    name = program if program.startswith("fairseq-") else "fairseq-" + module.rpartition(".")[2].replace("_", "-")
+
+    def hook(kind, error, traceback):
+        told = find_sharing_error(error)
+        if told is None:
+            stock_hook(kind, error, traceback)
+        else:
+            print(f"{name}: error: {told}", file=sys.stderr)
+
+    sys.excepthook = hook
+
+
+def mend() -> None:
+    """Mend fairseq, once a process."""
+    if getattr(fairseq, "_mended_by_fairseq_sharing", False):
+        return
+    fairseq._mended_by_fairseq_sharing = True
+    allow_fairseq_checkpoints()
+    mend_numpy()
+    mend_batching()
+    mend_checkpoints()
+    mend_trainer()
+    tell_errors_in_one_line()
+
+
+mend()

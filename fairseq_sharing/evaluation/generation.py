@@ -1,0 +1,138 @@
+"""Translate a binarised test set with ``fairseq-generate`` and read what it wrote."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.resources import PACKAGE_DIR
+
+
+def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:
+    """Run ``fairseq-generate`` with this package loaded and keep its output.
+
+    Args:
+        arguments: the words after ``fairseq-generate``, without ``--user-dir``.
+        output: where the output is kept once it is complete.
+        segments: number of sentences of the test set.
+        title: what the progress bar calls the work.
+        console: where the command and the progress are shown.
+
+    Returns:
+        The best hypothesis of each sentence as fairseq wrote it (subwords, tokenised), in the order of the test set.
+
+    Raises:
+        SharingError: fairseq-generate failed, or left out or repeated a sentence.
+    """
+    from fairseq_sharing import compat
+
+    words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
+    console.print(f"[dim]$ {shlex.join(['fairseq-generate', *words])}[/dim]", highlight=False, soft_wrap=True)
+    environment = {**compat.subprocess_environment(), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "fairseq_cli.generate", *words]
+    partial, errors = output.with_name(output.name + ".partial"), output.with_name(output.name + ".errors")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        partial.open("wb") as copy,
+        errors.open("wb") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as process,
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("sentences"),
+            TimeRemainingColumn(),
+            console=console,
+        ) as progress,
+    ):
+        bar = progress.add_task(title, total=segments)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                copy.write(line)
+                if line.startswith(b"H-"):
+                    progress.advance(bar)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})")
+    hypotheses = read_generated(partial, segments)
+    os.replace(partial, output)
+    errors.unlink()
+    return hypotheses
+
+
+def read_generated(path: Path, segments: int) -> list[str]:
+    """Read the hypotheses of a file that `generate` kept.
+
+    Args:
+        path: the output of fairseq-generate.
+        segments: number of sentences of the test set.
+
+    Returns:
+        The hypotheses, sorted by sentence id.
+
+    Raises:
+        SharingError: the file is not UTF-8, or its ids are not exactly 0 .. segments - 1, each once.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SharingError(f"{path}: not UTF-8 at byte {error.start}") from error
+    return parse_generated(text.split("\n"), segments, str(path))
+
+
+def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]:
+    """Pick the hypotheses out of the lines of fairseq-generate: ``H-<id> TAB <score> TAB <tokens>``.
+
+    Args:
+        lines: its output, without line ends.
+        segments: number of sentences of the test set.
+        name: what an error calls the output.
+
+    Returns:
+        The hypotheses, sorted by sentence id; one may be empty or hold tabs.
+
+    Raises:
+        SharingError: the ids are not exactly 0 .. segments - 1, each once.
+    """
+    hypotheses: dict[int, str] = {}
+    for line in lines:
+        if not line.startswith("H-"):
+            continue
+        head, *rest = line.split("\t", 2)
+        if len(rest) != 2 or not head[2:].isdecimal():
+            raise SharingError(f"{name}: {line[:60]!r} is not a hypothesis H-<id>, score and text")
+        sentence = int(head[2:])
+        if sentence in hypotheses:
+            raise SharingError(f"{name}: sentence {sentence} is translated twice; each id must come once")
+        hypotheses[sentence] = rest[1]
+    missing = [sentence for sentence in range(segments) if sentence not in hypotheses]
+    if missing:
+        raise SharingError(
+            f"{name}: {len(missing)} of {segments} sentences are not translated: {_some(missing)}"
+        )
+    beyond = sorted(sentence for sentence in hypotheses if sentence >= segments)
+    if beyond:
+        raise SharingError(
+            f"{name}: ids beyond the {segments} sentences of the test set (0 .. {segments - 1}): {_some(beyond)}"
+        )
+    return [hypotheses[sentence] for sentence in range(segments)]
+
+
+def _some(ids: Sequence[int], shown: int = 5) -> str:
+    return ", ".join(map(str, ids[:shown])) + (", ..." if len(ids) > shown else "")
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    return lines[-1].strip() if lines else "no message"

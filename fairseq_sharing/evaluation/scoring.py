@@ -1,0 +1,169 @@
+"""BLEU and chrF of translations against raw references, with intervals and paired tests, all by sacreBLEU."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.errors import SharingError
+
+BOOTSTRAP_SAMPLES = 1000  # sacreBLEU's default
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one test set.
+
+    Attributes:
+        bleu: corpus BLEU (0-100).
+        bleu_interval: lower and upper end of its 95% bootstrap interval.
+        chrf: corpus chrF2 (0-100).
+        signature: sacreBLEU's signatures, by metric ("bleu", "chrf").
+        segments: number of segments scored.
+        p_value: probability of a BLEU difference this large were both systems equally good; None without baseline.
+        baseline: name of the system compared with.
+    """
+
+    bleu: float
+    bleu_interval: tuple[float, float]
+    chrf: float
+    signature: dict[str, str]
+    segments: int
+    p_value: float | None = None
+    baseline: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, scores rounded to 4 decimals."""
+        fields = asdict(self)
+        fields["bleu"], fields["chrf"] = round(self.bleu, 4), round(self.chrf, 4)
+        fields["bleu_interval"] = [round(end, 4) for end in self.bleu_interval]
+        fields["p_value"] = None if self.p_value is None else round(self.p_value, 6)
+        return fields
+
+
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    baseline: tuple[str, Sequence[str]] | None = None,
+    target_lang: str = "",
+) -> Score:
+    """Score detokenised translations against raw references.
+
+    Args:
+        hypotheses: one translation a segment.
+        references: one reference a segment, in the same order.
+        baseline: name and translations of the system to compare with by paired bootstrap.
+        target_lang: language code by which sacreBLEU chooses its tokeniser (13a but for zh, ja and ko).
+
+    Returns:
+        The scores; an equal seed makes the interval and the p-value the same at every call.
+
+    Raises:
+        SharingError: there is nothing to score, or the numbers of segments differ.
+
+    Source:
+        Post 2018, "A Call for Clarity in Reporting BLEU Scores"; paired bootstrap: Koehn 2004.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.significance import PairedTest
+
+    _check_segments("hypotheses", hypotheses, references)
+    try:
+        bleu = BLEU(trg_lang=target_lang)
+    except RuntimeError as error:  # a tokeniser that needs an optional package
+        raise SharingError(f"target language {target_lang!r}: {' '.join(str(error).split())}") from error
+    chrf = CHRF()
+    bleu_score = bleu.corpus_score(hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES)
+    chrf_score = chrf.corpus_score(hypotheses, [references])
+    p_value = None
+    if baseline is not None:
+        name, translations = baseline
+        _check_segments(f"hypotheses of the baseline {name}", translations, references)
+        test = PairedTest(
+            [("baseline", translations), ("system", hypotheses)],
+            {"BLEU": BLEU(trg_lang=target_lang)},
+            [references],
+            test_type="bs",
+            n_samples=BOOTSTRAP_SAMPLES,
+        )
+        # sacreBLEU counts resamples that differ by more than the systems do: for equal translations that is none.
+        equal = list(translations) == list(hypotheses)
+        p_value = 1.0 if equal else float(test()[1]["BLEU"][1].p_value)
+    return Score(
+        bleu=float(bleu_score.score),
+        bleu_interval=(bleu_score._mean - bleu_score._ci, bleu_score._mean + bleu_score._ci),
+        chrf=float(chrf_score.score),
+        signature={"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
+        segments=len(references),
+        p_value=p_value,
+        baseline=baseline[0] if baseline else None,
+    )
+
+
+def score_files(
+    hypothesis: Path, reference: Path, baseline: Path | None = None, target_lang: str = ""
+) -> Score:
+    """Score a plain or gzipped text file against another, one segment a line.
+
+    Args:
+        hypothesis: the translations.
+        reference: the raw reference.
+        baseline: translations of the same text by another system, for the paired test.
+        target_lang: see `score`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        SharingError: a file is missing, is not UTF-8 or differs in its number of lines from the reference.
+    """
+    references = read_segments(reference)
+    hypotheses = _read_parallel(hypothesis, reference, len(references))
+    compared = None
+    if baseline is not None:
+        compared = (baseline.name, _read_parallel(baseline, reference, len(references)))
+    return score(hypotheses, references, compared, target_lang)
+
+
+def read_segments(path: Path) -> list[str]:
+    r"""Read one segment a line, split at "\n" only.
+
+    Other line separators (U+2028, U+0085, a lone carriage return) are characters of a segment: splitting at them, as
+    `str.splitlines` does, would misalign everything that follows.
+
+    Args:
+        path: a UTF-8 file, compressed if its name ends in .gz.
+
+    Returns:
+        The segments, without line ends.
+
+    Raises:
+        SharingError: the file is missing or not UTF-8.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise SharingError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SharingError(f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x})") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _read_parallel(path: Path, reference: Path, expected: int) -> list[str]:
+    segments = read_segments(path)
+    if len(segments) != expected:
+        raise SharingError(f"{path} has {len(segments)} lines, its reference {reference} has {expected}")
+    return segments
+
+
+def _check_segments(what: str, segments: Sequence[str], references: Sequence[str]) -> None:
+    if not references:
+        raise SharingError("nothing to score: the reference is empty")
+    if len(segments) != len(references):
+        raise SharingError(f"{len(segments)} {what} cannot be scored against {len(references)} references")

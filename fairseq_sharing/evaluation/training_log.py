@@ -1,0 +1,70 @@
+"""What a training log tells about a run: how fast it trained and how its validation loss fell."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# The first entries of a log hold start-up costs: allocation, kernel selection, filling of caches.
+WARM_UP_ENTRIES = 5
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """A run's speed and learning curve.
+
+    Attributes:
+        tokens_per_second: target tokens trained on a second, padding not counted; None when the log is too short.
+        valid: parallel lists "epoch", "updates", "loss" (label-smoothed, base 2) and "perplexity", in order of updates.
+    """
+
+    tokens_per_second: float | None
+    valid: dict[str, list[float | None]]
+
+
+def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
+    """Summarise the JSON lines of fairseq's training log.
+
+    Args:
+        records: kind and content of each line, as `RunDirectory.log_records` yields them. A line may come more than
+            once (fairseq attaches its log file once a progress bar); of a resumed run the later values count.
+
+    Returns:
+        The median over the log's "wps" entries after the first few (entries of whole epochs, "train_wps", where the
+        log has no finer ones) and the curve over the validations.
+    """
+    inner: dict[int, float] = {}
+    epochs: dict[int, float] = {}
+    valid: dict[int, tuple[int | None, float | None, float | None]] = {}
+    for _, record in records:
+        if "wps" in record and "num_updates" in record:
+            inner[int(record["num_updates"])] = float(record["wps"])
+        elif "train_wps" in record:
+            epochs[int(record["train_num_updates"])] = float(record["train_wps"])
+        elif "valid_loss" in record:
+            valid[int(record["valid_num_updates"])] = (
+                record.get("epoch"),
+                _finite(record["valid_loss"]),
+                _finite(record.get("valid_ppl")),
+            )
+    speeds = [inner[updates] for updates in sorted(inner)][WARM_UP_ENTRIES:]
+    speeds = speeds or [epochs[updates] for updates in sorted(epochs)][1:]
+    updates_seen = sorted(valid)
+    return TrainingLog(
+        tokens_per_second=round(statistics.median(speeds), 1) if speeds else None,
+        valid={
+            "epoch": [valid[updates][0] for updates in updates_seen],
+            "updates": list(updates_seen),
+            "loss": [valid[updates][1] for updates in updates_seen],
+            "perplexity": [valid[updates][2] for updates in updates_seen],
+        },
+    )
+
+
+def _finite(value: Any) -> float | None:
+    """Read a number of the log; one that JSON cannot hold (a diverged loss) is None."""
+    number = float("nan") if value is None else float(value)
+    return number if math.isfinite(number) else None

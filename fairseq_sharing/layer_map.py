@@ -1,0 +1,255 @@
+"""Layer maps: which set of parameters each layer of a stack uses.
+
+A layer map is a tuple of N labels, one a layer; layers with equal labels share one parameter set. Labels count
+from 0 in the order of first use, so that a set's owner is the first layer that uses it. Pure Python, no torch.
+
+To add a strategy, write a function ``(num_layers, num_unique_layers) -> labels`` and name it in ``STRATEGIES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from fairseq_sharing.errors import SharingError
+
+LayerMap = tuple[int, ...]
+STACKS = ("encoder", "decoder")
+# What a map ties: all of a layer, or some of its parts.
+SCOPES = ("layer", "self_attn", "encoder_attn", "ffn", "layer_norm")
+# Parts that a layer of each stack has.
+_PARTS = {"encoder": ("self_attn", "ffn", "layer_norm"), "decoder": SCOPES[1:]}
+
+
+def sequence(num_layers: int, num_unique_layers: int) -> list[int]:
+    """Share runs of consecutive layers: 0 0 1 1 2 2.
+
+    Source: Takase & Kiyono 2023, Section 3, Sequence.
+    """
+    return [i * num_unique_layers // num_layers for i in range(num_layers)]
+
+
+def cycle(num_layers: int, num_unique_layers: int) -> list[int]:
+    """Repeat the stack of unique layers: 0 1 2 0 1 2.
+
+    Source: Takase & Kiyono 2023, Section 3, Cycle.
+    """
+    return [i % num_unique_layers for i in range(num_layers)]
+
+
+def cycle_rev(num_layers: int, num_unique_layers: int) -> list[int]:
+    """Repeat the stack of unique layers, the last time in reverse: 0 1 2 2 1 0.
+
+    Source: Takase & Kiyono 2023, Section 3, Cycle (rev).
+    """
+    if num_layers == num_unique_layers:
+        return list(range(num_layers))
+    first_reversed = num_unique_layers * (-(-num_layers // num_unique_layers) - 1)
+    return [
+        i % num_unique_layers if i < first_reversed else num_unique_layers - 1 - i % num_unique_layers
+        for i in range(num_layers)
+    ]
+
+
+def sandwich(num_layers: int, num_unique_layers: int) -> list[int]:
+    """Share all layers between the first and the last: 0 1 1 1 1 2.
+
+    Source: Reid, Marrese-Taylor & Matsuo 2021, Subformer, Section 3.1.
+    """
+    return [0, *[1] * (num_layers - 2), 2]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a named strategy assigns layers.
+
+    Args:
+        assign: gives the labels for (num_layers, num_unique_layers).
+        fixed_unique_layers: the only M it can have, as a function of N; None where M is the user's choice.
+    """
+
+    assign: Callable[[int, int], list[int]]
+    fixed_unique_layers: Callable[[int], int] | None = None
+
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "none": Strategy(cycle, lambda num_layers: num_layers),
+    "universal": Strategy(cycle, lambda num_layers: 1),
+    "sequence": Strategy(sequence),
+    "cycle": Strategy(cycle),
+    "cycle_rev": Strategy(cycle_rev),
+    "sandwich": Strategy(sandwich, lambda num_layers: 3),
+}
+SHARING_CHOICES = (*STRATEGIES, "custom")
+
+
+def relabel(labels: Iterable[Hashable]) -> LayerMap:
+    """Rename labels by first use: (4, 4, 2, 4) becomes (0, 0, 1, 0)."""
+    names: dict[Hashable, int] = {}
+    return tuple(names.setdefault(label, len(names)) for label in labels)
+
+
+def owners(layer_map: LayerMap) -> list[int]:
+    """Give the owner of each parameter set, that is the first layer that uses it.
+
+    Args:
+        layer_map: N labels, relabelled by first use.
+
+    Returns:
+        M layer indices, counted from 0, in order.
+    """
+    return [layer_map.index(group) for group in range(num_unique(layer_map))]
+
+
+def num_unique(layer_map: LayerMap) -> int:
+    """Count the parameter sets M of a map."""
+    return max(layer_map, default=-1) + 1
+
+
+def format_map(layer_map: LayerMap) -> str:
+    """Write a map as ``--layer-map`` takes it: ``0,1,2,2,1,0``."""
+    return ",".join(map(str, layer_map))
+
+
+def make_layer_map(
+    strategy: str,
+    num_layers: int,
+    num_unique_layers: int | None = None,
+    custom: str | Iterable[Hashable] | None = None,
+    stack: str = "",
+) -> LayerMap:
+    """Make the layer map of one stack.
+
+    Args:
+        strategy: one of ``SHARING_CHOICES``.
+        num_layers: N, the layers of the stack.
+        num_unique_layers: M, its parameter sets; needed by sequence, cycle and cycle_rev, implied by the others.
+        custom: for ``custom``, N labels (or a string of them with commas); equal labels share.
+        stack: ``encoder`` or ``decoder``, to name the flag in an error; empty for the flags of both stacks.
+
+    Returns:
+        N labels from 0 to M-1, relabelled by first use.
+
+    Raises:
+        SharingError: an unknown strategy, an M that the strategy or N does not allow, a map of another length.
+
+    Source:
+        Takase & Kiyono 2023, Algorithm 1, with the formulas for an M that does not divide N.
+    """
+    flag, n_flag = f"--{stack}-" if stack else "--", f"--{stack}-layers" if stack else "the number of layers"
+    if strategy not in SHARING_CHOICES:
+        raise SharingError(f"{flag}sharing must be one of {', '.join(SHARING_CHOICES)}, got {strategy}")
+    if strategy == "custom":
+        return _custom_map(custom, num_layers, num_unique_layers, flag, n_flag)
+    if custom is not None:
+        raise SharingError(f"{flag}layer-map {custom} needs {flag}sharing custom, got {strategy}")
+
+    fixed = STRATEGIES[strategy].fixed_unique_layers
+    if fixed is None:
+        if num_unique_layers is None:
+            raise SharingError(
+                f"{flag}unique-layers is missing: {flag}sharing {strategy} needs a number from 1 to {n_flag} ({num_layers})"
+            )
+        m = num_unique_layers
+    else:
+        m = fixed(num_layers)
+        if num_unique_layers not in (None, m):
+            raise SharingError(
+                f"{flag}unique-layers must be {m} (or left out) with {flag}sharing {strategy} and {num_layers} layers, "
+                f"got {num_unique_layers}"
+            )
+    if strategy == "sandwich" and num_layers < 3:
+        raise SharingError(f"{flag}sharing sandwich needs {n_flag} of at least 3, got {num_layers}")
+    if num_layers and not 1 <= m <= num_layers:
+        raise SharingError(f"{flag}unique-layers must be between 1 and {n_flag} ({num_layers}), got {m}")
+    return relabel(STRATEGIES[strategy].assign(num_layers, m)) if num_layers else ()
+
+
+def _custom_map(custom, num_layers, num_unique_layers, flag, n_flag) -> LayerMap:
+    if custom is None:
+        raise SharingError(
+            f"{flag}layer-map is missing: {flag}sharing custom needs {num_layers} labels, as in 0,1,1,0"
+        )
+    labels = [label.strip() for label in custom.split(",")] if isinstance(custom, str) else list(custom)
+    shown = custom if isinstance(custom, str) else ",".join(map(str, labels))
+    if len(labels) != num_layers or "" in labels:
+        raise SharingError(f"{flag}layer-map must have {n_flag} ({num_layers}) labels, got {len(labels)}: {shown}")
+    layer_map = relabel(labels)
+    if num_unique_layers not in (None, num_unique(layer_map)):
+        raise SharingError(
+            f"{flag}unique-layers must be {num_unique(layer_map)} (or left out) with {flag}layer-map {shown}, "
+            f"got {num_unique_layers}"
+        )
+    return layer_map
+
+
+def parse_scope(scope: str | Iterable[str], flag: str = "--sharing-scope") -> tuple[str, ...]:
+    """Read a scope: ``layer``, or parts of a layer with commas between.
+
+    Raises:
+        SharingError: an unknown part, or ``layer`` together with a part.
+    """
+    parts = tuple(p.strip() for p in scope.split(",")) if isinstance(scope, str) else tuple(scope)
+    if not parts or any(part not in SCOPES for part in parts) or ("layer" in parts and len(parts) > 1):
+        raise SharingError(
+            f"{flag} must be layer, or some of {','.join(SCOPES[1:])}, got {','.join(parts) or 'nothing'}"
+        )
+    return tuple(part for part in SCOPES if part in parts)
+
+
+@dataclass(frozen=True)
+class StackSharing:
+    """What one stack shares: its map and what the map ties.
+
+    Args:
+        layer_map: N labels.
+        scope: ``("layer",)``, or the tied parts of a layer.
+    """
+
+    layer_map: LayerMap
+    scope: tuple[str, ...] = ("layer",)
+
+    @property
+    def shares(self) -> bool:
+        """Whether any two layers use one set."""
+        return num_unique(self.layer_map) < len(self.layer_map)
+
+
+def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) -> StackSharing:
+    """Read the sharing options of one stack; those of the stack go before those of both.
+
+    Args:
+        options: ``sharing``, ``unique_layers``, ``layer_map``, ``sharing_scope`` and the same with the prefix
+            ``encoder_`` or ``decoder_``; a missing one or None is not given.
+        stack: ``encoder`` or ``decoder``.
+        num_layers: N of that stack.
+
+    Raises:
+        SharingError: options that make no map of N layers.
+    """
+
+    def option(name: str):
+        own = options.get(f"{stack}_{name}")
+        return own if own is not None else options.get(name)
+
+    # A stack that chooses its own strategy does not inherit the other's map or number of sets.
+    chooses = options.get(f"{stack}_sharing") is not None
+    pick = (lambda name: options.get(f"{stack}_{name}")) if chooses else option
+    strategy = option("sharing") or "none"
+    unique_layers = pick("unique_layers")
+    if chooses and unique_layers is None and strategy in STRATEGIES and not STRATEGIES[strategy].fixed_unique_layers:
+        unique_layers = options.get("unique_layers")
+    layer_map = make_layer_map(
+        str(strategy), num_layers, unique_layers, pick("layer_map"), stack if _has_own(options, stack) else ""
+    )
+    scope = parse_scope(option("sharing_scope") or "layer")
+    sharing = StackSharing(layer_map, scope)
+    if sharing.shares and scope != ("layer",) and not set(scope) & set(_PARTS[stack]):
+        raise SharingError(
+            f"--{stack}-sharing-scope {','.join(scope)} ties nothing there; the {stack} has {','.join(_PARTS[stack])}"
+        )
+    return sharing
+
+
+def _has_own(options: Mapping[str, object], stack: str) -> bool:
+    return any(options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map"))

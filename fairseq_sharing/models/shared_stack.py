@@ -1,0 +1,107 @@
+"""What makes a stack of layers, and the model around it, a shared one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fairseq_sharing.checkpoint import (
+    EXTRA_STATE,
+    explain_mismatch,
+    extra_state,
+    find_aliases,
+    fit_to_model,
+    recorded_sharing,
+)
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
+from fairseq_sharing.tying import StackBuilder, retie_stack
+
+logger = logging.getLogger(__name__)
+
+
+class SharedStack:
+    """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
+
+    sharing: StackSharing
+
+    def begin_sharing(self, sharing: StackSharing) -> None:
+        """Take the map; call it before the layers are built."""
+        self.sharing = sharing
+        self._builder = StackBuilder(sharing)
+
+    def build_tied(self, build_layer: Callable[[], nn.Module]) -> nn.Module:
+        """Build the next layer with the given function, tied to its owner."""
+        layer = self._builder.build(build_layer)
+        if self._builder.done:
+            del self._builder
+        return layer
+
+    def change_map(self, sharing: StackSharing) -> None:
+        """Tie the layers by another map; a layer that gets its own set starts from the values it shared."""
+        retie_stack(self, self.sharing, sharing)
+        self.sharing = sharing
+
+
+class SharingModel:
+    """Mixin for a fairseq model with shared stacks: what its state dict holds, and its training precision.
+
+    The state dict has each shared tensor once, under its first name, and the maps; loading fills in the rest.
+    """
+
+    # What changed the maps since the options made them, told in the checkpoint; None when nothing did.
+    map_changed_by: str | None = None
+
+    def watch_state_dict(self) -> None:
+        """Drop aliases when saving and fill them in when loading; call it when the model is built."""
+        self.register_state_dict_post_hook(SharingModel._drop_aliases)
+        self.register_load_state_dict_pre_hook(SharingModel._fit_state)
+
+    @property
+    def sharing(self) -> dict[str, StackSharing]:
+        """What each stack of the model shares."""
+        return {name: getattr(self, name).sharing for name in STACKS if hasattr(self, name)}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Give what the state dict says of the sharing: plain lists and strings."""
+        state = extra_state(self.sharing, find_aliases(self))
+        return {**state, "map_changed_by": self.map_changed_by} if self.map_changed_by else state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take nothing: ``_fit_state`` has read it before the weights."""
+
+    def _drop_aliases(self, state, prefix: str, _metadata) -> None:
+        for name in find_aliases(self):
+            state.pop(prefix + name, None)
+
+    def _fit_state(self, state, prefix: str, *_unused) -> None:
+        assert not prefix, "a shared model is the root of its state dict"
+        changed_by = (state.get(EXTRA_STATE) or {}).get("map_changed_by")
+        if changed_by:
+            for stack, sharing in recorded_sharing(state).items():
+                if sharing != self.sharing[stack]:
+                    getattr(self, stack).change_map(sharing)
+                    logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")
+            self.map_changed_by = changed_by
+        fit_to_model(state, self.sharing, find_aliases(self))
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """Load a state dict of the model itself, of vanilla fairseq, or a materialised one.
+
+        Raises:
+            SharingError: another map, another size, or other tensors than the model's.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
+        except RuntimeError as error:
+            raise SharingError(explain_mismatch(error)) from error
+
+    def training_autocast(self) -> torch.autocast:
+        """Run in bf16 where ``--precision bf16`` asks for it: in training only."""
+        device = next(self.parameters()).device.type
+        enabled = self.training and getattr(self.cfg, "precision", "fp32") == "bf16"
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)

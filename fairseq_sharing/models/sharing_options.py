@@ -1,0 +1,105 @@
+"""The sharing options of every model here: their flags, their validation, their place in the model's arguments."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, field, fields
+from typing import Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
+
+_SHARING = "which layers share their parameters: " + ", ".join(SHARING_CHOICES)
+_UNIQUE = "M, the parameter sets that the layers share; needed by sequence, cycle and cycle_rev"
+_MAP = "for custom sharing: one label a layer, equal labels share, as in 0,1,2,2,1,0"
+_SCOPE = "what is shared: layer (all of it), or some of " + ",".join(SCOPES[1:])
+_ONLY = " ({} only; goes before the option for both stacks)"
+
+
+def _option(text: str, default=None):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SharingOptions(FairseqDataclass):
+    """Options of ``--arch transformer_sharing`` and its kin, beside those of fairseq's own architecture."""
+
+    # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
+
+    sharing: Optional[str] = _option(_SHARING)
+    unique_layers: Optional[int] = _option(_UNIQUE)
+    layer_map: Optional[str] = _option(_MAP)
+    sharing_scope: Optional[str] = _option(_SCOPE)
+    encoder_sharing: Optional[str] = _option(_SHARING + _ONLY.format("encoder"))
+    encoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("encoder"))
+    encoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("encoder"))
+    encoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("encoder"))
+    decoder_sharing: Optional[str] = _option(_SHARING + _ONLY.format("decoder"))
+    decoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("decoder"))
+    decoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("decoder"))
+    decoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("decoder"))
+    precision: ChoiceEnum(["fp32", "bf16"]) = _option(
+        "arithmetic of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and "
+        "optimizer and no loss scaling; validation and translation stay in fp32",
+        "fp32",
+    )
+
+
+def add_sharing_args(parser: ArgumentParser) -> None:
+    """Add the flags of ``SharingOptions`` to a model's group of fairseq's parser."""
+    gen_parser_from_dataclass(parser, SharingOptions(), delete_default=True)
+
+
+def set_defaults(args: Namespace) -> None:
+    """Give every sharing option that the arguments lack its default, so that a checkpoint states them all."""
+    for option in fields(SharingOptions):
+        if option.name != "_name" and getattr(args, option.name, None) is None:
+            setattr(args, option.name, option.default)
+
+
+def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, StackSharing]:
+    """Check the sharing options against each other and against the rest of a model's arguments.
+
+    Args:
+        args: fairseq's arguments, with the architecture applied.
+        stacks: the stacks that the model has.
+
+    Returns:
+        What each stack shares.
+
+    Raises:
+        SharingError: options that make no layer map, or that cannot be combined with sharing.
+    """
+    sharing = {
+        stack: resolve_stack(vars(args), stack, int(getattr(args, f"{stack}_layers"))) for stack in stacks
+    }
+    for stack, stack_sharing in sharing.items():
+        if stack_sharing.shares:
+            _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped one by one", 0)
+            _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned one by one", None)
+    if any(s.shares for s in sharing.values()):
+        _refuse(args, "quant_noise_pq", "quantisation noise would hit a shared weight once a layer", 0)
+        _refuse(args, "quant_noise_scalar", "quantisation noise would hit a shared weight once a layer", 0)
+        _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
+        _refuse(args, "ema_fp32", "its copies are kept by name and would miss the shared ones", False)
+    if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
+        raise SharingError(
+            "--ddp-backend fully_sharded cannot shard layers that share parameters; "
+            "allowed with --sharing: c10d, legacy_ddp, no_c10d, pytorch_ddp"
+        )
+    if getattr(args, "precision", "fp32") == "bf16":
+        for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
+            _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
+        for flag in ("checkpoint_activations", "offload_activations"):
+            _refuse(args, flag, "its recomputation would run in fp32 under --precision bf16", False)
+    return sharing
+
+
+def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
+    value = getattr(args, name, None)
+    if value not in (None, allowed) and value:
+        raise SharingError(
+            f"--{name.replace('_', '-')} {value} cannot be combined with this model: {reason}; "
+            f"allowed: {'leave it out' if not allowed else allowed}"
+        )

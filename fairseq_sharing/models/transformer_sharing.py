@@ -1,0 +1,118 @@
+"""fairseq's encoder-decoder Transformer with layers that share parameters: ``--arch transformer_sharing``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import transformer_legacy
+from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
+from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
+from omegaconf import DictConfig
+
+from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import resolve_stack
+from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
+from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, validate
+
+
+class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
+    """fairseq's Transformer encoder, its layers tied by the encoder's map."""
+
+    def __init__(self, cfg, dictionary, embed_tokens, return_fc=False):
+        self.begin_sharing(resolve_stack(vars(cfg), "encoder", cfg.encoder.layers))
+        super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+
+    def build_encoder_layer(self, cfg):
+        """Build the next layer, tied to its owner."""
+        return self.build_tied(lambda: super(SharedTransformerEncoder, self).build_encoder_layer(cfg))
+
+
+class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
+    """fairseq's Transformer decoder, its layers tied by the decoder's map."""
+
+    def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):
+        self.begin_sharing(resolve_stack(vars(cfg), "decoder", cfg.decoder.layers))
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        """Build the next layer, tied to its owner."""
+        return self.build_tied(
+            lambda: super(SharedTransformerDecoder, self).build_decoder_layer(cfg, no_encoder_attn)
+        )
+
+
+@register_model("transformer_sharing")
+class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel):
+    """fairseq's ``transformer`` with layer sharing in both stacks.
+
+    Source: Takase & Kiyono 2023, Lessons on Parameter Sharing across Layers in Transformers.
+    """
+
+    def __init__(self, args, encoder, decoder):
+        super().__init__(args, encoder, decoder)
+        self.watch_state_dict()
+
+    @classmethod
+    def hub_models(cls):
+        """No trained models are published."""
+        return {}
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Add fairseq's Transformer flags and the sharing flags."""
+        transformer_legacy.TransformerModel.add_args(parser)
+        add_sharing_args(parser)
+
+    @classmethod
+    def build_model(cls, args: Namespace, task):
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; what they lack is that of ``transformer_sharing``.
+            task: a translation task with both dictionaries.
+
+        Raises:
+            SharingError: options that make no layer map or cannot be combined with it.
+        """
+        if isinstance(args, DictConfig):
+            raise SharingError(
+                "fairseq-hydra-train cannot build transformer_sharing; use fairseq-train or fairseq-sharing train"
+            )
+        transformer_sharing(args)
+        return super().build_model(args, task)
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        """Build the shared encoder."""
+        return SharedTransformerEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        """Build the shared decoder."""
+        return SharedTransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+    def forward(self, *args, **kwargs):
+        """Run fairseq's forward pass, in the training precision asked for."""
+        with self.training_autocast():
+            return super().forward(*args, **kwargs)
+
+
+def _architecture(name: str, size) -> None:
+    """Register a size of fairseq's Transformer, with sharing off unless the options turn it on."""
+
+    def architecture(args: Namespace) -> None:
+        size(args)
+        set_defaults(args)
+        validate(args)
+
+    register_model_architecture("transformer_sharing", name)(architecture)
+    return architecture
+
+
+transformer_sharing = _architecture("transformer_sharing", transformer_legacy.base_architecture)
+_architecture("transformer_sharing_tiny", transformer_legacy.tiny_architecture)
+_architecture("transformer_sharing_iwslt_de_en", transformer_legacy.transformer_iwslt_de_en)
+_architecture("transformer_sharing_wmt_en_de", transformer_legacy.transformer_wmt_en_de)
+_architecture("transformer_sharing_wmt_en_de_big", transformer_legacy.transformer_wmt_en_de_big)

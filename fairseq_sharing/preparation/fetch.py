@@ -1,0 +1,169 @@
+"""Fetch files by URL and SHA-256, going on where a broken download stopped."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.files import sha256
+from fairseq_sharing.preparation.progress import progress
+
+ATTEMPTS = 5
+TIMEOUT = 30.0  # seconds without a byte
+_BLOCK = 1 << 16  # bytes
+
+
+def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Path:
+    """Get a file whose content is known.
+
+    Args:
+        url: where the file is published.
+        digest: its SHA-256.
+        folder: where downloads are kept, complete ones under their name, broken ones as ``<name>.part``.
+        mirror: local folder, or file:// or http(s):// URL of one, that holds the same file names.
+
+    Returns:
+        Path of the verified file: in the folder, or in the mirror itself when that is local.
+
+    Raises:
+        SharingError: when the file cannot be had, or is another than expected.
+    """
+    name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
+    if mirror is not None:
+        local = local_path(mirror)
+        if local is not None:
+            if not (local / name).is_file():
+                raise SharingError(f"--mirror {mirror}: holds no file {name}")
+            verify(local / name, digest)
+            return local / name
+        url = mirror.rstrip("/") + "/" + name
+    elif (local := local_path(url)) is not None:
+        verify(local, digest)
+        return local
+    path = folder / name
+    if path.is_file() and sha256(path) == digest:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / (name + ".part")
+    resumed = part.is_file()
+    download(url, part)
+    if resumed and sha256(part) != digest:
+        # What an earlier run left may belong to another version of the file.
+        part.unlink()
+        download(url, part)
+    try:
+        verify(part, digest, url)
+    except SharingError:
+        part.unlink()
+        raise
+    part.replace(path)
+    return path
+
+
+def local_path(location: str) -> Path | None:
+    """Tell local locations from remote ones.
+
+    Args:
+        location: a path, or a file:// or http(s):// URL.
+
+    Returns:
+        The path, or None for http(s).
+
+    Raises:
+        SharingError: for any other kind of URL.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location)
+    if scheme is None:
+        return Path(location).expanduser()
+    if scheme[1].lower() == "file":
+        return Path(unquote(urlsplit(location).path))
+    if scheme[1].lower() in ("http", "https"):
+        return None
+    raise SharingError(f"{location}: allowed are a folder, file://, http:// and https://")
+
+
+def verify(path: Path, digest: str, name: str | None = None) -> None:
+    """Check that a file is the one expected.
+
+    Args:
+        path: the file.
+        digest: the SHA-256 it must have.
+        name: how messages call the file; its path when None.
+
+    Raises:
+        SharingError: naming both checksums when they differ.
+    """
+    if not path.is_file():
+        raise SharingError(f"{path}: no such file")
+    actual = sha256(path)
+    if actual != digest:
+        raise SharingError(f"{name or path}: SHA-256 is {actual}, expected {digest}")
+
+
+def download(url: str, part: Path, wait: float = 1.0) -> None:
+    """Download a URL into a file, keeping what is already in it.
+
+    Args:
+        url: http or https.
+        part: the file; its present content is taken for the beginning of the download.
+        wait: seconds before the second attempt, twice as long before each further one.
+
+    Raises:
+        SharingError: when the server refuses, or after ATTEMPTS attempts without a further byte.
+    """
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            if _continue(url, part, before):
+                return
+            reason = "the connection broke off"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise SharingError(f"{url}: the server answers {error.code} {error.reason}") from None
+            reason = f"the server answers {error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        failures = 0 if part.is_file() and part.stat().st_size > before else failures + 1
+        if failures == ATTEMPTS:
+            raise SharingError(f"{url}: {reason}, {ATTEMPTS} times in a row; start again to go on, or use --mirror")
+        time.sleep(wait * 2**failures)
+
+
+def _continue(url: str, part: Path, start: int) -> bool:
+    """Request the rest of a file and append it; tell whether it is complete."""
+    request = urllib.request.Request(url, headers={"User-Agent": "fairseq-sharing"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # nothing after what is here: complete, or too long
+            total = error.headers.get("Content-Range", "").rpartition("/")[2]
+            if total == str(start):
+                return True
+            part.unlink()
+            return False
+        raise
+    with response:
+        if response.status != 206:  # the server sends the file from its beginning
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        with part.open("ab" if start else "wb") as file, _bar(url, total) as advance:
+            advance(start)
+            while block := response.read(_BLOCK):
+                file.write(block)
+                advance(len(block))
+            size = file.tell()
+    return total is None or size >= total
+
+
+def _bar(url: str, total: int | None):  # noqa: ANN202
+    return progress(f"fetch {url.rsplit('/', 1)[-1]}", total, "bytes")

@@ -1,0 +1,88 @@
+"""Files that are whole or absent, and never read as anything but UTF-8 lines ended by a line feed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fairseq_sharing.errors import SharingError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name only when all of it is written.
+
+    Args:
+        path: the file to write; its folder is made when missing.
+
+    Yields:
+        A binary file object.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Read the lines of a text file, split at line feeds only.
+
+    Python's own ways to read text also split at carriage returns, and ``str.splitlines`` at U+2028 and
+    others; either would shift one side of a parallel corpus against the other.
+
+    Args:
+        path: a UTF-8 file, gzip-compressed when its name ends in ``.gz``.
+
+    Yields:
+        Each line without its line feed.
+
+    Raises:
+        SharingError: for a line that is not UTF-8 or holds a NUL byte, and for a damaged archive.
+    """
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    byte = line[error.start]
+                    raise SharingError(
+                        f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
+                    ) from None
+                if "\0" in text:
+                    raise SharingError(f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
+                yield text.removesuffix("\n")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise SharingError(f"{path}: damaged gzip archive ({error})") from None
+
+
+def _open(path: Path) -> IO[Any]:
+    try:
+        return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+    except FileNotFoundError:
+        raise SharingError(f"{path}: no such file") from None

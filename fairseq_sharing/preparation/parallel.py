@@ -1,0 +1,89 @@
+"""Work on chunks in several processes, in order, with a bounded number of chunks in memory."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CHUNK = 1000
+"""Lines handed to a process at a time."""
+
+
+class Workers:
+    """Processes that start when there is enough work for them.
+
+    ``multiprocessing.Pool.imap`` reads its input as fast as it can, so a corpus larger than memory would
+    end up in its queues; here at most four chunks a process are under way.
+
+    Args:
+        processes: how many; 1 works in this process.
+    """
+
+    def __init__(self, processes: int):
+        self.processes = processes
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._executor:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Apply a function to items, giving the results in the order of the items.
+
+        Args:
+            function: picklable, called in a worker process.
+            items: picklable items, read only as fast as they are worked on.
+
+        Yields:
+            One result an item.
+        """
+        items = iter(items)
+        first = list(itertools.islice(items, 2))
+        if self.processes == 1 or len(first) < 2:
+            yield from map(function, itertools.chain(first, items))
+            return
+        if self._executor is None:
+            # Not "fork": progress bars and downloads have threads, which a forked process inherits half-alive.
+            self._executor = ProcessPoolExecutor(
+                self.processes, multiprocessing.get_context("spawn"), initializer=_leave_interrupt_to_parent
+            )
+        pending: deque[Future[Any]] = deque()
+        for item in itertools.chain(first, items):
+            pending.append(self._executor.submit(function, item))
+            if len(pending) >= 4 * self.processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
+    """Cut a stream into lists.
+
+    Args:
+        items: any stream.
+        size: items in each list but the last.
+
+    Yields:
+        Lists of items.
+    """
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _leave_interrupt_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,187 @@
+"""Text rules both ways: what happens to a sentence before the model reads it, and to what the model writes.
+
+Before: punctuation normalised and words split off as Moses does (sacremoses), then cut into subwords.
+After: subwords joined, words detokenised. Training data, evaluation and translation all go through
+``Pipeline``, so that a model always meets text treated as its training data was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.errors import SharingError
+
+TOKENIZERS = ("moses", "none")
+SUBWORDS = ("bpe", "sentencepiece", "none")
+
+# What programs other than this one take for the end of a line: str.splitlines, editors, universal newlines.
+LINE_BREAKS = re.compile("[\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+
+# Words segmented before the cache of subword-nmt is emptied, which otherwise keeps every word ever seen.
+_BPE_CACHE_WORDS = 200_000
+
+
+class Pipeline:
+    """Turn sentences into the tokens a model reads, and its tokens into sentences.
+
+    Args:
+        languages: language code of each side, ``{"source": "en", "target": "de"}``.
+        tokenizer: ``{"name": "moses" or "none", "aggressive_dashes": bool, "escape": bool}``.
+        subword: ``{"name": "bpe", "sentencepiece" or "none"}``.
+        model: file of BPE codes or sentencepiece model; not needed for tokenising alone.
+    """
+
+    def __init__(
+        self,
+        languages: Mapping[str, str],
+        tokenizer: Mapping[str, Any],
+        subword: Mapping[str, Any],
+        model: Path | None = None,
+    ):
+        self.languages = dict(languages)
+        self.tokenizer = dict(tokenizer)
+        self.subword = dict(subword)
+        self.model = model
+
+    @classmethod
+    def from_manifest(cls, data_dir: Path | str) -> Pipeline:
+        """Build the pipeline that made a data directory.
+
+        Args:
+            data_dir: directory made by ``fairseq-sharing prepare``.
+
+        Returns:
+            The pipeline with the settings and the subword model of that directory.
+
+        Raises:
+            SharingError: when the directory has no manifest.
+        """
+        path = Path(data_dir) / "manifest.json"
+        if not path.is_file():
+            raise SharingError(f"{path}: no such file; make the data with: fairseq-sharing prepare DATASET --out {data_dir}")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        model = manifest["subword"].get("model")
+        return cls(
+            {"source": manifest["source_lang"], "target": manifest["target_lang"]},
+            manifest["tokenizer"],
+            manifest["subword"],
+            Path(data_dir) / model if model else None,
+        )
+
+    def encode(self, line: str, side: str = "source") -> str:
+        """Turn a raw sentence into subwords.
+
+        Args:
+            line: one sentence.
+            side: "source" or "target".
+
+        Returns:
+            The subwords, separated by single spaces; empty for an empty sentence.
+        """
+        return self.segment(self.tokenize(line, side))
+
+    def decode(self, line: str, side: str = "target") -> str:
+        """Turn subwords, as a model writes them, into a plain sentence.
+
+        Args:
+            line: subwords separated by spaces.
+            side: "source" or "target".
+
+        Returns:
+            The detokenised sentence.
+        """
+        text = self.join(line)
+        if self.tokenizer["name"] == "none":
+            return text
+        return self._detokenizers[side].detokenize(text.split(), unescape=self.tokenizer.get("escape", False))
+
+    def tokenize(self, line: str, side: str = "source") -> str:
+        """Normalise and tokenise a raw sentence, without cutting it into subwords.
+
+        Args:
+            line: one sentence.
+            side: "source" or "target".
+
+        Returns:
+            Tokens separated by single spaces; no token holds white space of any kind.
+        """
+        line = LINE_BREAKS.sub(" ", line)
+        if self.tokenizer["name"] == "moses":
+            normalizer, tokenizer = self._tokenizers[side]
+            line = tokenizer.tokenize(
+                normalizer.normalize(line),
+                aggressive_dash_splits=self.tokenizer.get("aggressive_dashes", False),
+                escape=self.tokenizer.get("escape", False),
+                return_str=True,
+            )
+        return " ".join(line.split())
+
+    def segment(self, line: str) -> str:
+        """Cut tokens into subwords.
+
+        Args:
+            line: tokens separated by spaces.
+
+        Returns:
+            Subwords separated by single spaces.
+        """
+        if self.subword["name"] == "bpe":
+            if len(self._bpe.cache) > _BPE_CACHE_WORDS:
+                self._bpe.cache.clear()
+            return self._bpe.segment(line)
+        if self.subword["name"] == "sentencepiece":
+            # A piece can be a bare control character of the text, which fairseq would take for a separator.
+            return " ".join(" ".join(self._sentencepiece.encode(line, out_type=str)).split())
+        return line
+
+    def join(self, line: str) -> str:
+        """Join subwords to tokens again.
+
+        Args:
+            line: subwords separated by spaces.
+
+        Returns:
+            Tokens separated by spaces.
+        """
+        if self.subword["name"] == "bpe":
+            return (line + " ").replace("@@ ", "").strip()
+        if self.subword["name"] == "sentencepiece":
+            return line.replace(" ", "").replace("\u2581", " ").strip()
+        return line.strip()
+
+    @cached_property
+    def _tokenizers(self) -> dict[str, tuple[Any, Any]]:
+        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+        return {
+            side: (MosesPunctNormalizer(lang), MosesTokenizer(lang)) for side, lang in self.languages.items()
+        }
+
+    @cached_property
+    def _detokenizers(self) -> dict[str, Any]:
+        from sacremoses import MosesDetokenizer
+
+        return {side: MosesDetokenizer(lang) for side, lang in self.languages.items()}
+
+    @cached_property
+    def _bpe(self) -> Any:
+        from subword_nmt.apply_bpe import BPE
+
+        with self._model_file().open(encoding="utf-8", newline="\n") as codes:
+            return BPE(codes)
+
+    @cached_property
+    def _sentencepiece(self) -> Any:
+        from sentencepiece import SentencePieceProcessor
+
+        return SentencePieceProcessor(model_file=str(self._model_file()))
+
+    def _model_file(self) -> Path:
+        if self.model is None or not self.model.is_file():
+            raise SharingError(f"{self.model}: the {self.subword['name']} model is missing; run prepare again")
+        return self.model

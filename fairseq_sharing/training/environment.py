@@ -1,0 +1,100 @@
+"""What a run ran on: package versions, the commit of the code, the device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.resources import PACKAGE_DIR
+
+PACKAGES = (
+    "fairseq-sharing",
+    "torch",
+    "fairseq-fixed",
+    "numpy",
+    "omegaconf",
+    "sacrebleu",
+    "sacremoses",
+    "subword-nmt",
+    "sentencepiece",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of every installed package that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Return the git commit of this code; None outside a clone.
+
+    ``-dirty`` at its end says that tracked files differ from it.
+    """
+    tracked = _git("ls-files", "--error-unmatch", "__init__.py")
+    if tracked is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def device() -> dict[str, Any]:
+    """Return the training device.
+
+    Returns:
+        ``kind`` (``cpu`` or ``cuda``), ``name``, ``count`` (GPUs, or CPU cores), ``memory_bytes`` (of one GPU, or
+        of the machine) and, of a GPU, the ``cuda`` version.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "kind": "cuda",
+            "name": properties.name,
+            "count": torch.cuda.device_count(),
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
+    return {"kind": "cpu", "name": _cpu_name(), "count": cpu_cores(), "memory_bytes": _memory_bytes()}
+
+
+def cpu_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _git(*words: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(PACKAGE_DIR), *words], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None

@@ -1,0 +1,86 @@
+"""Follow a training's log while it grows, and say in one line how it went."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+from fairseq_sharing.training.progress import TrainingProgress
+from fairseq_sharing.training.run_directory import parse_log_line
+
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| ")
+_ERROR_LINE = re.compile(r"^(?:[\w.-]+: error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b)")
+GIB = 1024**3
+
+
+class LogTail:
+    """Reads what a log file gains from now on.
+
+    Args:
+        file: the log; it exists.
+        progress: is told of every JSON record.
+    """
+
+    def __init__(self, file: Path, progress: TrainingProgress) -> None:
+        self._log = file.open("rb")
+        self._log.seek(0, 2)
+        self._progress = progress
+        self._rest = b""
+        self._last: dict[str, float] = {}
+        self._epoch: dict[str, float] = {}
+        self._least_gpu_free: float | None = None
+        self._errors: list[str] = []
+        self._other = ""
+
+    def read(self) -> None:
+        """Take in the lines written since the last call."""
+        *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
+        for line in lines:
+            self._take(line.decode("utf-8", errors="replace"))
+
+    def error(self, status: int) -> str:
+        """Return the one line that says why the training failed.
+
+        Args:
+            status: its exit status; negative when a signal ended it.
+        """
+        if status < 0 and not self._errors:
+            name = signal.Signals(-status).name
+            return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        line = self._errors[-1] if self._errors else self._other or f"exit status {status}"
+        return re.sub(r"^[\w.-]+: error: ", "", line)
+
+    def summary(self) -> str:
+        """Return how far the training came and at what speed, as measured."""
+        if not self._epoch:
+            return "it had no more updates to make"
+        loss = f", valid loss {self._last['valid_loss']:.3f}" if "valid_loss" in self._last else ""
+        return (
+            f"{int(self._epoch['epoch'])} epochs, {int(self._epoch['train_num_updates']):,} updates{loss};"
+            f" measured {float(self._epoch['train_wpb']):,.0f} target tokens per batch,"
+            f" {float(self._epoch['train_wps']):,.0f} target tokens/s in the last epoch"
+        )
+
+    def peak_gpu_bytes(self, total_bytes: int) -> int:
+        """Return the peak of a GPU's memory over the logged updates, to the 0.1 GiB that fairseq logs."""
+        return 0 if self._least_gpu_free is None else max(0, total_bytes - int(self._least_gpu_free * GIB))
+
+    def _take(self, line: str) -> None:
+        parsed = parse_log_line(line)
+        if parsed is None:
+            if line.strip() and not _LOG_LINE.match(line):
+                self._other = line.strip()
+                if _ERROR_LINE.match(line):
+                    self._errors.append(line.strip())
+            return
+        kind, record = parsed
+        if kind == "train":
+            self._epoch = record
+        else:
+            self._last = record
+        for key in ("gb_free", "train_gb_free"):
+            if key in record:
+                free = float(record[key])
+                self._least_gpu_free = min(free, self._least_gpu_free or free)
+        self._progress.update(kind, record)

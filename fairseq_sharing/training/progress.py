@@ -1,0 +1,100 @@
+"""Show on standard error how a training goes, from the JSON lines of its log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# A bar's speed is measured over this many seconds: an epoch's validation and saving must not upset it.
+SPEED_PERIOD = 600.0
+
+
+class TrainingProgress:
+    """A bar on a terminal; one line an epoch elsewhere.
+
+    Args:
+        console: where to show it.
+        name: the run's name.
+        config: the composed configuration; its ``max_epoch`` and ``max_update`` say when training ends.
+    """
+
+    def __init__(self, console: Console, name: str, config: DictConfig) -> None:
+        self._console = console
+        self._max_epoch = int(config.train.get("max_epoch") or 0)
+        self._max_update = int(config.train.get("max_update") or 0)
+        self._epoch, self._latest, self._valid = 0, {}, ""
+        self._started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            speed_estimate_period=SPEED_PERIOD,
+            disable=not console.is_terminal,
+        )
+        total = 1.0 if self._max_epoch or self._max_update else None
+        self._task = self._bar.add_task(name, total=total, state="starting")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, kind: str, record: dict[str, Any]) -> None:
+        """Take in one JSON record of the log.
+
+        Args:
+            kind: ``train_inner`` (each log interval), ``train`` (each epoch) or a validation subset's name.
+            record: its values, as fairseq writes them.
+        """
+        self._epoch = int(record.get("epoch") or self._epoch)
+        if "valid_loss" in record:
+            bleu = f", BLEU {float(record['valid_bleu']):.2f}" if "valid_bleu" in record else ""
+            self._valid = f" | valid loss {float(record['valid_loss']):.3f}{bleu}"
+            self._tell_epoch()
+        elif kind == "train_inner":
+            self._latest = record
+        self._bar.update(self._task, completed=self._fraction(), state=self._state())
+
+    def _fraction(self) -> float:
+        parts = [0.0]
+        if self._max_epoch:
+            parts.append(float(self._latest.get("update") or 0) / self._max_epoch)
+        if self._max_update:
+            parts.append(float(self._latest.get("num_updates") or 0) / self._max_update)
+        return min(1.0, max(parts))
+
+    def _state(self) -> str:
+        epoch = f"epoch {self._epoch}" + (f"/{self._max_epoch}" if self._max_epoch else "")
+        if not self._latest:
+            return epoch + self._valid
+        updates = f"{int(self._latest['num_updates']):,}" + (
+            f"/{self._max_update:,}" if self._max_update else ""
+        )
+        loss, speed = float(self._latest["loss"]), float(self._latest.get("wps") or 0)
+        return f"{epoch}, update {updates} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s"
+
+    def _tell_epoch(self) -> None:
+        if self._console.is_terminal:
+            return
+        seconds, done = time.monotonic() - self._started, self._fraction()
+        left = f", about {_duration(seconds / done - seconds)} left" if 0 < done < 1 else ""
+        self._console.print(f"  {self._state()} | {_duration(seconds)}{left}", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
