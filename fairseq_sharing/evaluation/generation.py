@@ -35,7 +35,8 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     from fairseq_sharing import compat
 
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
-    console.print(f"[dim]$ {shlex.join(['fairseq-generate', *words])}[/dim]", highlight=False, soft_wrap=True)
+    shown = shlex.join(["fairseq-generate", *words])
+    console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
     environment = {**compat.subprocess_environment(), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "fairseq_cli.generate", *words]
     partial, errors = output.with_name(output.name + ".partial"), output.with_name(output.name + ".errors")

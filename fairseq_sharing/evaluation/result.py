@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -15,8 +14,9 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.generation import generate, read_generated
-from fairseq_sharing.evaluation.scoring import Score, read_segments, score
+from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.run_directory import RunDirectory
 
@@ -98,12 +98,13 @@ def evaluate_run(
     if len(checkpoints) < settings.average_last:
         console.print(
             f"averaging {len(checkpoints)} checkpoints: {run.checkpoints} holds fewer than the"
-            f" {settings.average_last} asked for"
+            f" {settings.average_last} asked for",
+            markup=False,
         )
     if record.get("finished") is None:
-        console.print(f"{run.path}: training has not finished; scoring what is there")
+        console.print(f"{run.path}: training has not finished; scoring what is there", markup=False)
     averaged = run.checkpoints / "checkpoint_average.pt"
-    inputs: dict[str, Any] = {"checkpoints": {file.name: _sha256(file) for file in checkpoints}}
+    inputs: dict[str, Any] = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
     if not steps.is_done("average", inputs, averaged):
         checkpoint.average_checkpoints(checkpoints, averaged)
         steps.record("average", inputs, averaged)
@@ -114,7 +115,7 @@ def evaluate_run(
     examples: list[dict[str, str]] = []
     for test in tests:
         name, segments = test["name"], int(test["segments"])
-        references = read_segments(data / test["reference"])
+        references = list(read_lines(data / test["reference"]))
         if len(references) != segments:
             raise SharingError(
                 f"{data / test['reference']} has {len(references)} lines, the manifest says {segments}"
@@ -135,9 +136,10 @@ def evaluate_run(
             steps.record(name, step_inputs, translated)
         hypotheses = [pipeline.decode(line) for line in tokens]
         _write(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
-        scores[name] = _score(hypotheses, references, compared, name, manifest["target_lang"]).as_dict()
+        other = _read_baseline(compared, name, data / test["reference"], segments)
+        scores[name] = score(hypotheses, references, other, manifest["target_lang"]).as_dict()
         if manifest.get("artificial") and not examples:
-            sources = read_segments(data / test["source"])
+            sources = list(read_lines(data / test["source"]))
             examples = [
                 {
                     "test": name,
@@ -150,19 +152,18 @@ def evaluate_run(
 
     model = checkpoint.describe_checkpoint(averaged)
     log = summarise(run.log_records())
-    newest = checkpoint.load_checkpoint(checkpoints[-1])
     result = {
         "run": str(config.run),
         "dataset": str(config.dataset),
         **{
             name: model[name]
-            for name in ("arch", "sharing", "layers", "unique_layers", "layer_map", "parameters")
+            for name in ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters")
         },
-        "updates": int(newest["optimizer_history"][-1]["num_updates"]),
+        "updates": model["updates"],
         "epochs": _epoch(checkpoints[-1]),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
-        "peak_memory_bytes": record.get("peak_memory_bytes"),
+        "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         "train_seconds": record.get("train_seconds"),
         "device": record.get("device"),
         "versions": record.get("versions"),
@@ -234,19 +235,12 @@ class _Steps:
 
 def _entry(inputs: Mapping[str, Any], output: Path) -> dict[str, str]:
     text = json.dumps(inputs, sort_keys=True)
-    return {"inputs": hashlib.sha256(text.encode()).hexdigest(), "output": _sha256(output)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"inputs": hashlib.sha256(text.encode()).hexdigest(), "output": sha256(output)}
 
 
 def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(text.encode("utf-8"))  # bytes: no line end is translated
-    os.replace(temporary, file)
+    with atomic_write(file) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def _read_manifest(data: Path) -> dict[str, Any]:
@@ -278,25 +272,19 @@ def _find_baseline(
         return beside
     console.print(
         f"no comparison with the baseline {settings.baseline}: {beside.path} is not evaluated yet"
-        " (evaluate it, then this run again)"
+        " (evaluate it, then this run again)",
+        markup=False,
     )
     return None
 
 
-def _score(
-    hypotheses: list[str], references: list[str], baseline: RunDirectory | None, test: str, target_lang: str
-) -> Score:
+def _read_baseline(baseline: RunDirectory | None, test: str, reference: Path, segments: int):
     if baseline is None:
-        return score(hypotheses, references, target_lang=target_lang)
+        return None
     file = baseline.evaluation / f"{test}.hypothesis"
     if not file.is_file():
         raise SharingError(f"baseline {baseline.path} has no {file.name}: evaluate it first")
-    translations = read_segments(file)
-    if len(translations) != len(references):
-        raise SharingError(
-            f"{file} has {len(translations)} lines, the reference of {test} has {len(references)}"
-        )
-    return score(hypotheses, references, (baseline.path.name, translations), target_lang)
+    return baseline.path.name, read_parallel(file, reference, segments)
 
 
 def _portable(command: list[str], run: RunDirectory, config: Any, data: Path) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.files import read_lines
 
 BOOTSTRAP_SAMPLES = 1000  # sacreBLEU's default
 
@@ -120,43 +120,21 @@ def score_files(
     Raises:
         SharingError: a file is missing, is not UTF-8 or differs in its number of lines from the reference.
     """
-    references = read_segments(reference)
-    hypotheses = _read_parallel(hypothesis, reference, len(references))
+    references = list(read_lines(reference))
+    hypotheses = read_parallel(hypothesis, reference, len(references))
     compared = None
     if baseline is not None:
-        compared = (baseline.name, _read_parallel(baseline, reference, len(references)))
+        compared = (baseline.name, read_parallel(baseline, reference, len(references)))
     return score(hypotheses, references, compared, target_lang)
 
 
-def read_segments(path: Path) -> list[str]:
-    r"""Read one segment a line, split at "\n" only.
-
-    Other line separators (U+2028, U+0085, a lone carriage return) are characters of a segment: splitting at them, as
-    `str.splitlines` does, would misalign everything that follows.
-
-    Args:
-        path: a UTF-8 file, compressed if its name ends in .gz.
-
-    Returns:
-        The segments, without line ends.
+def read_parallel(path: Path, reference: Path, expected: int) -> list[str]:
+    """Read the lines of a file that must have as many as its reference.
 
     Raises:
-        SharingError: the file is missing or not UTF-8.
+        SharingError: it has not; the message gives both numbers.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise SharingError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SharingError(f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x})") from error
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _read_parallel(path: Path, reference: Path, expected: int) -> list[str]:
-    segments = read_segments(path)
+    segments = list(read_lines(path))
     if len(segments) != expected:
         raise SharingError(f"{path} has {len(segments)} lines, its reference {reference} has {expected}")
     return segments

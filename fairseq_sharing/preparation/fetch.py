@@ -132,7 +132,9 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if part.is_file() and part.stat().st_size > before else failures + 1
         if failures == ATTEMPTS:
-            raise SharingError(f"{url}: {reason}, {ATTEMPTS} times in a row; start again to go on, or use --mirror")
+            raise SharingError(
+                f"{url}: {reason}, {ATTEMPTS} times in a row; start again to go on, or use --mirror"
+            )
         time.sleep(wait * 2**failures)
 
 

@@ -75,7 +75,9 @@ def read_lines(path: Path) -> Iterator[str]:
                         f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
                     ) from None
                 if "\0" in text:
-                    raise SharingError(f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
+                    raise SharingError(
+                        f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text"
+                    )
                 yield text.removesuffix("\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SharingError(f"{path}: damaged gzip archive ({error})") from None

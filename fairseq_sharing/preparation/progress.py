@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 console = Console(stderr=True)
@@ -42,5 +50,3 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, unit=unit)
         yield lambda amount: bar.update(task, advance=amount)
-        if total is not None:
-            bar.update(task, completed=total)

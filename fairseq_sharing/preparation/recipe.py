@@ -83,7 +83,9 @@ class Recipe:
             if not re.fullmatch(r"[A-Za-z0-9_]+", lang):
                 raise SharingError(f"language code {lang!r}: letters, digits and _ only, such as en")
         if self.source_lang == self.target_lang:
-            raise SharingError(f"--source-lang and --target-lang are both {self.source_lang!r}; they must differ")
+            raise SharingError(
+                f"--source-lang and --target-lang are both {self.source_lang!r}; they must differ"
+            )
         for name in ("train", "valid"):
             if name not in self.splits:
                 raise SharingError(f"dataset {self.dataset}: no {name} split")
@@ -93,14 +95,18 @@ class Recipe:
             for lang in (self.source_lang, self.target_lang):
                 if self.generator is None and lang not in split.texts:
                     allowed = ", ".join(sorted(split.texts))
-                    raise SharingError(f"dataset {self.dataset} has no language {lang!r} in {name}; it has {allowed}")
+                    raise SharingError(
+                        f"dataset {self.dataset} has no language {lang!r} in {name}; it has {allowed}"
+                    )
         _choice("--tokenizer", self.tokenizer.get("name"), TOKENIZERS)
         _choice("--subword", self.subword.get("name"), SUBWORDS)
         if self.subword["name"] != "none" and self.subword["size"] < 1:
             raise SharingError(f"--subword-size must be at least 1, got {self.subword['size']}")
         unknown = set(self.cleaning) - set(CLEANING)
         if unknown:
-            raise SharingError(f"cleaning: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(CLEANING)}")
+            raise SharingError(
+                f"cleaning: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(CLEANING)}"
+            )
 
     @property
     def languages(self) -> dict[str, str]:
@@ -123,10 +129,8 @@ def recipe_folder() -> Path:
     Returns:
         A folder with one folder a dataset.
     """
-    for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "data-prep"):
-        if folder.is_dir():
-            return folder
-    raise SharingError(f"{_PACKAGE / 'recipes'}: no such folder; install fairseq-sharing again")
+    installed, clone = _PACKAGE / "recipes", _PACKAGE.parent / "data-prep"
+    return installed if installed.is_dir() else clone
 
 
 def recipe_names() -> list[str]:
@@ -156,12 +160,53 @@ def load_recipe(dataset: str, overrides: Mapping[str, Any] | None = None) -> Rec
     else:
         path, name = recipe_folder() / dataset / "recipe.yaml", dataset
     if not path.is_file():
-        raise SharingError(f"dataset {dataset!r}: no such recipe; allowed: {', '.join([*recipe_names(), 'files'])}")
+        raise SharingError(
+            f"dataset {dataset!r}: no such recipe; allowed: {', '.join([*recipe_names(), 'files'])}"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise SharingError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     return build_recipe(name, content, overrides, where=path)
+
+
+def files_recipe(
+    train: str | None, valid: str | None, tests: list[str], overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Make a recipe for texts of the user's own.
+
+    Args:
+        train: prefix of the training texts: PREFIX.en and PREFIX.de, or the same with .gz after it.
+        valid: prefix of the validation texts.
+        tests: test sets, each as NAME=PREFIX.
+        overrides: as for build_recipe; source_lang and target_lang are required.
+
+    Returns:
+        The resolved recipe.
+
+    Raises:
+        SharingError: naming the flag or file that is missing.
+    """
+    overrides = dict(overrides or {})
+    required = {"--train": train, "--valid": valid}
+    required |= {f"--{side}-lang": overrides.get(f"{side}_lang") for side in ("source", "target")}
+    for flag, value in required.items():
+        if not value:
+            raise SharingError(f"dataset 'files' needs {flag}")
+    prefixes = {"train": train, "valid": valid}
+    for test in tests:
+        name, separator, prefix = test.partition("=")
+        if not separator or not prefix:
+            raise SharingError(f"--test {test}: expected NAME=PREFIX")
+        if name in prefixes:
+            raise SharingError(f"--test {test}: the name {name!r} is taken")
+        prefixes[name] = prefix
+    languages = (overrides["source_lang"], overrides["target_lang"])
+    splits = {
+        name: {lang: {"path": _find(prefix, lang)} for lang in languages} for name, prefix in prefixes.items()
+    }
+    content = {"source_lang": languages[0], "target_lang": languages[1], "splits": splits}
+    return build_recipe("files", content, overrides)
 
 
 def build_recipe(
@@ -214,6 +259,14 @@ def build_recipe(
         tokenizer=tokenizer,
         subword=subword,
     )
+
+
+def _find(prefix: str | None, lang: str) -> str:
+    plain = f"{prefix}.{lang}"
+    for path in (plain, plain + ".gz"):
+        if Path(path).is_file():
+            return path
+    raise SharingError(f"{plain}: no such file, nor {plain}.gz")
 
 
 def _split(name: str, content: Mapping[str, Any] | None, where: Path | str) -> Split:

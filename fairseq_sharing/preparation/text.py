@@ -63,7 +63,9 @@ class Pipeline:
         """
         path = Path(data_dir) / "manifest.json"
         if not path.is_file():
-            raise SharingError(f"{path}: no such file; make the data with: fairseq-sharing prepare DATASET --out {data_dir}")
+            raise SharingError(
+                f"{path}: no such file; make the data with: fairseq-sharing prepare DATASET --out {data_dir}"
+            )
         manifest = json.loads(path.read_text(encoding="utf-8"))
         model = manifest["subword"].get("model")
         return cls(
@@ -183,5 +185,7 @@ class Pipeline:
 
     def _model_file(self) -> Path:
         if self.model is None or not self.model.is_file():
-            raise SharingError(f"{self.model}: the {self.subword['name']} model is missing; run prepare again")
+            raise SharingError(
+                f"{self.model}: the {self.subword['name']} model is missing; run prepare again"
+            )
         return self.model

@@ -50,8 +50,8 @@ def device() -> dict[str, Any]:
     """Return the training device.
 
     Returns:
-        ``kind`` (``cpu`` or ``cuda``), ``name``, ``count`` (GPUs, or CPU cores), ``memory_bytes`` (of one GPU, or
-        of the machine) and, of a GPU, the ``cuda`` version.
+        ``kind`` (``cpu`` or ``cuda``), ``name``, ``count`` (GPUs, or CPU cores), ``memory_bytes`` (of one
+        GPU, or of the machine) and, of a GPU, the ``cuda`` version.
     """
     import torch
 

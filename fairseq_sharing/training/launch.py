@@ -74,8 +74,8 @@ class Plan:
     def commands(self) -> list[list[str]]:
         """Return the plain command of each process to start.
 
-        On GPUs fairseq starts the ranks itself. Without a GPU it would train one independent job a process: its
-        world size defaults to the number of GPUs, so every rank is told rank, size and meeting point.
+        On GPUs fairseq starts the ranks itself. Without a GPU it would train one independent job a process:
+        its world size defaults to the number of GPUs, so every rank is told rank, size and meeting point.
         """
         command = ["fairseq-train", *self.words()]
         if self.cuda or self.devices == 1:
@@ -166,7 +166,11 @@ def train(plan: Plan, console: Console) -> None:
                 raise SharingError(f"{run.path} was started with {record['batch']}; now: {plan.batch()}")
             changed = config_changes(run.config(), plan.config)
             if record["exit_status"] == 0 and not any(key.startswith("train.") for key in changed):
-                console.print(f"{run.path}: finished {record['finished']}; nothing to do", highlight=False)
+                console.print(
+                    f"{run.path}: finished {record['finished']}; nothing to do",
+                    highlight=False,
+                    soft_wrap=True,
+                )
                 return
         run.write_config(plan.config)
         commands = plan.commands()
@@ -214,6 +218,7 @@ def _say(plan: Plan, command: list[str], console: Console) -> None:
         f"({one if plan.devices == 1 else many}), {plan.batch()}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -242,7 +247,7 @@ def _follow(
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
     if status:
         raise SharingError(f"fairseq-train failed: {tail.error(status)} (log: {run.log_file})")
-    console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False)
+    console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _wait(
@@ -263,10 +268,8 @@ def _wait(
 
 
 def _spawn(command: list[str], plan: Plan, output: int, lock: int) -> Process:
-    from fairseq_sharing import compat
-
-    variables = dict(compat.subprocess_environment())
-    if len(plan.commands()) > 1:
+    variables = dict(os.environ)
+    if not plan.cuda and plan.devices > 1:
         variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // plan.devices)))
     return subprocess.Popen(
         [sys.executable, "-m", "fairseq_cli.train", *command[1:]],

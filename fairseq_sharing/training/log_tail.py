@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 from fairseq_sharing.training.progress import TrainingProgress
 from fairseq_sharing.training.run_directory import parse_log_line
@@ -27,8 +28,8 @@ class LogTail:
         self._log.seek(0, 2)
         self._progress = progress
         self._rest = b""
-        self._last: dict[str, float] = {}
-        self._epoch: dict[str, float] = {}
+        self._valid: dict[str, Any] = {}
+        self._epoch: dict[str, Any] = {}
         self._least_gpu_free: float | None = None
         self._errors: list[str] = []
         self._other = ""
@@ -55,7 +56,7 @@ class LogTail:
         """Return how far the training came and at what speed, as measured."""
         if not self._epoch:
             return "it had no more updates to make"
-        loss = f", valid loss {self._last['valid_loss']:.3f}" if "valid_loss" in self._last else ""
+        loss = f", valid loss {float(self._valid['valid_loss']):.3f}" if self._valid else ""
         return (
             f"{int(self._epoch['epoch'])} epochs, {int(self._epoch['train_num_updates']):,} updates{loss};"
             f" measured {float(self._epoch['train_wpb']):,.0f} target tokens per batch,"
@@ -77,8 +78,8 @@ class LogTail:
         kind, record = parsed
         if kind == "train":
             self._epoch = record
-        else:
-            self._last = record
+        elif "valid_loss" in record:
+            self._valid = record
         for key in ("gb_free", "train_gb_free"):
             if key in record:
                 free = float(record[key])

@@ -91,7 +91,9 @@ class TrainingProgress:
             return
         seconds, done = time.monotonic() - self._started, self._fraction()
         left = f", about {_duration(seconds / done - seconds)} left" if 0 < done < 1 else ""
-        self._console.print(f"  {self._state()} | {_duration(seconds)}{left}", highlight=False)
+        self._console.print(
+            f"  {self._state()} | {_duration(seconds)}{left}", highlight=False, soft_wrap=True
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fairseq_sharing.errors import SharingError
 
-# Keys that may differ when a run is started again: how long it trains, what it keeps, how it reports. Anything
-# else would make the checkpoints of one run come from two recipes. (The split of a batch over devices and steps
-# may differ too; its size is compared by itself.) A name that ends in an underscore is a prefix.
+# Keys that may differ when a run is started again: how long it trains, what it keeps, how it reports.
+# Anything else would make the checkpoints of one run come from two recipes. (The split of a batch over
+# devices and steps may differ too; its size is compared by itself.) A name that ends in an underscore is a
+# prefix.
 CHANGEABLE = (
     "data",
     "tokens_per_batch",

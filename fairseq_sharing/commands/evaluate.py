@@ -1,0 +1,132 @@
+"""Translate and score a run's test sets, or score files of translations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HELP = "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
+
+_SETTINGS = ("average_last", "beam", "lenpen", "max_tokens")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    optional = {"default": argparse.SUPPRESS}
+    run = parser.add_argument_group("a run")
+    run.add_argument("evaluated", nargs="?", type=Path, metavar="RUN", help="run directory made by train")
+    run.add_argument(
+        "--baseline", type=Path, metavar="RUN", help="evaluated run to compare with by paired bootstrap", **optional
+    )
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="copy the result to DIR/<run>-seed<seed>.json", **optional
+    )
+    run.add_argument(
+        "--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional
+    )
+    own = "instead of the configuration's evaluate."
+    run.add_argument(
+        "--average-last", type=int, metavar="N", help=f"epoch checkpoints to average, {own}average_last", **optional
+    )
+    run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
+    run.add_argument("--lenpen", type=float, metavar="X", help=f"length penalty, {own}lenpen", **optional)
+    run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
+    files = parser.add_argument_group("plain files, one detokenised sentence a line (.gz too)")
+    files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
+    files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference", **optional)
+    files.add_argument(
+        "--baseline-hypothesis", type=Path, metavar="FILE", help="translations to compare with", **optional
+    )
+    files.add_argument(
+        "--target-lang",
+        metavar="LANG",
+        help="language code; zh, ja and ko have tokenisers of their own",
+        **optional,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate the run, or score the files."""
+    from rich.console import Console
+
+    from fairseq_sharing.errors import SharingError
+
+    given = vars(args)
+    _check(given)
+    output = Console()
+    if args.evaluated is None:
+        from fairseq_sharing.evaluation.scoring import score_files
+
+        scores = score_files(
+            args.hypothesis,
+            args.reference,
+            given.get("baseline_hypothesis"),
+            given.get("target_lang", ""),
+        ).as_dict()
+        result: dict[str, Any] = scores
+        table = _table(str(args.hypothesis.name), {str(args.reference.name): scores})
+    else:
+        from fairseq_sharing.evaluation.result import evaluate_run
+
+        if not args.evaluated.is_dir():
+            raise SharingError(f"{args.evaluated}: no such run directory")
+        result = evaluate_run(
+            args.evaluated,
+            Console(stderr=True),
+            baseline=given.get("baseline"),
+            data=given.get("data"),
+            out=given.get("out"),
+            overrides={name: given[name] for name in _SETTINGS if name in given},
+        )
+        table = _table(f"{result['run']}, seed {result['seed']}", result["scores"])
+    if args.json:
+        output.print_json(data=result, highlight=output.is_terminal)
+        return
+    output.print(table)
+    scored = result.get("scores", {"": result})
+    for signature in sorted({item for score in scored.values() for item in score["signature"].items()}):
+        output.print(": ".join(signature), highlight=False, soft_wrap=True, markup=False)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Refuse flags that belong to the other of the command's two forms."""
+    from fairseq_sharing.errors import SharingError
+
+    for_files = ("hypothesis", "reference", "baseline_hypothesis", "target_lang")
+    for_runs = ("baseline", "out", "data", *_SETTINGS)
+    is_run = given["evaluated"] is not None
+    for name in for_files if is_run else for_runs:
+        if name in given:
+            other = "plain files (--hypothesis and --reference)" if is_run else "a RUN"
+            raise SharingError(f"--{name.replace('_', '-')} belongs to the evaluation of {other}")
+    if not is_run and not ("hypothesis" in given and "reference" in given):
+        raise SharingError("give a RUN, or both --hypothesis and --reference")
+
+
+def _table(title: str, scores: dict[str, dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("test set", overflow="fold")
+    for column in ("segments", "BLEU", "95% interval", "chrF", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, score in scores.items():
+        low, high = score["bleu_interval"]
+        p_value = score["p_value"]
+        table.add_row(
+            name,
+            f"{score['segments']:,}",
+            f"{score['bleu']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{score['chrf']:.2f}",
+            "-" if p_value is None else f"{p_value:.3f}",
+        )
+    baseline = next((score["baseline"] for score in scores.values() if score["baseline"]), None)
+    if baseline:
+        table.caption = f"p: paired bootstrap of BLEU against {baseline}"
+    return table

@@ -1,0 +1,57 @@
+"""Write the tables, the pictures and the HTML page of a study from its result files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "make the table, the plots and the HTML page of a folder of results"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="result files, one JSON a run, e.g. results/multi30k"
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="evaluated run directories, or a directory of them, whose results are copied to DIR first",
+    )
+    parser.add_argument("--json", action="store_true", help="print table and file names as JSON on standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the report and show its table."""
+    from rich.console import Console
+
+    from fairseq_sharing.evaluation import tables
+    from fairseq_sharing.evaluation.page import examples
+    from fairseq_sharing.evaluation.report import write_report
+
+    report = write_report(args.folder, args.runs)
+    output = Console()
+    if args.json:
+        headers, cells = tables.summary(report.rows)
+        table = [dict(zip(headers, line, strict=True)) for line in cells]
+        files = [str(file) for file in report.files]
+        output.print_json(data={"table": table, "files": files}, highlight=output.is_terminal)
+        return
+    output.print(tables.terminal(report.rows, report.title))
+    for note in tables.notes(report.rows):
+        output.print(note, highlight=False, markup=False)
+    quoted = examples(report.rows)
+    if quoted:
+        output.print("\nExample translations (artificial sentences)", style="bold")
+    for example in quoted:
+        lines = [("source", example["source"]), ("reference", example["reference"]), *example["hypotheses"]]
+        width = max(len(name) for name, _ in lines)
+        for name, text in lines:
+            output.print(f"{name:>{width}}  {text}", highlight=False, markup=False)
+        output.print()
+    output.print("Written:", style="bold")
+    for file in report.files:
+        output.print(f"  {file}", highlight=False, markup=False, soft_wrap=True)

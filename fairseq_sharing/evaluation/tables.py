@@ -1,0 +1,233 @@
+"""Tables of a study: summary by experiment and scores by run, as Markdown, CSV, LaTeX and on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from fairseq_sharing.evaluation.results import Row, baselines, scored_sets, signatures
+
+Cells = list[list[str]]
+
+
+def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
+    """Make the main table: an experiment a row, BLEU by test set with its p-value.
+
+    Args:
+        rows: the experiments, in order.
+
+    Returns:
+        The headers and the cells.
+    """
+    tests = scored_sets(rows)
+    headers = ["Model", "M", "N", "Unique parameters", "Effective parameters", "Tokens/s", "Updates", "Seeds"]
+    cells = []
+    for row, name in zip(rows, names(rows), strict=True):
+        line = [
+            name,
+            row.sizes("unique_layers"),
+            row.sizes("layers"),
+            f"{row['parameters']['unique']:,}",
+            f"{row['parameters']['effective']:,}",
+            row.speed.format(0) if row.speed else "–",
+            row.updates,
+            str(len(row.results)),
+        ]
+        cells.append(line + [_bleu(row, test) for test in tests])
+    return headers + [f"BLEU {test}" for test in tests], cells
+
+
+def names(rows: Sequence[Row]) -> list[str]:
+    """Name each row by its strategy, with the run's name where strategy, M and N don't tell rows apart."""
+    return [f"{row.label}, {row.run}" if _is_repeated(row, rows) else row.label for row in rows]
+
+
+def titles(rows: Sequence[Row]) -> list[str]:
+    """Name each row by strategy, M and N, with the run's name where that isn't enough: a legend's entries."""
+    return [f"{row.title}, {row.run}" if _is_repeated(row, rows) else row.title for row in rows]
+
+
+def _is_repeated(row: Row, rows: Sequence[Row]) -> bool:
+    return sum(other.title == row.title for other in rows) > 1
+
+
+def by_run(rows: Sequence[Row]) -> tuple[list[str], Cells]:
+    """Make the detailed table: a run and test set a row, with interval, chrF and p-value."""
+    headers = ["Run", "Seed", "Test set", "Segments", "BLEU", "95% interval", "chrF", "p"]
+    cells = []
+    for row in rows:
+        for result in row.results:
+            for test, score in result["scores"].items():
+                low, high = score["bleu_interval"]
+                cells.append(
+                    [
+                        result["run"],
+                        str(result["seed"]),
+                        test,
+                        f"{score['segments']:,}",
+                        f"{score['bleu']:.2f}",
+                        f"{low:.2f} to {high:.2f}",
+                        f"{score['chrf']:.2f}",
+                        "–" if score["p_value"] is None else f"{score['p_value']:.3f}",
+                    ]
+                )
+    return headers, cells
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Say in sentences how to read the tables: units, checkpoints, search, signatures, baseline."""
+    lines = [
+        "M: parameter sets and N: layers, of the encoder as of the decoder. Unique parameters count a shared tensor once,"
+        " effective ones once a layer that uses it. Tokens/s: target tokens a second in training.",
+        "Sharing saves parameters, not computation: a model of N layers computes N layers, however many sets it has.",
+    ]
+    if any(len(row.results) > 1 for row in rows):
+        lines.append("±: standard deviation over seeds. A range of p-values or updates goes from its lowest to its highest seed.")
+    compared = baselines(rows)
+    if compared:
+        lines.append(f"p: paired bootstrap of BLEU against {', '.join(compared)}.")
+    lines += _recipes(rows)
+    for metric, found in signatures(rows).items():
+        name = {"bleu": "BLEU", "chrf": "chrF"}.get(metric, metric)
+        if len(found) == 1:
+            lines.append(f"sacreBLEU signature of {name}: {found[0]}")
+        elif found:
+            lines.append(f"Scores of differing {name} signatures cannot be compared: {'; '.join(found)}")
+    devices = {_device(result) for row in rows for result in row.results} - {""}
+    if devices:
+        lines.append(f"Trained on: {'; '.join(sorted(devices))}.")
+    return lines
+
+
+def markdown(rows: Sequence[Row], title: str, pictures: Sequence[tuple[str, str]]) -> str:
+    """Write the page of a study in Markdown.
+
+    Args:
+        rows: the experiments.
+        title: heading of the page.
+        pictures: file name and caption of each picture.
+    """
+    from tabulate import tabulate
+
+    parts = [f"# {title}"]
+    for heading, (headers, cells) in (("", summary(rows)), ("## Each run", by_run(rows))):
+        aligned = ["left" if header in TEXT_COLUMNS else "right" for header in headers]
+        table = tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
+        parts += [heading, table] if heading else [table]
+        if not heading:
+            parts.append("\n".join(f"- {note}" for note in notes(rows)))
+    for file, caption in pictures:
+        parts += [f"![{file.removesuffix('.png').replace('_', ' ')}]({file})", caption]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """Write the main table for LaTeX (package booktabs), notes as comments above it."""
+    from tabulate import tabulate
+
+    headers, cells = summary(rows)
+    aligned = ["left" if header in TEXT_COLUMNS else "right" for header in headers]
+    table = tabulate(cells, headers, tablefmt="latex_booktabs", disable_numparse=True, colalign=aligned)
+    return "".join(f"% {note}\n" for note in notes(rows)) + table + "\n"
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """Write every number of the study unrounded, an experiment and test set a line."""
+    columns = (
+        "run,strategy,unique_layers,layers,parameters_unique,parameters_effective,tokens_per_second,updates,seeds,"
+        "test_set,segments,bleu,bleu_deviation,chrf,chrf_deviation,p_values"
+    )
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns.split(","))
+    for row in rows:
+        for test in scored_sets([row]):
+            scores = [result["scores"][test] for result in row.results if test in result["scores"]]
+            bleu, chrf = row.score(test, "bleu"), row.score(test, "chrf")
+            assert bleu and chrf
+            writer.writerow(
+                [
+                    row.run,
+                    row.strategy,
+                    row.sizes("unique_layers"),
+                    row.sizes("layers"),
+                    row["parameters"]["unique"],
+                    row["parameters"]["effective"],
+                    "" if row.speed is None else row.speed.mean,
+                    " ".join(str(result["updates"]) for result in row.results),
+                    " ".join(str(result["seed"]) for result in row.results),
+                    test,
+                    scores[0]["segments"],
+                    bleu.mean,
+                    "" if bleu.deviation is None else bleu.deviation,
+                    chrf.mean,
+                    "" if chrf.deviation is None else chrf.deviation,
+                    " ".join(str(score["p_value"]) for score in scores if score["p_value"] is not None),
+                ]
+            )
+    return stream.getvalue()
+
+
+def terminal(rows: Sequence[Row], title: str) -> RichTable:
+    """Make the main table for a terminal: narrow, so without effective parameters and with p-values on a line of their own."""
+    headers, cells = summary(rows)
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    left_out = {"Effective parameters"} | ({"Seeds"} if all(len(row.results) == 1 for row in rows) else set())
+    shown = [index for index, header in enumerate(headers) if header not in left_out]
+    for index in shown:
+        is_text = headers[index] in TEXT_COLUMNS
+        header = "\n".join(textwrap.wrap(headers[index], _COLUMN_WIDTH))
+        table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, vertical="top")
+    for line in cells:
+        table.add_row(*(escape(re.sub(r" \((p=.*)\)", r"\n\1", line[index])) for index in shown))
+    return table
+
+
+_COLUMN_WIDTH = 10  # characters, of a header on a terminal
+TEXT_COLUMNS = ("Model", "Run", "Test set")
+
+
+def _bleu(row: Row, test: str) -> str:
+    bleu = row.score(test, "bleu")
+    if bleu is None:
+        return "–"
+    p_values = row.p_values(test)
+    return bleu.format() + (f" (p={p_values})" if p_values else "")
+
+
+def _recipes(rows: Sequence[Row]) -> list[str]:
+    """Say which checkpoints were averaged and how was searched: one sentence when all runs agree, else by run."""
+    by_recipe: dict[str, list[str]] = {}
+    for row in rows:
+        for result in row.results:
+            by_recipe.setdefault(_recipe(result), []).append(f"{result['run']} (seed {result['seed']})")
+    if len(by_recipe) == 1:
+        return list(by_recipe)
+    return [f"{', '.join(runs)}: {recipe}" for recipe, runs in by_recipe.items()]
+
+
+def _recipe(result: dict[str, Any]) -> str:
+    averaged = len(result.get("checkpoint", {}).get("averaged", ()))
+    search = result.get("generation", {})
+    lenpen = f"{search.get('lenpen', '?')}" + "".join(
+        f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
+    )
+    checkpoints = "the last epoch's checkpoint" if averaged == 1 else f"the average of the last {averaged} epoch checkpoints"
+    return f"Translated by {checkpoints}, beam {search.get('beam', '?')}, length penalty {lenpen}; scored on raw references."
+
+
+def _device(result: dict[str, Any]) -> str:
+    device = result.get("device") or {}
+    if not device:
+        return ""
+    unit = "GPU" if device.get("kind") == "cuda" else "CPU core"
+    count = device.get("count", 1)
+    return f"{device.get('name', device.get('kind', '?'))}, {count} {unit}{'s' * (count != 1)}"

@@ -1,0 +1,35 @@
+"""Which training pairs are left out, as Moses' clean-corpus-n.perl does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+REASONS = ("empty", "too_long", "length_ratio", "long_word")
+
+
+def reason_to_remove(source: str, target: str, limits: Mapping[str, Any]) -> str | None:
+    """Tell why a pair is no good for training.
+
+    Args:
+        source: tokens separated by single spaces.
+        target: tokens separated by single spaces.
+        limits: min_tokens and max_tokens of each side, max_ratio of the two lengths, max_word_length in characters.
+
+    Returns:
+        One of REASONS, or None for a pair to keep.
+
+    Source:
+        mosesdecoder, scripts/training/clean-corpus-n.perl.
+    """
+    words = source.split(), target.split()
+    shorter, longer = sorted(map(len, words))
+    if shorter < limits["min_tokens"]:
+        return "empty"
+    if longer > limits["max_tokens"]:
+        return "too_long"
+    if longer > limits["max_ratio"] * shorter:
+        return "length_ratio"
+    if max(len(word) for side in words for word in side) > limits["max_word_length"]:
+        return "long_word"
+    return None

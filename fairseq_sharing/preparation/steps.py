@@ -1,0 +1,151 @@
+"""Steps that are done once: a step whose settings, inputs and outputs are as recorded is skipped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.files import atomic_write, sha256
+
+MANIFEST = "manifest.json"
+_UNFINISHED = "manifest.unfinished.json"
+_LOCK = ".lock"
+
+
+class Steps:
+    """The steps of one data directory and what is recorded of them.
+
+    ``manifest.json`` is there only while the directory is complete; the record of a directory that is being
+    made or remade is kept under another name, from which a stopped run goes on.
+
+    Args:
+        directory: the data directory; made when missing.
+
+    Raises:
+        SharingError: when it holds files but no manifest, so that it may be somebody's own folder.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.ran: list[str] = []
+        self.hashes: dict[str, str] = {}
+        self._finished = directory / MANIFEST
+        self._unfinished = directory / _UNFINISHED
+        self._used: dict[str, Any] = {}
+        source = self._finished if self._finished.is_file() else self._unfinished
+        if source.is_file():
+            try:
+                self._manifest = json.loads(source.read_text(encoding="utf-8"))
+                self._records: dict[str, Any] = self._manifest["steps"]
+            except (ValueError, KeyError, TypeError):
+                raise SharingError(
+                    f"{source}: not a manifest of prepare; remove it to start afresh"
+                ) from None
+        elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - {_LOCK}):
+            raise SharingError(
+                f"--out {directory}: exists and holds no {MANIFEST}; give a new or empty directory"
+            )
+        else:
+            self._manifest, self._records = {}, {}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second run out of the directory.
+
+        Raises:
+            SharingError: when another run is at work in it.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / _LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SharingError(f"--out {self.directory}: another prepare is at work there") from None
+            yield
+
+    def run(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str] | list[str],
+        outputs: list[str],
+        action: Callable[[], Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Do a step unless it is done.
+
+        Args:
+            name: name of the step.
+            settings: everything but the inputs that decides the outputs.
+            inputs: files made by earlier steps; or, for files from elsewhere, their SHA-256 by name.
+            outputs: files the step makes, relative to the directory; of a folder, all files in it.
+            action: makes the outputs; what it returns is recorded.
+
+        Returns:
+            What the action returned, now or when it was done.
+        """
+        if not isinstance(inputs, Mapping):
+            inputs = {file: self.hashes[file] for file in inputs}
+        wanted = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
+        record = self._records.get(name)
+        if not (
+            record
+            and {key: record[key] for key in wanted} == wanted
+            and all(self._hash(file) == digest for file, digest in record["outputs"].items())
+        ):
+            self._records.pop(name, None)
+            self._save()
+            result = dict(action())
+            made = {file: sha256(self.directory / file) for file in self._expand(outputs)}
+            record = {**wanted, "outputs": made, "result": result}
+            self._records[name] = record
+            self._save()
+            self.ran.append(name)
+        self._used[name] = record
+        self.hashes.update(record["outputs"])
+        return dict(record["result"])
+
+    def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest of the complete directory and remove what an earlier recipe left in it.
+
+        Args:
+            manifest: everything to write but "steps" and "files".
+
+        Returns:
+            The whole manifest.
+        """
+        earlier = {file for record in self._records.values() for file in record["outputs"]}
+        earlier |= set(self._manifest.get("files", {}))
+        for file in earlier - set(self.hashes):
+            (self.directory / file).unlink(missing_ok=True)
+        complete = {**manifest, "steps": self._used, "files": dict(sorted(self.hashes.items()))}
+        complete = json.loads(json.dumps(complete))
+        if complete != self._manifest or not self._finished.is_file():
+            self._write(self._finished, complete)
+        self._unfinished.unlink(missing_ok=True)
+        return complete
+
+    def _save(self) -> None:
+        self._write(self._unfinished, {**self._manifest, "steps": self._records})
+        self._finished.unlink(missing_ok=True)
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        with atomic_write(path) as file:
+            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _hash(self, file: str) -> str | None:
+        path = self.directory / file
+        return sha256(path) if path.is_file() else None
+
+    def _expand(self, outputs: list[str]) -> list[str]:
+        files: list[str] = []
+        for output in outputs:
+            path = self.directory / output
+            found = sorted(path.iterdir()) if path.is_dir() else [path]
+            files += [str(file.relative_to(self.directory)) for file in found]
+        return files

@@ -1,0 +1,101 @@
+"""Learn subwords from the training text of both languages together."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.files import atomic_write, read_lines
+from fairseq_sharing.preparation.progress import progress
+
+MODEL_FILES = {"bpe": "codes.bpe", "sentencepiece": "sentencepiece.model"}
+
+# Sentences that sentencepiece draws at random to learn from; more hardly change the model, and all are kept in memory.
+_SENTENCEPIECE_SENTENCES = 2_000_000
+
+
+def learn_bpe(texts: list[Path], size: int, output: Path, lines: int) -> int:
+    """Learn joined byte-pair encoding with subword-nmt.
+
+    Args:
+        texts: tokenised texts, all read.
+        size: merge operations to learn.
+        output: file of the merge operations.
+        lines: number of lines in all texts, for the progress display.
+
+    Returns:
+        Merge operations learned; fewer than asked for when no pair occurs twice any more.
+
+    Raises:
+        SharingError: when there is nothing to learn from.
+    """
+    # The package binds the name learn_bpe to the function, too.
+    learner = importlib.import_module("subword_nmt.learn_bpe")
+    counts: Counter[str] = Counter()
+    with progress("count words", lines) as advance:
+        for text in texts:
+            for number, line in enumerate(read_lines(text), start=1):
+                counts.update(line.split())
+                if number % 1000 == 0:
+                    advance(1000)
+    if not any(len(word) > 1 for word in counts):
+        raise SharingError(f"{texts[0]}: no words to learn subwords from; use --subword none")
+    vocabulary = (f"{word} {count}" for word, count in counts.items())
+    codes = io.StringIO()
+    with progress("learn BPE", size, "merges") as advance:
+        shown, learner.tqdm = learner.tqdm, lambda steps: _advancing(steps, advance)
+        try:
+            learner.learn_bpe(vocabulary, codes, size, is_dict=True)
+        finally:
+            learner.tqdm = shown
+    with atomic_write(output) as file:
+        file.write(codes.getvalue().encode("utf-8"))
+    return codes.getvalue().count("\n") - 1
+
+
+def learn_sentencepiece(texts: list[Path], size: int, output: Path) -> int:
+    """Learn a joined unigram model with sentencepiece.
+
+    Args:
+        texts: texts, tokenised or not.
+        size: pieces in the model.
+        output: the model file.
+
+    Returns:
+        Pieces in the model.
+
+    Raises:
+        SharingError: when the texts do not have that many pieces, or too many different characters.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(1)
+    with progress("learn sentencepiece", None, "sentences"):
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(line for text in texts for line in read_lines(text) if line),
+                model_writer=model,
+                vocab_size=size,
+                model_type="unigram",
+                character_coverage=1.0,
+                input_sentence_size=_SENTENCEPIECE_SENTENCES,
+                shuffle_input_sentence=True,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).rpartition("] ")[2] or str(error)
+            raise SharingError(f"--subword-size {size}: sentencepiece says: {reason}") from None
+    with atomic_write(output) as file:
+        file.write(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+
+
+def _advancing(steps: Iterable[int], advance: Callable[[int], None]) -> Iterator[int]:
+    for step in steps:
+        yield step
+        advance(1)
