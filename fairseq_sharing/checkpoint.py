@@ -358,3 +358,19 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
         except SharingError:
             continue
     return None
+
+
+def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
+    """List the epoch checkpoints (``checkpointN.pt``) of the last epochs of a folder, oldest first.
+
+    Raises:
+        SharingError: fewer than ``count`` of them, or a count below 1.
+    """
+    numbered = {
+        int(match[1]): path
+        for path in Path(directory).glob("checkpoint*.pt")
+        if (match := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
+    }
+    if not 1 <= count <= len(numbered):
+        raise SharingError(f"{directory}: has {len(numbered)} epoch checkpoints, got {count} to average")
+    return [numbered[epoch] for epoch in sorted(numbered)[-count:]]

@@ -30,6 +30,7 @@ _LINES = ("-", "--", ":", "-.")
 _FILLS = ("full", "none", "left", "top")
 _SETS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 _POINTS_APART = 8.0  # between the markers of models of one size or speed, in typographic points
+_PANEL_POINTS = 150.0  # about as wide as the data of a panel
 _SETTLED = 0.1  # fraction of the updates after which the axis of the learning curves holds all of a curve
 
 
@@ -222,20 +223,29 @@ def _bar(row: Row, test: str) -> tuple[float, float]:
 
 
 def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
-    """Spread points of (nearly) one x sideways, in points and in their order, so that none hides another."""
+    """Move points that would hide each other sideways, as little as possible and keeping their order.
+
+    Returns:
+        The way of each point, in typographic points.
+    """
     placed = sorted((x[0], index) for index, x in enumerate(xs) if x is not None)
-    near = 0.02 * (placed[-1][0] - placed[0][0]) if placed else 0.0
-    clusters: list[list[int]] = []
-    for position, (value, index) in enumerate(placed):
-        if position and value - placed[position - 1][0] <= near:
-            clusters[-1].append(index)
-        else:
-            clusters.append([index])
+    extent = placed[-1][0] - placed[0][0] if placed else 0.0
+    clusters: list[list[tuple[float, int]]] = []
+    for value, index in placed:
+        clusters.append([(_PANEL_POINTS * (value - placed[0][0]) / extent if extent else 0.0, index)])
+        while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(clusters[-2]):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
     offsets = [0.0] * len(xs)
     for cluster in clusters:
-        for place, index in enumerate(cluster):
-            offsets[index] = _POINTS_APART * (place - (len(cluster) - 1) / 2)
+        for place, (position, index) in enumerate(cluster):
+            offsets[index] = _start(cluster) + _POINTS_APART * place - position
     return offsets
+
+
+def _start(cluster: Sequence[tuple[float, int]]) -> float:
+    """Place the first point of a cluster, whose points stand evenly around their mean position."""
+    mean = sum(position for position, _ in cluster) / len(cluster)
+    return mean - _POINTS_APART * (len(cluster) - 1) / 2
 
 
 def _learning_curves(rows: Sequence[Row]) -> Figure | None:

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.evaluation import figures
 from fairseq_sharing.evaluation.results import Row
-from fairseq_sharing.evaluation.tables import TEXT_COLUMNS, by_run, notes, summary, titles
+from fairseq_sharing.evaluation.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
+
+# Pixels an inch at which pictures are shown: all at one scale, at most as wide as the page.
+_SCREEN_DPI = 100
 
 _TEMPLATE = """\
 <!DOCTYPE html>
@@ -27,7 +31,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top:
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
-td:not(.text) { white-space: nowrap; }
+td:not(.text) { white-space: pre; }
 .text { text-align: left; }
 tbody tr:hover { background: #f4f6f8; }
 .notes { font-size: .85rem; color: #444; padding-left: 1.2rem; overflow-wrap: anywhere; }
@@ -43,7 +47,7 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 {%- macro table(headers, cells) %}
 <div class="wide"><table>
 <thead><tr>
-{%- for header in headers %}<th scope="col"{% if header in text_columns %} class="text"{% endif %}>{{ header }}</th>
+{%- for header in headers %}<th scope="col"{% if header in text_columns %} class="text"{% endif %}>{{ header|e|replace("_", "_<wbr>"|safe) }}</th>
 {%- endfor %}</tr></thead>
 <tbody>
 {%- for line in cells %}
@@ -61,7 +65,7 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 </ul>
 {%- for picture in pictures %}
 <figure>
-<img src="data:image/png;base64,{{ picture.data }}" alt="{{ picture.caption }}">
+<img src="data:image/png;base64,{{ picture.data }}" width="{{ picture.width }}" alt="{{ picture.caption }}">
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {%- endfor %}
@@ -112,20 +116,25 @@ def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence
     """
     from jinja2 import Environment, StrictUndefined
 
+    headers, cells = summary(rows)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE)
     return template.render(
         title=title,
-        summary=summary(rows),
+        summary=(headers, [[stacked(cell) for cell in line] for line in cells]),
         by_run=by_run(rows),
         notes=notes(rows),
         text_columns=TEXT_COLUMNS,
-        pictures=[
-            {"data": base64.b64encode((folder / name).read_bytes()).decode(), "caption": caption}
-            for name, caption in pictures
-        ],
+        pictures=[_picture(folder / name, caption) for name, caption in pictures],
         examples=examples(rows),
         details=[_details(result) for row in rows for result in row.results],
     )
+
+
+def _picture(file: Path, caption: str) -> dict[str, Any]:
+    data = file.read_bytes()
+    pixels = int.from_bytes(data[16:20], "big")  # the width in a PNG's header
+    width = pixels * _SCREEN_DPI // figures.DPI
+    return {"data": base64.b64encode(data).decode(), "caption": caption, "width": width}
 
 
 def examples(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -107,17 +107,19 @@ class Row:
     @property
     def updates(self) -> str:
         """Updates trained, as a range where the seeds differ."""
-        return _range([f"{updates:,}" for updates in sorted({result["updates"] for result in self.results})])
+        ends = sorted({result["updates"] for result in self.results})
+        return "–".join(f"{updates:,}" for updates in dict.fromkeys((ends[0], ends[-1])))
 
     def score(self, test: str, metric: str) -> Spread | None:
         """Summarise BLEU or chrF on a test set; None where it wasn't scored."""
         values = [result["scores"][test][metric] for result in self.results if test in result["scores"]]
         return Spread.of(values) if values else None
 
-    def p_values(self, test: str) -> str:
-        """Write the p-value against the baseline on a test set, as a range over seeds; empty without baseline."""
+    def p_value(self, test: str) -> str:
+        """Write the p-value against the baseline on a test set, of several seeds the largest; empty without baseline."""
         values = [result["scores"][test]["p_value"] for result in self.results if test in result["scores"]]
-        return _range([f"{value:.3f}" for value in sorted(value for value in values if value is not None)])
+        known = [value for value in values if value is not None]
+        return f"p{'=' if len(known) == 1 else '≤'}{max(known):.3f}" if known else ""
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -210,9 +212,3 @@ def _order(row: Row) -> tuple[Any, ...]:
     strategies = list(LABELS)
     rank = strategies.index(row.strategy) if row.strategy in strategies else len(strategies)
     return rank, sum(row["unique_layers"].values()), sum(row["layers"].values()), row.run
-
-
-def _range(ordered: Sequence[str]) -> str:
-    """Write the ends of ordered values, or the only one."""
-    ends = list(dict.fromkeys([*ordered[:1], *ordered[-1:]]))
-    return "–".join(ends)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +88,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "Sharing saves parameters, not computation: a model of N layers computes N layers, however many sets it has.",
     ]
     if any(len(row.results) > 1 for row in rows):
-        lines.append("±: standard deviation over seeds. A range of p-values or updates goes from its lowest to its highest seed.")
+        lines.append("±: standard deviation over seeds. p≤: the largest over seeds.")
     compared = baselines(rows)
     if compared:
         lines.append(f"p: paired bootstrap of BLEU against {', '.join(compared)}.")
@@ -176,6 +174,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
+def stacked(cell: str) -> str:
+    """Put the p-value of a cell on a line of its own."""
+    score, bracket, p_value = cell.partition(" (p")
+    return f"{score}\np{p_value.removesuffix(')')}" if bracket else cell
+
+
 def terminal(rows: Sequence[Row], title: str) -> RichTable:
     """Make the main table for a terminal: narrow, so without effective parameters and with p-values on a line of their own."""
     headers, cells = summary(rows)
@@ -184,14 +188,13 @@ def terminal(rows: Sequence[Row], title: str) -> RichTable:
     shown = [index for index, header in enumerate(headers) if header not in left_out]
     for index in shown:
         is_text = headers[index] in TEXT_COLUMNS
-        header = "\n".join(textwrap.wrap(headers[index], _COLUMN_WIDTH))
-        table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, vertical="top")
+        header = headers[index].replace(" ", "\n").replace("_", "_\n")
+        table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for line in cells:
-        table.add_row(*(escape(re.sub(r" \((p=.*)\)", r"\n\1", line[index])) for index in shown))
+        table.add_row(*(escape(stacked(line[index]).replace(" ±", "\n±")) for index in shown))
     return table
 
 
-_COLUMN_WIDTH = 10  # characters, of a header on a terminal
 TEXT_COLUMNS = ("Model", "Run", "Test set")
 
 
@@ -199,8 +202,8 @@ def _bleu(row: Row, test: str) -> str:
     bleu = row.score(test, "bleu")
     if bleu is None:
         return "–"
-    p_values = row.p_values(test)
-    return bleu.format() + (f" (p={p_values})" if p_values else "")
+    p_value = row.p_value(test)
+    return bleu.format() + (f" ({p_value})" if p_value else "")
 
 
 def _recipes(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,41 @@
+"""Average the weights of checkpoints into one model; ties and size stay, differing layer maps are refused."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "average checkpoints into one model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``average``."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="checkpoint files, or one folder of a training's checkpoints together with --last",
+    )
+    parser.add_argument(
+        "--last", type=int, metavar="K", default=None, help="the K newest epochs of the folder (checkpointN.pt)"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Average the named checkpoints, or the last K epochs of a folder."""
+    from rich.console import Console
+
+    from fairseq_sharing.checkpoint import average_checkpoints, last_epochs
+    from fairseq_sharing.errors import SharingError
+
+    if args.last is not None:
+        if len(args.inputs) != 1 or not args.inputs[0].is_dir():
+            raise SharingError(f"--last {args.last} takes one folder, got {' '.join(map(str, args.inputs))}")
+        args.inputs = last_epochs(args.inputs[0], args.last)
+    average_checkpoints(args.inputs, args.output)
+    size = args.output.stat().st_size
+    Console(highlight=False, soft_wrap=True).print(
+        f"{args.output}: mean of {', '.join(path.name for path in args.inputs)} ({size:,} bytes)"
+    )
