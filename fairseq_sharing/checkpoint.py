@@ -42,9 +42,7 @@ def find_aliases(model: nn.Module) -> dict[str, str]:
 
 def extra_state(sharing: Mapping[str, StackSharing], aliases: Mapping[str, str]) -> dict[str, Any]:
     """Make the entry of a state dict that says what is shared."""
-    stacks = {
-        stack: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for stack, s in sharing.items()
-    }
+    stacks = {stack: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for stack, s in sharing.items()}
     elsewhere = {name: owner for name, owner in aliases.items() if ".layers." not in name}
     return {"stacks": stacks, "aliases": elsewhere}
 
@@ -52,9 +50,7 @@ def extra_state(sharing: Mapping[str, StackSharing], aliases: Mapping[str, str])
 def recorded_sharing(state: Mapping[str, Any]) -> dict[str, StackSharing]:
     """Read the maps of a model's state dict; empty for a vanilla fairseq model."""
     stacks = (state.get(EXTRA_STATE) or {}).get("stacks", {})
-    return {
-        name: StackSharing(tuple(s["layer_map"]), tuple(s["scope"])) for name, s in stacks.items()
-    }
+    return {name: StackSharing(tuple(s["layer_map"]), tuple(s["scope"])) for name, s in stacks.items()}
 
 
 def layer_aliases(state: Mapping[str, Any], stack: str, sharing: StackSharing) -> dict[str, str]:
@@ -145,7 +141,9 @@ def _spread_layers(state: MutableMapping[str, Any], stack: str, sharing: StackSh
 def explain_mismatch(error: RuntimeError) -> str:
     """Put torch's many lines about a state dict that does not fit into one that names the flag to look at."""
     lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-    line = next((line for line in lines if line.startswith("size mismatch")), lines[0] if lines else str(error))
+    line = next(
+        (line for line in lines if line.startswith("size mismatch")), lines[0] if lines else str(error)
+    )
     name = (re.search(r"(encoder|decoder)\.[\w.]+", line) or [""])[0]
     stack = name.split(".")[0] or "encoder"
     if ".fc1." in name or ".fc2." in name:
@@ -173,7 +171,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise SharingError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:200]})") from error
+        raise SharingError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:200]})"
+        ) from error
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
@@ -232,7 +232,9 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         if first is None:
             sharing, first = recorded_sharing(model), path
         elif recorded_sharing(model) != sharing:
-            raise SharingError(f"{path}: its layer map differs from that of {first}; only equal maps are averaged")
+            raise SharingError(
+                f"{path}: its layer map differs from that of {first}; only equal maps are averaged"
+            )
         tensors = {name: value for name, value in model.items() if torch.is_tensor(value)}
         shapes = {name: value.shape for name, value in tensors.items()}
         if total and shapes != {name: value.shape for name, value in total.items()}:
@@ -263,7 +265,9 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     model_args = model_arguments(checkpoint)
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
-        raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
+        raise SharingError(
+            f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}"
+        )
     state = dict(checkpoint["model"])
     aliases = dict((state.get(EXTRA_STATE) or {}).get("aliases", {}))
     for stack, sharing in recorded_sharing(state).items():
@@ -271,9 +275,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state.pop(EXTRA_STATE, None)
     for name, owner in aliases.items():
         state[name] = state[owner]
-    plain_args = {
-        key: value for key, value in model_args.items() if not _SHARING_OPTION.fullmatch(key)
-    }
+    plain_args = {key: value for key, value in model_args.items() if not _SHARING_OPTION.fullmatch(key)}
     stock = arch.replace("transformer_sharing", "transformer")
     plain_args.update(arch=stock, _name=stock)
     cfg = {**_plain(checkpoint["cfg"]), "model": plain_args}
@@ -282,7 +284,9 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "cfg": cfg, "model": state, "extra_state": {}}
 
 
-_SHARING_OPTION = re.compile(r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision")
+_SHARING_OPTION = re.compile(
+    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision"
+)
 
 
 def _plain(value: Any) -> Any:
@@ -328,7 +332,9 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     history = checkpoint.get("optimizer_history") or [{}]
     return {
         "arch": args.get("arch"),
-        "sharing": {stack: args.get(f"{stack}_sharing") or args.get("sharing") or "none" for stack in sharing},
+        "sharing": {
+            stack: args.get(f"{stack}_sharing") or args.get("sharing") or "none" for stack in sharing
+        },
         "layers": {stack: len(s.layer_map) for stack, s in sharing.items()},
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
@@ -349,7 +355,9 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
         ``checkpoint_last.pt`` if it is readable, else the newest other one by time; None where there is none.
     """
     folder = Path(directory)
-    candidates = sorted(folder.glob(f"checkpoint*{suffix}.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    candidates = sorted(
+        folder.glob(f"checkpoint*{suffix}.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True
+    )
     last = folder / f"checkpoint_last{suffix}.pt"
     for path in sorted(candidates, key=lambda p: p != last):
         try:

@@ -173,7 +173,9 @@ def _custom_map(custom, num_layers, num_unique_layers, flag, n_flag) -> LayerMap
     labels = [label.strip() for label in custom.split(",")] if isinstance(custom, str) else list(custom)
     shown = custom if isinstance(custom, str) else ",".join(map(str, labels))
     if len(labels) != num_layers or "" in labels:
-        raise SharingError(f"{flag}layer-map must have {n_flag} ({num_layers}) labels, got {len(labels)}: {shown}")
+        raise SharingError(
+            f"{flag}layer-map must have {n_flag} ({num_layers}) labels, got {len(labels)}: {shown}"
+        )
     layer_map = relabel(labels)
     if num_unique_layers not in (None, num_unique(layer_map)):
         raise SharingError(
@@ -237,7 +239,12 @@ def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) ->
     pick = (lambda name: options.get(f"{stack}_{name}")) if chooses else option
     strategy = option("sharing") or "none"
     unique_layers = pick("unique_layers")
-    if chooses and unique_layers is None and strategy in STRATEGIES and not STRATEGIES[strategy].fixed_unique_layers:
+    if (
+        chooses
+        and unique_layers is None
+        and strategy in STRATEGIES
+        and not STRATEGIES[strategy].fixed_unique_layers
+    ):
         unique_layers = options.get("unique_layers")
     layer_map = make_layer_map(
         str(strategy), num_layers, unique_layers, pick("layer_map"), stack if _has_own(options, stack) else ""
@@ -252,4 +259,6 @@ def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) ->
 
 
 def _has_own(options: Mapping[str, object], stack: str) -> bool:
-    return any(options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map"))
+    return any(
+        options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map")
+    )

@@ -49,7 +49,12 @@ def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
 
 def in_scope(name: str, scope: tuple[str, ...]) -> bool:
     """Tell whether a scope ties a parameter, by its name within the layer."""
-    return scope == ("layer",) or _PART_OF.get(name.split(".")[0]) in scope
+    return scope == ("layer",) or part_of(name) in scope
+
+
+def part_of(name: str) -> str | None:
+    """Tell which part of a layer a parameter belongs to, by its name within the layer: None for an unknown one."""
+    return _PART_OF.get(name.split(".")[0])
 
 
 def tie_layer(layer: nn.Module, owner: nn.Module, scope: tuple[str, ...] = ("layer",)) -> None:

@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint files, or one folder of a training's checkpoints together with --last",
     )
     parser.add_argument(
-        "--last", type=int, metavar="K", default=None, help="the K newest epochs of the folder (checkpointN.pt)"
+        "--last",
+        type=int,
+        metavar="K",
+        default=None,
+        help="the K newest epochs of the folder (checkpointN.pt)",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
 

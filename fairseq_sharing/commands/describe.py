@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocabulary", type=int, metavar="SIZE", help="number of symbols, where no data is prepared yet"
     )
     parser.add_argument(
-        "--length", type=int, default=25, help="source and target tokens of the sentence whose operations are counted"
+        "--length",
+        type=int,
+        default=25,
+        help="source and target tokens of the sentence whose operations are counted",
     )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the layer maps into an SVG file")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -25,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Describe the experiment beside vanilla models of N and of M layers."""
+    import logging
+
+    # fairseq tells on import which of its extras are missing; none of them matters here.
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
     from fairseq_sharing.description import describe
 
     describe(

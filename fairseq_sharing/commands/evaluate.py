@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELP = "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
+HELP = (
+    "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
+)
 
 _SETTINGS = ("average_last", "beam", "lenpen", "max_tokens")
 
@@ -20,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("a run")
     run.add_argument("evaluated", nargs="?", type=Path, metavar="RUN", help="run directory made by train")
     run.add_argument(
-        "--baseline", type=Path, metavar="RUN", help="evaluated run to compare with by paired bootstrap", **optional
+        "--baseline",
+        type=Path,
+        metavar="RUN",
+        help="evaluated run to compare with by paired bootstrap",
+        **optional,
     )
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="copy the result to DIR/<run>-seed<seed>.json", **optional
@@ -30,11 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own = "instead of the configuration's evaluate."
     run.add_argument(
-        "--average-last", type=int, metavar="N", help=f"epoch checkpoints to average, {own}average_last", **optional
+        "--average-last",
+        type=int,
+        metavar="N",
+        help=f"epoch checkpoints to average, {own}average_last",
+        **optional,
     )
     run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
     run.add_argument("--lenpen", type=float, metavar="X", help=f"length penalty, {own}lenpen", **optional)
-    run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
+    run.add_argument(
+        "--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional
+    )
     files = parser.add_argument_group("plain files, one detokenised sentence a line (.gz too)")
     files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
     files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference", **optional)

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="evaluated run directories, or a directory of them, whose results are copied to DIR first",
     )
-    parser.add_argument("--json", action="store_true", help="print table and file names as JSON on standard output")
+    parser.add_argument(
+        "--json", action="store_true", help="print table and file names as JSON on standard output"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

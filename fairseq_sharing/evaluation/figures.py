@@ -218,7 +218,9 @@ def _bar(row: Row, test: str) -> tuple[float, float]:
     assert bleu is not None
     if bleu.deviation is not None:
         return bleu.deviation, bleu.deviation
-    low, high = next(result["scores"][test]["bleu_interval"] for result in row.results if test in result["scores"])
+    low, high = next(
+        result["scores"][test]["bleu_interval"] for result in row.results if test in result["scores"]
+    )
     return max(0.0, bleu.mean - low), max(0.0, high - bleu.mean)
 
 
@@ -233,7 +235,9 @@ def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
     clusters: list[list[tuple[float, int]]] = []
     for value, index in placed:
         clusters.append([(_PANEL_POINTS * (value - placed[0][0]) / extent if extent else 0.0, index)])
-        while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(clusters[-2]):
+        while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(
+            clusters[-2]
+        ):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
     offsets = [0.0] * len(xs)
     for cluster in clusters:
@@ -272,7 +276,9 @@ def _learning_curves(rows: Sequence[Row]) -> Figure | None:
                 markevery=max(1, len(updates) // 8),
                 label=title,
             )
-            settled += [loss for update, loss in zip(updates, losses, strict=True) if update >= _SETTLED * last]
+            settled += [
+                loss for update, loss in zip(updates, losses, strict=True) if update >= _SETTLED * last
+            ]
     if not settled:
         return None
     room = 0.05 * (max(settled) - min(settled) or 1.0)
@@ -318,13 +324,23 @@ def _layer_maps(rows: Sequence[Row]) -> Figure | None:
         axes.text(left + longest[stack] / 2, -0.95, stack, ha="center", va="bottom", fontsize=10)
         for layer in range(longest[stack]):
             if cell > 0.2 or (layer + 1) % 6 == 0 or layer == 0:
-                axes.text(left + layer + 0.5, -0.12, str(layer + 1), ha="center", va="bottom", fontsize=7, color="#555555")
+                axes.text(
+                    left + layer + 0.5,
+                    -0.12,
+                    str(layer + 1),
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                    color="#555555",
+                )
         for line, row in enumerate(rows):
             labels = row["layer_map"].get(stack, ())
             colours = _set_colours(max(labels, default=-1) + 1)
             for layer, label in enumerate(labels):
                 place = (left + layer, line * 1.35)
-                axes.add_patch(Rectangle(place, 1, 1, facecolor=colours[label], edgecolor="white", linewidth=1.2))
+                axes.add_patch(
+                    Rectangle(place, 1, 1, facecolor=colours[label], edgecolor="white", linewidth=1.2)
+                )
                 if cell > 0.15:
                     axes.text(
                         place[0] + 0.5,

@@ -16,7 +16,9 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import PACKAGE_DIR
 
 
-def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:
+def generate(
+    arguments: Sequence[str], output: Path, segments: int, title: str, console: Console
+) -> list[str]:
     """Run ``fairseq-generate`` with this package loaded and keep its output.
 
     Args:
@@ -38,7 +40,8 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     shown = shlex.join(["fairseq-generate", *words])
     console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
     environment = {**compat.subprocess_environment(), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "fairseq_cli.generate", *words]
+    # -P: as with fairseq-generate itself, no file of the current directory stands in for a library.
+    command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
     partial, errors = output.with_name(output.name + ".partial"), output.with_name(output.name + ".errors")
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -65,7 +68,9 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
             process.terminate()
             raise
     if process.returncode:
-        raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})")
+        raise SharingError(
+            f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})"
+        )
     hypotheses = read_generated(partial, segments)
     os.replace(partial, output)
     errors.unlink()

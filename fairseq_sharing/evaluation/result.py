@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.training_log import summarise
 from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
-from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.run_directory import RunDirectory
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
+_SEARCH_SETTINGS = ("beam", "lenpen", "max_tokens", "test_lenpen")
 _EPOCH_CHECKPOINT = re.compile(r"checkpoint(\d+)\.pt")
 
 
@@ -43,6 +43,19 @@ class EvaluationSettings:
     max_tokens: int = 8000
     baseline: str | None = None
     test_lenpen: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, block: Mapping[Any, Any]) -> EvaluationSettings:
+        """Read the block.
+
+        Raises:
+            SharingError: an unknown key, or a value that is not allowed.
+        """
+        known = [item.name for item in fields(cls)]
+        for key in block:
+            if key not in known:
+                raise SharingError(f"evaluate: unknown key {key!r}; allowed: {', '.join(known)}")
+        return cls(**block)
 
     def __post_init__(self) -> None:
         for name in ("average_last", "beam", "max_tokens"):
@@ -85,9 +98,7 @@ def evaluate_run(
 
     run = RunDirectory(path)
     config, record = run.config(), run.record()
-    known = {item.name for item in fields(EvaluationSettings)}
-    block = {str(key): value for key, value in config.get("evaluate", {}).items() if key in known}
-    settings = EvaluationSettings(**{**block, **(overrides or {})})
+    settings = EvaluationSettings.of({**config.get("evaluate", {}), **(overrides or {})})
     data = data or Path(record.get("data", ""))
     manifest = _read_manifest(data)
     tests = manifest["tests"]
@@ -123,7 +134,7 @@ def evaluate_run(
         lenpen = settings.test_lenpen.get(name, settings.lenpen)
         translated = run.evaluation / f"{name}.generate.txt"
         search = {"beam": settings.beam, "lenpen": lenpen, "max_tokens": settings.max_tokens}
-        step_inputs = {**inputs, **search, "subset": test["subset"], "data": manifest.get("files", {})}
+        step_inputs = {**inputs, **search, "subset": test["subset"], "data": manifest["files"]}
         if steps.is_done(name, step_inputs, translated):
             tokens = read_generated(translated, segments)
         else:
@@ -168,10 +179,10 @@ def evaluate_run(
         "device": record.get("device"),
         "versions": record.get("versions"),
         "commit": record.get("commit"),
-        "command": _portable(record.get("command") or [], run, config, data),
+        "command": _portable(record.get("command") or [], config),
         "valid": log.valid,
         "checkpoint": {"averaged": [file.name for file in checkpoints]},
-        "generation": {name: value for name, value in asdict(settings).items() if name in _SEARCH_SETTINGS},
+        "generation": {name: getattr(settings, name) for name in _SEARCH_SETTINGS},
         "scores": scores,
     }
     if examples:
@@ -181,9 +192,6 @@ def evaluate_run(
     if out is not None:
         _write(out / f"{config.run}-seed{config.seed}.json", text)
     return result
-
-
-_SEARCH_SETTINGS = ("beam", "lenpen", "max_tokens", "test_lenpen")
 
 
 def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
@@ -256,7 +264,9 @@ def _read_manifest(data: Path) -> dict[str, Any]:
 def _check_names(test_lenpen: Mapping[str, float], tests: list[str]) -> None:
     for name in test_lenpen:
         if name not in tests:
-            raise SharingError(f"evaluate.test_lenpen names {name}; the data's test sets are {', '.join(tests)}")
+            raise SharingError(
+                f"evaluate.test_lenpen names {name}; the data's test sets are {', '.join(tests)}"
+            )
 
 
 def _find_baseline(
@@ -287,17 +297,13 @@ def _read_baseline(baseline: RunDirectory | None, test: str, reference: Path, se
     return baseline.path.name, read_parallel(file, reference, segments)
 
 
-def _portable(command: list[str], run: RunDirectory, config: Any, data: Path) -> list[str]:
-    """Rewrite the three directories of a command to where a clone has them."""
+def _portable(command: list[str], config: Any) -> list[str]:
+    """Rewrite the directories of a training command to where a clone has them by default."""
+    run = f"runs/{config.dataset}/{config.run}-seed{config.seed}"
     places = {
-        str(PACKAGE_DIR): "fairseq_sharing",
-        str(run.path.resolve()): f"runs/{config.dataset}/{config.run}-seed{config.seed}",
-        str(data.resolve()): f"data/{config.dataset}",
+        "fairseq-train": f"data/{config.dataset}/bin",
+        "--user-dir": "fairseq_sharing",
+        "--save-dir": f"{run}/checkpoints",
+        "--tensorboard-logdir": f"{run}/tensorboard",
     }
-    words = []
-    for word in command:
-        for place, portable in places.items():
-            if word == place or word.startswith(place + "/"):
-                word = portable + word[len(place) :]
-        words.append(word)
-    return words
+    return [places.get(before, word) for before, word in zip(["", *command], command, strict=False)]

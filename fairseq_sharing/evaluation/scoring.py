@@ -94,7 +94,7 @@ def score(
         p_value = 1.0 if equal else float(test()[1]["BLEU"][1].p_value)
     return Score(
         bleu=float(bleu_score.score),
-        bleu_interval=(bleu_score._mean - bleu_score._ci, bleu_score._mean + bleu_score._ci),
+        bleu_interval=(max(0.0, bleu_score._mean - bleu_score._ci), bleu_score._mean + bleu_score._ci),
         chrf=float(chrf_score.score),
         signature={"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
         segments=len(references),

@@ -223,7 +223,11 @@ def _recipe(result: dict[str, Any]) -> str:
     lenpen = f"{search.get('lenpen', '?')}" + "".join(
         f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
     )
-    checkpoints = "the last epoch's checkpoint" if averaged == 1 else f"the average of the last {averaged} epoch checkpoints"
+    checkpoints = (
+        "the last epoch's checkpoint"
+        if averaged == 1
+        else f"the average of the last {averaged} epoch checkpoints"
+    )
     return f"Translated by {checkpoints}, beam {search.get('beam', '?')}, length penalty {lenpen}; scored on raw references."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -85,7 +86,9 @@ class SharingModel:
             for stack, sharing in recorded_sharing(state).items():
                 if sharing != self.sharing[stack]:
                     getattr(self, stack).change_map(sharing)
-                    logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")
+                    logger.info(
+                        f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})"
+                    )
             self.map_changed_by = changed_by
         fit_to_model(state, self.sharing, find_aliases(self))
 
@@ -100,8 +103,8 @@ class SharingModel:
         except RuntimeError as error:
             raise SharingError(explain_mismatch(error)) from error
 
-    def training_autocast(self) -> torch.autocast:
+    def training_autocast(self) -> AbstractContextManager[None]:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""
-        device = next(self.parameters()).device.type
-        enabled = self.training and getattr(self.cfg, "precision", "fp32") == "bf16"
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+        if not self.training or getattr(self.cfg, "precision", "fp32") != "bf16":
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)

@@ -170,6 +170,10 @@ def _check(config: DictConfig, file: Path) -> None:
         )
     if not isinstance(config.seed, int) or config.seed < 0:
         raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}")
+    for name in ("max_epoch", "max_update", "max_tokens", "patience"):
+        value = config.train.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise SharingError(f"{file}: train.{name}: must be a whole number from 0, got {value!r}")
     for name in ("seed", "save_dir", "tensorboard_logdir", "user_dir", "log_format", "log_file"):
         if name in config.train:
             where = "the top-level key seed" if name == "seed" else "the run directory"

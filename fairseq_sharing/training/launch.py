@@ -159,7 +159,8 @@ def train(plan: Plan, console: Console) -> None:
         )
     run = plan.run
     with run.locked() as lock:
-        record = run.record()
+        # Before its first checkpoint a run is nothing yet: a mistake in its configuration can be put right.
+        record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
         if record:
             refuse_changed(run, plan.config)
             if record["batch"] != plan.batch() and record["tokens_per_batch"] != plan.tokens_per_batch():
@@ -172,6 +173,8 @@ def train(plan: Plan, console: Console) -> None:
                     soft_wrap=True,
                 )
                 return
+        if not record:
+            run.log_file.unlink(missing_ok=True)
         run.write_config(plan.config)
         commands = plan.commands()
         record = _start(plan, commands[0], record)

@@ -203,7 +203,9 @@ def _changeable(key: str) -> bool:
 
 
 def _plain(value: Any) -> str:
-    return {None: "unset", True: "true", False: "false"}.get(value, str(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "unset" if value is None else str(value)
 
 
 def _flatten(config: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,301 @@
+"""What an experiment will train, told before it does: layer maps, parameters, bytes and operations.
+
+The models are built without storage, so the largest is described in seconds and in no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import fairseq_sharing
+import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch.utils.flop_counter import FlopCounterMode
+
+from fairseq_sharing.colours import ink, set_colours
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import LayerMap, num_unique
+from fairseq_sharing.tying import part_of
+from fairseq_sharing.training import config as configuration
+
+COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "output", "other")
+BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
+# Tensors of the weight's size that fairseq's optimizers keep.
+_OPTIMIZER_STATES = {"adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
+
+
+@dataclass(frozen=True)
+class Description:
+    """One model.
+
+    Args:
+        name: what it is called beside the others.
+        layer_map: of each stack.
+        unique: parameters by component, each shared one once.
+        effective: the same, as if every layer had its own.
+        bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
+        macs: multiply-accumulate operations of one forward pass over one sentence pair.
+    """
+
+    name: str
+    layer_map: dict[str, LayerMap]
+    unique: dict[str, int]
+    effective: dict[str, int]
+    bytes: dict[str, int | None]
+    macs: int
+
+
+def describe(
+    config: Path,
+    overrides: Sequence[str] = (),
+    *,
+    data: Path | None = None,
+    vocabulary: int | None = None,
+    length: int = 25,
+    svg: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Print what an experiment trains, beside the vanilla models of N and of M layers.
+
+    Args:
+        config: an experiment file.
+        overrides: OmegaConf dot-list changes to it.
+        data: a prepared data directory, for the size of its dictionary.
+        vocabulary: that size, where there is no data yet.
+        length: source and target tokens of the sentence pair whose operations are counted.
+        svg: where to draw the layer maps.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        SharingError: a bad option, or no way to know the size of the vocabulary.
+    """
+    if length < 1:
+        raise SharingError(f"--length must be at least 1 token, got {length}")
+    composed = configuration.compose(config, overrides)
+    args = model_arguments(composed.train)
+    size = vocabulary or _vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
+    models = compare(str(composed.run), args, size, length)
+    if svg is not None:
+        svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
+    console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        console.print_json(
+            json.dumps({"vocabulary": size, "length": length, "models": [asdict(m) for m in models]})
+        )
+        return
+    for stack, layer_map in models[0].layer_map.items():
+        console.print(_map_line(stack, layer_map))
+    console.print(_table(models, size, length))
+    drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
+    console.print(f"{drawn}; train it with: fairseq-sharing train {config}")
+
+
+def model_arguments(train: Mapping[str, object]) -> Namespace:
+    """Turn a ``train`` block into fairseq's arguments, with the architecture and its checks applied.
+
+    Raises:
+        SharingError: an option that fairseq does not know, or that the model refuses.
+    """
+    fairseq_sharing.register()
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parser = options.get_training_parser()
+            return options.parse_args_and_arch(
+                parser, input_args=["unused", *configuration.fairseq_arguments(train)]
+            )
+    except SystemExit as error:
+        # argparse prints its whole usage before the line that says what is wrong.
+        line = told.getvalue().strip().rpartition("\n")[2].partition("error: ")[2]
+        raise SharingError(f"train block: {line[:300]}") from error
+
+
+def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[Description]:
+    """Describe a model beside the vanilla models of N and of M layers.
+
+    Args:
+        name: the experiment's name.
+        args: its arguments.
+        vocabulary: symbols of the joined dictionary, the four special ones included.
+        length: source and target tokens of the counted sentence pair.
+
+    Returns:
+        The model; vanilla with N layers; vanilla with M layers a stack, where M < N.
+    """
+    model = measure(name, args, vocabulary, length)
+    depth = {stack: len(layer_map) for stack, layer_map in model.layer_map.items()}
+    sets = {stack: num_unique(layer_map) for stack, layer_map in model.layer_map.items()}
+    described = [model]
+    for title, layers in (("vanilla, N layers", depth), ("vanilla, M layers", sets)):
+        if layers != depth or sets != depth:
+            plain = Namespace(
+                **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
+            )
+            for stack, count in layers.items():
+                setattr(plain, f"{stack}_layers", count)
+                setattr(plain, f"{stack}_layer_map", None)
+            plain.layer_map = None
+            described.append(measure(title, plain, vocabulary, length))
+    return described
+
+
+def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
+    """Build a model without storage and count what is in it."""
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    dictionary = Dictionary()
+    for number in range(vocabulary - len(dictionary)):
+        dictionary.add_symbol(f"{number}")
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    with torch.device("meta"):
+        model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task)
+    unique = _count(model, once=True)
+    values = sum(unique.values())
+    states = _OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
+    return Description(
+        name=name,
+        layer_map={stack: sharing.layer_map for stack, sharing in model.sharing.items()},
+        unique=unique,
+        effective=_count(model, once=False),
+        bytes={
+            "weights": BYTES * values,
+            "gradients": BYTES * values,
+            "optimizer": None if states is None else BYTES * values * states,
+        },
+        macs=count_macs(model, length),
+    )
+
+
+def count_macs(model: torch.nn.Module, length: int) -> int:
+    """Count the multiply-accumulate operations of one forward pass over one sentence pair.
+
+    Matrix products only: the layers of both stacks and the output projection (all of an adaptive softmax).
+
+    Args:
+        model: an encoder-decoder model built on the meta device.
+        length: source and target tokens.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        memory = torch.zeros(length, 1, model.cfg.encoder.embed_dim)  # T x B x C
+        x = torch.zeros(length, 1, model.cfg.decoder.embed_dim)
+        # The stacks' own forward passes look at token values, which models without storage have none of.
+        for layer in encoder.layers:
+            layer(memory, encoder_padding_mask=None)
+        for layer in decoder.layers:
+            layer(x, memory, None, self_attn_mask=torch.zeros(length, length))
+        x = x.transpose(0, 1)
+        if decoder.adaptive_softmax is not None:
+            decoder.adaptive_softmax.get_log_prob(x, None)
+        else:
+            decoder.output_layer(x)
+    # The counter counts a multiplication and an addition as two.
+    return counter.get_total_flops() // 2
+
+
+def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
+    """Count parameters by component; embeddings once in either case."""
+    counts = dict.fromkeys(COMPONENTS, 0)
+    seen = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        in_layer = ".layers." in name
+        if parameter in seen and (once or not in_layer):
+            continue
+        seen.add(parameter)
+        if in_layer:
+            component = part_of(name.split(".layers.")[1].split(".", 1)[1]) or "other"
+        elif "embed" in name:
+            component = "embeddings"
+        elif "layer_norm" in name or "layernorm" in name:
+            component = "layer_norm"
+        else:
+            component = "output"
+        counts[component] += parameter.numel()
+    return counts
+
+
+def _vocabulary_size(data: Path) -> int:
+    dictionaries = sorted((data / "bin").glob("dict.*.txt"))
+    if not dictionaries:
+        raise SharingError(
+            f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE"
+        )
+    return len(Dictionary.load(str(dictionaries[0])))
+
+
+def _map_line(stack: str, layer_map: LayerMap) -> Text:
+    line = Text(f"{stack}  N={len(layer_map)} M={num_unique(layer_map)}  ")
+    colours = set_colours(num_unique(layer_map))
+    for label in layer_map:
+        line.append(f" {label} ", style=f"{ink(colours[label])} on {colours[label]}")
+    return line
+
+
+def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table:
+    table = Table(title=f"{models[0].name}: vocabulary {vocabulary:,}, {length} + {length} tokens")
+    table.add_column("")
+    for model in models:
+        table.add_column(model.name, justify="right")
+
+    def add(title: str, values: Sequence[int | None], unit: str = "") -> None:
+        table.add_row(title, *("-" if value is None else f"{value:,}{unit}" for value in values))
+
+    for stack in models[0].layer_map:
+        add(f"{stack} layers N", [len(m.layer_map[stack]) for m in models])
+        add(f"{stack} sets M", [num_unique(m.layer_map[stack]) for m in models])
+    table.add_section()
+    add("unique parameters", [sum(m.unique.values()) for m in models])
+    for component in COMPONENTS:
+        if any(m.unique[component] for m in models):
+            add(f"  {component}", [m.unique[component] for m in models])
+    add("effective parameters", [sum(m.effective.values()) for m in models])
+    for component in COMPONENTS:
+        if any(m.effective[component] != m.unique[component] for m in models):
+            add(f"  {component}", [m.effective[component] for m in models])
+    table.add_section()
+    for part in ("weights", "gradients", "optimizer"):
+        add(f"bytes of {part}", [m.bytes[part] for m in models])
+    add("MACs a sentence", [m.macs for m in models])
+    return table
+
+
+def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
+    """Draw layer maps as SVG: a row a stack, a cell a layer, a colour a parameter set.
+
+    Args:
+        layer_maps: by stack.
+        cell: width of a cell, in pixels.
+
+    Returns:
+        The SVG document.
+    """
+    margin, header, row = 90, 34, cell + 34
+    width = margin + cell * max((len(m) for m in layer_maps.values()), default=0) + 16
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{header + row * len(layer_maps)}" '
+        'font-family="sans-serif" font-size="14" text-anchor="middle">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for line, (stack, layer_map) in enumerate(layer_maps.items()):
+        top = header + line * row
+        colours = set_colours(num_unique(layer_map))
+        parts.append(f'<text x="10" y="{top + cell / 2 + 5}" text-anchor="start">{escape(stack)}</text>')
+        for layer, label in enumerate(layer_map):
+            left = margin + layer * cell
+            parts.append(
+                f'<rect x="{left + 1}" y="{top}" width="{cell - 2}" height="{cell}" rx="4" fill="{colours[label]}"/>'
+                f'<text x="{left + cell / 2}" y="{top + cell / 2 + 5}" fill="{ink(colours[label])}">{label}</text>'
+                f'<text x="{left + cell / 2}" y="{top - 6}" font-size="11" fill="#555">{layer + 1}</text>'
+            )
+    return "\n".join([*parts, "</svg>\n"])
