@@ -94,11 +94,7 @@ def fit_to_model(
     recorded = recorded_sharing(state)
     for stack, wanted in sharing.items():
         num_layers = _count_layers(state, stack, recorded)
-        if stack in recorded:
-            same = recorded[stack] == wanted
-        else:
-            same = num_layers == len(wanted.layer_map)
-        if same:
+        if recorded[stack] == wanted if stack in recorded else num_layers == len(wanted.layer_map):
             continue
         plain = stack not in recorded or not recorded[stack].shares
         if initialising.get() and plain and num_layers == num_unique(wanted.layer_map):
@@ -141,9 +137,7 @@ def _spread_layers(state: MutableMapping[str, Any], stack: str, sharing: StackSh
 def explain_mismatch(error: RuntimeError) -> str:
     """Put torch's many lines about a state dict that does not fit into one that names the flag to look at."""
     lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-    line = next(
-        (line for line in lines if line.startswith("size mismatch")), lines[0] if lines else str(error)
-    )
+    line = next((line for line in lines if line.startswith("size mismatch")), lines[0] if lines else str(error))
     name = (re.search(r"(encoder|decoder)\.[\w.]+", line) or [""])[0]
     stack = name.split(".")[0] or "encoder"
     if ".fc1." in name or ".fc2." in name:
@@ -171,9 +165,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise SharingError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:200]})"
-        ) from error
+        raise SharingError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:200]})") from error
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
@@ -232,9 +224,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         if first is None:
             sharing, first = recorded_sharing(model), path
         elif recorded_sharing(model) != sharing:
-            raise SharingError(
-                f"{path}: its layer map differs from that of {first}; only equal maps are averaged"
-            )
+            raise SharingError(f"{path}: its layer map differs from that of {first}; only equal maps are averaged")
         tensors = {name: value for name, value in model.items() if torch.is_tensor(value)}
         shapes = {name: value.shape for name, value in tensors.items()}
         if total and shapes != {name: value.shape for name, value in total.items()}:
@@ -265,9 +255,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     model_args = model_arguments(checkpoint)
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
-        raise SharingError(
-            f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}"
-        )
+        raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
     state = dict(checkpoint["model"])
     aliases = dict((state.get(EXTRA_STATE) or {}).get("aliases", {}))
     for stack, sharing in recorded_sharing(state).items():
@@ -284,9 +272,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "cfg": cfg, "model": state, "extra_state": {}}
 
 
-_SHARING_OPTION = re.compile(
-    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision"
-)
+_SHARING_OPTION = re.compile(r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision")
 
 
 def _plain(value: Any) -> Any:
@@ -326,15 +312,11 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         for name, value in state.items()
         if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor"))
     }
-    borrowed = [
-        sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()
-    ]
+    borrowed = [sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()]
     history = checkpoint.get("optimizer_history") or [{}]
     return {
         "arch": args.get("arch"),
-        "sharing": {
-            stack: args.get(f"{stack}_sharing") or args.get("sharing") or "none" for stack in sharing
-        },
+        "sharing": {stack: args.get(f"{stack}_sharing") or args.get("sharing") or "none" for stack in sharing},
         "layers": {stack: len(s.layer_map) for stack, s in sharing.items()},
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
@@ -355,9 +337,7 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
         ``checkpoint_last.pt`` if it is readable, else the newest other one by time; None where there is none.
     """
     folder = Path(directory)
-    candidates = sorted(
-        folder.glob(f"checkpoint*{suffix}.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True
-    )
+    candidates = sorted(folder.glob(f"checkpoint*{suffix}.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     last = folder / f"checkpoint_last{suffix}.pt"
     for path in sorted(candidates, key=lambda p: p != last):
         try:

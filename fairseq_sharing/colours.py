@@ -9,7 +9,7 @@ _SETS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC7
 
 
 def set_colours(count: int) -> list[str]:
-    """Give each of ``count`` parameter sets a colour, as ``#RRGGBB``; more than eight take steps of hue and lightness."""
+    """Give each of ``count`` parameter sets a colour, as ``#RRGGBB``; beyond eight, steps of hue and lightness."""
     if count <= len(_SETS):
         return list(_SETS[:count])
     steps = ((0.55 + 0.5 * i / count, 0.25 + 0.55 * i / (count - 1)) for i in range(count))

@@ -141,11 +141,7 @@ def tell_errors_in_one_line() -> None:
     if not (program.startswith("fairseq-") or module.startswith("fairseq_cli")):
         return
     stock_hook = sys.excepthook
-    name = (
-        program
-        if program.startswith("fairseq-")
-        else "fairseq-" + module.rpartition(".")[2].replace("_", "-")
-    )
+    name = program if program.startswith("fairseq-") else "fairseq-" + module.rpartition(".")[2].replace("_", "-")
 
     def hook(kind, error, traceback):
         told = find_sharing_error(error)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import fairseq_sharing
 import torch
 from fairseq import options
 from fairseq.data import Dictionary
@@ -23,11 +22,12 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.flop_counter import FlopCounterMode
 
+import fairseq_sharing
 from fairseq_sharing.colours import ink, set_colours
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
-from fairseq_sharing.tying import part_of
 from fairseq_sharing.training import config as configuration
+from fairseq_sharing.tying import part_of
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "output", "other")
 BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
@@ -90,9 +90,7 @@ def describe(
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print_json(
-            json.dumps({"vocabulary": size, "length": length, "models": [asdict(m) for m in models]})
-        )
+        console.print_json(json.dumps({"vocabulary": size, "length": length, "models": [asdict(m) for m in models]}))
         return
     for stack, layer_map in models[0].layer_map.items():
         console.print(_map_line(stack, layer_map))
@@ -112,9 +110,7 @@ def model_arguments(train: Mapping[str, object]) -> Namespace:
     try:
         with contextlib.redirect_stderr(told):
             parser = options.get_training_parser()
-            return options.parse_args_and_arch(
-                parser, input_args=["unused", *configuration.fairseq_arguments(train)]
-            )
+            return options.parse_args_and_arch(parser, input_args=["unused", *configuration.fairseq_arguments(train)])
     except SystemExit as error:
         # argparse prints its whole usage before the line that says what is wrong.
         line = told.getvalue().strip().rpartition("\n")[2].partition("error: ")[2]
@@ -228,9 +224,7 @@ def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
 def _vocabulary_size(data: Path) -> int:
     dictionaries = sorted((data / "bin").glob("dict.*.txt"))
     if not dictionaries:
-        raise SharingError(
-            f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE"
-        )
+        raise SharingError(f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE")
     return len(Dictionary.load(str(dictionaries[0])))
 
 

@@ -148,7 +148,7 @@ def make_layer_map(
     if fixed is None:
         if num_unique_layers is None:
             raise SharingError(
-                f"{flag}unique-layers is missing: {flag}sharing {strategy} needs a number from 1 to {n_flag} ({num_layers})"
+                f"{flag}unique-layers is missing: {flag}sharing {strategy} needs one from 1 to {n_flag} ({num_layers})"
             )
         m = num_unique_layers
     else:
@@ -167,15 +167,11 @@ def make_layer_map(
 
 def _custom_map(custom, num_layers, num_unique_layers, flag, n_flag) -> LayerMap:
     if custom is None:
-        raise SharingError(
-            f"{flag}layer-map is missing: {flag}sharing custom needs {num_layers} labels, as in 0,1,1,0"
-        )
+        raise SharingError(f"{flag}layer-map is missing: {flag}sharing custom needs {num_layers} labels, as in 0,1,1,0")
     labels = [label.strip() for label in custom.split(",")] if isinstance(custom, str) else list(custom)
     shown = custom if isinstance(custom, str) else ",".join(map(str, labels))
     if len(labels) != num_layers or "" in labels:
-        raise SharingError(
-            f"{flag}layer-map must have {n_flag} ({num_layers}) labels, got {len(labels)}: {shown}"
-        )
+        raise SharingError(f"{flag}layer-map must have {n_flag} ({num_layers}) labels, got {len(labels)}: {shown}")
     layer_map = relabel(labels)
     if num_unique_layers not in (None, num_unique(layer_map)):
         raise SharingError(
@@ -239,12 +235,7 @@ def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) ->
     pick = (lambda name: options.get(f"{stack}_{name}")) if chooses else option
     strategy = option("sharing") or "none"
     unique_layers = pick("unique_layers")
-    if (
-        chooses
-        and unique_layers is None
-        and strategy in STRATEGIES
-        and not STRATEGIES[strategy].fixed_unique_layers
-    ):
+    if chooses and unique_layers is None and strategy in STRATEGIES and not STRATEGIES[strategy].fixed_unique_layers:
         unique_layers = options.get("unique_layers")
     layer_map = make_layer_map(
         str(strategy), num_layers, unique_layers, pick("layer_map"), stack if _has_own(options, stack) else ""
@@ -259,6 +250,4 @@ def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) ->
 
 
 def _has_own(options: Mapping[str, object], stack: str) -> bool:
-    return any(
-        options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map")
-    )
+    return any(options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map"))

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="fairseq-sharing",
-        description="Share parameters across the layers of fairseq Transformers: prepare data, train, evaluate, compare.",
+        description="Share parameters across the layers of fairseq Transformers: prepare, train, evaluate, compare.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELP = (
-    "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
-)
+HELP = "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
 
 _SETTINGS = ("average_last", "beam", "lenpen", "max_tokens")
 
@@ -28,12 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluated run to compare with by paired bootstrap",
         **optional,
     )
-    run.add_argument(
-        "--out", type=Path, metavar="DIR", help="copy the result to DIR/<run>-seed<seed>.json", **optional
-    )
-    run.add_argument(
-        "--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional
-    )
+    run.add_argument("--out", type=Path, metavar="DIR", help="copy the result to DIR/<run>-seed<seed>.json", **optional)
+    run.add_argument("--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional)
     own = "instead of the configuration's evaluate."
     run.add_argument(
         "--average-last",
@@ -44,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
     run.add_argument("--lenpen", type=float, metavar="X", help=f"length penalty, {own}lenpen", **optional)
-    run.add_argument(
-        "--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional
-    )
+    run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
     files = parser.add_argument_group("plain files, one detokenised sentence a line (.gz too)")
     files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
     files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference", **optional)

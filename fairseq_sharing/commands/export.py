@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
 
     save_atomically(materialise(load_checkpoint(args.checkpoint)), args.output)
+    size = args.output.stat().st_size
     Console(highlight=False, soft_wrap=True).print(
-        f"{args.output}: {args.output.stat().st_size:,} bytes; translate with: fairseq-generate DATA --path {args.output}"
+        f"{args.output}: {size:,} bytes; translate with: fairseq-generate DATA --path {args.output}"
     )

@@ -29,18 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET",
         help=f"{recipes}; 'files' for texts of your own; or the path of a recipe.yaml",
     )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="data directory to make or bring up to date"
-    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="data directory to make or bring up to date")
     parser.add_argument(
         "--mirror", metavar="DIR", help="folder, file:// or http(s):// URL that holds the files to fetch"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all processors)")
     parser.add_argument("--json", action="store_true", help="print the manifest on standard output")
 
-    files = parser.add_argument_group(
-        "texts of your own (dataset 'files'; PREFIX.en and PREFIX.de, or .en.gz ...)"
-    )
+    files = parser.add_argument_group("texts of your own (dataset 'files'; PREFIX.en and PREFIX.de, or .en.gz ...)")
     files.add_argument("--train", metavar="PREFIX", help="training texts")
     files.add_argument("--valid", metavar="PREFIX", help="validation texts")
     files.add_argument(
@@ -80,9 +76,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset == "files":
         recipe = files_recipe(args.train, args.valid, args.test, settings)
     elif args.train or args.valid or args.test:
-        raise SharingError(
-            f"--train, --valid and --test are for dataset 'files', got dataset {args.dataset!r}"
-        )
+        raise SharingError(f"--train, --valid and --test are for dataset 'files', got dataset {args.dataset!r}")
     else:
         recipe = load_recipe(args.dataset, settings)
     manifest = prepare(recipe, Path(args.out), args.mirror, args.workers)

@@ -10,9 +10,7 @@ HELP = "make the table, the plots and the HTML page of a folder of results"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="result files, one JSON a run, e.g. results/multi30k"
-    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="result files, one JSON a run, e.g. results/multi30k")
     parser.add_argument(
         "--runs",
         type=Path,
@@ -21,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="evaluated run directories, or a directory of them, whose results are copied to DIR first",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print table and file names as JSON on standard output"
-    )
+    parser.add_argument("--json", action="store_true", help="print table and file names as JSON on standard output")
 
 
 def run(args: argparse.Namespace) -> None:

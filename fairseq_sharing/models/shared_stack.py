@@ -86,9 +86,7 @@ class SharingModel:
             for stack, sharing in recorded_sharing(state).items():
                 if sharing != self.sharing[stack]:
                     getattr(self, stack).change_map(sharing)
-                    logger.info(
-                        f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})"
-                    )
+                    logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")
             self.map_changed_by = changed_by
         fit_to_model(state, self.sharing, find_aliases(self))
 

@@ -71,9 +71,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     Raises:
         SharingError: options that make no layer map, or that cannot be combined with sharing.
     """
-    sharing = {
-        stack: resolve_stack(vars(args), stack, int(getattr(args, f"{stack}_layers"))) for stack in stacks
-    }
+    sharing = {stack: resolve_stack(vars(args), stack, int(getattr(args, f"{stack}_layers"))) for stack in stacks}
     for stack, stack_sharing in sharing.items():
         if stack_sharing.shares:
             _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped one by one", 0)
@@ -101,5 +99,5 @@ def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
     if value not in (None, allowed) and value:
         raise SharingError(
             f"--{name.replace('_', '-')} {value} cannot be combined with this model: {reason}; "
-            f"allowed: {'leave it out' if not allowed else allowed}"
+            f"allowed: {allowed or 'leave it out'}"
         )

@@ -38,9 +38,7 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Build the next layer, tied to its owner."""
-        return self.build_tied(
-            lambda: super(SharedTransformerDecoder, self).build_decoder_layer(cfg, no_encoder_attn)
-        )
+        return self.build_tied(lambda: super(SharedTransformerDecoder, self).build_decoder_layer(cfg, no_encoder_attn))
 
 
 @register_model("transformer_sharing")
