@@ -96,7 +96,7 @@ def mend_checkpoints() -> None:
 
 
 def mend_trainer() -> None:
-    """Say in one line which checkpoint does not fit; list parameters anew for the legacy data-parallel wrapper."""
+    """Say in one line which checkpoint does not fit, and let a fine-tuning start from a model of M layers."""
     stock_load = trainer.Trainer.load_checkpoint
 
     @functools.wraps(stock_load)

@@ -211,10 +211,10 @@ def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
         seen.add(parameter)
         if in_layer:
             component = part_of(name.split(".layers.")[1].split(".", 1)[1]) or "other"
-        elif "embed" in name:
-            component = "embeddings"
         elif "layer_norm" in name or "layernorm" in name:
             component = "layer_norm"
+        elif "embed" in name:
+            component = "embeddings"
         else:
             component = "output"
         counts[component] += parameter.numel()

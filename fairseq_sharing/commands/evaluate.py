@@ -16,7 +16,7 @@ _SETTINGS = ("average_last", "beam", "lenpen", "max_tokens")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    optional = {"default": argparse.SUPPRESS}
+    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
     run = parser.add_argument_group("a run")
     run.add_argument("evaluated", nargs="?", type=Path, metavar="RUN", help="run directory made by train")
     run.add_argument(
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         result: dict[str, Any] = scores
         table = _table(str(args.hypothesis.name), {str(args.reference.name): scores})
     else:
-        from fairseq_sharing.evaluation.result import evaluate_run
+        from fairseq_sharing.evaluation.evaluate import evaluate_run
 
         if not args.evaluated.is_dir():
             raise SharingError(f"{args.evaluated}: no such run directory")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairseq_sharing.evaluation.results import STACKS, Row, scored_sets
+from fairseq_sharing.evaluation.study import STACKS, Row, scored_sets
 from fairseq_sharing.evaluation.tables import titles
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         (
             "layer_maps.png",
             _layer_maps,
-            "Which parameter set each layer uses, input at the left: layers of one number and colour share their"
-            " parameters. Encoder and decoder have sets of their own.",
+            "Which parameter set each layer uses, input at the left: layers of one number and colour share"
+            " their parameters. Encoder and decoder have sets of their own.",
         ),
     ]
     written = []
@@ -89,7 +89,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
 
 def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Give each row its colour and marker by strategy; rows of one strategy differ in line and filling."""
-    styles, used = [], {}
+    styles: list[dict[str, Any]] = []
+    used: dict[str, int] = {}
     for row in rows:
         colour, marker = _STYLES.get(row.strategy, _STYLES["custom"])
         turn = used[row.strategy] = used.get(row.strategy, -1) + 1
@@ -119,7 +120,7 @@ def _finish(axes: Axes) -> None:
 
 def _add_legend(figure: Figure, order: Sequence[str]) -> None:
     """Put one legend of all panels below them, never over the data."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
@@ -148,9 +149,7 @@ def _bleu_by_speed(rows: Sequence[Row]) -> Figure | None:
     return _bleu_panels(rows, speeds, "training speed (target tokens/s)")
 
 
-def _bleu_panels(
-    rows: Sequence[Row], xs: Sequence[tuple[float, float | None] | None], x_label: str
-) -> Figure:
+def _bleu_panels(rows: Sequence[Row], xs: Sequence[tuple[float, float | None] | None], x_label: str) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     tests = scored_sets(rows)
@@ -218,9 +217,7 @@ def _bar(row: Row, test: str) -> tuple[float, float]:
     assert bleu is not None
     if bleu.deviation is not None:
         return bleu.deviation, bleu.deviation
-    low, high = next(
-        result["scores"][test]["bleu_interval"] for result in row.results if test in result["scores"]
-    )
+    low, high = next(result["scores"][test]["bleu_interval"] for result in row.results if test in result["scores"])
     return max(0.0, bleu.mean - low), max(0.0, high - bleu.mean)
 
 
@@ -235,9 +232,7 @@ def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
     clusters: list[list[tuple[float, int]]] = []
     for value, index in placed:
         clusters.append([(_PANEL_POINTS * (value - placed[0][0]) / extent if extent else 0.0, index)])
-        while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(
-            clusters[-2]
-        ):
+        while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(clusters[-2]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
     offsets = [0.0] * len(xs)
     for cluster in clusters:
@@ -276,9 +271,7 @@ def _learning_curves(rows: Sequence[Row]) -> Figure | None:
                 markevery=max(1, len(updates) // 8),
                 label=title,
             )
-            settled += [
-                loss for update, loss in zip(updates, losses, strict=True) if update >= _SETTLED * last
-            ]
+            settled += [loss for update, loss in zip(updates, losses, strict=True) if update >= _SETTLED * last]
     if not settled:
         return None
     room = 0.05 * (max(settled) - min(settled) or 1.0)
@@ -338,9 +331,7 @@ def _layer_maps(rows: Sequence[Row]) -> Figure | None:
             colours = _set_colours(max(labels, default=-1) + 1)
             for layer, label in enumerate(labels):
                 place = (left + layer, line * 1.35)
-                axes.add_patch(
-                    Rectangle(place, 1, 1, facecolor=colours[label], edgecolor="white", linewidth=1.2)
-                )
+                axes.add_patch(Rectangle(place, 1, 1, facecolor=colours[label], edgecolor="white", linewidth=1.2))
                 if cell > 0.15:
                     axes.text(
                         place[0] + 0.5,
@@ -361,7 +352,7 @@ def _layer_maps(rows: Sequence[Row]) -> Figure | None:
 
 
 def _set_colours(count: int) -> list[str]:
-    """Give each parameter set a colour; more sets than named colours take steps of a colour-blind-safe scale."""
+    """Give each parameter set a colour; more than there are named ones are steps of a colour-blind-safe scale."""
     if count <= len(_SETS):
         return list(_SETS[:count])
     from matplotlib import colormaps

@@ -16,9 +16,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import PACKAGE_DIR
 
 
-def generate(
-    arguments: Sequence[str], output: Path, segments: int, title: str, console: Console
-) -> list[str]:
+def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:
     """Run ``fairseq-generate`` with this package loaded and keep its output.
 
     Args:
@@ -29,7 +27,7 @@ def generate(
         console: where the command and the progress are shown.
 
     Returns:
-        The best hypothesis of each sentence as fairseq wrote it (subwords, tokenised), in the order of the test set.
+        The best hypothesis of each sentence as fairseq wrote it (subwords, tokenised), in the test set's order.
 
     Raises:
         SharingError: fairseq-generate failed, or left out or repeated a sentence.
@@ -68,9 +66,7 @@ def generate(
             process.terminate()
             raise
     if process.returncode:
-        raise SharingError(
-            f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})"
-        )
+        raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})")
     hypotheses = read_generated(partial, segments)
     os.replace(partial, output)
     errors.unlink()
@@ -124,13 +120,11 @@ def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]
         hypotheses[sentence] = rest[1]
     missing = [sentence for sentence in range(segments) if sentence not in hypotheses]
     if missing:
-        raise SharingError(
-            f"{name}: {len(missing)} of {segments} sentences are not translated: {_some(missing)}"
-        )
+        raise SharingError(f"{name}: {len(missing)} of {segments} sentences are not translated: {_some(missing)}")
     beyond = sorted(sentence for sentence in hypotheses if sentence >= segments)
     if beyond:
         raise SharingError(
-            f"{name}: ids beyond the {segments} sentences of the test set (0 .. {segments - 1}): {_some(beyond)}"
+            f"{name}: ids beyond the {segments} sentences of the test set (0 to {segments - 1}): {_some(beyond)}"
         )
     return [hypotheses[sentence] for sentence in range(segments)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.evaluation import figures
-from fairseq_sharing.evaluation.results import Row
+from fairseq_sharing.evaluation.study import Row
 from fairseq_sharing.evaluation.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
 
 # Pixels an inch at which pictures are shown: all at one scale, at most as wide as the page.
@@ -24,8 +24,8 @@ _TEMPLATE = """\
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
-       padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem;
+       margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -47,12 +47,18 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 {%- macro table(headers, cells) %}
 <div class="wide"><table>
 <thead><tr>
-{%- for header in headers %}<th scope="col"{% if header in text_columns %} class="text"{% endif %}>{{ header|e|replace("_", "_<wbr>"|safe) }}</th>
+{%- for header in headers %}
+<th scope="col"{% if header in text_columns %} class="text"{% endif %}>
+{{- header|e|replace("_", "_<wbr>"|safe) -}}
+</th>
 {%- endfor %}</tr></thead>
 <tbody>
 {%- for line in cells %}
-<tr>{% for cell in line %}<td{% if headers[loop.index0] in text_columns %} class="text"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>
+<tr>
+{%- for cell in line %}
+<td{% if headers[loop.index0] in text_columns %} class="text"{% endif %}>{{ cell }}</td>
+{%- endfor %}
+</tr>
 {%- endfor %}
 </tbody></table></div>
 {%- endmacro %}
@@ -138,10 +144,10 @@ def _picture(file: Path, caption: str) -> dict[str, Any]:
 
 
 def examples(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Bring the quoted sentences together: of each, its translation by the first seed of every row that quotes it.
+    """Bring the quoted sentences together: each with its translation by the first seed of every row.
 
     Returns:
-        Source, reference and (model, hypothesis) pairs of each sentence; none for a corpus that isn't artificial.
+        Source, reference and (model, hypothesis) pairs of each sentence; none where no result quotes any.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row, title in zip(rows, titles(rows), strict=True):

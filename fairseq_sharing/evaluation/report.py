@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import tables
-from fairseq_sharing.evaluation.results import Row, read_result, read_rows
+from fairseq_sharing.evaluation.study import Row, read_result, read_rows
 from fairseq_sharing.preparation.files import atomic_write
 
 

@@ -23,7 +23,7 @@ class Score:
         chrf: corpus chrF2 (0-100).
         signature: sacreBLEU's signatures, by metric ("bleu", "chrf").
         segments: number of segments scored.
-        p_value: probability of a BLEU difference this large were both systems equally good; None without baseline.
+        p_value: probability of so large a difference in BLEU between equal systems; None without baseline.
         baseline: name of the system compared with.
     """
 
@@ -68,7 +68,6 @@ def score(
         Post 2018, "A Call for Clarity in Reporting BLEU Scores"; paired bootstrap: Koehn 2004.
     """
     from sacrebleu.metrics import BLEU, CHRF
-    from sacrebleu.significance import PairedTest
 
     _check_segments("hypotheses", hypotheses, references)
     try:
@@ -80,18 +79,8 @@ def score(
     chrf_score = chrf.corpus_score(hypotheses, [references])
     p_value = None
     if baseline is not None:
-        name, translations = baseline
-        _check_segments(f"hypotheses of the baseline {name}", translations, references)
-        test = PairedTest(
-            [("baseline", translations), ("system", hypotheses)],
-            {"BLEU": BLEU(trg_lang=target_lang)},
-            [references],
-            test_type="bs",
-            n_samples=BOOTSTRAP_SAMPLES,
-        )
-        # sacreBLEU counts resamples that differ by more than the systems do: for equal translations that is none.
-        equal = list(translations) == list(hypotheses)
-        p_value = 1.0 if equal else float(test()[1]["BLEU"][1].p_value)
+        _check_segments(f"hypotheses of the baseline {baseline[0]}", baseline[1], references)
+        p_value = _paired_bootstrap(hypotheses, baseline[1], references, BLEU(trg_lang=target_lang))
     return Score(
         bleu=float(bleu_score.score),
         bleu_interval=(max(0.0, bleu_score._mean - bleu_score._ci), bleu_score._mean + bleu_score._ci),
@@ -103,9 +92,23 @@ def score(
     )
 
 
-def score_files(
-    hypothesis: Path, reference: Path, baseline: Path | None = None, target_lang: str = ""
-) -> Score:
+def _paired_bootstrap(
+    hypotheses: Sequence[str], baseline: Sequence[str], references: Sequence[str], metric: Any
+) -> float:
+    from sacrebleu.significance import PairedTest, Result
+
+    if list(hypotheses) == list(baseline):
+        # sacreBLEU counts the resamples that differ by more than the systems do: of equal ones none, so p = 0.001.
+        return 1.0
+    systems = [("baseline", baseline), ("system", hypotheses)]
+    test = PairedTest(systems, {"BLEU": metric}, [references], test_type="bs", n_samples=BOOTSTRAP_SAMPLES)
+    result = test()[1]["BLEU"][1]
+    assert isinstance(result, Result)
+    assert result.p_value is not None
+    return float(result.p_value)
+
+
+def score_files(hypothesis: Path, reference: Path, baseline: Path | None = None, target_lang: str = "") -> Score:
     """Score a plain or gzipped text file against another, one segment a line.
 
     Args:
@@ -121,22 +124,28 @@ def score_files(
         SharingError: a file is missing, is not UTF-8 or differs in its number of lines from the reference.
     """
     references = list(read_lines(reference))
-    hypotheses = read_parallel(hypothesis, reference, len(references))
+    other = f"its reference {reference} has"
+    hypotheses = read_parallel(hypothesis, len(references), other)
     compared = None
     if baseline is not None:
-        compared = (baseline.name, read_parallel(baseline, reference, len(references)))
+        compared = (baseline.name, read_parallel(baseline, len(references), other))
     return score(hypotheses, references, compared, target_lang)
 
 
-def read_parallel(path: Path, reference: Path, expected: int) -> list[str]:
-    """Read the lines of a file that must have as many as its reference.
+def read_parallel(path: Path, expected: int, other: str) -> list[str]:
+    """Read the lines of a file that must have a given number.
+
+    Args:
+        path: the file, compressed if its name ends in .gz.
+        expected: number of lines.
+        other: what has or says that number, subject and verb.
 
     Raises:
         SharingError: it has not; the message gives both numbers.
     """
     segments = list(read_lines(path))
     if len(segments) != expected:
-        raise SharingError(f"{path} has {len(segments)} lines, its reference {reference} has {expected}")
+        raise SharingError(f"{path} has {len(segments)} lines, {other} {expected}")
     return segments
 
 

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fairseq_sharing.evaluation.results import Row, baselines, scored_sets, signatures
+from fairseq_sharing.evaluation.study import Row, baselines, scored_sets, signatures
 
 Cells = list[list[str]]
 
@@ -35,7 +35,7 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
             row.sizes("layers"),
             f"{row['parameters']['unique']:,}",
             f"{row['parameters']['effective']:,}",
-            row.speed.format(0) if row.speed else "–",
+            row.speed.format(0) if row.speed else "-",
             row.updates,
             str(len(row.results)),
         ]
@@ -74,7 +74,7 @@ def by_run(rows: Sequence[Row]) -> tuple[list[str], Cells]:
                         f"{score['bleu']:.2f}",
                         f"{low:.2f} to {high:.2f}",
                         f"{score['chrf']:.2f}",
-                        "–" if score["p_value"] is None else f"{score['p_value']:.3f}",
+                        "-" if score["p_value"] is None else f"{score['p_value']:.3f}",
                     ]
                 )
     return headers, cells
@@ -83,8 +83,9 @@ def by_run(rows: Sequence[Row]) -> tuple[list[str], Cells]:
 def notes(rows: Sequence[Row]) -> list[str]:
     """Say in sentences how to read the tables: units, checkpoints, search, signatures, baseline."""
     lines = [
-        "M: parameter sets and N: layers, of the encoder as of the decoder. Unique parameters count a shared tensor once,"
-        " effective ones once a layer that uses it. Tokens/s: target tokens a second in training.",
+        "M: parameter sets and N: layers, of the encoder as of the decoder (else as encoder+decoder). Unique"
+        " parameters count a shared tensor once, effective ones once a layer that uses it. Tokens/s: target tokens"
+        " a second in training.",
         "Sharing saves parameters, not computation: a model of N layers computes N layers, however many sets it has.",
     ]
     if any(len(row.results) > 1 for row in rows):
@@ -150,7 +151,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
         for test in scored_sets([row]):
             scores = [result["scores"][test] for result in row.results if test in result["scores"]]
             bleu, chrf = row.score(test, "bleu"), row.score(test, "chrf")
-            assert bleu and chrf
+            assert bleu
+            assert chrf
             writer.writerow(
                 [
                     row.run,
@@ -181,7 +183,7 @@ def stacked(cell: str) -> str:
 
 
 def terminal(rows: Sequence[Row], title: str) -> RichTable:
-    """Make the main table for a terminal: narrow, so without effective parameters and with p-values on a line of their own."""
+    """Make the main table for a terminal: narrow, so without the effective parameters."""
     headers, cells = summary(rows)
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     left_out = {"Effective parameters"} | ({"Seeds"} if all(len(row.results) == 1 for row in rows) else set())
@@ -201,13 +203,13 @@ TEXT_COLUMNS = ("Model", "Run", "Test set")
 def _bleu(row: Row, test: str) -> str:
     bleu = row.score(test, "bleu")
     if bleu is None:
-        return "–"
+        return "-"
     p_value = row.p_value(test)
     return bleu.format() + (f" ({p_value})" if p_value else "")
 
 
 def _recipes(rows: Sequence[Row]) -> list[str]:
-    """Say which checkpoints were averaged and how was searched: one sentence when all runs agree, else by run."""
+    """Say which checkpoints were averaged and how was searched; by run where they do not agree."""
     by_recipe: dict[str, list[str]] = {}
     for row in rows:
         for result in row.results:
@@ -224,11 +226,10 @@ def _recipe(result: dict[str, Any]) -> str:
         f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
     )
     checkpoints = (
-        "the last epoch's checkpoint"
-        if averaged == 1
-        else f"the average of the last {averaged} epoch checkpoints"
+        "the last epoch's checkpoint" if averaged == 1 else f"the average of the last {averaged} epoch checkpoints"
     )
-    return f"Translated by {checkpoints}, beam {search.get('beam', '?')}, length penalty {lenpen}; scored on raw references."
+    beam = search.get("beam", "?")
+    return f"Translated by {checkpoints}, beam {beam}, length penalty {lenpen}; scored on raw references."
 
 
 def _device(result: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ class TrainingLog:
     """A run's speed and learning curve.
 
     Attributes:
-        tokens_per_second: target tokens trained on a second, padding not counted; None when the log is too short.
-        valid: parallel lists "epoch", "updates", "loss" (label-smoothed, base 2) and "perplexity", in order of updates.
+        tokens_per_second: target tokens a second, padding not counted; None when the log is too short.
+        valid: parallel lists "epoch", "updates", "loss" (the criterion's, base 2) and "perplexity".
     """
 
     tokens_per_second: float | None
@@ -29,12 +29,12 @@ def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
     """Summarise the JSON lines of fairseq's training log.
 
     Args:
-        records: kind and content of each line, as `RunDirectory.log_records` yields them. A line may come more than
-            once (fairseq attaches its log file once a progress bar); of a resumed run the later values count.
+        records: kind and content of each line, as `RunDirectory.log_records` yields them. What a resumed run
+            logs again for the same update replaces what it logged before.
 
     Returns:
-        The median over the log's "wps" entries after the first few (entries of whole epochs, "train_wps", where the
-        log has no finer ones) and the curve over the validations.
+        The median over the log's "wps" entries after the first few (those of whole epochs, "train_wps", where
+        the log has no finer ones) and the curve over the validations.
     """
     inner: dict[int, float] = {}
     epochs: dict[int, float] = {}

@@ -108,7 +108,7 @@ class Row:
     def updates(self) -> str:
         """Updates trained, as a range where the seeds differ."""
         ends = sorted({result["updates"] for result in self.results})
-        return "–".join(f"{updates:,}" for updates in dict.fromkeys((ends[0], ends[-1])))
+        return " to ".join(f"{updates:,}" for updates in dict.fromkeys((ends[0], ends[-1])))
 
     def score(self, test: str, metric: str) -> Spread | None:
         """Summarise BLEU or chrF on a test set; None where it wasn't scored."""
@@ -116,7 +116,7 @@ class Row:
         return Spread.of(values) if values else None
 
     def p_value(self, test: str) -> str:
-        """Write the p-value against the baseline on a test set, of several seeds the largest; empty without baseline."""
+        """Write the p-value on a test set, the largest of several seeds; empty without baseline."""
         values = [result["scores"][test]["p_value"] for result in self.results if test in result["scores"]]
         known = [value for value in values if value is not None]
         return f"p{'=' if len(known) == 1 else '≤'}{max(known):.3f}" if known else ""
@@ -132,8 +132,8 @@ def read_rows(folder: Path) -> list[Row]:
         One row an experiment: vanilla first, then by strategy, M and N.
 
     Raises:
-        SharingError: no folder or no result in it, a file that is no result, two results of one seed, or runs of one
-            name that are not the same experiment.
+        SharingError: no folder or no result in it, a file that is no result, two results of one seed, or runs
+            of one name that are not the same experiment.
     """
     if not folder.is_dir():
         raise SharingError(f"{folder}: no such folder of results")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ from rich.console import Console
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.scoring import read_parallel, score
+from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.training_log import summarise
 from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
 from fairseq_sharing.training.run_directory import RunDirectory
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
-_SEARCH_SETTINGS = ("beam", "lenpen", "max_tokens", "test_lenpen")
 _EPOCH_CHECKPOINT = re.compile(r"checkpoint(\d+)\.pt")
+_SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen")
+_MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
+_RECORD = ("train_seconds", "device", "versions", "commit")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Average a run's last checkpoints, translate and score every test set of its data.
 
-    A step whose checkpoints, settings and data are those of its last time is not done again.
+    Averaging and translating are skipped when checkpoints, settings and data are those of the last time.
 
     Args:
         path: run directory of ``fairseq-sharing train``.
@@ -93,105 +95,58 @@ def evaluate_run(
     Raises:
         SharingError: something is missing, incomplete or does not fit together; the message names it.
     """
-    from fairseq_sharing import checkpoint
-    from fairseq_sharing.preparation.text import Pipeline
+    from fairseq_sharing.checkpoint import describe_checkpoint
 
     run = RunDirectory(path)
     config, record = run.config(), run.record()
     settings = EvaluationSettings.of({**config.get("evaluate", {}), **(overrides or {})})
     data = data or Path(record.get("data", ""))
-    manifest = _read_manifest(data)
-    tests = manifest["tests"]
-    _check_names(settings.test_lenpen, [test["name"] for test in tests])
-
-    steps = _Steps(run.evaluation / "steps.json")
-    checkpoints = last_epoch_checkpoints(run.checkpoints, settings.average_last)
-    if len(checkpoints) < settings.average_last:
-        console.print(
-            f"averaging {len(checkpoints)} checkpoints: {run.checkpoints} holds fewer than the"
-            f" {settings.average_last} asked for",
-            markup=False,
-        )
+    manifest = _read_manifest(data, settings)
     if record.get("finished") is None:
-        console.print(f"{run.path}: training has not finished; scoring what is there", markup=False)
-    averaged = run.checkpoints / "checkpoint_average.pt"
-    inputs: dict[str, Any] = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
-    if not steps.is_done("average", inputs, averaged):
-        checkpoint.average_checkpoints(checkpoints, averaged)
-        steps.record("average", inputs, averaged)
+        console.print(f"{path}: training has not finished; scoring what is there", markup=False)
+    other = _find_baseline(run, config, settings, baseline, console)
 
-    pipeline = Pipeline.from_manifest(data)
-    compared = _find_baseline(run, config, settings, baseline, console)
+    steps = Steps(run.evaluation / "steps.json")
+    checkpoints = last_epoch_checkpoints(run.checkpoints, settings.average_last)
+    inputs = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
+    averaged = _average(run, checkpoints, inputs, settings.average_last, steps, console)
+    translator = _Translator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
-    for test in tests:
-        name, segments = test["name"], int(test["segments"])
-        references = list(read_lines(data / test["reference"]))
-        if len(references) != segments:
-            raise SharingError(
-                f"{data / test['reference']} has {len(references)} lines, the manifest says {segments}"
-            )
-        lenpen = settings.test_lenpen.get(name, settings.lenpen)
-        translated = run.evaluation / f"{name}.generate.txt"
-        search = {"beam": settings.beam, "lenpen": lenpen, "max_tokens": settings.max_tokens}
-        step_inputs = {**inputs, **search, "subset": test["subset"], "data": manifest["files"]}
-        if steps.is_done(name, step_inputs, translated):
-            tokens = read_generated(translated, segments)
-        else:
-            words = [str(data / "bin"), "--path", str(averaged), "--gen-subset", test["subset"]]
-            words += ["--task", str(config.train.get("task") or "translation")]
-            words += ["--source-lang", manifest["source_lang"], "--target-lang", manifest["target_lang"]]
-            for option, value in search.items():
-                words += [f"--{option.replace('_', '-')}", str(value)]
-            tokens = generate(words, translated, segments, name, console)
-            steps.record(name, step_inputs, translated)
-        hypotheses = [pipeline.decode(line) for line in tokens]
+    for test in manifest["tests"]:
+        name, reference = test["name"], data / test["reference"]
+        references = read_parallel(reference, int(test["segments"]), f"{data / 'manifest.json'} says")
+        hypotheses = translator.translate(test, averaged, inputs, steps, console)
         _write(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
-        other = _read_baseline(compared, name, data / test["reference"], segments)
-        scores[name] = score(hypotheses, references, other, manifest["target_lang"]).as_dict()
+        compared = _read_baseline(other, name, reference, len(references))
+        scores[name] = score(hypotheses, references, compared, manifest["target_lang"]).as_dict()
         if manifest.get("artificial") and not examples:
             sources = list(read_lines(data / test["source"]))
-            examples = [
-                {
-                    "test": name,
-                    "source": sources[i],
-                    "reference": references[i],
-                    "hypothesis": hypotheses[i],
-                }
-                for i in range(0, segments, max(1, segments // EXAMPLES))
-            ][:EXAMPLES]
+            examples = _examples(name, sources, references, hypotheses)
 
-    model = checkpoint.describe_checkpoint(averaged)
+    model = describe_checkpoint(averaged)
     log = summarise(run.log_records())
     result = {
         "run": str(config.run),
         "dataset": str(config.dataset),
-        **{
-            name: model[name]
-            for name in ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters")
-        },
-        "updates": model["updates"],
+        **{name: model[name] for name in _MODEL},
         "epochs": _epoch(checkpoints[-1]),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
-        "train_seconds": record.get("train_seconds"),
-        "device": record.get("device"),
-        "versions": record.get("versions"),
-        "commit": record.get("commit"),
+        **{name: record.get(name) for name in _RECORD},
         "command": _portable(record.get("command") or [], config),
         "valid": log.valid,
         "checkpoint": {"averaged": [file.name for file in checkpoints]},
-        "generation": {name: getattr(settings, name) for name in _SEARCH_SETTINGS},
+        "generation": {name: getattr(settings, name) for name in _SEARCH},
         "scores": scores,
+        **({"examples": examples} if examples else {}),
     }
-    if examples:
-        result["examples"] = examples
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
     _write(run.result_file, text)
     if out is not None:
         _write(out / f"{config.run}-seed{config.seed}.json", text)
-    return result
+    return json.loads(text)
 
 
 def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
@@ -219,60 +174,103 @@ def _epoch(file: Path) -> int:
     return int(match[1])
 
 
-class _Steps:
-    """Remembers from what each step's output was made."""
+def _average(
+    run: RunDirectory,
+    checkpoints: Sequence[Path],
+    inputs: Mapping[str, Any],
+    asked: int,
+    steps: Steps,
+    console: Console,
+) -> Path:
+    from fairseq_sharing.checkpoint import average_checkpoints
 
-    def __init__(self, file: Path):
-        self._file = file
-        self._done: dict[str, dict[str, str]] = {}
-        if file.is_file():
-            try:
-                self._done = json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise SharingError(f"{file}: not JSON ({error}); remove it to evaluate anew") from error
-
-    def is_done(self, step: str, inputs: Mapping[str, Any], output: Path) -> bool:
-        """Tell whether the output is there, as it was written, and made from these inputs."""
-        return output.is_file() and self._done.get(step) == _entry(inputs, output)
-
-    def record(self, step: str, inputs: Mapping[str, Any], output: Path) -> None:
-        """Remember a finished step."""
-        self._done[step] = _entry(inputs, output)
-        _write(self._file, json.dumps(self._done, indent=2) + "\n")
+    if len(checkpoints) < asked:
+        number = len(checkpoints)
+        console.print(f"averaging {number}, not {asked}: {run.checkpoints} holds no more", markup=False)
+    averaged = run.checkpoints / "checkpoint_average.pt"
+    if not steps.is_done("average", inputs, averaged):
+        average_checkpoints(checkpoints, averaged)
+        steps.record("average", inputs, averaged)
+    return averaged
 
 
-def _entry(inputs: Mapping[str, Any], output: Path) -> dict[str, str]:
-    text = json.dumps(inputs, sort_keys=True)
-    return {"inputs": hashlib.sha256(text.encode()).hexdigest(), "output": sha256(output)}
+class _Translator:
+    """Translates the test sets of a data directory with a run's model."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        data: Path,
+        manifest: Mapping[str, Any],
+        settings: EvaluationSettings,
+        task: str,
+    ):
+        from fairseq_sharing.preparation.text import Pipeline
+
+        self._run, self._data, self._manifest, self._settings = run, data, manifest, settings
+        self._languages = ("--source-lang", manifest["source_lang"], "--target-lang", manifest["target_lang"])
+        self._task = task
+        self._pipeline = Pipeline.from_manifest(data)
+
+    def translate(
+        self,
+        test: Mapping[str, Any],
+        checkpoint: Path,
+        inputs: Mapping[str, Any],
+        steps: Steps,
+        console: Console,
+    ) -> list[str]:
+        """Give the detokenised translations of one test set, from the last time where nothing changed."""
+        name, segments, settings = test["name"], int(test["segments"]), self._settings
+        search = {
+            "beam": settings.beam,
+            "lenpen": settings.test_lenpen.get(name, settings.lenpen),
+            "max_tokens": settings.max_tokens,
+        }
+        output = self._run.evaluation / f"{name}.generate.txt"
+        inputs = {**inputs, **search, "subset": test["subset"], "data": self._manifest["files"]}
+        if steps.is_done(name, inputs, output):
+            tokens = read_generated(output, segments)
+        else:
+            words = [str(self._data / "bin"), "--path", str(checkpoint), "--gen-subset", test["subset"]]
+            words += ["--task", self._task, *self._languages]
+            for option, value in search.items():
+                words += [f"--{option.replace('_', '-')}", str(value)]
+            tokens = generate(words, output, segments, name, console)
+            steps.record(name, inputs, output)
+        return [self._pipeline.decode(line) for line in tokens]
 
 
-def _write(file: Path, text: str) -> None:
-    with atomic_write(file) as stream:
-        stream.write(text.encode("utf-8"))
+def _examples(
+    test: str, sources: Sequence[str], references: Sequence[str], hypotheses: Sequence[str]
+) -> list[dict[str, str]]:
+    """Quote sentences spread evenly over a test set."""
+    chosen = range(0, len(references), max(1, len(references) // EXAMPLES))[:EXAMPLES]
+    return [
+        {"test": test, "source": sources[i], "reference": references[i], "hypothesis": hypotheses[i]} for i in chosen
+    ]
 
 
-def _read_manifest(data: Path) -> dict[str, Any]:
+def _read_manifest(data: Path, settings: EvaluationSettings) -> dict[str, Any]:
+    """Read a data directory's manifest, which must have the test sets that the settings name."""
     file = data / "manifest.json"
     if not file.is_file():
         raise SharingError(f"{file}: no such file; name the prepared data directory with --data")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise SharingError(f"{file}: not JSON ({error})") from error
-
-
-def _check_names(test_lenpen: Mapping[str, float], tests: list[str]) -> None:
-    for name in test_lenpen:
-        if name not in tests:
-            raise SharingError(
-                f"evaluate.test_lenpen names {name}; the data's test sets are {', '.join(tests)}"
-            )
+    names = [test["name"] for test in manifest["tests"]]
+    for name in settings.test_lenpen:
+        if name not in names:
+            raise SharingError(f"evaluate.test_lenpen names {name}; the data's test sets are {', '.join(names)}")
+    return manifest
 
 
 def _find_baseline(
     run: RunDirectory, config: Any, settings: EvaluationSettings, named: Path | None, console: Console
 ) -> RunDirectory | None:
-    """Find the run to compare with; one that the configuration names may be missing, which is said."""
+    """Find the run to compare with; one that only the configuration names may be missing, which is said."""
     if named is not None:
         return RunDirectory(named)
     if settings.baseline is None or settings.baseline == config.run:
@@ -288,16 +286,18 @@ def _find_baseline(
     return None
 
 
-def _read_baseline(baseline: RunDirectory | None, test: str, reference: Path, segments: int):
+def _read_baseline(
+    baseline: RunDirectory | None, test: str, reference: Path, segments: int
+) -> tuple[str, list[str]] | None:
     if baseline is None:
         return None
     file = baseline.evaluation / f"{test}.hypothesis"
     if not file.is_file():
         raise SharingError(f"baseline {baseline.path} has no {file.name}: evaluate it first")
-    return baseline.path.name, read_parallel(file, reference, segments)
+    return baseline.path.resolve().name, read_parallel(file, segments, f"its reference {reference} has")
 
 
-def _portable(command: list[str], config: Any) -> list[str]:
+def _portable(command: Sequence[str], config: Any) -> list[str]:
     """Rewrite the directories of a training command to where a clone has them by default."""
     run = f"runs/{config.dataset}/{config.run}-seed{config.seed}"
     places = {
@@ -307,3 +307,8 @@ def _portable(command: list[str], config: Any) -> list[str]:
         "--tensorboard-logdir": f"{run}/tensorboard",
     }
     return [places.get(before, word) for before, word in zip(["", *command], command, strict=False)]
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic_write(file) as stream:
+        stream.write(text.encode("utf-8"))

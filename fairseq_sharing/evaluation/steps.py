@@ -1,0 +1,47 @@
+"""Remember from what each output of an evaluation was made, so that a finished step is skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.files import atomic_write, sha256
+
+
+class Steps:
+    """The finished steps of a run's evaluation.
+
+    Args:
+        file: where they are recorded.
+
+    Raises:
+        SharingError: the file is not JSON.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._done: dict[str, dict[str, str]] = {}
+        if file.is_file():
+            try:
+                self._done = json.loads(file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise SharingError(f"{file}: not JSON ({error}); remove it to evaluate anew") from error
+
+    def is_done(self, step: str, inputs: Mapping[str, Any], output: Path) -> bool:
+        """Tell whether a step's output is there, as it was written, and made from these inputs."""
+        return output.is_file() and self._done.get(step) == _entry(inputs, output)
+
+    def record(self, step: str, inputs: Mapping[str, Any], output: Path) -> None:
+        """Remember a finished step."""
+        self._done[step] = _entry(inputs, output)
+        with atomic_write(self._file) as stream:
+            stream.write((json.dumps(self._done, indent=2) + "\n").encode())
+
+
+def _entry(inputs: Mapping[str, Any], output: Path) -> dict[str, str]:
+    text = json.dumps(inputs, sort_keys=True)
+    return {"inputs": hashlib.sha256(text.encode()).hexdigest(), "output": sha256(output)}

@@ -1,0 +1,104 @@
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from fairseq_sharing import description
+from fairseq_sharing.errors import SharingError
+
+D, FFN, V, LENGTH = 16, 24, 50, 7
+BASE = {
+    "arch": "transformer_sharing",
+    "encoder_layers": 6,
+    "decoder_layers": 4,
+    "encoder_embed_dim": D,
+    "encoder_ffn_embed_dim": FFN,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "share_all_embeddings": True,
+    "optimizer": "adam",
+    "sharing": "cycle",
+    "unique_layers": 2,
+}
+ENCODER_LAYER = 4 * (D * D + D) + 2 * D * FFN + FFN + D + 2 * 2 * D
+DECODER_LAYER = 8 * (D * D + D) + 2 * D * FFN + FFN + D + 3 * 2 * D
+
+
+@pytest.fixture(scope="module")
+def models():
+    return description.compare("ours", description.model_arguments(BASE), V, LENGTH)
+
+
+def test_counts_equal_the_closed_form(models):
+    ours, deep, shallow = models
+    assert sum(ours.unique.values()) == V * D + 2 * ENCODER_LAYER + 2 * DECODER_LAYER
+    assert sum(ours.effective.values()) == V * D + 6 * ENCODER_LAYER + 4 * DECODER_LAYER
+    assert deep.unique == deep.effective == ours.effective
+    assert shallow.unique == ours.unique
+    assert [m.name for m in models] == ["ours", "vanilla, N layers", "vanilla, M layers"]
+
+
+def test_components_add_up(models):
+    ours = models[0]
+    assert ours.unique["embeddings"] == ours.effective["embeddings"] == V * D
+    assert ours.unique["encoder_attn"] == 2 * 4 * (D * D + D)
+    assert ours.effective["self_attn"] == 10 * 4 * (D * D + D)
+
+
+def test_bytes_are_those_of_adam_in_fp32(models):
+    weights = 4 * sum(models[0].unique.values())
+    assert models[0].bytes == {"weights": weights, "gradients": weights, "optimizer": 2 * weights}
+
+
+def test_macs_equal_the_closed_form(models):
+    projections = 6 * (4 * D * D + 2 * D * FFN) + 4 * (8 * D * D + 2 * D * FFN) + V * D
+    attention = (6 + 2 * 4) * 2 * LENGTH * LENGTH * D
+    assert models[0].macs == models[1].macs == LENGTH * projections + attention
+
+
+def test_a_vanilla_model_stands_alone():
+    plain = {**BASE, "sharing": "none", "unique_layers": None}
+    assert len(description.compare("plain", description.model_arguments(plain), V, LENGTH)) == 1
+
+
+def test_adaptive_softmax_and_layer_norms_are_counted():
+    train = {**BASE, "share_all_embeddings": False, "adaptive_softmax_cutoff": "20,40", "layernorm_embedding": True}
+    ours = description.compare("ours", description.model_arguments(train), V, LENGTH)[0]
+    assert ours.unique["output"] > 0
+    assert ours.unique["layer_norm"] > 2 * 2 * 2 * D + 2 * 3 * 2 * D
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"unique_layers": 9}, "--unique-layers must be between 1"), ({"arch": "nonsense"}, "nonsense"), ({"no": 1}, "--no")],
+)
+def test_bad_options_are_told_in_one_line(change, told):
+    with pytest.raises(SharingError, match=told) as error:
+        description.model_arguments({**BASE, **change})
+    assert "\n" not in str(error.value)
+
+
+def test_the_drawing_has_a_cell_a_layer():
+    svg = ElementTree.fromstring(description.draw_maps({"encoder": (0, 1, 0), "decoder": (0, 0)}))
+    space = "{http://www.w3.org/2000/svg}"
+    cells = [rect.get("fill") for rect in svg.iter(f"{space}rect")][1:]
+    assert len(cells) == 5
+    assert cells[0] == cells[2] != cells[1]
+    assert [t.text for t in svg.iter(f"{space}text")].count("encoder") == 1
+
+
+def test_the_command_prints_json(tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    lines = [f"  {key}: {json.dumps(value)}" for key, value in BASE.items()]
+    config.write_text("\n".join(["dataset: toy", "train:", *lines]))
+    description.describe(config, vocabulary=V, length=LENGTH, svg=tmp_path / "map.svg", as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["models"][0]["layer_map"] == {"encoder": [0, 1, 0, 1, 0, 1], "decoder": [0, 1, 0, 1]}
+    assert (tmp_path / "map.svg").read_text().startswith("<svg")
+
+
+def test_an_unknown_vocabulary_is_told(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text("dataset: toy\ntrain:\n  arch: transformer_sharing\n")
+    with pytest.raises(SharingError, match="--vocabulary"):
+        description.describe(config, data=tmp_path)
