@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
@@ -155,17 +154,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint file to the CPU, without running any code in it.
 
     Raises:
-        SharingError: no such file, or one that torch cannot read safely.
+        SharingError: no such file, one that torch cannot read safely, or one without a model.
     """
     from fairseq_sharing import compat  # fairseq's Namespace must be known as safe first
 
     compat.allow_fairseq_checkpoints()
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise SharingError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:200]})") from error
+    except Exception as error:  # a damaged file fails in torch's reader in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise SharingError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
+        raise SharingError(f"{path}: not a fairseq checkpoint, there is no model in it")
+    return checkpoint
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
@@ -334,14 +337,15 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
         suffix: fairseq's checkpoint suffix.
 
     Returns:
-        ``checkpoint_last.pt`` if it is readable, else the newest other one by time; None where there is none.
+        ``checkpoint_last.pt`` if it is readable, else the newest other one by time that a training can go on from (an
+        averaged one has no optimizer state); None where there is none.
     """
     folder = Path(directory)
     candidates = sorted(folder.glob(f"checkpoint*{suffix}.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     last = folder / f"checkpoint_last{suffix}.pt"
     for path in sorted(candidates, key=lambda p: p != last):
         try:
-            if "last_optimizer_state" in load_checkpoint(path):
+            if "last_optimizer_state" in load_checkpoint(path) or path == last:
                 return path
         except SharingError:
             continue

@@ -88,6 +88,8 @@ def mend_checkpoints() -> None:
                     checkpoint.copy_atomically(os.fspath(newest), last)
             elif newest is None and os.path.exists(last):
                 raise SharingError(f"{last} cannot be read, and no other checkpoint in {cfg.save_dir} can")
+        if trainer.data_parallel_world_size > 1:
+            torch.distributed.barrier()  # every rank must find the file that the first one has put there
         return stock_load(cfg, trainer, **kwargs)
 
     checkpoint_utils.torch_persistent_save = torch_persistent_save

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 
 from fairseq_sharing.errors import SharingError
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     args = parser.parse_args(argv)
+    # fairseq and sacrebleu would set the root logger to INFO on import and tell what is none of this command's matter.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         args.run(args)
     except SharingError as error:

@@ -28,10 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Describe the experiment beside vanilla models of N and of M layers."""
-    import logging
-
-    # fairseq tells on import which of its extras are missing; none of them matters here.
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     from fairseq_sharing.description import describe
 
     describe(

@@ -95,8 +95,6 @@ def evaluate_run(
     Raises:
         SharingError: something is missing, incomplete or does not fit together; the message names it.
     """
-    from fairseq_sharing.checkpoint import describe_checkpoint
-
     run = RunDirectory(path)
     config, record = run.config(), run.record()
     settings = EvaluationSettings.of({**config.get("evaluate", {}), **(overrides or {})})
@@ -123,6 +121,8 @@ def evaluate_run(
         if manifest.get("artificial") and not examples:
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
+
+    from fairseq_sharing.checkpoint import describe_checkpoint  # torch: not before bad input is ruled out
 
     model = describe_checkpoint(averaged)
     log = summarise(run.log_records())

@@ -32,12 +32,11 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     Raises:
         SharingError: fairseq-generate failed, or left out or repeated a sentence.
     """
-    from fairseq_sharing import compat
 
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
     shown = shlex.join(["fairseq-generate", *words])
     console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
-    environment = {**compat.subprocess_environment(), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     # -P: as with fairseq-generate itself, no file of the current directory stands in for a library.
     command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
     partial, errors = output.with_name(output.name + ".partial"), output.with_name(output.name + ".errors")

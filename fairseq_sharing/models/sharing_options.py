@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, fields
-from typing import Optional
+from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -58,6 +58,21 @@ def set_defaults(args: Namespace) -> None:
             setattr(args, option.name, option.default)
 
 
+def stack_sharing(cfg: Any, stack: str) -> StackSharing:
+    """Read what a stack shares.
+
+    Args:
+        cfg: fairseq's arguments, or its TransformerConfig.
+        stack: ``encoder`` or ``decoder``.
+
+    Raises:
+        SharingError: options that make no layer map.
+    """
+    # By getattr: TransformerConfig keeps encoder_x as encoder.x, and answers to both names.
+    options = {option.name: getattr(cfg, option.name, None) for option in fields(SharingOptions)}
+    return resolve_stack(options, stack, int(getattr(cfg, f"{stack}_layers")))
+
+
 def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, StackSharing]:
     """Check the sharing options against each other and against the rest of a model's arguments.
 
@@ -71,16 +86,16 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     Raises:
         SharingError: options that make no layer map, or that cannot be combined with sharing.
     """
-    sharing = {stack: resolve_stack(vars(args), stack, int(getattr(args, f"{stack}_layers"))) for stack in stacks}
-    for stack, stack_sharing in sharing.items():
-        if stack_sharing.shares:
+    sharing = {stack: stack_sharing(args, stack) for stack in stacks}
+    for stack, resolved in sharing.items():
+        if resolved.shares:
             _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped one by one", 0)
             _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned one by one", None)
     if any(s.shares for s in sharing.values()):
         _refuse(args, "quant_noise_pq", "quantisation noise would hit a shared weight once a layer", 0)
         _refuse(args, "quant_noise_scalar", "quantisation noise would hit a shared weight once a layer", 0)
         _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
-        _refuse(args, "ema_fp32", "its copies are kept by name and would miss the shared ones", False)
+        _refuse(args, "store_ema", "its copies are kept by name and would miss the shared ones", False)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
         raise SharingError(
             "--ddp-backend fully_sharded cannot shard layers that share parameters; "

@@ -12,16 +12,15 @@ from omegaconf import DictConfig
 
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.layer_map import resolve_stack
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, stack_sharing, validate
 
 
 class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
     """fairseq's Transformer encoder, its layers tied by the encoder's map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, return_fc=False):
-        self.begin_sharing(resolve_stack(vars(cfg), "encoder", cfg.encoder.layers))
+        self.begin_sharing(stack_sharing(cfg, "encoder"))
         super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
 
     def build_encoder_layer(self, cfg):
@@ -33,7 +32,7 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
     """fairseq's Transformer decoder, its layers tied by the decoder's map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):
-        self.begin_sharing(resolve_stack(vars(cfg), "decoder", cfg.decoder.layers))
+        self.begin_sharing(stack_sharing(cfg, "decoder"))
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import struct
@@ -17,14 +18,13 @@ _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _SMALL_DICTIONARY = 65_500  # symbols up to which fairseq stores two bytes a token, else four
 
 
-def preprocess_arguments(source_lang: str, target_lang: str, tests: list[str], workers: int) -> list[str]:
+def preprocess_arguments(source_lang: str, target_lang: str, tests: list[str]) -> list[str]:
     """Compose the arguments of fairseq-preprocess, with paths relative to the data directory.
 
     Args:
         source_lang: language code translated from.
         target_lang: language code translated to.
         tests: names of the test sets, which become the subsets test, test1, test2, ...
-        workers: processes.
 
     Returns:
         The arguments.
@@ -33,7 +33,7 @@ def preprocess_arguments(source_lang: str, target_lang: str, tests: list[str], w
     arguments += ["--trainpref", "bpe/train", "--validpref", "bpe/valid"]
     if tests:
         arguments += ["--testpref", ",".join(f"bpe/{name}" for name in tests)]
-    return [*arguments, "--destdir", "bin", "--workers", str(workers)]
+    return [*arguments, "--destdir", "bin"]
 
 
 def subset_names(tests: list[str]) -> dict[str, str]:
@@ -73,7 +73,7 @@ def binarise(
         SharingError: when fairseq-preprocess fails, or a binary file has another number of sentences than its text.
     """
     tests = [name for name in lines if name not in ("train", "valid")]
-    arguments = preprocess_arguments(source_lang, target_lang, tests, workers)
+    arguments = [*preprocess_arguments(source_lang, target_lang, tests), "--workers", str(workers)]
     console.print("fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
     made, destination = directory / "bin.tmp", directory / "bin"
     shutil.rmtree(made, ignore_errors=True)
@@ -130,12 +130,17 @@ def count_sentences(index: Path) -> int:
 
 
 def _show_progress(process: subprocess.Popen[bytes], made: Path, tokens: int) -> None:
-    """Show how much of the expected bytes is written; nothing is, while the dictionary is counted."""
+    """Follow the size of the binary files; they grow from when the dictionary, the first of the files, is there."""
     with progress("binarise", tokens, "tokens") as advance:
         shown = 0
         while process.poll() is None:
             time.sleep(0.2)
-            written = sum(file.stat().st_size for file in made.glob("*.bin") if file.is_file()) // 2
-            advance(max(0, min(written, tokens) - shown))
-            shown = max(shown, min(written, tokens))
+            dictionary = next(made.glob("dict.*.txt"), None)
+            if dictionary is None:
+                continue
+            size = 2 if dictionary.read_bytes().count(b"\n") < _SMALL_DICTIONARY else 4
+            with contextlib.suppress(FileNotFoundError):  # of a worker, merged meanwhile
+                written = sum(file.stat().st_size for file in made.glob("*.bin")) // size
+                advance(max(0, min(written, tokens) - shown))
+                shown = max(shown, min(written, tokens))
         advance(tokens - shown if process.returncode == 0 else 0)

@@ -132,9 +132,7 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if part.is_file() and part.stat().st_size > before else failures + 1
         if failures == ATTEMPTS:
-            raise SharingError(
-                f"{url}: {reason}, {ATTEMPTS} times in a row; start again to go on, or use --mirror"
-            )
+            raise SharingError(f"{url}: {reason}, {ATTEMPTS} times in a row; start again to go on, or use --mirror")
         time.sleep(wait * 2**failures)
 
 
@@ -147,8 +145,7 @@ def _continue(url: str, part: Path, start: int) -> bool:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # nothing after what is here: complete, or too long
-            total = error.headers.get("Content-Range", "").rpartition("/")[2]
-            if total == str(start):
+            if error.headers.get("Content-Range", "").endswith(f"/{start}"):
                 return True
             part.unlink()
             return False
@@ -158,14 +155,10 @@ def _continue(url: str, part: Path, start: int) -> bool:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        with part.open("ab" if start else "wb") as file, _bar(url, total) as advance:
+        with part.open("ab" if start else "wb") as file, progress(f"fetch {part.stem}", total, "bytes") as advance:
             advance(start)
             while block := response.read(_BLOCK):
                 file.write(block)
                 advance(len(block))
             size = file.tell()
     return total is None or size >= total
-
-
-def _bar(url: str, total: int | None):  # noqa: ANN202
-    return progress(f"fetch {url.rsplit('/', 1)[-1]}", total, "bytes")

@@ -8,8 +8,9 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fairseq_sharing.errors import SharingError
 
@@ -75,16 +76,14 @@ def read_lines(path: Path) -> Iterator[str]:
                         f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
                     ) from None
                 if "\0" in text:
-                    raise SharingError(
-                        f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text"
-                    )
+                    raise SharingError(f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
                 yield text.removesuffix("\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SharingError(f"{path}: damaged gzip archive ({error})") from None
 
 
-def _open(path: Path) -> IO[Any]:
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     try:
-        return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+        return gzip.GzipFile(path, "rb") if path.name.endswith(".gz") else path.open("rb")
     except FileNotFoundError:
         raise SharingError(f"{path}: no such file") from None

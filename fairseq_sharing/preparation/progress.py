@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 console = Console(stderr=True)
@@ -40,13 +41,25 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
         A function to call with the number of units just done.
     """
     columns = (
-        TextColumn("{task.description:<32}"),
+        TextColumn("{task.description:<26}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
-        _RateColumn(),
+        _RateColumn(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, unit=unit)
-        yield lambda amount: bar.update(task, advance=amount)
+        pending = 0
+        # Updating the display costs more than reading a line.
+        batch = 1 if total is None else max(1, total // 200)
+
+        def advance(amount: int) -> None:
+            nonlocal pending
+            pending += amount
+            if pending >= batch:
+                bar.update(task, advance=pending)
+                pending = 0
+
+        yield advance
+        bar.update(task, advance=pending)

@@ -18,6 +18,25 @@ _UNFINISHED = "manifest.unfinished.json"
 _LOCK = ".lock"
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep a second run out of a data directory.
+
+    Args:
+        directory: made when missing.
+
+    Raises:
+        SharingError: when another run is at work in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SharingError(f"--out {directory}: another prepare is at work there") from None
+        yield
+
+
 class Steps:
     """The steps of one data directory and what is recorded of them.
 
@@ -25,7 +44,7 @@ class Steps:
     made or remade is kept under another name, from which a stopped run goes on.
 
     Args:
-        directory: the data directory; made when missing.
+        directory: the data directory, locked.
 
     Raises:
         SharingError: when it holds files but no manifest, so that it may be somebody's own folder.
@@ -44,30 +63,11 @@ class Steps:
                 self._manifest = json.loads(source.read_text(encoding="utf-8"))
                 self._records: dict[str, Any] = self._manifest["steps"]
             except (ValueError, KeyError, TypeError):
-                raise SharingError(
-                    f"{source}: not a manifest of prepare; remove it to start afresh"
-                ) from None
-        elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - {_LOCK}):
-            raise SharingError(
-                f"--out {directory}: exists and holds no {MANIFEST}; give a new or empty directory"
-            )
+                raise SharingError(f"{source}: not a manifest of prepare; remove it to start afresh") from None
+        elif set(os.listdir(directory)) - {_LOCK}:
+            raise SharingError(f"--out {directory}: exists and holds no {MANIFEST}; give a new or empty directory")
         else:
             self._manifest, self._records = {}, {}
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second run out of the directory.
-
-        Raises:
-            SharingError: when another run is at work in it.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / _LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SharingError(f"--out {self.directory}: another prepare is at work there") from None
-            yield
 
     def run(
         self,
@@ -128,6 +128,8 @@ class Steps:
         if complete != self._manifest or not self._finished.is_file():
             self._write(self._finished, complete)
         self._unfinished.unlink(missing_ok=True)
+        for left_over in self.directory.glob("*/*.tmp"):
+            left_over.unlink()
         return complete
 
     def _save(self) -> None:

@@ -7,12 +7,16 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.files import atomic_write, read_lines
 from fairseq_sharing.preparation.progress import progress
 
+Item = TypeVar("Item")
+
 MODEL_FILES = {"bpe": "codes.bpe", "sentencepiece": "sentencepiece.model"}
+PACKAGES = {"bpe": "subword-nmt", "sentencepiece": "sentencepiece"}
 
 # Sentences that sentencepiece draws at random to learn from; more hardly change the model, and all are kept in memory.
 _SENTENCEPIECE_SENTENCES = 2_000_000
@@ -34,14 +38,12 @@ def learn_bpe(texts: list[Path], size: int, output: Path, lines: int) -> int:
         SharingError: when there is nothing to learn from.
     """
     # The package binds the name learn_bpe to the function, too.
-    learner = importlib.import_module("subword_nmt.learn_bpe")
+    learner: Any = importlib.import_module("subword_nmt.learn_bpe")
     counts: Counter[str] = Counter()
     with progress("count words", lines) as advance:
         for text in texts:
-            for number, line in enumerate(read_lines(text), start=1):
+            for line in _advancing(read_lines(text), advance):
                 counts.update(line.split())
-                if number % 1000 == 0:
-                    advance(1000)
     if not any(len(word) > 1 for word in counts):
         raise SharingError(f"{texts[0]}: no words to learn subwords from; use --subword none")
     vocabulary = (f"{word} {count}" for word, count in counts.items())
@@ -57,13 +59,14 @@ def learn_bpe(texts: list[Path], size: int, output: Path, lines: int) -> int:
     return codes.getvalue().count("\n") - 1
 
 
-def learn_sentencepiece(texts: list[Path], size: int, output: Path) -> int:
+def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) -> int:
     """Learn a joined unigram model with sentencepiece.
 
     Args:
         texts: texts, tokenised or not.
         size: pieces in the model.
         output: the model file.
+        lines: number of lines in all texts, for the progress display.
 
     Returns:
         Pieces in the model.
@@ -75,10 +78,11 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path) -> int:
 
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
-    with progress("learn sentencepiece", None, "sentences"):
+    sentences = (line for text in texts for line in read_lines(text) if line)
+    with progress("learn sentencepiece", lines) as advance:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(line for text in texts for line in read_lines(text) if line),
+                sentence_iterator=_advancing(sentences, advance),
                 model_writer=model,
                 vocab_size=size,
                 model_type="unigram",
@@ -95,7 +99,7 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path) -> int:
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
 
 
-def _advancing(steps: Iterable[int], advance: Callable[[int], None]) -> Iterator[int]:
-    for step in steps:
-        yield step
+def _advancing(items: Iterable[Item], advance: Callable[[int], None]) -> Iterator[Item]:
+    for item in items:
+        yield item
         advance(1)

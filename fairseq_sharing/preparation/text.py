@@ -160,9 +160,7 @@ class Pipeline:
     def _tokenizers(self) -> dict[str, tuple[Any, Any]]:
         from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
-        return {
-            side: (MosesPunctNormalizer(lang), MosesTokenizer(lang)) for side, lang in self.languages.items()
-        }
+        return {side: (MosesPunctNormalizer(lang), MosesTokenizer(lang)) for side, lang in self.languages.items()}
 
     @cached_property
     def _detokenizers(self) -> dict[str, Any]:
@@ -185,7 +183,5 @@ class Pipeline:
 
     def _model_file(self) -> Path:
         if self.model is None or not self.model.is_file():
-            raise SharingError(
-                f"{self.model}: the {self.subword['name']} model is missing; run prepare again"
-            )
+            raise SharingError(f"{self.model}: the {self.subword['name']} model is missing; run prepare again")
         return self.model

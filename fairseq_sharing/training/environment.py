@@ -22,6 +22,8 @@ PACKAGES = (
     "subword-nmt",
     "sentencepiece",
 )
+# NVIDIA, AMD, and NVIDIA under WSL: with none of them torch need not be imported to know that there is no GPU.
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def versions() -> dict[str, str]:
@@ -53,18 +55,20 @@ def device() -> dict[str, Any]:
         ``kind`` (``cpu`` or ``cuda``), ``name``, ``count`` (GPUs, or CPU cores), ``memory_bytes`` (of one
         GPU, or of the machine) and, of a GPU, the ``cuda`` version.
     """
+    if not any(Path(driver).exists() for driver in GPU_DRIVERS):
+        return _cpu()
     import torch
 
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return {
-            "kind": "cuda",
-            "name": properties.name,
-            "count": torch.cuda.device_count(),
-            "memory_bytes": properties.total_memory,
-            "cuda": torch.version.cuda,
-        }
-    return {"kind": "cpu", "name": _cpu_name(), "count": cpu_cores(), "memory_bytes": _memory_bytes()}
+    if not torch.cuda.is_available():
+        return _cpu()
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "kind": "cuda",
+        "name": properties.name,
+        "count": torch.cuda.device_count(),
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
 
 
 def cpu_cores() -> int:
@@ -72,6 +76,10 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _cpu() -> dict[str, Any]:
+    return {"kind": "cpu", "name": _cpu_name(), "count": cpu_cores(), "memory_bytes": _memory_bytes()}
 
 
 def _git(*words: str) -> str | None:

@@ -1,0 +1,95 @@
+"""Measure the peak memory of building a model: M = 6 shared sets in N = 48 layers against 6 and 48 vanilla layers.
+
+Run: python benchmarks/build_memory.py [--output results/memory/build.json]
+Each model is built in a process of its own; its peak is the growth of the resident set over what importing takes.
+The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 32,768 shared embeddings.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+MODELS = {
+    "vanilla N=6": {"layers": 6, "sharing": "none", "unique_layers": None},
+    "cycle M=6 N=48": {"layers": 48, "sharing": "cycle", "unique_layers": 6},
+    "vanilla N=48": {"layers": 48, "sharing": "none", "unique_layers": None},
+}
+VOCABULARY = 32_768
+
+
+def build(layers: int, sharing: str, unique_layers: int | None) -> dict[str, int]:
+    """Build one model in this process; return bytes: peak growth, and of the parameters that it holds."""
+    import resource
+
+    import torch
+    from fairseq.data import Dictionary
+
+    import fairseq_sharing
+
+    fairseq_sharing.register()
+    from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
+
+    dictionary = Dictionary()
+    for number in range(VOCABULARY - len(dictionary)):
+        dictionary.add_symbol(str(number))
+    task = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    options = argparse.Namespace(
+        encoder_layers=layers,
+        decoder_layers=layers,
+        sharing=sharing,
+        unique_layers=unique_layers,
+        share_all_embeddings=True,
+    )
+    # What a first use of torch's generators and kernels allocates is no part of the model.
+    torch.nn.init.xavier_uniform_(torch.empty(512, 512))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = TransformerSharingModel.build_model(options, task)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"peak_bytes": peak * 1024, "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters())}
+
+
+def main() -> None:
+    """Measure every model several times in turn and print medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--build", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.build:
+        print(json.dumps(build(**MODELS[args.build])))
+        return
+
+    measured: dict[str, list[dict[str, int]]] = {name: [] for name in MODELS}
+    for _ in range(args.runs):
+        for name, runs in measured.items():
+            command = [sys.executable, __file__, "--build", name]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            runs.append(json.loads(told.splitlines()[-1]))
+    import torch
+
+    result = {
+        "machine": {"processor": platform.machine(), "system": platform.system(), "device": "cpu"},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "runs": args.runs,
+        "models": {
+            name: {
+                "peak_bytes": int(statistics.median(run["peak_bytes"] for run in runs)),
+                "parameter_bytes": runs[0]["parameter_bytes"],
+            }
+            for name, runs in measured.items()
+        },
+    }
+    print(f"{'model':16} {'peak MiB':>9} {'parameters MiB':>15}")
+    for name, row in result["models"].items():
+        print(f"{name:16} {row['peak_bytes'] / 2**20:9.0f} {row['parameter_bytes'] / 2**20:15.0f}")
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Create the project's virtual environment with the exact versions of requirements.lock. Run again, it does nothing.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: bash scripts/install.sh [--extra NAME] [--dry-run]
+
+  --extra NAME   an extra of the package: report (default), test, ctranslate2 or all
+  --dry-run      print the commands and stop
+
+environment:
+  FAIRSEQ_SHARING_VENV   the virtual environment (default: .venv at the top of the repository)
+  PYTHON                 the Python to make it with (default: the first 3.11 or 3.12 that runs)
+USAGE
+}
+
+fail() {
+  echo "install.sh: error: $*" >&2
+  exit 2
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${FAIRSEQ_SHARING_VENV:-$root/.venv}
+extra=report
+dry_run=false
+while (($#)); do
+  case $1 in
+    --extra)
+      extra=${2:-}
+      shift $(($# > 1 ? 2 : 1))
+      ;;
+    --dry-run) dry_run=true && shift ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2 && fail "unknown argument $1" ;;
+  esac
+done
+case $extra in
+  report | test | ctranslate2 | all) ;;
+  *) fail "--extra must be report, test, ctranslate2 or all, got '$extra'" ;;
+esac
+
+# A pyenv shim may stand in the path for a version that isn't there, so candidates are run, not only found.
+usable() {
+  "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3 python; do
+    if usable "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11 or 3.12 with its venv module found; install one, or name it: PYTHON=/path/to/python3.11"
+}
+
+# Runs a step with its output in the log; shows the end of the log when it fails.
+step() {
+  local title=$1
+  shift
+  if $dry_run; then
+    printf '%q ' "$@" && echo
+    return
+  fi
+  local began=$SECONDS
+  printf '  %s ... ' "$title" >&2
+  if ! "$@" >>"$log" 2>&1; then
+    printf 'failed\n' >&2
+    tail -n 15 "$log" >&2
+    fail "$title failed; the whole output is in $log"
+  fi
+  printf '%d s\n' $((SECONDS - began)) >&2
+}
+
+log=$venv/install.log
+stamp=$venv/.installed-$extra
+fingerprint=$(cat "$root/requirements.lock" "$root/pyproject.toml" "$root/setup.py" <(echo "$root") | cksum)
+if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]] && usable "$venv/bin/python"; then
+  exit 0
+fi
+
+if [[ -z ${CXX:-} ]] && ! command -v c++ g++ clang++ >/dev/null; then
+  fail "no C++ compiler found (c++, g++ or clang++); fairseq compiles against the installed torch"
+fi
+if ! usable "$venv/bin/python"; then
+  if [[ -e $venv && ! -f $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
+    fail "FAIRSEQ_SHARING_VENV=$venv exists and is no virtual environment"
+  fi
+  python=$(find_python)
+  echo "installing into $venv with $("$python" -V), once:" >&2
+  $dry_run || { mkdir -p "$venv" && : >"$log"; }
+  step "virtual environment" "$python" -m venv --clear "$venv"
+else
+  echo "installing into $venv:" >&2
+fi
+$dry_run || touch "$log"
+
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --constraint "$root/requirements.lock")
+# fairseq compiles against an installed torch, and pip's build isolation would download another one: hence first
+# what it is built with, then the rest without isolation.
+step "torch and build tools (a large download)" \
+  "${pip[@]}" torch numpy cython setuptools wheel ninja
+step "fairseq and the rest (compiles for a minute or two)" \
+  "${pip[@]}" --no-build-isolation --editable "${root}[$extra]"
+$dry_run || echo "$fingerprint" >"$stamp"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Install with the test extra and run everything that checks the project.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: bash scripts/test.sh [--dry-run] [PYTEST ARGUMENT ...]
+
+Runs ruff (format and lint), mypy, shellcheck and pytest. Further arguments go to pytest, e.g. tests/unit.
+
+environment:
+  FAIRSEQ_SHARING_MIRROR   a folder with real corpora; the tests on real text are skipped without it
+  FAIRSEQ_SHARING_VENV     the virtual environment (default: .venv at the top of the repository)
+USAGE
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dry_run=
+case ${1:-} in
+  -h | --help) usage && exit 0 ;;
+  --dry-run) dry_run=--dry-run && shift ;;
+esac
+bash "$root/scripts/install.sh" --extra test $dry_run
+cd "$root"
+export PATH="${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin:$PATH"
+# Tests of a few layers gain nothing from threads, and several of them run at a time.
+export OMP_NUM_THREADS=1
+jobs=$(getconf _NPROCESSORS_ONLN)
+
+check() {
+  echo "== $*" >&2
+  [[ -n $dry_run ]] || "$@"
+}
+
+check ruff format --check .
+check ruff check .
+check mypy fairseq_sharing
+check shellcheck .ci/run scripts/*.sh data-prep/*/*.sh
+if [[ -z ${FAIRSEQ_SHARING_MIRROR:-} ]]; then
+  echo "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" >&2
+fi
+check pytest -q -ra --durations=5 --numprocesses "$((jobs < 4 ? jobs : 4))" --dist loadfile "$@"

@@ -1,0 +1,96 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairseq_sharing.commands import main
+
+MIRROR = os.environ.get("FAIRSEQ_SHARING_MIRROR")
+mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR names no folder of real text")
+NEWSTEST = Path(MIRROR or "") / "wmt-newstest"
+
+
+def _system(name):
+    return str(NEWSTEST / "systems" / f"newstest2017.{name}.en-de.gz")
+
+
+@mirror
+@pytest.mark.parametrize(
+    ("system", "bleu", "chrf"),
+    [
+        # Published in sacreBLEU's test.sh (BLEU by mteval-v13a.pl) and README, with the digits given there.
+        ("uedin-nmt.4722", "28.30", None),
+        ("online-B.0", "26.65", "56.3"),
+        ("LIUM-NMT.4900", "26.60", "55.9"),
+        ("C-3MA.4959", "22.67", "51.9533"),
+    ],
+)
+def test_published_scores_of_newstest2017(system, bleu, chrf, capsys):
+    reference = str(NEWSTEST / "newstest2017.de.gz")
+    status = main(["evaluate", "--hypothesis", _system(system), "--reference", reference, "--json"])
+    scores = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert f"{scores['bleu']:.2f}" == bleu
+    assert scores["segments"] == 3004
+    if chrf is not None:
+        assert f"{scores['chrf']:.{len(chrf.split('.')[1])}f}" == chrf
+
+
+@mirror
+def test_table_and_p_value_against_a_baseline():
+    files = ["--hypothesis", _system("uedin-nmt.4722"), "--reference", str(NEWSTEST / "newstest2017.de.gz")]
+    command = [sys.executable, "-m", "fairseq_sharing", "evaluate", *files]
+    done = subprocess.run(
+        [*command, "--baseline-hypothesis", _system("C-3MA.4959")], capture_output=True, text=True, check=True
+    )
+    assert "28.30" in done.stdout
+    assert "0.001" in done.stdout, "5.6 BLEU on 3,004 segments are no accident"
+    assert "C-3MA" in done.stdout
+    assert "bleu: nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:" in done.stdout
+
+
+def _write(path, text):
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hypothesis", "h2", "--reference", "r3"], "h2 has 2 lines, its reference r3 has 3"),
+        (["--hypothesis", "h2"], "give a RUN, or both --hypothesis and --reference"),
+        ([], "give a RUN, or both --hypothesis and --reference"),
+        (["--hypothesis", "h2", "--reference", "none"], "none: no such file"),
+        (["no_run"], "no_run: no such run directory"),
+        (["no_run", "--reference", "r3"], "--reference belongs to the evaluation of plain files"),
+        (["--hypothesis", "h2", "--reference", "r3", "--beam", "4"], "--beam belongs to the evaluation of a RUN"),
+        (["."], ".: no run directory of fairseq-sharing train"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / "h2", "eins\u2028und\nzwei\n")
+    _write(tmp_path / "r3", "eins\nzwei\ndrei\n")
+    assert main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fairseq-sharing evaluate: error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_help_needs_neither_torch_nor_fairseq(command):
+    script = (
+        "import sys\n"
+        "from fairseq_sharing.commands import main\n"
+        "try:\n"
+        f"    main(['{command}', '--help'])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'fairseq', 'matplotlib', 'sacrebleu'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: fairseq-sharing")

@@ -1,0 +1,134 @@
+"""Prepare, train and evaluate two tiny models through the real commands."""
+
+import json
+import random
+
+import pytest
+
+from fairseq_sharing.commands import main
+
+WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "a": "ein"}
+CONFIG = """\
+run: {run}
+dataset: tiny
+train:
+  task: translation
+  source_lang: en
+  target_lang: de
+  arch: transformer_sharing_tiny
+  sharing: {sharing}
+  encoder_layers: 2
+  decoder_layers: 2
+  encoder_embed_dim: 16
+  decoder_embed_dim: 16
+  encoder_ffn_embed_dim: 16
+  decoder_ffn_embed_dim: 16
+  encoder_attention_heads: 2
+  decoder_attention_heads: 2
+  criterion: label_smoothed_cross_entropy
+  optimizer: adam
+  lr: 0.01
+  max_tokens: 400
+  max_epoch: 3
+  log_interval: 2
+  cpu: true
+evaluate:
+  average_last: 2
+  beam: 2
+  baseline: vanilla
+"""
+
+
+def _texts(folder, name, lines, seed):
+    rng = random.Random(seed)
+    sentences = [rng.choices(list(WORDS), k=rng.randint(2, 6)) for _ in range(lines)]
+    for lang, text in (
+        ("en", [" ".join(sentence) for sentence in sentences]),
+        ("de", [" ".join(WORDS[word] for word in sentence) for sentence in sentences]),
+    ):
+        # Five sentences are fewer than the multiple of eight that fairseq would keep of a batch.
+        (folder / f"{name}.{lang}").write_text("\n".join(text) + "\n", encoding="utf-8")
+    return str(folder / name)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    texts = [_texts(folder, name, lines, seed) for seed, (name, lines) in enumerate((("train", 200), ("valid", 20)))]
+    tests = [f"{name}={_texts(folder, name, lines, lines)}" for name, lines in (("five", 5), ("more", 21))]
+    data = str(folder / "data")
+    words = ["--source-lang", "en", "--target-lang", "de", "--subword", "none", "--workers", "1", "--out", data]
+    words += ["--train", texts[0], "--valid", texts[1], "--test", tests[0], "--test", tests[1]]
+    assert main(["prepare", "files", *words]) == 0
+    for run, sharing in (("vanilla", "none"), ("universal", "universal")):
+        config = folder / f"{run}.yaml"
+        config.write_text(CONFIG.format(run=run, sharing=sharing), encoding="utf-8")
+        out = folder / "runs" / f"{run}-seed1"
+        assert main(["train", str(config), "--data", data, "--out", str(out)]) == 0
+    return folder
+
+
+def _evaluate(place, run, *flags):
+    path = place / "runs" / f"{run}-seed1"
+    assert main(["evaluate", str(path), "--out", str(place / "results"), *flags]) == 0
+    return json.loads((path / "result.json").read_text(encoding="utf-8"))
+
+
+def test_runs_are_evaluated_compared_and_reported(place, capsys):
+    early = _evaluate(place, "universal")
+    assert early["scores"]["five"]["p_value"] is None
+    assert "not evaluated yet" in capsys.readouterr().err
+    vanilla, universal = _evaluate(place, "vanilla"), _evaluate(place, "universal")
+
+    assert {name: score["segments"] for name, score in vanilla["scores"].items()} == {"five": 5, "more": 21}
+    assert vanilla["scores"]["five"]["p_value"] is None
+    assert 0 < universal["scores"]["more"]["p_value"] <= 1
+    assert universal["scores"]["more"]["baseline"] == "vanilla-seed1"
+    assert universal["layer_map"] == {"encoder": [0, 0], "decoder": [0, 0]}
+    assert universal["unique_layers"] == {"encoder": 1, "decoder": 1}
+    assert universal["parameters"]["effective"] == vanilla["parameters"]["unique"]
+    assert universal["parameters"]["unique"] < vanilla["parameters"]["unique"]
+    assert universal["checkpoint"] == {"averaged": ["checkpoint2.pt", "checkpoint3.pt"]}
+    assert universal["epochs"] == 3
+    assert universal["valid"]["epoch"] == [1, 2, 3]
+    assert universal["updates"] == universal["valid"]["updates"][-1]
+    assert universal["tokens_per_second"] > 0
+    assert str(place) not in json.dumps(universal), "a result to publish names no directory of this machine"
+
+    hypotheses = (place / "runs/universal-seed1/evaluate/more.hypothesis").read_text(encoding="utf-8")
+    assert hypotheses.count("\n") == 21
+    copied = (place / "results/universal-seed1.json").read_text(encoding="utf-8")
+    assert json.loads(copied) == universal
+
+    assert main(["report", str(place / "results"), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out.split("\n{", 1)[-1].join(["{", ""]))["table"]
+    assert [row["Model"] for row in table] == ["Vanilla", "Universal"]
+
+
+def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys):
+    first = _evaluate(place, "vanilla")
+    capsys.readouterr()
+    outputs = [
+        place / "runs/vanilla-seed1" / name
+        for name in ("evaluate/more.generate.txt", "checkpoints/checkpoint_average.pt")
+    ]
+    times = [file.stat().st_mtime_ns for file in outputs]
+    assert _evaluate(place, "vanilla") == first
+    assert "fairseq-generate" not in capsys.readouterr().err
+    assert [file.stat().st_mtime_ns for file in outputs] == times
+
+    again = _evaluate(place, "vanilla", "--beam", "3", "--average-last", "5")
+    error = capsys.readouterr().err
+    assert "averaging 3, not 5" in error
+    assert error.count("--beam 3") == 2
+    assert again["generation"]["beam"] == 3
+    assert len(again["checkpoint"]["averaged"]) == 3
+    assert all(file.stat().st_mtime_ns > time for file, time in zip(outputs, times, strict=True))
+
+
+def test_failures_are_told_in_one_line(place, tmp_path, capsys):
+    run = place / "runs" / "universal-seed1"
+    assert main(["evaluate", str(run), "--data", str(tmp_path)]) == 2
+    assert "manifest.json: no such file" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--baseline", str(tmp_path)]) == 2
+    assert "has no five.hypothesis: evaluate it first" in capsys.readouterr().err.split("\n")[-2]

@@ -1,0 +1,183 @@
+"""``fairseq-sharing train`` with the real fairseq-train: what it leaves, resuming, refusing, data parallel, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.training.run_directory import RunDirectory
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_DIR.parent), "CUDA_VISIBLE_DEVICES": ""}
+# Every sentence has 6 words and an end: 8 of them, the multiple that fairseq batches by, make 56 tokens.
+SENTENCES, TOKENS = 96, 7
+CONFIG = """
+dataset: words
+train:
+  arch: transformer_sharing_tiny
+  sharing: cycle_rev
+  unique_layers: 2
+  encoder_layers: 4
+  decoder_layers: 4
+  encoder_embed_dim: 16
+  decoder_embed_dim: 16
+  encoder_ffn_embed_dim: 16
+  decoder_ffn_embed_dim: 16
+  optimizer: adam
+  lr: 0.001
+  max_tokens: 56
+  max_update: 6
+  log_interval: 1
+  save_interval_updates: 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A directory with data/words and words.yaml."""
+    place = tmp_path_factory.mktemp("train")
+    raw = place / "data" / "words" / "raw"
+    raw.mkdir(parents=True)
+    for split, count in (("train", SENTENCES), ("valid", 8)):
+        lines = [" ".join("abcdefgh"[(i * j + i) % 8] for j in range(1, TOKENS)) + "\n" for i in range(count)]
+        for lang in ("en", "de"):
+            (raw / f"{split}.{lang}").write_text("".join(lines))
+    _call(
+        *("-m", "fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary"),
+        *("--trainpref", raw / "train", "--validpref", raw / "valid", "--destdir", place / "data" / "words" / "bin"),
+        cwd=place,
+    )
+    (place / "data" / "words" / "manifest.json").write_text('{"source_lang": "en", "target_lang": "de"}')
+    (place / "words.yaml").write_text(CONFIG)
+    return place
+
+
+def _call(*words, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def _train(place: Path, *words, status: int = 0) -> str:
+    """Run the command; returns what it wrote to standard error."""
+    done = _call("-m", "fairseq_sharing", "train", "words.yaml", *words, cwd=place, status=status)
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(place) -> tuple[Path, str]:
+    """A finished run of 6 updates, and what the command told."""
+    told = _train(place)
+    return place / "runs" / "words" / "words-seed1", told
+
+
+def _words_per_batch(run: RunDirectory) -> list[int]:
+    return [float(record["wpb"]) for kind, record in run.log_records() if kind == "train_inner"]
+
+
+def test_run_keeps_configuration_record_log_curves_and_checkpoints(trained):
+    path, told = trained
+    run = RunDirectory(path)
+    record = run.record()
+    assert (record["run"], record["source_lang"], record["target_lang"]) == ("words", "en", "de")
+    assert record["exit_status"] == 0
+    assert record["finished"] >= record["started"]
+    assert record["peak_memory_bytes"] > 100 * 2**20, "a process that imported torch takes more than 100 MiB"
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["tokens_per_batch"] == 56
+    assert run.config().train.sharing == "cycle_rev"
+    assert {"checkpoint_1_3.pt", "checkpoint_last.pt"} <= {file.name for file in run.checkpoints.iterdir()}
+    assert list(run.tensorboard.glob("**/events*"))
+    assert [record["num_updates"] for kind, record in run.log_records() if kind == "train_inner"][-1] == "6"
+    assert told.startswith("$ fairseq-train data/words/bin ")
+    assert "world size 1 (CPU process), 56 tokens per batch = 56 tokens x 1 device x update_freq 1" in told
+    assert "finished; 1 epochs, 6 updates" in told
+
+
+def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, place):
+    path, _ = trained
+    before = RunDirectory(path).record()
+    assert "nothing to do" in _train(place)
+    assert RunDirectory(path).record() == before
+    told = _train(place, "train.max_update=9")
+    assert "going on from its last checkpoint" in told
+    assert "9 updates" in told
+    updates = [int(record["num_updates"]) for kind, record in RunDirectory(path).log_records() if kind == "train_inner"]
+    assert updates == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    record = RunDirectory(path).record()
+    assert (record["starts"], record["started"]) == (2, before["started"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.lr=0.5"], "was started with train.lr=0.001, now it is 0.5"),
+        (["train.update_freq=2"], "was started with 56 tokens per batch"),
+        (["train.max_update=9", "--data", "nowhere"], "data directory nowhere: no binarised data"),
+    ],
+)
+def test_run_under_another_recipe_is_refused_in_one_line(trained, place, words, message):
+    (line,) = _train(place, *words, status=2).splitlines()
+    assert line.startswith("fairseq-sharing train: error: ")
+    assert message in line
+
+
+def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(place):
+    told = _train(place, "run=wrong", "train.unique_layers=9", status=2)
+    assert told.splitlines()[-1] == (
+        "fairseq-sharing train: error: fairseq-train failed: --unique-layers must be between 1 and the number of"
+        " layers (4), got 9 (log: runs/words/wrong-seed1/train.log)"
+    )
+    assert "Traceback" not in told
+    assert "finished" in _train(place, "run=wrong", "train.max_update=1")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
+def test_two_processes_see_twice_the_words_per_batch(trained, place):
+    told = _train(place, "run=parallel", "--devices", "2")
+    assert "world size 2 (CPU processes), 112 tokens per batch" in told
+    parallel = RunDirectory(place / "runs" / "words" / "parallel-seed1")
+    one = _words_per_batch(RunDirectory(trained[0]))
+    assert set(one) == {56}
+    assert set(_words_per_batch(parallel)) == {112}
+    assert parallel.record()["world_size"] == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_training_and_it_goes_on_when_started_again(place, number, status):
+    name = number.name.lower()
+    words = ["-m", "fairseq_sharing", "train", "words.yaml", f"run={name}"]
+    process = subprocess.Popen(
+        [sys.executable, *words, "train.max_update=100000"],
+        cwd=place,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = RunDirectory(place / "runs" / "words" / f"{name}-seed1")
+    deadline = time.monotonic() + 120
+    while not (run.checkpoints / "checkpoint_last.pt").is_file():
+        assert time.monotonic() < deadline, "no checkpoint after two minutes"
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    record = json.loads(run.record_file.read_text())
+    assert record["finished"] is None
+    assert record["exit_status"] != 0
+    with run.locked():
+        pass  # nobody trains on
+    updates = max(int(r["num_updates"]) for kind, r in run.log_records() if kind == "train_inner")
+    told = _train(place, f"run={name}", f"train.max_update={updates + 3}")
+    assert "going on from its last checkpoint" in told

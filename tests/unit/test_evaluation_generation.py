@@ -1,0 +1,58 @@
+import pytest
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.generation import parse_generated, read_generated
+
+# As fairseq-generate writes it: in the order of its batches, log lines between.
+OUTPUT = """\
+2026-01-01 00:00:00 | INFO | fairseq_cli.generate | loading model(s) from checkpoint.pt
+S-2	Three people .
+T-2	Drei Personen .
+H-2	-0.5512	Drei Per@@ sonen .
+D-2	-0.5512	Drei Per@@ sonen .
+P-2	-0.4 -0.5 -0.6 -0.7
+S-0	H-1 is a robot .
+H-0	-0.25	H-1 ist ein Ro@@ boter .
+D-0	-0.25	H-1 ist ein Ro@@ boter .
+H-1	-1.5	
+D-1	-1.5	
+2026-01-01 00:00:01 | INFO | fairseq_cli.generate | Translated 3 sentences (12 tokens) in 0.1s
+Generate test with beam=5: BLEU4 = 10.00, 50/20/10/5 (BP=1.000, ratio=1.0, syslen=12, reflen=12)
+"""
+
+
+def _parse(text, segments):
+    return parse_generated(text.split("\n"), segments, "test.generate.txt")
+
+
+def test_hypotheses_are_sorted_by_id():
+    assert _parse(OUTPUT, 3) == ["H-1 ist ein Ro@@ boter .", "", "Drei Per@@ sonen ."]
+
+
+def test_ten_sorts_after_nine():
+    lines = [f"H-{sentence}\t-1.0\t{sentence}" for sentence in (10, 2, 9, 0, 1, 3, 8, 7, 6, 5, 4)]
+    assert parse_generated(lines, 11, "test") == [str(sentence) for sentence in range(11)]
+
+
+def test_tabs_and_line_separators_belong_to_the_hypothesis(tmp_path):
+    file = tmp_path / "generate.txt"
+    file.write_text("H-0\t-1.0\ta\tb\u2028c\x85d\n", encoding="utf-8", newline="\n")
+    assert read_generated(file, 1) == ["a\tb\u2028c\x85d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "segments", "message"),
+    [
+        (OUTPUT, 4, "test.generate.txt: 1 of 4 sentences are not translated: 3"),
+        ("", 9, "test.generate.txt: 9 of 9 sentences are not translated: 0, 1, 2, 3, 4, ..."),
+        (OUTPUT + "H-2\t-0.1\tNochmals", 3, "test.generate.txt: sentence 2 is translated twice"),
+        (OUTPUT, 2, "test.generate.txt: ids beyond the 2 sentences of the test set (0 to 1): 2"),
+        ("H-0\tno score", 1, "test.generate.txt: 'H-0\\tno score' is not a hypothesis"),
+        ("H-x\t-1.0\ttext", 1, "test.generate.txt: 'H-x\\t-1.0\\ttext' is not a hypothesis"),
+    ],
+)
+def test_incomplete_output_is_refused_in_one_line(text, segments, message):
+    with pytest.raises(SharingError) as caught:
+        _parse(text, segments)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

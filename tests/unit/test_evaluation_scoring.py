@@ -1,0 +1,150 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation import scoring
+from fairseq_sharing.evaluation.scoring import score, score_files
+
+REFERENCES = [
+    "Ein kleiner Hund läuft über die Wiese.",
+    "Zwei Männer sitzen auf einer Bank im Park.",
+    "Eine Frau in einem roten Kleid spielt Geige.",
+    "Das Kind wirft den Ball zu seinem Vater.",
+    "Drei Personen warten an der Bushaltestelle.",
+    "Der Mann repariert sein altes Fahrrad.",
+    "Ein Mädchen liest am Fenster ein Buch.",
+    "Die Läufer überqueren gleich die Ziellinie.",
+]
+HYPOTHESES = [
+    "Ein kleiner Hund läuft über eine Wiese.",
+    "Zwei Männer sitzen auf einer Bank.",
+    "Eine Frau in einem roten Kleid spielt die Geige.",
+    "Das Kind wirft den Ball.",
+    "Drei Personen warten an der Bushaltestelle.",
+    "Ein Mann repariert sein Fahrrad.",
+    "Ein Mädchen liest ein Buch am Fenster.",
+    "Die Läufer überqueren die Ziellinie.",
+]
+BASELINE = [
+    "Ein Hund läuft über eine Wiese.",
+    "Zwei Männer sitzen auf der Bank im Park.",
+    "Eine Frau spielt Geige.",
+    "Das Kind wirft seinem Vater den Ball zu.",
+    "Drei Personen warten auf den Bus.",
+    "Der Mann repariert sein altes Fahrrad.",
+    "Ein Mädchen liest am Fenster.",
+    "Die Läufer überqueren die Linie.",
+]
+
+
+def _resampled(hypotheses, samples):
+    """BLEU of each resample, by scoring the resampled sentences themselves."""
+    rng = np.random.default_rng(12345)
+    indices = rng.choice(len(hypotheses), size=(samples, len(hypotheses)), replace=True)
+    return np.array(
+        [
+            sacrebleu.corpus_bleu([hypotheses[i] for i in chosen], [[REFERENCES[i] for i in chosen]]).score
+            for chosen in indices
+        ]
+    )
+
+
+def test_scores_equal_sacrebleu():
+    result = score(HYPOTHESES, REFERENCES)
+    assert result.bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
+    assert result.chrf == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score)
+    assert result.segments == len(REFERENCES)
+    assert result.p_value is None
+    version = sacrebleu.__version__
+    assert result.signature == {
+        "bleu": f"nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}",
+        "chrf": f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}",
+    }
+
+
+def test_interval_and_p_value_equal_a_bootstrap_over_sentences(monkeypatch):
+    monkeypatch.setattr(scoring, "BOOTSTRAP_SAMPLES", 200)
+    result = score(HYPOTHESES, REFERENCES, ("other", BASELINE))
+    ours, theirs = _resampled(HYPOTHESES, 200), _resampled(BASELINE, 200)
+    low, high = np.sort(ours)[[5, 194]]  # 2.5% cut off at either end
+    centre, half = ours.mean(), (high - low) / 2
+    assert result.bleu_interval == pytest.approx((centre - half, centre + half), abs=1e-3)
+    real = abs(
+        sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score - sacrebleu.corpus_bleu(BASELINE, [REFERENCES]).score
+    )
+    differences = np.abs(ours - theirs)
+    expected = (np.sum(differences - differences.mean() > real) + 1) / 201
+    assert result.p_value == pytest.approx(expected)
+    assert result.baseline == "other"
+
+
+def test_equal_translations_do_not_differ_significantly():
+    assert score(HYPOTHESES, REFERENCES, ("same", list(HYPOTHESES))).p_value == 1.0
+
+
+def test_scoring_again_gives_the_same_interval_and_p_value():
+    first = score(HYPOTHESES, REFERENCES, ("other", BASELINE))
+    assert score(HYPOTHESES, REFERENCES, ("other", BASELINE)) == first
+
+
+def test_empty_and_tabbed_hypotheses_are_scored():
+    hypotheses = ["", "Zwei\tMänner sitzen auf einer Bank im Park.", *HYPOTHESES[2:]]
+    result = score(hypotheses, REFERENCES)
+    assert result.bleu == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [REFERENCES]).score)
+    assert score([""] * 8, REFERENCES).bleu == 0.0
+
+
+def test_chinese_is_scored_by_its_own_tokeniser():
+    assert "tok:zh" in score(["一只小狗在跑"], ["一只狗在跑"], target_lang="zh").signature["bleu"]
+    assert "tok:13a" in score(HYPOTHESES, REFERENCES, target_lang="de").signature["bleu"]
+
+
+def test_numbers_of_segments_must_agree():
+    with pytest.raises(SharingError, match="7 hypotheses cannot be scored against 8 references"):
+        score(HYPOTHESES[:7], REFERENCES)
+    with pytest.raises(SharingError, match=r"6 hypotheses of the baseline old .* 8 references"):
+        score(HYPOTHESES, REFERENCES, ("old", BASELINE[:6]))
+    with pytest.raises(SharingError, match="reference is empty"):
+        score([], [])
+
+
+def _file(path: Path, lines: list[str]) -> Path:
+    data = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def test_line_separators_inside_a_line_do_not_misalign(tmp_path):
+    inside = ["Ein\u2028kleiner Hund läuft.", "Zwei\x85Männer\x0bsitzen.", "Eine Frau\rspielt Geige."]
+    hypothesis = _file(tmp_path / "h.txt", [*inside, *HYPOTHESES[3:]])
+    reference = _file(tmp_path / "r.txt.gz", REFERENCES)
+    result = score_files(hypothesis, reference)
+    assert result.segments == 8
+    assert result.bleu == pytest.approx(score([*inside, *HYPOTHESES[3:]], REFERENCES).bleu)
+
+
+def test_file_without_final_line_end_keeps_its_last_line(tmp_path):
+    (tmp_path / "h").write_text("\n".join(HYPOTHESES), encoding="utf-8")
+    assert score_files(tmp_path / "h", _file(tmp_path / "r", REFERENCES)).segments == 8
+
+
+def test_unequal_files_are_refused_with_both_numbers(tmp_path):
+    hypothesis, reference = _file(tmp_path / "h", HYPOTHESES[:5]), _file(tmp_path / "r", REFERENCES)
+    with pytest.raises(SharingError) as caught:
+        score_files(hypothesis, reference)
+    assert str(caught.value) == f"{hypothesis} has 5 lines, its reference {reference} has 8"
+    with pytest.raises(SharingError, match=r"h has 5 lines, its reference .* has 8"):
+        score_files(reference, reference, hypothesis)
+
+
+def test_missing_and_undecodable_files_are_named(tmp_path):
+    reference = _file(tmp_path / "r", REFERENCES)
+    with pytest.raises(SharingError, match="absent: no such file"):
+        score_files(tmp_path / "absent", reference)
+    (tmp_path / "latin").write_bytes(b"eins\nf\xfcnf\n")
+    with pytest.raises(SharingError, match="latin, line 2: not UTF-8"):
+        score_files(tmp_path / "latin", reference)

@@ -1,0 +1,41 @@
+"""What a run writes down of its surroundings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from fairseq_sharing.training import environment
+
+
+def test_versions_name_what_can_change_a_result():
+    versions = environment.versions()
+    assert versions["torch"] == torch.__version__
+    assert {"python", "fairseq-fixed", "numpy", "sacrebleu"} <= versions.keys()
+
+
+def test_device_tells_kind_count_and_memory():
+    device = environment.device()
+    assert device["kind"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device["count"] >= 1
+    assert device["memory_bytes"] > 2**28
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_commit_is_that_of_a_clone_and_tells_changes(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(environment, "PACKAGE_DIR", package)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert environment.commit() is None, "a package that the repository doesn't track is not its commit"
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", environment.commit())
+    (package / "__init__.py").write_text("x = 1\n")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", environment.commit())
