@@ -80,7 +80,7 @@ def mend_checkpoints() -> None:
     @functools.wraps(stock_load)
     def load_checkpoint(cfg, trainer, **kwargs):
         last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
-        if cfg.restore_file == "checkpoint_last.pt" and os.path.isdir(cfg.save_dir):
+        if cfg.restore_file == "checkpoint_last.pt" and os.path.isdir(cfg.save_dir or ""):
             newest = checkpoint.newest_readable(cfg.save_dir, trainer.checkpoint_suffix)
             if newest is not None and os.fspath(newest) != last:
                 logger.warning(f"{last} is missing or damaged; going on from {newest}")
@@ -88,7 +88,7 @@ def mend_checkpoints() -> None:
                     checkpoint.copy_atomically(os.fspath(newest), last)
             elif newest is None and os.path.exists(last):
                 raise SharingError(f"{last} cannot be read, and no other checkpoint in {cfg.save_dir} can")
-        if trainer.data_parallel_world_size > 1:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every rank must find the file that the first one has put there
         return stock_load(cfg, trainer, **kwargs)
 

@@ -69,4 +69,4 @@ for run in vanilla cycle_rev; do
 done
 stage "4/4 compare" \
   fairseq-sharing report "runs/$dataset/report" --runs "runs/$dataset/vanilla-seed1" "runs/$dataset/cycle_rev-seed1"
-printf '\ndone in %d:%02d after the installation\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) >&2
+[[ -n $dry_run ]] || printf '\ndone in %d:%02d after the installation\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) >&2

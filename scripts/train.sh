@@ -12,7 +12,7 @@ usage: bash scripts/train.sh [--devices N] [--dry-run] CONFIG [KEY=VALUE ...]
 Says the world size and the tokens per batch it got. The batch is max_tokens x devices x update_freq; a configuration
 with tokens_per_batch gets the update_freq that keeps it whatever N is, or is refused. Example:
 
-  bash scripts/train.sh --devices 4 configs/multi30k/cycle_rev.yaml tokens_per_batch=16384 train.update_freq=null
+  bash scripts/train.sh --devices 4 configs/multi30k/cycle_rev.yaml tokens_per_batch=16384
 USAGE
 }
 

@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the report and show its table."""
     from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
     from fairseq_sharing.evaluation import tables
     from fairseq_sharing.evaluation.page import examples
@@ -45,10 +47,14 @@ def run(args: argparse.Namespace) -> None:
     if quoted:
         output.print("\nExample translations (artificial sentences)", style="bold")
     for example in quoted:
-        lines = [("source", example["source"]), ("reference", example["reference"]), *example["hypotheses"]]
-        width = max(len(name) for name, _ in lines)
-        for name, text in lines:
-            output.print(f"{name:>{width}}  {text}", highlight=False, markup=False)
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        for name, text in (
+            ("source", example["source"]),
+            ("reference", example["reference"]),
+            *example["hypotheses"],
+        ):
+            lines.add_row(escape(name), escape(text))
+        output.print(lines)
         output.print()
     output.print("Written:", style="bold")
     for file in report.files:

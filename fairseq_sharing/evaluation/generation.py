@@ -32,7 +32,6 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     Raises:
         SharingError: fairseq-generate failed, or left out or repeated a sentence.
     """
-
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
     shown = shlex.join(["fairseq-generate", *words])
     console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)

@@ -82,7 +82,7 @@ def binarise(
     with log.open("wb") as output:
         # In the directory, because fairseq-preprocess splits its paths at commas.
         process = subprocess.Popen(
-            [sys.executable, "-m", "fairseq_cli.preprocess", *arguments],
+            [sys.executable, "-P", "-m", "fairseq_cli.preprocess", *arguments],
             cwd=directory,
             stdout=output,
             stderr=subprocess.STDOUT,

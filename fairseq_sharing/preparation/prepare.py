@@ -65,6 +65,11 @@ class _Preparation:
 
     def run(self) -> dict[str, Any]:
         """Do all steps and give the manifest."""
+        if self.steps.dataset not in (None, self.recipe.dataset):
+            raise SharingError(
+                f"--out {self.directory}: holds dataset {self.steps.dataset}, not {self.recipe.dataset}; "
+                "give another directory"
+            )
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
         clean = {name: self._tokenize(name, raw[name]["lines"]) for name in self.recipe.splits}
         lines = {name: clean[name]["lines"] for name in ("train", "valid", *self.recipe.tests)}
@@ -198,6 +203,7 @@ class _Preparation:
         return {
             "format": 1,
             "dataset": recipe.dataset,
+            "artificial": recipe.generator is not None,
             "source_lang": recipe.source_lang,
             "target_lang": recipe.target_lang,
             "recipe": recipe.as_dict(),

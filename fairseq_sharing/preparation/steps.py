@@ -69,6 +69,11 @@ class Steps:
         else:
             self._manifest, self._records = {}, {}
 
+    @property
+    def dataset(self) -> str | None:
+        """Name of the dataset that the directory holds; None when it holds none yet."""
+        return self._manifest.get("dataset")
+
     def run(
         self,
         name: str,

@@ -106,9 +106,7 @@ def update_freq(config: DictConfig, devices: int) -> int | str | None:
         raise SharingError("tokens_per_batch and train.update_freq are both set: give one of them")
     max_tokens = train.get("max_tokens")
     if not isinstance(max_tokens, int) or max_tokens < 1:
-        raise SharingError(
-            f"tokens_per_batch needs train.max_tokens, tokens per device and step; got {max_tokens}"
-        )
+        raise SharingError(f"tokens_per_batch needs train.max_tokens, tokens per device and step; got {max_tokens}")
     if not isinstance(wanted, int) or wanted < 1 or wanted % (max_tokens * devices):
         raise SharingError(
             f"tokens_per_batch={wanted} is no multiple of train.max_tokens={max_tokens} x {devices} devices"
@@ -135,6 +133,7 @@ def _load_with_base(file: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise SharingError(f"{file}: must be a mapping of {', '.join(TOP_LEVEL_KEYS)}")
     _check_names(config, TOP_LEVEL_KEYS, f"{file}: ")
+    _check_blocks(config, f"{file}: ")
     base = config.pop("base", None)
     if base is None:
         return config
@@ -156,18 +155,14 @@ def _dotlist(overrides: Sequence[str]) -> DictConfig:
     except (OmegaConfBaseException, YAMLError) as error:
         raise SharingError(f"override {' '.join(overrides)!r}: {_first_line(error)}") from error
     _check_names(config, TOP_LEVEL_KEYS[1:], "override: ")
+    _check_blocks(config, "override: ")
     return config
 
 
 def _check(config: DictConfig, file: Path) -> None:
-    for block in ("train", "evaluate"):
-        if not isinstance(config[block], DictConfig):
-            raise SharingError(f"{file}: {block}: must be a mapping, got {config[block]!r}")
     _check_names(config.evaluate, EVALUATE_KEYS, f"{file}: evaluate: ")
     if not config.get("dataset"):
-        raise SharingError(
-            f"{file}: dataset: missing; the name of a data directory's recipe, for example multi30k"
-        )
+        raise SharingError(f"{file}: dataset: missing; the name of a data directory's recipe, for example multi30k")
     if not isinstance(config.seed, int) or config.seed < 0:
         raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}")
     for name in ("max_epoch", "max_update", "max_tokens", "patience"):
@@ -178,6 +173,12 @@ def _check(config: DictConfig, file: Path) -> None:
         if name in config.train:
             where = "the top-level key seed" if name == "seed" else "the run directory"
             raise SharingError(f"{file}: train.{name}: is set by {where}, not here")
+
+
+def _check_blocks(config: DictConfig, where: str) -> None:
+    for block in ("train", "evaluate"):
+        if block in config and not isinstance(config[block], DictConfig):
+            raise SharingError(f"{where}{block}: must be a mapping, got {config[block]}")
 
 
 def _check_names(config: DictConfig, allowed: Sequence[str], where: str) -> None:

@@ -210,24 +210,17 @@ def _start(plan: Plan, command: list[str], before: dict[str, Any]) -> dict[str, 
 
 def _say(plan: Plan, command: list[str], console: Console) -> None:
     one, many = ("GPU", "GPUs") if plan.cuda else ("CPU process", "CPU processes")
-    resumed = (
-        " (going on from its last checkpoint)"
-        if (plan.run.checkpoints / "checkpoint_last.pt").is_file()
-        else ""
-    )
+    resumed = " (going on from its last checkpoint)" if (plan.run.checkpoints / "checkpoint_last.pt").is_file() else ""
     console.print(f"$ {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True, markup=False)
     console.print(
-        f"{plan.run.path}{resumed}: world size {plan.devices} "
-        f"({one if plan.devices == 1 else many}), {plan.batch()}",
+        f"{plan.run.path}{resumed}: world size {plan.devices} ({one if plan.devices == 1 else many}), {plan.batch()}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
 
 
-def _follow(
-    plan: Plan, commands: list[list[str]], record: dict[str, Any], lock: int, console: Console
-) -> None:
+def _follow(plan: Plan, commands: list[list[str]], record: dict[str, Any], lock: int, console: Console) -> None:
     """Run the processes to their end and complete the record."""
     run, began, before = plan.run, time.monotonic(), record["train_seconds"]
     with (
@@ -253,9 +246,7 @@ def _follow(
     console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _wait(
-    processes: list[Process], record: dict[str, Any], tail: LogTail, received: list[int]
-) -> Process | None:
+def _wait(processes: list[Process], record: dict[str, Any], tail: LogTail, received: list[int]) -> Process | None:
     """Wait for all processes; returns the first that failed. One that fails, or a signal, ends the others."""
     failed, kill_at = None, None
     while any([_poll(process, record) is None for process in processes]):

@@ -27,7 +27,9 @@ class TrainingProgress:
         self._console = console
         self._max_epoch = int(config.train.get("max_epoch") or 0)
         self._max_update = int(config.train.get("max_update") or 0)
-        self._epoch, self._latest, self._valid = 0, {}, ""
+        self._epoch = 0
+        self._latest: dict[str, Any] = {}
+        self._valid = ""
         self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -80,9 +82,7 @@ class TrainingProgress:
         epoch = f"epoch {self._epoch}" + (f"/{self._max_epoch}" if self._max_epoch else "")
         if not self._latest:
             return epoch + self._valid
-        updates = f"{int(self._latest['num_updates']):,}" + (
-            f"/{self._max_update:,}" if self._max_update else ""
-        )
+        updates = f"{int(self._latest['num_updates']):,}" + (f"/{self._max_update:,}" if self._max_update else "")
         loss, speed = float(self._latest["loss"]), float(self._latest.get("wps") or 0)
         return f"{epoch}, update {updates} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s"
 
@@ -91,9 +91,7 @@ class TrainingProgress:
             return
         seconds, done = time.monotonic() - self._started, self._fraction()
         left = f", about {_duration(seconds / done - seconds)} left" if 0 < done < 1 else ""
-        self._console.print(
-            f"  {self._state()} | {_duration(seconds)}{left}", highlight=False, soft_wrap=True
-        )
+        self._console.print(f"  {self._state()} | {_duration(seconds)}{left}", highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -90,9 +90,7 @@ class RunDirectory:
             SharingError: when there is none.
         """
         if not self.config_file.is_file():
-            raise SharingError(
-                f"{self.path}: no run directory of fairseq-sharing train: it has no config.yaml"
-            )
+            raise SharingError(f"{self.path}: no run directory of fairseq-sharing train: it has no config.yaml")
         config = OmegaConf.load(self.config_file)
         assert isinstance(config, DictConfig)
         return config
@@ -184,9 +182,7 @@ def refuse_changed(run: RunDirectory, new: DictConfig) -> None:
     Raises:
         SharingError: naming the key, its old and its new value.
     """
-    changes = {
-        key: values for key, values in config_changes(run.config(), new).items() if not _changeable(key)
-    }
+    changes = {key: values for key, values in config_changes(run.config(), new).items() if not _changeable(key)}
     if changes:
         key, (old, now) = next(iter(changes.items()))
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
@@ -197,9 +193,7 @@ def refuse_changed(run: RunDirectory, new: DictConfig) -> None:
 
 
 def _changeable(key: str) -> bool:
-    return any(
-        key == name or key.startswith(name if name.endswith("_") else name + ".") for name in CHANGEABLE
-    )
+    return any(key == name or key.startswith(name if name.endswith("_") else name + ".") for name in CHANGEABLE)
 
 
 def _plain(value: Any) -> str:
@@ -212,7 +206,7 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, DictConfig):
-            flat.update({f"{key}.{name}": item for name, item in _flatten(value).items()})
+            flat.update({f"{key!s}.{name}": item for name, item in _flatten(value).items()})
         else:
             flat[str(key)] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     return flat

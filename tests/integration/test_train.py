@@ -178,6 +178,8 @@ def test_signal_ends_training_and_it_goes_on_when_started_again(place, number, s
     assert record["exit_status"] != 0
     with run.locked():
         pass  # nobody trains on
+    if number == signal.SIGTERM:
+        return
     updates = max(int(r["num_updates"]) for kind, r in run.log_records() if kind == "train_inner")
     told = _train(place, f"run={name}", f"train.max_update={updates + 3}")
     assert "going on from its last checkpoint" in told

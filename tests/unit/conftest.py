@@ -18,20 +18,37 @@ def norm(request):
     return request.param
 
 
+@pytest.fixture(scope="session")
+def built():
+    """Models that were built before, by what they are."""
+    return {}
+
+
 @pytest.fixture
-def model(case, norm):
-    """The tiny shared model of a case, its weights moved away from their initial values, in eval mode."""
+def model(case, norm, built):
+    """The tiny shared model of a case, its weights moved away from their initial values, in eval mode.
+
+    Many tests get the same object: to change its weights or ties, build another one with ``build_case``.
+    """
     from tiny_models import build_case
 
-    return build_case(case, norm).eval()
+    if ("shared", case.name, norm) not in built:
+        built["shared", case.name, norm] = build_case(case, norm)
+    model = built["shared", case.name, norm].eval()
+    model.zero_grad()
+    return model
 
 
 @pytest.fixture
-def vanilla(case, norm, model):
-    """fairseq's own transformer of N layers with copies of the model's weights, in eval mode."""
+def vanilla(case, norm, model, built):
+    """fairseq's own transformer of N layers with copies of the model's weights, in eval mode; not to be changed."""
     from tiny_models import vanilla_copy
 
-    return vanilla_copy(case, model, norm).eval()
+    if ("vanilla", case.name, norm) not in built:
+        built["vanilla", case.name, norm] = vanilla_copy(case, model, norm)
+    vanilla = built["vanilla", case.name, norm].eval()
+    vanilla.zero_grad()
+    return vanilla
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +60,16 @@ def data_dir(tmp_path_factory):
     for language in ("en", "de"):
         dictionary().save(str(folder / f"dict.{language}.txt"))
     return folder
+
+
+@pytest.fixture
+def trained(case, norm, data_dir, built, tmp_path_factory):
+    """The file that fairseq's trainer writes of a case after an update, and the trainer; not to be changed."""
+    from tiny_models import make_trainer, save, train_step
+
+    if ("trained", case.name, norm) not in built:
+        trainer = make_trainer(data_dir, case, norm)
+        train_step(trainer)
+        path = save(trainer, tmp_path_factory.mktemp("trained") / "checkpoint1.pt")
+        built["trained", case.name, norm] = path, trainer
+    return built["trained", case.name, norm]

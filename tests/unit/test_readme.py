@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sharing.commands import COMMANDS
-from fairseq_sharing.layer_map import layer_map
+from fairseq_sharing.layer_map import make_layer_map
 from fairseq_sharing.training.config import compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +55,9 @@ def test_dry_run_prints_the_fairseq_command(command, capsys, monkeypatch):
 def test_fairseq_train_command_parses_with_the_plugin(command):
     from fairseq import options
 
+    import fairseq_sharing
+
+    fairseq_sharing.register()
     _, *words = shlex.split(command.replace("--user-dir fairseq_sharing", f"--user-dir {ROOT / 'fairseq_sharing'}"))
     args = options.parse_args_and_arch(options.get_training_parser(), words)
     assert (args.sharing, args.unique_layers) == ("cycle_rev", 3)
@@ -87,7 +90,7 @@ def test_strategy_table_is_that_of_the_code():
     for strategy, numbers in rows:
         expected = tuple(int(number) - 1 for number in numbers.split())
         unique = 3 if strategy in ("sequence", "cycle", "cycle_rev") else None
-        assert layer_map(strategy, 6, unique) == expected
+        assert make_layer_map(strategy, 6, unique) == expected
 
 
 def test_links_lead_to_files():

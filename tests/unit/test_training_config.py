@@ -45,7 +45,7 @@ def test_experiment_overrides_base_and_command_line_overrides_both(experiment):
         ("train.lr=[1,2", "override 'train.lr=[1,2'"),
         ("evaluate.beams=4", "evaluate: unknown key 'beams'; allowed: average_last, beam"),
         ("seed=one", "seed: must be a whole number from 0, got 'one'"),
-        ("train=3", "train"),
+        ("train=3", "override: train: must be a mapping, got 3"),
         ("train.max_epoch=ten", "train.max_epoch: must be a whole number from 0, got 'ten'"),
         ("train.save_dir=x", "train.save_dir: is set by the run directory"),
         ("train.seed=3", "train.seed: is set by the top-level key seed"),
@@ -66,7 +66,7 @@ def test_bad_override_is_one_line_that_names_it(experiment, override, message):
         ("base: nowhere.yaml\n", "base: nowhere.yaml: no such file"),
         ("base: mine.yaml\n", "base leads back to itself"),
         ("train: {}\n", "dataset: missing"),
-        ("dataset: toy\ntrain: [1]\n", "train"),
+        ("dataset: toy\ntrain: [1]\n", "train: must be a mapping, got [1]"),
         ("a: [\n", "not readable as YAML"),
         ("- just\n- words\n", "must be a mapping"),
     ],
@@ -81,9 +81,7 @@ def test_bad_file_is_one_line_that_names_it(tmp_path, text, message):
 
 
 def test_missing_configuration_names_both_places():
-    with pytest.raises(
-        SharingError, match=r"configuration nowhere\.yaml: no such file, here or in .*configs"
-    ):
+    with pytest.raises(SharingError, match=r"configuration nowhere\.yaml: no such file, here or in .*configs"):
         compose("nowhere.yaml")
 
 

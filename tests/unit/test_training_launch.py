@@ -66,9 +66,7 @@ def test_gpus_are_all_used_and_started_by_fairseq():
 
 @pytest.mark.usefixtures("machine")
 def test_tokens_per_batch_sets_update_freq():
-    config = compose(
-        "toy/vanilla.yaml", ["tokens_per_batch=16384", "train.max_tokens=4096", "train.update_freq=null"]
-    )
+    config = compose("toy/vanilla.yaml", ["tokens_per_batch=16384", "train.max_tokens=4096"])
     plan = make_plan(config, devices=2)
     assert _flag(plan.commands()[0], "--update-freq") == "2"
     assert plan.batch() == "16,384 tokens per batch = 4,096 tokens x 2 devices x update_freq 2"
@@ -102,9 +100,7 @@ def follower(tmp_path):
 def test_progress_outside_a_terminal_is_a_line_an_epoch(follower):
     tail, log, output = follower
     with log.open("a") as stream:
-        stream.write(
-            't | INFO | train_inner | {"epoch": 1, "update": 0.9, "num_updates": "90", "loss": "4", "wps": "1'
-        )
+        stream.write('t | INFO | train_inner | {"epoch": 1, "update": 0.9, "num_updates": "90", "loss": "4", "wps": "1')
         stream.flush()
         tail.read()
         assert output.getvalue() == ""

@@ -49,9 +49,7 @@ def test_broken_record_is_refused_by_name(run):
         run.record()
 
 
-@pytest.mark.parametrize(
-    "key", ["train.max_epoch", "train.keep_last_epochs", "train.validate_interval", "data"]
-)
+@pytest.mark.parametrize("key", ["train.max_epoch", "train.keep_last_epochs", "train.validate_interval", "data"])
 def test_length_and_bookkeeping_may_change(run, key):
     refuse_changed(run, OmegaConf.merge(CONFIG, OmegaConf.from_dotlist([f"{key}=9"])))
 
@@ -94,9 +92,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(run):
 
 def test_a_training_keeps_the_lock_when_its_starter_is_gone(run):
     with run.locked() as descriptor:
-        child = subprocess.Popen(
-            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(descriptor,)
-        )
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(descriptor,))
     try:
         with pytest.raises(SharingError, match="is being trained"), run.locked():
             pass
@@ -116,7 +112,5 @@ def test_log_lines_give_their_kind_and_values():
 
 def test_log_records_skip_everything_else(run):
     assert list(run.log_records()) == []
-    run.log_file.write_text(
-        'text\nt | INFO | train | {"epoch": 1}\n{broken}\nt | INFO | valid | {"epoch": 1}\n'
-    )
+    run.log_file.write_text('text\nt | INFO | train | {"epoch": 1}\n{broken}\nt | INFO | valid | {"epoch": 1}\n')
     assert [kind for kind, _ in run.log_records()] == ["train", "valid"]

@@ -117,8 +117,9 @@ def test_gradient_of_a_shared_tensor_is_the_sum_over_separate_copies(case, model
         torch.testing.assert_close(parameter.grad / scale, summed[name] / scale, rtol=0, atol=2e-6, msg=name)
 
 
-def test_optimizer_sees_each_tensor_once(model):
+def test_optimizer_sees_each_tensor_once(case, norm):
     """An update moves a shared tensor once, however many layers use it."""
+    model = build_case(case, norm)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss(model, batch()).backward()
@@ -128,7 +129,8 @@ def test_optimizer_sees_each_tensor_once(model):
 
 
 def test_ties_survive_half_precision_and_copying(case, model):
-    for changed in (copy.deepcopy(model), model.half(), model.float()):
+    copied = copy.deepcopy(model)
+    for changed in (copied, copied.half(), copied.float()):
         names = dict(changed.named_parameters(remove_duplicate=False))
         for name, parameter in names.items():
             if ".layers." in name:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from fairseq import models
+from fairseq import models, options, tasks
 from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
+from fairseq.sequence_generator import SequenceGenerator
+from fairseq.trainer import Trainer
 from sharing_cases import LAYERS, Case
 from torch import nn
 
@@ -27,7 +32,7 @@ def dictionary() -> Dictionary:
     return made
 
 
-def arguments(norm: str = "post", arch: str = "transformer_sharing", **options) -> Namespace:
+def arguments(norm: str = "post", arch: str = "transformer_sharing", **changes) -> Namespace:
     """Make the arguments of a tiny model; the embeddings of both sides and the output are one matrix."""
     tiny = {"dropout": 0.0, "share_all_embeddings": True, "max_source_positions": 64, "max_target_positions": 64}
     for stack in ("encoder", "decoder"):
@@ -36,20 +41,20 @@ def arguments(norm: str = "post", arch: str = "transformer_sharing", **options) 
         tiny[f"{stack}_attention_heads"] = HEADS
         tiny[f"{stack}_layers"] = LAYERS
         tiny[f"{stack}_normalize_before"] = norm == "pre"
-    return Namespace(arch=arch, **{**tiny, **options})
+    return Namespace(arch=arch, **{**tiny, **changes})
 
 
-def build(norm: str = "post", *, seed: int = 1, arch: str = "transformer_sharing", **options) -> nn.Module:
+def build(norm: str = "post", *, seed: int = 1, arch: str = "transformer_sharing", **changes) -> nn.Module:
     """Build a tiny model from a seed."""
     torch.manual_seed(seed)
     symbols = dictionary()
     task = SimpleNamespace(source_dictionary=symbols, target_dictionary=symbols)
-    return models.build_model(arguments(norm, arch, **options), task)
+    return models.build_model(arguments(norm, arch, **changes), task)
 
 
-def build_case(case: Case, norm: str, *, seed: int = 1, **options) -> nn.Module:
+def build_case(case: Case, norm: str, *, seed: int = 1, **changes) -> nn.Module:
     """Build the model of a case, its weights moved away from their initial values."""
-    return perturb(build(norm, seed=seed, **case.options, **options))
+    return perturb(build(norm, seed=seed, **case.options, **changes))
 
 
 def perturb(model: nn.Module, seed: int = 7) -> nn.Module:
@@ -61,9 +66,9 @@ def perturb(model: nn.Module, seed: int = 7) -> nn.Module:
     return model
 
 
-def vanilla_copy(case: Case, model: nn.Module, norm: str, **options) -> nn.Module:
+def vanilla_copy(case: Case, model: nn.Module, norm: str, **changes) -> nn.Module:
     """Build fairseq's own transformer of N layers, with copies of the weights that the case's map gives each."""
-    stock = build(norm, arch="transformer", seed=99, **options)
+    stock = build(norm, arch="transformer", seed=99, **changes)
     ours = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in stock.named_parameters():
@@ -97,3 +102,52 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     log_probs = model.get_normalized_probs(model(**inputs), log_probs=True)
     weights = torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)
     return (log_probs * weights)[inputs["prev_output_tokens"] != PAD].sum()
+
+
+def make_trainer(data_dir, case: Case, norm: str = "post", *flags: str, arch: str = "transformer_sharing"):
+    """Make fairseq's trainer of a case's model as fairseq-train does, from the words of its command line."""
+    words = [str(data_dir), "--task=translation", "--source-lang=en", "--target-lang=de", "--cpu"]
+    words += ["--optimizer=adam", "--lr=0.01", "--max-tokens=100", f"--arch={arch}", "--dropout=0", "--seed=1"]
+    words += ["--share-all-embeddings", "--no-progress-bar"]
+    for stack in ("encoder", "decoder"):
+        words += [f"--{stack}-embed-dim={EMBED}", f"--{stack}-ffn-embed-dim={FFN}", f"--{stack}-layers={LAYERS}"]
+        words += [f"--{stack}-attention-heads={HEADS}", *([f"--{stack}-normalize-before"] if norm == "pre" else [])]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in case.options.items()]
+    args = options.parse_args_and_arch(options.get_training_parser(), [*words, *flags])
+    cfg = convert_namespace_to_omegaconf(args)
+    task = tasks.setup_task(cfg.task)
+    torch.manual_seed(1)
+    model = perturb(task.build_model(cfg.model))
+    return Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
+
+
+def train_step(trainer: Trainer, seed: int = 3) -> None:
+    """Make one update on the batch of a seed."""
+    inputs = batch(seed)
+    target = inputs["prev_output_tokens"].roll(-1, 1)
+    sample = {"id": torch.arange(3), "nsentences": 3, "ntokens": int((target != PAD).sum()), "target": target}
+    with metrics.aggregate():
+        trainer.train_step([{**sample, "net_input": inputs}])
+
+
+def save(trainer: Trainer, path: Path) -> Path:
+    """Write the trainer's checkpoint as fairseq-train does."""
+    trainer.consolidate_optimizer()
+    trainer.save_checkpoint(str(path), {"train_iterator": {"epoch": 1}})
+    return path
+
+
+def translate(models_: list[nn.Module], **settings) -> list[list[dict]]:
+    """Translate the sources of the batch by beam search, 8 to 12 words each."""
+    generator = SequenceGenerator(models_, dictionary(), beam_size=4, min_len=8, max_len_b=12, **settings)
+    sources = {key: batch()[key] for key in ("src_tokens", "src_lengths")}
+    return generator.generate(models_, {"net_input": sources})
+
+
+def assert_same_translations(ours: list[list[dict]], theirs: list[list[dict]]) -> None:
+    """Compare words and scores of two runs of ``translate``."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert [h["tokens"].tolist() for h in one] == [h["tokens"].tolist() for h in other]
+        scores = [[h["positional_scores"] for h in hypotheses] for hypotheses in (one, other)]
+        torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+        assert max(len(h["tokens"]) for h in one) >= 8, "too short to tell anything"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Install the package when it is not yet there, then prepare one dataset into data/<dataset>.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: bash data-prep/<dataset>/prepare.sh [--dry-run] [FLAG ...]
+
+  --dry-run   print the commands and stop
+  FLAG ...    of: fairseq-sharing prepare, for example --mirror DIR, --out DIR (default: data/<dataset>)
+USAGE
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dataset=${1:?dataset}
+shift
+command=("${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/python" -m fairseq_sharing prepare "$dataset" --out "$root/data/$dataset")
+case ${1:-} in
+  -h | --help) usage && exit 0 ;;
+  --dry-run)
+    shift
+    printf '%q ' bash "$root/scripts/install.sh" && echo
+    printf '%q ' "${command[@]}" "$@" && echo
+    exit 0
+    ;;
+esac
+bash "$root/scripts/install.sh"
+exec "${command[@]}" "$@"

@@ -1,0 +1,114 @@
+"""Run commands as ``python -m`` does, in processes forked from a server that has imported torch and fairseq once.
+
+Importing them takes longer than most of the commands here. The plugin isn't imported there: ``--user-dir`` does that,
+as it does for a user.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "fairseq_sharing"
+# No GPU and no second thread, so that two runs can be compared bit by bit.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+PATIENCE = 240  # seconds that a command may take on a busy machine
+
+_server = multiprocessing.get_context("forkserver")
+# fairseq_cli.train comes first: it sends the log to standard output before fairseq's own modules choose otherwise.
+_server.set_forkserver_preload(["fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.validate", "pytest"])
+
+
+@dataclass
+class Command:
+    """A command that runs or has run.
+
+    Args:
+        process: what runs it.
+        log: file names before ``.out`` and ``.err``.
+    """
+
+    process: multiprocessing.process.BaseProcess
+    log: Path
+
+    @property
+    def stdout(self) -> str:
+        return Path(f"{self.log}.out").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return Path(f"{self.log}.err").read_text()
+
+    def wait(self, status: int | None = 0) -> Command:
+        """Wait for its end; None stands for any exit status but 0."""
+        self.process.join(PATIENCE)
+        code = self.process.exitcode
+        if code is None:
+            self.kill()
+        assert code == status if status is not None else code, f"exit status {code}: {self.stdout} {self.stderr}"
+        return self
+
+    def wait_until(self, ready: Callable[[], object]) -> None:
+        """Wait for something that it does."""
+        end = time.monotonic() + PATIENCE
+        while not ready():
+            assert self.process.is_alive(), f"it ended first: {self.stdout} {self.stderr}"
+            assert time.monotonic() < end, f"nothing for {PATIENCE} s: {self.stdout}"
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """SIGKILL it."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+
+class Commands:
+    """Starts commands and keeps what they write.
+
+    Args:
+        folder: where that is kept.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._count = 0
+
+    def start(self, module: str, *words: object, before: Callable[[], None] | None = None, cwd: Path = ROOT) -> Command:
+        """Start ``python -m MODULE WORDS`` in a folder.
+
+        Args:
+            before: called in the new process first.
+        """
+        self._count += 1
+        log = self._folder / f"{self._count:03d}-{module}"
+        process = _server.Process(target=_run, args=(module, list(map(str, words)), log, cwd, before))
+        process.start()
+        return Command(process, log)
+
+    def run(self, module: str, *words: object, status: int | None = 0, cwd: Path = ROOT) -> Command:
+        """Run a command to its end."""
+        return self.start(module, *words, cwd=cwd).wait(status)
+
+
+def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[], None] | None) -> None:
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.chdir(cwd)
+    sys.path.insert(0, str(cwd))
+    if before is not None:
+        before()
+    sys.argv = [module, *words]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except Exception:
+        # As the interpreter does: fairseq_sharing tells its errors through this hook.
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)

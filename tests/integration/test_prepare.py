@@ -1,0 +1,473 @@
+"""``fairseq-sharing prepare`` as a user runs it: the real command, real fairseq-preprocess, texts with real faults."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy
+import pytest
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation import fetch as fetching
+from fairseq_sharing.preparation import prepare as preparing
+from fairseq_sharing.preparation import toy
+from fairseq_sharing.preparation.files import read_lines, sha256
+from fairseq_sharing.preparation.prepare import prepare
+from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe
+from fairseq_sharing.preparation.text import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+LANGUAGES = {"source_lang": "en", "target_lang": "de"}
+COMMAND = [sys.executable, "-m", "fairseq_sharing", "prepare"]
+
+
+def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*COMMAND, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def write(prefix: Path, pairs: list[tuple[str, str]]) -> Path:
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    for lang, side in (("en", 0), ("de", 1)):
+        Path(f"{prefix}.{lang}").write_bytes("".join(pair[side] + "\n" for pair in pairs).encode())
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def corpus() -> dict[str, list[tuple[str, str]]]:
+    sizes = {"train": 2500, "valid": 40, "test": 30}
+    return {name: [(pair["en"], pair["de"]) for pair in pairs] for name, pairs in toy.generate(sizes).items()}
+
+
+@pytest.fixture(scope="module")
+def texts(corpus: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parallel texts with one of each fault that is handled."""
+    folder = tmp_path_factory.mktemp("texts")
+    train = list(corpus["train"])
+    train[10] = ("", train[10][1])
+    train[11] = (train[11][0], " \u2028 ")
+    train[12] = ("The old\u2028dog sleeps .", "Der alte Hund\x85schläft .")
+    train[13] = ("one " * 300, "eins " * 300)
+    train[14] = ("a b c d e f g h", "a b c")
+    train[15] = ("The\tdog\r", "Der Hund")
+    test = list(corpus["test"])
+    test[3] = ("", test[3][1])
+    test[4] = ("The old\u2028dog\x0csleeps.", "Der alte\u2028Hund schläft.")
+    write(folder / "train", train)
+    write(folder / "valid", corpus["valid"])
+    write(folder / "test", test)
+    return folder
+
+
+def file_flags(texts: Path) -> list[object]:
+    return [
+        "files", "--source-lang", "en", "--target-lang", "de", "--train", texts / "train", "--valid", texts / "valid",
+        "--test", f"small={texts}/test", "--subword-size", 400, "--max-ratio", 2.5,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data") / "with, comma"
+    run(*file_flags(texts), "--out", directory, "--workers", 2)
+    return directory
+
+
+def binary_sentences(directory: Path, subset: str, lang: str) -> list[list[int]]:
+    """Read fairseq's binary files without fairseq: header, lengths, then token numbers of two bytes each."""
+    prefix = directory / "bin" / f"{subset}.en-de.{lang}"
+    index = Path(f"{prefix}.idx").read_bytes()
+    count = int.from_bytes(index[18:26], "little")
+    lengths = numpy.frombuffer(index, numpy.int32, count, 26)
+    tokens = numpy.fromfile(f"{prefix}.bin", numpy.uint16)
+    assert lengths.sum() == len(tokens)
+    return [part.tolist() for part in numpy.split(tokens, numpy.cumsum(lengths)[:-1])]
+
+
+def test_faulty_training_pairs_go_and_are_counted(prepared: Path):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert manifest["train"] == {
+        "raw_lines": 2500,
+        "lines": 2496,
+        "removed": {"empty": 2, "too_long": 1, "length_ratio": 1, "long_word": 0},
+    }
+    lines = list(read_lines(prepared / "tok" / "train.en"))
+    assert lines[10] == "The old dog sleeps ."
+    assert list(read_lines(prepared / "tok" / "train.de"))[10] == "Der alte Hund schläft ."
+    assert lines[11] == "The dog"
+
+
+def test_test_sets_keep_every_segment_and_their_raw_text(prepared: Path, texts: Path):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert manifest["tests"] == [
+        {"name": "small", "subset": "test", "segments": 30, "source": "raw/small.en", "reference": "raw/small.de"}
+    ]
+    for lang in ("en", "de"):
+        assert (prepared / f"raw/small.{lang}").read_bytes() == (texts / f"test.{lang}").read_bytes()
+    assert len(binary_sentences(prepared, "test", "en")) == len(binary_sentences(prepared, "test", "de")) == 30
+
+
+@pytest.mark.parametrize(("subset", "name"), [("train", "train"), ("valid", "valid"), ("test", "small")])
+@pytest.mark.parametrize("lang", ["en", "de"])
+def test_binary_files_hold_the_segmented_text_line_by_line(prepared: Path, subset: str, name: str, lang: str):
+    symbols = ["<s>", "<pad>", "</s>", "<unk>"]
+    symbols += [line.rpartition(" ")[0] for line in read_lines(prepared / "bin" / f"dict.{lang}.txt")]
+    decoded = [[symbols[token] for token in sentence] for sentence in binary_sentences(prepared, subset, lang)]
+    expected = [[*line.split(), "</s>"] for line in read_lines(prepared / "bpe" / f"{name}.{lang}")]
+    known = set(symbols)
+    assert decoded == [[word if word in known else "<unk>" for word in sentence] for sentence in expected]
+
+
+def test_the_joined_dictionary_is_that_of_the_training_text(prepared: Path):
+    assert (prepared / "bin/dict.en.txt").read_bytes() == (prepared / "bin/dict.de.txt").read_bytes()
+    words = {w for lang in ("en", "de") for line in read_lines(prepared / f"bpe/train.{lang}") for w in line.split()}
+    dictionary = {line.rpartition(" ")[0] for line in read_lines(prepared / "bin/dict.en.txt")}
+    assert {word for word in dictionary if not word.startswith("madeupword")} == words
+
+
+def test_the_manifest_has_the_hash_of_every_file(prepared: Path):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    files = {str(path.relative_to(prepared)) for path in prepared.rglob("*") if path.is_file()}
+    assert files - set(manifest["files"]) == {"manifest.json", ".lock"}
+    assert all(sha256(prepared / file) == digest for file, digest in manifest["files"].items())
+    assert str(prepared) not in json.dumps(manifest)
+
+
+def test_the_pipeline_of_the_directory_repeats_what_was_done(prepared: Path):
+    pipeline = Pipeline.from_manifest(prepared)
+    for side, lang in (("source", "en"), ("target", "de")):
+        raw, done = read_lines(prepared / f"raw/small.{lang}"), read_lines(prepared / f"bpe/small.{lang}")
+        assert [pipeline.encode(line, side) for line in raw] == list(done)
+    clean = [line for number, line in enumerate(read_lines(prepared / "raw/small.de")) if number != 4]
+    assert [pipeline.decode(pipeline.encode(line, "target")) for line in clean] == clean
+
+
+def test_a_second_run_does_nothing(prepared: Path, texts: Path):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.name != ".lock"}
+    result = run(*file_flags(texts), "--out", prepared, "--json")
+    assert "nothing to do" in result.stderr
+    assert json.loads(result.stdout)["train"]["lines"] == 2496
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (b"a\nb\xff\n", b"a\nb\n", "train.en, line 2: not UTF-8"),
+        (b"a\nb\n", b"a\n", "train: the two sides differ in length"),
+        (b"a\0\nb\n", b"a\nb\n", "train.en, line 1: holds a NUL byte"),
+        (b"\n\n", b"a\nb\n", "cleaning leaves no training pair"),
+    ],
+)
+def test_bad_text_ends_the_command_with_one_line(tmp_path: Path, source: bytes, target: bytes, message: str):
+    write(tmp_path / "valid", [("a", "b")])
+    (tmp_path / "train.en").write_bytes(source)
+    (tmp_path / "train.de").write_bytes(target)
+    flags = ["files", "--source-lang", "en", "--target-lang", "de", "--train", tmp_path / "train"]
+    result = run(*flags, "--valid", tmp_path / "valid", "--out", tmp_path / "data", check=False)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.split("\n") if "error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_help_needs_neither_torch_nor_fairseq(tmp_path: Path):
+    for name in ("torch", "fairseq", "sacremoses"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('imported for --help')")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    result = subprocess.run([*COMMAND, "--help"], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "multi30k, toy; 'files'" in result.stdout
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(prepared: Path, texts: Path, tmp_path: Path):
+    directory = tmp_path / "data"
+    for done in ("tok/train", "bpe/train"):
+        command = [*COMMAND, *map(str, file_flags(texts)), "--out", str(directory), "--workers", "1"]
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        unfinished = directory / "manifest.unfinished.json"
+        while process.poll() is None:
+            if unfinished.is_file() and done in json.loads(unfinished.read_text())["steps"]:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.01)
+        assert not (directory / "manifest.json").exists()
+    result = run(*file_flags(texts), "--out", directory)
+    assert "read train" not in result.stderr
+    assert "tokenise train" not in result.stderr
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (directory, prepared)]
+    assert manifests[0]["files"] == manifests[1]["files"]
+    assert not list(directory.rglob("*.tmp"))
+
+
+# Below, fairseq-preprocess is left out: what is tested is which steps run, in this process, with one call each.
+
+
+@pytest.fixture
+def fake_binarise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def binarise(directory: Path, *arguments: object) -> dict[str, int]:
+        (directory / "bin").mkdir(exist_ok=True)
+        texts = sorted((directory / "bpe").iterdir())
+        (directory / "bin" / "train.bin").write_text("".join(map(sha256, texts)))
+        return {"dictionary": 1}
+
+    monkeypatch.setattr(preparing, "binarise", binarise)
+
+
+def steps_run(texts: Path, directory: Path, capsys: pytest.CaptureFixture, **settings: object) -> list[str]:
+    """Prepare and list the steps that ran, by their file times."""
+    names = ["raw/train.en", "raw/small.en", "tok/train.en", "tok/small.en", "codes.bpe", "sentencepiece.model"]
+    files = [directory / name for name in (*names, "bpe/train.en", "bpe/small.en", "bin/train.bin")]
+    for file in files:
+        if file.exists():
+            os.utime(file, (0, 0))
+    overrides = {**LANGUAGES, "subword_size": 300, **settings}
+    prepare(files_recipe(f"{texts}/train", f"{texts}/valid", [f"small={texts}/test"], overrides), directory, workers=1)
+    return [str(file.relative_to(directory)) for file in files if file.exists() and file.stat().st_mtime > 0]
+
+
+def test_a_changed_setting_redoes_only_what_depends_on_it(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fake_binarise: None
+):
+    directory = tmp_path / "data"
+    everything = ["raw/train.en", "raw/small.en", "tok/train.en", "tok/small.en", "codes.bpe"]
+    segmented = ["bpe/train.en", "bpe/small.en", "bin/train.bin"]
+    assert steps_run(texts, directory, capsys) == [*everything, *segmented]
+    assert steps_run(texts, directory, capsys) == []
+    assert steps_run(texts, directory, capsys, subword_size=200) == ["codes.bpe", *segmented]
+    assert steps_run(texts, directory, capsys, subword_size=200, max_ratio=2.0) == [
+        "tok/train.en", "codes.bpe", *segmented,
+    ]  # fmt: skip
+    (directory / "raw" / "train.en").unlink()
+    assert steps_run(texts, directory, capsys, subword_size=200, max_ratio=2.0) == ["raw/train.en"]
+    (directory / "bpe" / "small.en").write_text("damaged\n")
+    assert steps_run(texts, directory, capsys, subword_size=200, max_ratio=2.0) == ["bpe/small.en"]
+    assert steps_run(texts, directory, capsys, tokenizer="none", subword_size=200) == [
+        "tok/train.en", "tok/small.en", "codes.bpe", *segmented,
+    ]  # fmt: skip
+    assert steps_run(texts, directory, capsys, subword="sentencepiece", subword_size=200)[-4:] == [
+        "sentencepiece.model", *segmented,
+    ]  # fmt: skip
+    assert not (directory / "codes.bpe").exists(), "a file of the earlier setting is left"
+
+
+def test_a_changed_text_is_prepared_again(
+    corpus: dict, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fake_binarise: None
+):
+    for split in ("train", "valid", "test"):
+        for lang in ("en", "de"):
+            (tmp_path / f"{split}.{lang}").write_bytes((texts / f"{split}.{lang}").read_bytes())
+    steps_run(tmp_path, tmp_path / "data", capsys)
+    write(tmp_path / "test", corpus["test"])
+    assert steps_run(tmp_path, tmp_path / "data", capsys) == [
+        "raw/small.en", "tok/small.en", "bpe/small.en", "bin/train.bin",
+    ]  # fmt: skip
+
+
+def test_the_number_of_workers_changes_nothing(texts: Path, tmp_path: Path, fake_binarise: None):
+    recipe = files_recipe(f"{texts}/train", f"{texts}/valid", [], {**LANGUAGES, "subword_size": 300})
+    manifests = [prepare(recipe, tmp_path / str(workers), workers=workers) for workers in (1, 3)]
+    assert manifests[0]["files"] == manifests[1]["files"]
+
+
+def test_sentencepiece_and_whole_words(texts: Path, tmp_path: Path, fake_binarise: None):
+    arguments = (f"{texts}/train", f"{texts}/valid", [f"small={texts}/test"])
+    prepare(files_recipe(*arguments, {**LANGUAGES, "subword": "sentencepiece", "subword_size": 500}), tmp_path / "sp")
+    pipeline = Pipeline.from_manifest(tmp_path / "sp")
+    first = next(read_lines(tmp_path / "sp/raw/small.de"))
+    assert pipeline.decode(next(read_lines(tmp_path / "sp/bpe/small.de"))) == first
+    prepare(files_recipe(*arguments, {**LANGUAGES, "subword": "none"}), tmp_path / "words")
+    assert (tmp_path / "words/bpe/small.de").read_bytes() == (tmp_path / "words/tok/small.de").read_bytes()
+
+
+# Downloads
+
+
+class Server(ThreadingHTTPServer):
+    """Serves byte strings by path; breaks off after ``limit`` bytes for the first ``breaks`` requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.ranges: list[str | None] = []
+        self.breaks = 0
+        self.limit = 1000
+        self.resumable = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path)
+        asked = self.headers["Range"]
+        self.server.ranges.append(asked)
+        if content is None:
+            self.send_error(404)
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.server.resumable else 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        part = content[start:]
+        if self.server.breaks:
+            self.server.breaks -= 1
+            part = part[: self.server.limit]
+        self.wfile.write(part)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+CONTENT = bytes(range(256)) * 20
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_broken_download_resumes_where_it_stopped(server: Server, tmp_path: Path):
+    server.files["/a/data.gz"] = CONTENT
+    server.breaks = 2
+    path = fetching.fetch(f"{server.url}/a/data.gz", DIGEST, tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-", "bytes=2000-"]
+    assert [file.name for file in tmp_path.iterdir()] == ["data.gz"]
+    fetching.fetch(f"{server.url}/a/data.gz", DIGEST, tmp_path)
+    assert len(server.ranges) == 3, "a complete file was asked for again"
+
+
+def test_a_later_run_goes_on_from_what_an_earlier_one_left(server: Server, tmp_path: Path):
+    server.files["/data.gz"] = CONTENT
+    (tmp_path / "data.gz.part").write_bytes(CONTENT[:3000])
+    assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=3000-"]
+    (tmp_path / "data.gz").replace(tmp_path / "data.gz.part")
+    assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more"])
+def test_what_is_left_of_another_file_is_fetched_anew(server: Server, tmp_path: Path, left: bytes):
+    server.files["/data.gz"] = CONTENT
+    (tmp_path / "data.gz.part").write_bytes(left)
+    assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_that_cannot_resume_still_works(server: Server, tmp_path: Path):
+    server.files["/data.gz"] = CONTENT
+    server.breaks, server.resumable = 1, False
+    assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_download_that_never_succeeds_ends_and_keeps_its_part(server: Server, tmp_path: Path):
+    server.files["/data.gz"] = CONTENT
+    server.breaks, server.limit = 99, 0
+    (tmp_path / "data.gz.part").write_bytes(CONTENT[:100])
+    with pytest.raises(
+        SharingError, match=r"data.gz: the connection broke off, 5 times in a row; start again to go on"
+    ):
+        fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
+    assert (tmp_path / "data.gz.part").read_bytes() == CONTENT[:100]
+
+
+def test_a_wrong_checksum_is_told_with_both_values(server: Server, tmp_path: Path):
+    server.files["/data.gz"] = CONTENT
+    with pytest.raises(SharingError, match=f"data.gz: SHA-256 is {DIGEST}, expected {'0' * 64}"):
+        fetching.fetch(f"{server.url}/data.gz", "0" * 64, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_told_at_once(server: Server, tmp_path: Path):
+    with pytest.raises(SharingError, match=r"data\.gz: the server answers 404 Not Found"):
+        fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
+    assert len(server.ranges) == 1
+
+
+def test_every_form_of_mirror(server: Server, tmp_path: Path):
+    mirror = tmp_path / "my mirror"
+    mirror.mkdir()
+    (mirror / "data.gz").write_bytes(CONTENT)
+    server.files["/copy/data.gz"] = CONTENT
+    url = "https://example.invalid/folder/data.gz"
+    for form in (str(mirror), mirror.as_uri(), f"{server.url}/copy", f"{server.url}/copy/"):
+        assert fetching.fetch(url, DIGEST, tmp_path / "download", form).read_bytes() == CONTENT
+    with pytest.raises(SharingError, match=r"holds no file other\.gz"):
+        fetching.fetch("https://example.invalid/other.gz", DIGEST, tmp_path, str(mirror))
+    with pytest.raises(SharingError, match="ftp://x: allowed are a folder, file://, http:// and https://"):
+        fetching.fetch(url, DIGEST, tmp_path, "ftp://x")
+    (mirror / "data.gz").write_bytes(b"changed")
+    with pytest.raises(SharingError, match=f"data.gz: SHA-256 is .*, expected {DIGEST}"):
+        fetching.fetch(url, DIGEST, tmp_path, str(mirror))
+
+
+def test_a_recipe_with_a_wrong_number_of_lines_stops_with_both(texts: Path, tmp_path: Path):
+    content = {
+        **LANGUAGES,
+        "splits": {
+            name: {"lines": 39, **{lang: {"path": f"{texts}/valid.{lang}"} for lang in ("en", "de")}}
+            for name in ("train", "valid")
+        },
+    }
+    with pytest.raises(SharingError, match=r"valid\.en: 40 lines, expected 39"):
+        prepare(build_recipe("mine", content), tmp_path / "data")
+
+
+# Real text
+
+MIRROR = os.environ.get("FAIRSEQ_SHARING_MIRROR")
+needs_mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR names no folder of real texts")
+
+
+@needs_mirror
+def test_multi30k_is_fetched_and_tokenised_both_ways(tmp_path: Path, fake_binarise: None):
+    recipe = load_recipe("multi30k", {"subword_size": 500})
+    manifest = prepare(recipe, tmp_path, mirror=f"{MIRROR}/multi30k")
+    assert manifest["train"] == {
+        "raw_lines": 29_000,
+        "lines": 28_998,
+        "removed": {"empty": 0, "too_long": 0, "length_ratio": 2, "long_word": 0},
+    }
+    assert [(test["subset"], test["segments"]) for test in manifest["tests"]] == [
+        ("test", 1000), ("test1", 1000), ("test2", 461),
+    ]  # fmt: skip
+    pipeline = Pipeline.from_manifest(tmp_path)
+    references = list(read_lines(tmp_path / "raw/test_2016_flickr.de"))
+    decoded = [pipeline.decode(line) for line in read_lines(tmp_path / "bpe/test_2016_flickr.de")]
+    same = sum(a == b for a, b in zip(decoded, references, strict=True))
+    assert same >= 980, f"only {same} of 1,000 references survive tokenising and detokenising"
+
+
+@needs_mirror
+def test_news_commentary_keeps_its_alignment(tmp_path: Path):
+    """Real noise: U+2028 inside three lines, empty lines on one side."""
+    source = next(Path(str(MIRROR)).glob("news-commentary-v12/*.en.gz"))
+    lines = list(read_lines(source))
+    assert len(lines) == 230_000
+    assert sum("\u2028" in line for line in lines) == 3

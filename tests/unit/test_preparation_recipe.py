@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe, recipe_names
+
+
+def test_every_recipe_loads_and_has_a_readme():
+    assert {"multi30k", "toy"} <= set(recipe_names())
+    from fairseq_sharing.resources import recipes_dir
+
+    for name in recipe_names():
+        assert load_recipe(name).dataset == name
+        assert (recipes_dir() / name / "README.md").is_file()
+
+
+def test_multi30k_has_the_published_sizes_and_a_checksum_for_every_file():
+    recipe = load_recipe("multi30k")
+    assert {name: split.lines for name, split in recipe.splits.items()} == {
+        "train": 29_000,
+        "valid": 1_014,
+        "test_2016_flickr": 1_000,
+        "test_2017_flickr": 1_000,
+        "test_2017_mscoco": 461,
+    }
+    assert recipe.tests == ["test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"]
+    assert len({source.sha256 for split in recipe.splits.values() for source in split.texts.values()}) == 10
+    assert recipe.subword == {"name": "bpe", "size": 10_000}
+
+
+def test_flags_override_the_recipe():
+    recipe = load_recipe(
+        "multi30k", {"subword_size": 500, "max_ratio": 2.0, "source_lang": "de", "target_lang": "en", "subword": None}
+    )
+    assert recipe.subword == {"name": "bpe", "size": 500}
+    assert recipe.cleaning["max_ratio"] == 2.0
+    assert recipe.languages == {"source": "de", "target": "en"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "tokenizer", "subword"),
+    [
+        ({}, "moses", "bpe"),
+        ({"subword": "sentencepiece"}, "none", "sentencepiece"),
+        ({"subword": "sentencepiece", "tokenizer": "moses"}, "moses", "sentencepiece"),
+        ({"subword": "none"}, "moses", "none"),
+    ],
+)
+def test_sentencepiece_reads_plain_text_unless_told_otherwise(flags: dict, tokenizer: str, subword: str):
+    recipe = load_recipe("multi30k", flags)
+    assert (recipe.tokenizer["name"], recipe.subword["name"]) == (tokenizer, subword)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"subword": "wordpiece"}, "--subword must be one of bpe, sentencepiece, none, got 'wordpiece'"),
+        ({"tokenizer": "spacy"}, "--tokenizer must be one of moses, none, got 'spacy'"),
+        ({"subword_size": 0}, "--subword-size must be at least 1, got 0"),
+        ({"subword": "none", "subword_size": 9}, "--subword-size has no meaning with --subword none, got 9"),
+        ({"min_tokens": 0}, "--min-tokens must be at least 1, got 0"),
+        ({"max_tokens": 0}, "--max-tokens must be at least 1, got 0"),
+        ({"max_ratio": 0.5}, "--max-ratio must be at least 1, got 0.5"),
+        ({"target_lang": "en"}, "--source-lang and --target-lang must differ, got 'en' twice"),
+        ({"target_lang": "fr"}, "train is in de, en, not in fr"),
+        ({"source_lang": "../en"}, "--source-lang must be letters, digits and _, such as en, got '../en'"),
+    ],
+)
+def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
+    with pytest.raises(SharingError) as error:
+        load_recipe("multi30k", flags)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"splits": {}}, "a recipe has source_lang, target_lang, splits"),
+        ({"source_lang": "en", "target_lang": "de", "splits": {}, "size": 3}, "a recipe has source_lang"),
+        ({"source_lang": "en", "target_lang": "de", "splits": {}}, "no train split"),
+        ({"source_lang": "en", "target_lang": "de", "splits": {"train": {"en": "x"}}}, "train: expected lines: N"),
+        (
+            {
+                "source_lang": "en",
+                "target_lang": "de",
+                "splits": {name: {lang: {"url": "http://x/y"} for lang in ("en", "de")} for name in ("train", "valid")},
+            },
+            "train.en needs a path, or a url and its sha256",
+        ),
+    ],
+)
+def test_bad_recipes_are_refused(content: dict, message: str):
+    with pytest.raises(SharingError) as error:
+        build_recipe("mine", content)
+    assert message in str(error.value)
+
+
+def test_unknown_dataset_names_the_known_ones():
+    with pytest.raises(SharingError, match=r"DATASET must be one of multi30k, .*files, or a recipe\.yaml, got 'wmt99'"):
+        load_recipe("wmt99")
+
+
+def test_files_recipe_finds_plain_and_compressed_texts(tmp_path: Path):
+    for name in ("train.en", "train.de.gz", "dev.en", "dev.de"):
+        (tmp_path / name).touch()
+    languages = {"source_lang": "en", "target_lang": "de"}
+    recipe = files_recipe(f"{tmp_path}/train", f"{tmp_path}/dev", [f"own={tmp_path}/dev"], languages)
+    assert recipe.splits["train"].texts["de"].path == f"{tmp_path}/train.de.gz"
+    assert recipe.tests == ["own"]
+    assert recipe.cleaning["max_ratio"] == 1.5
+    for arguments, message in [
+        ((None, "x", [], languages), "--train is needed for dataset 'files'"),
+        (("x", "x", [], {"source_lang": "en"}), "--target-lang is needed for dataset 'files'"),
+        ((f"{tmp_path}/train", f"{tmp_path}/no", [], languages), "no.en: no such file, nor "),
+        ((f"{tmp_path}/train", f"{tmp_path}/dev", ["x"], languages), "--test must be NAME=PREFIX, got 'x'"),
+        ((f"{tmp_path}/train", f"{tmp_path}/dev", ["train=x"], languages), "there is a 'train' already"),
+        ((f"{tmp_path}/train", f"{tmp_path}/dev", [f"a,b={tmp_path}/dev"], languages), "got 'a,b'"),
+    ]:
+        with pytest.raises(SharingError) as error:
+            files_recipe(*arguments)
+        assert message in str(error.value)
+
+
+def test_local_paths_of_a_recipe_are_relative_to_it(tmp_path: Path):
+    path = tmp_path / "mine" / "recipe.yaml"
+    path.parent.mkdir()
+    text = "{en: {path: a.en}, de: {path: a.de}}"
+    path.write_text(f"source_lang: en\ntarget_lang: de\nsplits: {{train: {text}, valid: {text}}}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.dataset == "mine"
+    assert recipe.splits["train"].texts["en"].path == str(path.parent / "a.en")

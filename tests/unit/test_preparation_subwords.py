@@ -1,0 +1,58 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.subwords import learn_bpe, learn_sentencepiece
+
+ENGLISH = ["the old dogs sleep", "the young dog sleeps", "older cats slept"] * 3
+GERMAN = ["die alten Hunde schlafen", "der junge Hund schläft", "ältere Katzen haben geschlafen"] * 3
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "train.en", tmp_path / "train.de"]
+    for path, lines in zip(paths, (ENGLISH, GERMAN), strict=True):
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return paths
+
+
+def test_joined_bpe_is_what_subword_nmt_learns_from_both_texts_together(tmp_path: Path, texts: list[Path]):
+    both = tmp_path / "both"
+    both.write_bytes(b"".join(path.read_bytes() for path in texts))
+    reference = tmp_path / "reference"
+    subprocess.run(
+        [sys.executable, "-m", "subword_nmt.learn_bpe", "-s", "30", "-i", both, "-o", reference],
+        check=True,
+        capture_output=True,
+    )
+    assert learn_bpe(texts, 30, tmp_path / "codes.bpe", 18) == 30
+    assert (tmp_path / "codes.bpe").read_bytes() == reference.read_bytes()
+
+
+def test_bpe_stops_when_no_pair_is_left(tmp_path: Path, texts: list[Path]):
+    learned = learn_bpe(texts, 10_000, tmp_path / "codes.bpe", 18)
+    assert 30 < learned < 200
+    assert (tmp_path / "codes.bpe").read_text(encoding="utf-8").count("\n") == learned + 1
+
+
+def test_bpe_of_single_characters_is_refused(tmp_path: Path):
+    path = tmp_path / "train.en"
+    path.write_text("a b\nc\n")
+    with pytest.raises(SharingError, match="no words to learn subwords from; use --subword none"):
+        learn_bpe([path], 10, tmp_path / "codes.bpe", 2)
+
+
+def test_sentencepiece_is_the_same_every_time(tmp_path: Path, texts: list[Path]):
+    for name in ("one", "two"):
+        assert learn_sentencepiece(texts, 40, tmp_path / name, 18) == 40
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_too_many_pieces_are_refused_by_the_flag(tmp_path: Path, texts: list[Path]):
+    with pytest.raises(
+        SharingError, match=r"--subword-size 9999: sentencepiece says: Vocabulary size too high .* <= \d"
+    ):
+        learn_sentencepiece(texts, 9999, tmp_path / "model", 18)

@@ -1,0 +1,110 @@
+"""The shell scripts: what they would run, what they refuse, which Python they take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _bash(*words: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [shutil.which("bash"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "FAIRSEQ_SHARING_VENV": "/nonexistent/venv", **environment},
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("data", ["toy", "multi30k"])
+def test_quickstart_dry_run_tells_every_step_in_order(data):
+    told = _bash(ROOT / "scripts/quickstart.sh", "--data", data, "--dry-run").stderr
+    commands = [line for line in told.splitlines() if line.startswith("$ ")]
+    assert commands == [
+        f"$ fairseq-sharing prepare {data} --out data/{data}",
+        f"$ fairseq-sharing train configs/{data}/vanilla.yaml",
+        f"$ fairseq-sharing train configs/{data}/cycle_rev.yaml",
+        f"$ fairseq-sharing evaluate runs/{data}/vanilla-seed1",
+        f"$ fairseq-sharing evaluate runs/{data}/cycle_rev-seed1",
+        f"$ fairseq-sharing report runs/{data}/report --runs runs/{data}/vanilla-seed1 runs/{data}/cycle_rev-seed1",
+    ]
+
+
+def test_quickstart_mirror_is_made_absolute(tmp_path):
+    told = _bash(ROOT / "scripts/quickstart.sh", "--data", "multi30k", "--mirror", tmp_path, "--dry-run").stderr
+    assert f"prepare multi30k --out data/multi30k --mirror {tmp_path}" in told
+
+
+def test_test_dry_run_tells_every_check():
+    told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
+    for check in ("ruff format --check .", "ruff check .", "mypy fairseq_sharing", "shellcheck .ci/run", "tests/unit"):
+        assert f"== {check}" in told or check in told.splitlines()[-1]
+    assert "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quickstart.sh", "--data", "wmt"], "quickstart.sh: error: --data must be toy or multi30k, got 'wmt'"),
+        (["quickstart.sh", "--mirror", "/nonexistent"], "quickstart.sh: error: --mirror /nonexistent: no such folder"),
+        (["quickstart.sh", "--data"], "quickstart.sh: error: --data needs a value"),
+        (["quickstart.sh", "--fast"], "quickstart.sh: error: unknown argument --fast"),
+        (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
+        (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
+        (["train.sh"], "train.sh: error: no CONFIG given"),
+    ],
+)
+def test_bad_argument_is_refused(words, message):
+    script, *arguments = words
+    told = _bash(ROOT / "scripts" / script, *arguments, status=2).stderr
+    assert told.splitlines()[-1].startswith(message)
+
+
+@pytest.fixture
+def programs(tmp_path) -> Path:
+    """A directory to be the whole PATH: what install.sh calls, no Python and no compiler."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "ls"):
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+def _program(folder: Path, name: str, status: int) -> None:
+    (folder / name).write_text(f"#!{shutil.which('bash')}\nexit {status}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_install_takes_the_first_python_that_runs(programs):
+    _program(programs, "g++", 0)
+    _program(programs, "python3.11", 127)  # as a shim of a version that is not installed
+    _program(programs, "python3.12", 0)
+    told = _bash(ROOT / "scripts/install.sh", "--dry-run", PATH=str(programs)).stdout
+    assert told.startswith(f"{programs}/python3.12 -m venv")
+    first, second = told.splitlines()[1:]
+    assert first.endswith("torch numpy cython setuptools wheel ninja ")
+    assert "--no-build-isolation" in second
+    assert "--no-build-isolation" not in first
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        (["python3.11"], "no C++ compiler found (c++, g++ or clang++)"),
+        (["g++"], "no Python 3.11 or 3.12 with its venv module found"),
+    ],
+)
+def test_install_says_what_is_missing_in_one_line(programs, present, message):
+    for name in present:
+        _program(programs, name, 0)
+    (line,) = _bash(ROOT / "scripts/install.sh", status=2, PATH=str(programs)).stderr.splitlines()
+    assert line.startswith(f"install.sh: error: {message}")
