@@ -20,6 +20,7 @@ from fairseq_sharing.checkpoint import (
 )
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
+from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
 from fairseq_sharing.tying import StackBuilder, retie_stack
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class SharingModel:
     The state dict has each shared tensor once, under its first name, and the maps; loading fills in the rest.
     """
 
+    # Whether Admin's residual weights still wait for the first training batch.
+    admin_pending: bool = False
     # What changed the maps since the options made them, told in the checkpoint; None when nothing did.
     map_changed_by: str | None = None
 
@@ -70,7 +73,11 @@ class SharingModel:
     def get_extra_state(self) -> dict[str, Any]:
         """Give what the state dict says of the sharing: plain lists and strings."""
         state = extra_state(self.sharing, find_aliases(self))
-        return {**state, "map_changed_by": self.map_changed_by} if self.map_changed_by else state
+        if self.map_changed_by:
+            state["map_changed_by"] = self.map_changed_by
+        if self.admin_pending:
+            state["admin_pending"] = True
+        return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take nothing: ``_fit_state`` has read it before the weights."""
@@ -89,6 +96,7 @@ class SharingModel:
                     logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")
             self.map_changed_by = changed_by
         fit_to_model(state, self.sharing, find_aliases(self))
+        self.admin_pending = bool(state[EXTRA_STATE].get("admin_pending"))
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """Load a state dict of the model itself, of vanilla fairseq, or a materialised one.
@@ -100,6 +108,30 @@ class SharingModel:
             return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
         except RuntimeError as error:
             raise SharingError(explain_mismatch(error)) from error
+
+    def start_admin(self, admin: str) -> None:
+        """Set Admin's residual weights where that needs no data, and remember whether a first batch must set them."""
+        self.admin_pending = admin == "profile"
+        if admin == "closed_form":
+            for stack in self.sharing:
+                set_closed_form(getattr(self, stack).layers)
+
+    def profile_admin(self, forward: Callable[[], object]) -> None:
+        """Set Admin's residual weights from the first training batch, once, alike on every rank.
+
+        Args:
+            forward: runs the model on that batch.
+        """
+        if not self.training or not self.admin_pending:
+            return
+        stacks = [getattr(self, stack) for stack in self.sharing]
+        with torch.no_grad(), profiling(stacks):
+            forward()
+        if torch.distributed.is_initialized():
+            for stack in stacks:
+                for layer in stack.layers:
+                    torch.distributed.broadcast(layer.residual_weight.data, src=0)
+        self.admin_pending = False
 
     def training_autocast(self) -> AbstractContextManager[None]:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""

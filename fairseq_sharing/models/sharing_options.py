@@ -39,6 +39,11 @@ class SharingOptions(FairseqDataclass):
     decoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("decoder"))
     decoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("decoder"))
     decoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("decoder"))
+    admin: ChoiceEnum(["off", "profile", "closed_form"]) = _option(
+        "Admin's residual weights, for post-norm stacks, one vector a sub-layer and never shared: profile sets them "
+        "from the variances of the first training batch, closed_form to the square root of the sub-layer's number",
+        "off",
+    )
     precision: ChoiceEnum(["fp32", "bf16"]) = _option(
         "arithmetic of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and "
         "optimizer and no loss scaling; validation and translation stay in fp32",
@@ -101,6 +106,11 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             "--ddp-backend fully_sharded cannot shard layers that share parameters; "
             "allowed with --sharing: c10d, legacy_ddp, no_c10d, pytorch_ddp"
         )
+    if getattr(args, "admin", "off") != "off":
+        for stack in stacks:
+            _refuse(args, f"{stack}_normalize_before", "--admin weights the residuals of post-norm layers", False)
+        for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
+            _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     if getattr(args, "precision", "fp32") == "bf16":
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.admin_layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, stack_sharing, validate
 
@@ -25,7 +26,12 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
 
     def build_encoder_layer(self, cfg):
         """Build the next layer, tied to its owner."""
-        return self.build_tied(lambda: super(SharedTransformerEncoder, self).build_encoder_layer(cfg))
+        return self.build_tied(lambda: self._new_layer(cfg))
+
+    def _new_layer(self, cfg):
+        if cfg.admin == "off":
+            return super().build_encoder_layer(cfg)
+        return with_checkpointing(AdminEncoderLayer(cfg, self.return_fc), cfg)
 
 
 class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
@@ -37,7 +43,12 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Build the next layer, tied to its owner."""
-        return self.build_tied(lambda: super(SharedTransformerDecoder, self).build_decoder_layer(cfg, no_encoder_attn))
+        return self.build_tied(lambda: self._new_layer(cfg, no_encoder_attn))
+
+    def _new_layer(self, cfg, no_encoder_attn):
+        if cfg.admin == "off":
+            return super().build_decoder_layer(cfg, no_encoder_attn)
+        return with_checkpointing(AdminDecoderLayer(cfg, no_encoder_attn), cfg)
 
 
 @register_model("transformer_sharing")
@@ -50,6 +61,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
     def __init__(self, args, encoder, decoder):
         super().__init__(args, encoder, decoder)
         self.watch_state_dict()
+        self.start_admin(args.admin)
 
     @classmethod
     def hub_models(cls):
@@ -93,6 +105,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
     def forward(self, *args, **kwargs):
         """Run fairseq's forward pass, in the training precision asked for."""
         with self.training_autocast():
+            self.profile_admin(lambda: super(TransformerSharingModel, self).forward(*args, **kwargs))
             return super().forward(*args, **kwargs)
 
 
