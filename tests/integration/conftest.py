@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fairseq_processes import ENVIRONMENT, PLUGIN, Commands, lines_by_kind
-from tiny_training import CYCLE_REV, TRAINING, write_corpus
+from tiny_training import CYCLE_REV, TRAINING, distributed, write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,22 @@ def train(commands, train_words):
 
     def run(save_dir: Path, *more: object, status: int | None = 0, **choices):
         return commands.run("fairseq_cli.train", *train_words(save_dir, *more, **choices), status=status)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_on_ranks(commands, train_words):
+    """Trains in some processes, each a rank; gives the log of the first."""
+
+    def run(save_dir: Path, ranks: int, *more: object) -> str:
+        words = train_words(save_dir, *more)
+        if ranks > 1:
+            words += [*distributed(ranks), "--distributed-no-spawn", "--distributed-rank"]
+        started = [commands.start("fairseq_cli.train", *words, *([rank] if ranks > 1 else [])) for rank in range(ranks)]
+        for command in started:
+            command.wait()
+        return started[0].stdout
 
     return run
 

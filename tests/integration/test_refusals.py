@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq_processes import PLUGIN, ROOT
-from tiny_training import CYCLE_REV, LAYERS
+from tiny_training import CYCLE_REV, LAYERS, distributed
 
 SHARED = ["--arch", "transformer_sharing", *LAYERS]
 CYCLE = [*SHARED, "--sharing", "cycle", "--unique-layers", "2"]
@@ -107,7 +106,14 @@ def test_the_programs_themselves(tmp_path, trained, train_words, data):
     done = _call(sys.executable, "-m", "fairseq_cli.train", *train_words(tmp_path, model=model))
     assert told(done) == expected
 
-    flags = ["--path", trained / "checkpoint_last.pt", "--user-dir", PLUGIN, "--model-overrides", "{'sharing': 'cycle'}"]
+    flags = [
+        "--path",
+        trained / "checkpoint_last.pt",
+        "--user-dir",
+        PLUGIN,
+        "--model-overrides",
+        "{'sharing': 'cycle'}",
+    ]
     done = _call(Path(sys.executable).with_name("fairseq-generate"), data, *flags, "--gen-subset", "test1", "--cpu")
     assert told(done, "fairseq-generate").startswith("the checkpoint's encoder has the layer map 0,1,1,0 (layer), ")
 
@@ -174,12 +180,7 @@ def test_resuming_where_nothing_can_be_read(tmp_path, train):
 
 def test_an_error_in_spawned_processes(folder, train_words, commands):
     """fairseq spawns a process for each GPU; two that are made up here must fail as one command."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    distributed = ["--distributed-world-size", "2", "--distributed-init-method", f"tcp://localhost:{port}"]
-    distributed += ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
-    words = train_words(folder, *distributed, "--max-epoch", "3", model=CYCLE)
+    words = train_words(folder, *distributed(2), "--max-epoch", "3", model=CYCLE)
     done = commands.start("fairseq_cli.train", *words, before=_two_devices).wait(1)
     assert told(done).startswith(f"{folder / 'checkpoint_last.pt'}: the checkpoint's encoder has the layer map")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import socket
 from pathlib import Path
+
+import torch
 
 # Name of a subset -> sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
 SUBSETS = {"train": 300, "valid": 61, "test": 461, "test1": 5}
@@ -26,3 +29,39 @@ def write_corpus(folder: Path) -> None:
         lines = [draw.choices(_WORDS, k=draw.randint(2, 9)) for _ in range(sentences)]
         (folder / f"{subset}.en").write_text("".join(" ".join(line) + "\n" for line in lines))
         (folder / f"{subset}.de").write_text("".join(" ".join(f"{w}n" for w in line[::-1]) + "\n" for line in lines))
+
+
+def distributed(ranks: int) -> list[object]:
+    """The flags that make processes without a GPU one training."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        place = f"tcp://localhost:{probe.getsockname()[1]}"
+    flags = ["--distributed-world-size", ranks, "--distributed-init-method", place]
+    return [*flags, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Compare the weights, the optimizer's state and the place in the data of two checkpoints."""
+    states = [torch.load(path, weights_only=False) for path in (one, other)]
+    for part in ("model", "last_optimizer_state"):
+        _assert_equal(states[0][part], states[1][part], part)
+    places = [state["extra_state"]["train_iterator"] for state in states]
+    assert places[0] == places[1]
+    histories = [state["optimizer_history"][-1] for state in states]
+    assert histories[0] == histories[1]
+
+
+def _assert_equal(one, other, name: str) -> None:
+    assert type(one) is type(other), name
+    if torch.is_tensor(one):
+        assert torch.equal(one, other), f"{name}: {(one - other).abs().max()}"
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one:
+            _assert_equal(one[key], other[key], f"{name}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), name
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            _assert_equal(*pair, f"{name}.{index}")
+    else:
+        assert one == other, name

@@ -20,6 +20,7 @@ from tiny_models import (
     batch,
     build,
     build_case,
+    dictionary,
     make_trainer,
     perturb,
     save,
@@ -575,9 +576,9 @@ def test_from_pretrained_gives_the_trained_model(case, norm, trained, data_dir):
     hub = TransformerSharingModel.from_pretrained(str(trained.path.parent), trained.path.name, str(data_dir))
     assert_equal_models(hub.models[0], trained.model)
     assert_tied(case, hub.models[0])
-    translation = hub.translate("w3 w4 w5", beam=2)
-    assert isinstance(translation, str)
-    assert translation == hub.translate("w3 w4 w5", beam=2)
+    words = hub.translate("w3 w4 w5", beam=2, max_len_b=9).split()
+    assert words
+    assert set(words) <= set(dictionary().symbols)
 
 
 def test_models_of_different_maps_make_an_ensemble(data_dir, tmp_path, norm):
