@@ -16,7 +16,7 @@ from pathlib import Path
 import fairseq
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, trainer
+from fairseq import checkpoint_utils, models, trainer
 from fairseq.data import data_utils
 from fairseq.file_io import PathManager
 
@@ -125,9 +125,9 @@ def find_sharing_error(error: BaseException | None) -> SharingError | None:
     while error is not None:
         if isinstance(error, SharingError):
             return error
-        told = re.search(rf"{SharingError.__module__}\.{SharingError.__name__}: (.*)", str(error))
+        told = re.findall(rf"{SharingError.__module__}\.{SharingError.__name__}: (.*)", str(error))
         if told:
-            return SharingError(told[1])
+            return SharingError(told[-1])
         error = error.__cause__ or error.__context__
     return None
 
@@ -153,6 +153,21 @@ def tell_errors_in_one_line() -> None:
             print(f"{name}: error: {told}", file=sys.stderr)
 
     sys.excepthook = hook
+    if name == "fairseq-hydra-train":
+        models.build_model = _exit_on_sharing_error(models.build_model, name)
+
+
+def _exit_on_sharing_error(stock, name: str):
+    """Hydra, which never lets an exception reach the hook, lets SystemExit pass."""
+
+    @functools.wraps(stock)
+    def function(*args, **kwargs):
+        try:
+            return stock(*args, **kwargs)
+        except SharingError as error:
+            sys.exit(f"{name}: error: {error}")
+
+    return function
 
 
 def mend() -> None:

@@ -101,7 +101,7 @@ def evaluate_run(
     data = data or Path(record.get("data", ""))
     manifest = _read_manifest(data, settings)
     if record.get("finished") is None:
-        console.print(f"{path}: training has not finished; scoring what is there", markup=False)
+        console.print(f"{path}: training has not finished; scoring what is there", markup=False, soft_wrap=True)
     other = _find_baseline(run, config, settings, baseline, console)
 
     steps = Steps(run.evaluation / "steps.json")
@@ -186,7 +186,7 @@ def _average(
 
     if len(checkpoints) < asked:
         number = len(checkpoints)
-        console.print(f"averaging {number}, not {asked}: {run.checkpoints} holds no more", markup=False)
+        console.print(f"averaging {number}, not {asked}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
     averaged = run.checkpoints / "checkpoint_average.pt"
     if not steps.is_done("average", inputs, averaged):
         average_checkpoints(checkpoints, averaged)
@@ -287,6 +287,7 @@ def _find_baseline(
         f"no comparison with the baseline {settings.baseline}: {beside.path} is not evaluated yet"
         " (evaluate it, then this run again)",
         markup=False,
+        soft_wrap=True,
     )
     return None
 

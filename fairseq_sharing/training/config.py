@@ -16,6 +16,12 @@ from fairseq_sharing.resources import configs_dir
 
 TOP_LEVEL_KEYS = ("base", "run", "dataset", "data", "seed", "tokens_per_batch", "train", "evaluate")
 EVALUATE_KEYS = ("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen")
+# Flags of fairseq-train that the launcher gives.
+SET_ELSEWHERE = {
+    "seed": "the top-level key seed",
+    "distributed_world_size": "--devices",
+    **dict.fromkeys(("save_dir", "tensorboard_logdir", "user_dir", "log_format", "log_file"), "the run directory"),
+}
 DEFAULTS = {"seed": 1, "train": {}, "evaluate": {}}
 
 
@@ -169,10 +175,9 @@ def _check(config: DictConfig, file: Path) -> None:
         value = config.train.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise SharingError(f"{file}: train.{name}: must be a whole number from 0, got {value!r}")
-    for name in ("seed", "save_dir", "tensorboard_logdir", "user_dir", "log_format", "log_file"):
+    for name, owner in SET_ELSEWHERE.items():
         if name in config.train:
-            where = "the top-level key seed" if name == "seed" else "the run directory"
-            raise SharingError(f"{file}: train.{name}: is set by {where}, not here")
+            raise SharingError(f"{file}: train.{name}: is set by {owner}, not here")
 
 
 def _check_blocks(config: DictConfig, where: str) -> None:

@@ -163,7 +163,7 @@ def train(plan: Plan, console: Console) -> None:
         record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
         if record:
             refuse_changed(run, plan.config)
-            if record["batch"] != plan.batch() and record["tokens_per_batch"] != plan.tokens_per_batch():
+            if (record["tokens_per_batch"] or record["batch"]) != (plan.tokens_per_batch() or plan.batch()):
                 raise SharingError(f"{run.path} was started with {record['batch']}; now: {plan.batch()}")
             changed = config_changes(run.config(), plan.config)
             if record["exit_status"] == 0 and not any(key.startswith("train.") for key in changed):

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 # A bar's speed is measured over this many seconds: an epoch's validation and saving must not upset it.
 SPEED_PERIOD = 600.0
@@ -33,12 +34,14 @@ class TrainingProgress:
         self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            # Last, and the most important first: a narrow terminal cuts off its end.
+            TextColumn("left | {task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
             console=console,
+            expand=True,
             speed_estimate_period=SPEED_PERIOD,
             disable=not console.is_terminal,
         )
@@ -64,7 +67,7 @@ class TrainingProgress:
         self._epoch = int(record.get("epoch") or self._epoch)
         if "valid_loss" in record:
             bleu = f", BLEU {float(record['valid_bleu']):.2f}" if "valid_bleu" in record else ""
-            self._valid = f" | valid loss {float(record['valid_loss']):.3f}{bleu}"
+            self._valid = f", valid {float(record['valid_loss']):.3f}{bleu}"
             self._tell_epoch()
         elif kind == "train_inner":
             self._latest = record
@@ -82,9 +85,9 @@ class TrainingProgress:
         epoch = f"epoch {self._epoch}" + (f"/{self._max_epoch}" if self._max_epoch else "")
         if not self._latest:
             return epoch + self._valid
-        updates = f"{int(self._latest['num_updates']):,}" + (f"/{self._max_update:,}" if self._max_update else "")
         loss, speed = float(self._latest["loss"]), float(self._latest.get("wps") or 0)
-        return f"{epoch}, update {updates} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s"
+        updates = f"{int(self._latest['num_updates']):,}" + (f"/{self._max_update:,}" if self._max_update else "")
+        return f"{epoch} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s | update {updates}"
 
     def _tell_epoch(self) -> None:
         if self._console.is_terminal:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-from fairseq_processes import ENVIRONMENT, PLUGIN, Commands
-
-# Words of English and, by their place, of German: what there is to learn.
-WORDS = [f"{first}{second}" for first in "bdfghk" for second in "aeiou"]
-# Name of a subset -> sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
-SUBSETS = {"train": 300, "valid": 61, "test": 461, "test1": 5}
-LAYERS = ["--encoder-layers", "4", "--decoder-layers", "4"]
-SIZE = "--encoder-embed-dim 16 --encoder-ffn-embed-dim 24 --encoder-attention-heads 2 --share-all-embeddings".split()
-CYCLE_REV = ["--arch", "transformer_sharing", *LAYERS, "--sharing", "cycle_rev", "--unique-layers", "2"]
+from fairseq_processes import ENVIRONMENT, PLUGIN, Commands, lines_by_kind
+from tiny_training import CYCLE_REV, TRAINING, distributed, write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +24,7 @@ def commands(tmp_path_factory) -> Commands:
 def corpus(tmp_path_factory, commands) -> Path:
     """A folder with the raw text of SUBSETS (NAME.en, NAME.de) and, in ``bin``, what fairseq-preprocess makes of it."""
     folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(1)
-    for subset, sentences in SUBSETS.items():
-        lines = [draw.choices(WORDS, k=draw.randint(2, 9)) for _ in range(sentences)]
-        (folder / f"{subset}.en").write_text("".join(" ".join(line) + "\n" for line in lines))
-        # The other language has the same words, each with an ending, in the opposite order.
-        (folder / f"{subset}.de").write_text("".join(" ".join(w + "n" for w in line[::-1]) + "\n" for line in lines))
+    write_corpus(folder)
     commands.run(
         *("fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary", "--destdir", folder / "bin"),
         *("--trainpref", folder / "train", "--validpref", folder / "valid"),
@@ -56,14 +43,9 @@ def data(corpus) -> Path:
 def train_words(data):
     """Gives the words of a training into a folder: a small model, unless more words say otherwise."""
 
-    def words(save_dir: Path, *more: object, user_dir: object = PLUGIN, model=CYCLE_REV, size=SIZE) -> list:
-        return [
-            *(data, "--task", "translation", "-s", "en", "-t", "de", "--seed", "1", *model, *size),
-            *(("--user-dir", user_dir) if user_dir else ()),
-            *("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam"),
-            *("--lr", "0.005", "--clip-norm", "1.0", "--batch-size", "24", "--cpu"),
-            *("--log-format", "json", "--log-interval", "1", "--save-dir", save_dir, *more),
-        ]
+    def words(save_dir: Path, *more: object, user_dir: object = PLUGIN, model=CYCLE_REV) -> list[object]:
+        plugin = ["--user-dir", user_dir] if user_dir else []
+        return [data, *plugin, *model, *TRAINING, "--save-dir", save_dir, *more]
 
     return words
 
@@ -79,10 +61,26 @@ def train(commands, train_words):
 
 
 @pytest.fixture(scope="session")
+def train_on_ranks(commands, train_words):
+    """Trains in some processes, each a rank; gives the log of the first."""
+
+    def run(save_dir: Path, ranks: int, *more: object) -> str:
+        words = train_words(save_dir, *more)
+        if ranks > 1:
+            words += [*distributed(ranks), "--distributed-no-spawn", "--distributed-rank"]
+        started = [commands.start("fairseq_cli.train", *words, *([rank] if ranks > 1 else [])) for rank in range(ranks)]
+        for command in started:
+            command.wait()
+        return started[0].stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory, train) -> Path:
-    """The checkpoints of three epochs of a shared model; not to be changed."""
+    """The checkpoints of two epochs of a shared model; not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    train(folder, "--max-epoch", "3")
+    train(folder, "--max-epoch", "2")
     return folder
 
 
@@ -94,20 +92,8 @@ def translate(commands, data):
         done = commands.run(
             *("fairseq_cli.generate", data, "--path", path, "--gen-subset", subset, "--beam", "3", "--cpu"),
             *(("--user-dir", user_dir) if user_dir else ()),
-            *("--batch-size", "32", "--max-len-b", "12", *more),
+            *("--batch-size", "32", "--min-len", "5", "--max-len-b", "9", *more),
         )
         return lines_by_kind(done.stdout)
 
     return run
-
-
-def lines_by_kind(output: str) -> dict[str, dict[int, list[str]]]:
-    """Read the lines ``KIND-NUMBER<tab>field<tab>...`` of generate and interactive."""
-    kinds: dict[str, dict[int, list[str]]] = {}
-    for line in output.splitlines():
-        name, *fields = line.split("\t")
-        kind, _, number = name.partition("-")
-        if len(kind) == 1 and number.isdigit():
-            assert int(number) not in kinds.setdefault(kind, {}), f"{name} came twice"
-            kinds[kind][int(number)] = fields
-    return kinds

@@ -6,6 +6,7 @@ as it does for a user.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -102,7 +103,7 @@ def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.chdir(cwd)
-    sys.path.insert(0, str(cwd))
+    sys.path[:0] = [str(cwd), str(ROOT)]
     if before is not None:
         before()
     sys.argv = [module, *words]
@@ -112,3 +113,25 @@ def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[
         # As the interpreter does: fairseq_sharing tells its errors through this hook.
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
+
+
+def lines_by_kind(output: str) -> dict[str, dict[int, list[str]]]:
+    """Read the lines ``KIND-NUMBER<tab>field<tab>...`` of fairseq-generate and fairseq-interactive.
+
+    Returns:
+        Kind (S, T, H, D, P) -> number of the sentence -> fields.
+    """
+    kinds: dict[str, dict[int, list[str]]] = {}
+    for line in output.splitlines():
+        name, *fields = line.split("\t")
+        kind, _, number = name.partition("-")
+        if len(kind) == 1 and number.isdigit():
+            assert int(number) not in kinds.setdefault(kind, {}), f"{name} came twice"
+            kinds[kind][int(number)] = fields
+    return kinds
+
+
+def logged(output: str, key: str) -> list[dict]:
+    """Read the lines of fairseq's JSON log that have a key."""
+    entries = (line[line.index("{") :] for line in output.splitlines() if line.endswith("}"))
+    return [json.loads(entry) for entry in entries if f'"{key}"' in entry]

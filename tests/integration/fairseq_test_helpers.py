@@ -1,4 +1,4 @@
-"""The helpers that fairseq's own tests import as ``tests.utils``, which its source distribution leaves out.
+"""What fairseq's own tests import as ``tests.utils``, which its source distribution leaves out.
 
 Only what the tests chosen in ``test_fairseq_own.py`` call: random data, and fairseq's commands as functions.
 """
@@ -92,9 +92,7 @@ def train_translation_model(
 ):
     shared = ["--task", task, *(LANGUAGES if lang_flags is None else lang_flags)]
     flags = ["--arch", arch, "--optimizer", "nag", "--lr", "0.05", "--distributed-world-size", str(world_size)]
-    _train(
-        data_dir, [*shared, *flags, *(extra_flags or [])], run_validation, [*shared, *(extra_valid_flags or [])]
-    )
+    _train(data_dir, [*shared, *flags, *(extra_flags or [])], run_validation, [*shared, *(extra_valid_flags or [])])
 
 
 def train_language_model(
@@ -107,7 +105,7 @@ def train_language_model(
     world_size=1,
 ):
     flags = ["--arch", arch, "--optimizer", "adam", "--lr", "0.0001", "--tokens-per-sample", "500"]
-    flags += ["--distributed-world-size", str(world_size)]
+    flags += ["--distributed-world-size", str(world_size), "--ddp-backend", "legacy_ddp"]
     _train(
         data_dir,
         ["--task", task, *flags, *(extra_flags or [])],

@@ -7,6 +7,9 @@ import pytest
 
 from fairseq_sharing.commands import main
 
+# Ten processes that each import torch: half a minute alone on two cores, minutes on a busy machine.
+pytestmark = pytest.mark.timeout(1200)
+
 WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "a": "ein"}
 CONFIG = """\
 run: {run}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 from sharing_cases import CASES, NORMS
 
@@ -64,12 +67,18 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def trained(case, norm, data_dir, built, tmp_path_factory):
-    """The file that fairseq's trainer writes of a case after an update, and the trainer; not to be changed."""
+    """A training of a case, not to be changed.
+
+    ``path`` is what fairseq's trainer writes after an update on the batch of seed 3, ``model`` the model then,
+    ``next_model`` the model after one more update, on the batch of seed 4.
+    """
     from tiny_models import make_trainer, save, train_step
 
     if ("trained", case.name, norm) not in built:
         trainer = make_trainer(data_dir, case, norm)
-        train_step(trainer)
+        train_step(trainer, seed=3)
         path = save(trainer, tmp_path_factory.mktemp("trained") / "checkpoint1.pt")
-        built["trained", case.name, norm] = path, trainer
+        model = copy.deepcopy(trainer.model).eval()
+        train_step(trainer, seed=4)
+        built["trained", case.name, norm] = SimpleNamespace(path=path, model=model, next_model=trainer.model.eval())
     return built["trained", case.name, norm]

@@ -15,10 +15,12 @@ from tiny_models import (
     EMBED,
     FFN,
     VOCABULARY,
+    arguments,
     assert_same_translations,
     batch,
     build,
     build_case,
+    dictionary,
     make_trainer,
     perturb,
     save,
@@ -29,6 +31,7 @@ from tiny_models import (
 from fairseq_sharing import checkpoint
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
 EMBEDDING_ALIASES = {
     "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
@@ -132,39 +135,30 @@ def test_file_is_as_small_after_half_precision(case, norm, model):
 
 
 def test_trainer_s_file_holds_each_tensor_and_its_moments_once(case, norm, trained, vanilla):
-    path, trainer = trained
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(trained.path, weights_only=True)
     assert saved["model"].keys() == canonical_names(case, vanilla)
-    unique = len(list(trainer.model.parameters()))
-    assert len(saved["last_optimizer_state"]["state"]) == unique
-    assert all(torch.equal(value, tensors(trainer.model.state_dict())[n]) for n, value in tensors(saved["model"]).items())
+    assert len(saved["last_optimizer_state"]["state"]) == len(list(trained.model.parameters()))
+    expected = tensors(trained.model.state_dict())
+    assert all(torch.equal(value, expected[name]) for name, value in tensors(saved["model"]).items())
 
 
 def test_fairseq_loads_the_trainer_s_file_strictly(case, norm, trained):
-    path, trainer = trained
-    (loaded,), _cfg = checkpoint_utils.load_model_ensemble([str(path)])
-    assert type(loaded).__name__ == "TransformerSharingModel"
-    assert_equal_models(loaded, trainer.model)
+    (loaded,), _cfg = checkpoint_utils.load_model_ensemble([str(trained.path)], strict=True)
+    assert type(loaded) is TransformerSharingModel
+    assert_equal_models(loaded, trained.model)
     assert_tied(case, loaded)
-    assert loaded.sharing == trainer.model.sharing
+    assert loaded.sharing == trained.model.sharing
 
 
-def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir, tmp_path):
-    """Weights, ties and optimizer state: the next update of both is the same."""
-    path, _ = trained
-    runs = [make_trainer(data_dir, case, norm) for _ in range(2)]
-    for trainer in runs:
-        perturb(trainer.model, seed=8)
-        trainer.load_checkpoint(str(path))
-        train_step(trainer, seed=4)
-    assert_equal_models(runs[0].model, runs[1].model)
-    assert_tied(case, runs[0].model)
-    (before,), _cfg = checkpoint_utils.load_model_ensemble([str(path)])
-    uninterrupted = make_trainer(data_dir, case, norm)
-    train_step(uninterrupted)
-    assert_equal_models(uninterrupted.model, before)
-    train_step(uninterrupted, seed=4)
-    assert_equal_models(uninterrupted.model, runs[0].model)
+def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir):
+    """Weights, ties and optimizer state: the next update is that of the training that was not interrupted."""
+    resumed = make_trainer(data_dir, case, norm)
+    perturb(resumed.model, seed=8)
+    resumed.load_checkpoint(str(trained.path))
+    assert resumed.get_num_updates() == 1
+    train_step(resumed, seed=4)
+    assert_equal_models(resumed.model, trained.next_model)
+    assert_tied(case, resumed.model)
 
 
 # Averaging.
@@ -172,9 +166,8 @@ def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir, tmp_path
 
 def write(path, model, case, norm, **more):
     """Write a file with what generation needs of a checkpoint."""
-    from tiny_models import arguments
-
-    torch.save({"cfg": {"model": arguments(norm, **case.options)}, "model": model.state_dict(), **more}, path)
+    content = {"cfg": {"model": arguments(norm, **case.options)}, "model": model.state_dict(), **more}
+    checkpoint.save_atomically(content, path)
     return path
 
 
@@ -210,10 +203,9 @@ def test_average_does_not_depend_on_the_order_of_the_files(tmp_path):
 
 
 def test_average_of_one_file_is_that_file(trained, tmp_path):
-    path, trainer = trained
-    checkpoint.average_checkpoints([path], tmp_path / "average.pt")
+    checkpoint.average_checkpoints([trained.path], tmp_path / "average.pt")
     (loaded,), _cfg = checkpoint_utils.load_model_ensemble([str(tmp_path / "average.pt")])
-    assert_equal_models(loaded, trainer.model)
+    assert_equal_models(loaded, trained.model)
 
 
 def test_average_refuses_other_maps_sizes_and_files(tmp_path):
@@ -301,7 +293,7 @@ def test_vanilla_model_with_copied_weights_loads_into_the_shared_one(case, norm,
 @pytest.fixture
 def materialised(trained, tmp_path):
     path = tmp_path / "materialised.pt"
-    checkpoint.save_atomically(checkpoint.materialise(checkpoint.load_checkpoint(trained[0])), path)
+    checkpoint.save_atomically(checkpoint.materialise(checkpoint.load_checkpoint(trained.path)), path)
     return path
 
 
@@ -309,7 +301,7 @@ def test_materialised_file_is_fairseq_s_own_transformer_and_translates_the_same(
     (stock,), cfg = checkpoint_utils.load_model_ensemble([str(materialised)], strict=True)
     assert type(stock) is TransformerModel
     assert cfg.model["_name"] == cfg.model["arch"] == "transformer"
-    ours = trained[1].model.eval()
+    ours = trained.model
     with torch.no_grad():
         assert torch.equal(stock.eval()(**batch())[0], ours(**batch())[0])
     assert_same_translations(translate([stock]), translate([ours]))
@@ -330,7 +322,7 @@ def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialise
     check(loaded)
     assert "_extra_state" not in loaded["model"]
     assert not [key for key in loaded["cfg"]["model"] if "sharing" in key or "unique_layers" in key or "layer_map" in key]
-    sizes = [len(to_bytes({"model": state})) for state in (loaded["model"], trained[1].model.state_dict())]
+    sizes = [len(to_bytes({"model": state})) for state in (loaded["model"], trained.model.state_dict())]
     assert sizes[0] - sizes[1] < 300 * (len(loaded["model"]) + 1), "shared storages are written once"
 
 
@@ -338,12 +330,12 @@ def test_materialised_file_loads_back_into_the_shared_model(case, norm, trained,
     loaded = torch.load(materialised, weights_only=True)
     ours = build(norm, seed=5, **case.options)
     ours.load_state_dict(loaded["model"], strict=True)
-    assert_equal_models(ours, trained[1].model)
+    assert_equal_models(ours, trained.model)
     assert_tied(case, ours)
 
 
 def test_materialising_changes_nothing_in_what_it_is_given(trained):
-    original = checkpoint.load_checkpoint(trained[0])
+    original = checkpoint.load_checkpoint(trained.path)
     keys = list(original["model"])
     checkpoint.materialise(original)
     assert list(original["model"]) == keys
@@ -405,7 +397,7 @@ def test_going_on_from_a_vanilla_model_of_m_layers_is_refused():
 def test_trainer_finetunes_and_refuses_by_whether_the_optimizer_is_reset(data_dir, tmp_path):
     """--finetune-from-model resets the optimizer; a resumed training does not."""
     three = make_trainer(
-        data_dir, BY_NAME["none"], "post", "--encoder-layers=3", "--decoder-layers=3", arch="transformer"
+        data_dir, BY_NAME["none"], arch="transformer", encoder_layers=3, decoder_layers=3
     )
     train_step(three)
     path = save(three, tmp_path / "vanilla.pt")
@@ -484,7 +476,7 @@ def test_map_that_a_schedule_changed_wins_and_is_logged(case, norm, caplog):
     assert any(line.startswith("decoder map of the checkpoint: 0,1,2,3,4,5") for line in told) == (case.name != "none")
     with torch.no_grad():
         assert torch.equal(other(**batch())[0], model(**batch())[0])
-    assert to_bytes(other.state_dict()) == to_bytes(model.state_dict())
+    assert other.state_dict()["_extra_state"] == model.state_dict()["_extra_state"]
 
 
 def test_map_that_nothing_changed_does_not_win():
@@ -556,11 +548,11 @@ def test_damaged_files_of_many_kinds_are_refused(tmp_path):
 
 
 def test_description_of_a_checkpoint(case, norm, trained):
-    told = checkpoint.describe_checkpoint(trained[0])
+    told = checkpoint.describe_checkpoint(trained.path)
     attention, ffn = 4 * EMBED * (EMBED + 1), 2 * EMBED * FFN + FFN + EMBED
     vanilla_layers = LAYERS * (attention + ffn + 4 * EMBED) + LAYERS * (2 * attention + ffn + 6 * EMBED)
     effective = VOCABULARY * EMBED + vanilla_layers + (4 * EMBED if norm == "pre" else 0)
-    unique = sum(parameter.numel() for parameter in trained[1].model.parameters())
+    unique = sum(parameter.numel() for parameter in trained.model.parameters())
     assert told["parameters"] == {"unique": unique, "effective": effective}
     assert told["layer_map"] == {"encoder": list(case.encoder), "decoder": list(case.decoder)}
     assert told["layers"] == {"encoder": LAYERS, "decoder": LAYERS}
@@ -581,13 +573,12 @@ def sorted_scope(case) -> list[str]:
 
 
 def test_from_pretrained_gives_the_trained_model(case, norm, trained, data_dir):
-    path, trainer = trained
-    hub = type(trainer.model).from_pretrained(str(path.parent), path.name, str(data_dir))
-    assert_equal_models(hub.models[0], trainer.model)
+    hub = TransformerSharingModel.from_pretrained(str(trained.path.parent), trained.path.name, str(data_dir))
+    assert_equal_models(hub.models[0], trained.model)
     assert_tied(case, hub.models[0])
-    translation = hub.translate("w3 w4 w5", beam=2)
-    assert isinstance(translation, str)
-    assert translation == hub.translate("w3 w4 w5", beam=2)
+    words = hub.translate("w3 w4 w5", beam=2, max_len_b=9).split()
+    assert words
+    assert set(words) <= set(dictionary().symbols)
 
 
 def test_models_of_different_maps_make_an_ensemble(data_dir, tmp_path, norm):

@@ -107,7 +107,7 @@ def test_progress_outside_a_terminal_is_a_line_an_epoch(follower):
         stream.write('234.5"}\nt | INFO | valid | {"epoch": 1, "valid_loss": "3.21", "valid_bleu": "12.3"}\n')
     tail.read()
     (line,) = output.getvalue().splitlines()
-    assert "epoch 1/2, update 90 | loss 4.000 | valid loss 3.210, BLEU 12.30 | 1,23" in line
+    assert "epoch 1/2 | loss 4.000, valid 3.210, BLEU 12.30 | 1,234 tokens/s | update 90 | " in line
     assert "left" in line
 
 

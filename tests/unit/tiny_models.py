@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.trainer import Trainer
+from omegaconf import DictConfig, flag_override
 from sharing_cases import LAYERS, Case
 from torch import nn
 
@@ -104,17 +107,19 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return (log_probs * weights)[inputs["prev_output_tokens"] != PAD].sum()
 
 
-def make_trainer(data_dir, case: Case, norm: str = "post", *flags: str, arch: str = "transformer_sharing"):
-    """Make fairseq's trainer of a case's model as fairseq-train does, from the words of its command line."""
-    words = [str(data_dir), "--task=translation", "--source-lang=en", "--target-lang=de", "--cpu"]
-    words += ["--optimizer=adam", "--lr=0.01", "--max-tokens=100", f"--arch={arch}", "--dropout=0", "--seed=1"]
-    words += ["--share-all-embeddings", "--no-progress-bar"]
-    for stack in ("encoder", "decoder"):
-        words += [f"--{stack}-embed-dim={EMBED}", f"--{stack}-ffn-embed-dim={FFN}", f"--{stack}-layers={LAYERS}"]
-        words += [f"--{stack}-attention-heads={HEADS}", *([f"--{stack}-normalize-before"] if norm == "pre" else [])]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in case.options.items()]
-    args = options.parse_args_and_arch(options.get_training_parser(), [*words, *flags])
-    cfg = convert_namespace_to_omegaconf(args)
+@functools.cache
+def _configuration(data_dir: str) -> DictConfig:
+    """Read a command line as fairseq-train does."""
+    words = [data_dir, "--task=translation", "--source-lang=en", "--target-lang=de", "--cpu", "--arch=transformer"]
+    words += ["--optimizer=adam", "--lr=0.01", "--max-tokens=100", "--no-progress-bar"]
+    return convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
+
+
+def make_trainer(data_dir, case: Case, norm: str = "post", *, arch: str = "transformer_sharing", **changes) -> Trainer:
+    """Make fairseq's trainer of a case's model."""
+    cfg = copy.deepcopy(_configuration(str(data_dir)))
+    with flag_override(cfg, ["struct", "allow_objects"], [False, True]):
+        cfg.model = arguments(norm, arch, **case.options, **changes)
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(1)
     model = perturb(task.build_model(cfg.model))

@@ -1,0 +1,185 @@
+"""fairseq's own commands with ``--user-dir fairseq_sharing`` and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq_processes import ENVIRONMENT, PLUGIN, ROOT, lines_by_kind, logged
+from tiny_training import CYCLE_REV, LAYERS, SUBSETS
+
+VANILLA = ["--arch", "transformer", *LAYERS]
+SEQUENCE = ["--arch", "transformer_sharing", "--encoder-layers", "3", "--decoder-layers", "6"]
+SEQUENCE += ["--encoder-sharing", "universal", "--decoder-sharing", "sequence", "--decoder-unique-layers", "3"]
+
+
+def call(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does; it must succeed."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, **ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Path:
+    """A site directory with fairseq and with this package as pip installs it."""
+    place = tmp_path_factory.mktemp("installed")
+    source, site = place / "source", place / "site"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("fairseq_sharing", "configs", "data-prep"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-compile", "--target", site]
+    call([sys.executable, "-m", "pip", "install", *flags, source], cwd=place)
+    for name in ("fairseq", "fairseq_cli"):
+        (site / name).mkdir()
+        for file in Path(sysconfig.get_path("purelib"), name).iterdir():
+            (site / name / file.name).symlink_to(file)
+    return site
+
+
+def test_fairseq_train_from_a_clone(tmp_path, train_words):
+    """The program fairseq-train, called in the clone."""
+    program = Path(sys.executable).with_name("fairseq-train")
+    done = call([program, *train_words(tmp_path, "--max-update", "2", user_dir="fairseq_sharing")], cwd=ROOT)
+    assert logged(done.stdout, "loss")[-1]["num_updates"] == "2"
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
+    assert state["_extra_state"]["stacks"]["decoder"]["layer_map"] == [0, 1, 1, 0]
+
+
+def test_fairseq_commands_from_an_installation(tmp_path, installed, train_words, data):
+    """fairseq finds a package that is installed beside it from anywhere: no path to it is needed."""
+    run = [sys.executable, "-P", "-m"]
+    words = train_words("checkpoints", "--max-update", "2", user_dir="fairseq_sharing")
+    call([*run, "fairseq_cli.train", *words], cwd=tmp_path, PYTHONPATH=str(installed))
+    words = [data, "--path", "checkpoints/checkpoint_last.pt", "--gen-subset", "test1", "--max-len-b", "5", "--cpu"]
+    words += ["--user-dir", "fairseq_sharing"]
+    done = call([*run, "fairseq_cli.generate", *words], cwd=tmp_path, PYTHONPATH=str(installed))
+    assert sorted(lines_by_kind(done.stdout)["H"]) == list(range(5))
+    assert list((installed / "fairseq_sharing").glob("__pycache__/compat*.pyc")), "another fairseq_sharing was used"
+
+
+@pytest.mark.parametrize("subset", ["test", "test1"])
+def test_generate_translates_every_sentence(trained, translate, corpus, subset):
+    """fairseq by itself drops the rest of a division by 8: 456 of 461, none of 5."""
+    translated = translate(trained / "checkpoint_last.pt", subset=subset)
+    assert sorted(translated["H"]) == list(range(SUBSETS[subset]))
+    source = (corpus / f"{subset}.en").read_text().splitlines()
+    assert [translated["S"][number][0] for number in range(len(source))] == source
+
+
+def test_validate_scores_every_sentence(trained, commands, data):
+    done = commands.run(
+        *("fairseq_cli.validate", data, "--path", trained / "checkpoint_last.pt", "--valid-subset", "test,test1,valid"),
+        *("--user-dir", PLUGIN, "--max-tokens", "100000", "--cpu", "--log-format", "json"),
+    )
+    for subset, entry in zip(("test", "test1", "valid"), logged(done.stdout, "bsz"), strict=True):
+        # Sentences a batch; the rest of a division by 8 is a batch of its own.
+        batches = 1 + (SUBSETS[subset] > 8)
+        assert float(entry["bsz"]) * batches == SUBSETS[subset]
+
+
+def test_training_and_its_validation_see_every_sentence(tmp_path, train):
+    done = train(tmp_path, "--max-epoch", "1", "--batch-size", "1000", "--update-freq", "64")
+    (epoch,) = logged(done.stdout, "train_bsz")
+    assert (epoch["train_num_updates"], float(epoch["train_bsz"])) == ("1", SUBSETS["train"])
+    (valid,) = logged(done.stdout, "valid_bsz")
+    assert float(valid["valid_bsz"]) * 2 == SUBSETS["valid"]
+
+
+def test_interactive_and_from_pretrained_translate_as_generate_does(trained, translate, commands, corpus, tmp_path):
+    path = trained / "checkpoint_last.pt"
+    expected = translate(path)["H"]
+    flags = ["--beam", "3", "--min-len", "5", "--max-len-b", "9"]
+    done = commands.run(
+        *("fairseq_cli.interactive", corpus / "bin", "--path", path, "--user-dir", PLUGIN, "--cpu", *flags),
+        *("--input", corpus / "test1.en", "--buffer-size", "5", "--batch-size", "5"),
+    )
+    interactive = lines_by_kind(done.stdout)["H"]
+    assert [interactive[n][1] for n in range(5)] == [expected[n][1] for n in range(5)]
+    scores = [[float(hypotheses[n][0]) for n in range(5)] for hypotheses in (interactive, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+    (tmp_path / "hub.py").write_text(f"""
+import json
+import fairseq
+from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
+hub = TransformerSharingModel.from_pretrained({str(trained)!r}, "checkpoint_last.pt", {str(corpus / "bin")!r})
+layers = hub.models[0].decoder.layers
+assert layers[0].fc1.weight is layers[3].fc1.weight and layers[1].fc1.weight is layers[2].fc1.weight
+sentences = open({str(corpus / "test1.en")!r}).read().splitlines()
+print(json.dumps(hub.translate(sentences, beam=3, min_len=5, max_len_b=9)))
+""")
+    done = commands.run("hub", cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == [expected[n][1] for n in range(5)]
+
+
+def test_ensembles_of_models_with_different_maps(trained, tmp_path, train, translate):
+    """The probability of each reference word is the mean of those of the two models."""
+    train(tmp_path, "--max-update", "20", model=SEQUENCE)
+    paths = [trained / "checkpoint_last.pt", tmp_path / "checkpoint_last.pt"]
+    scored = [translate(path, "--score-reference")["P"] for path in (*paths, ":".join(map(str, paths)))]
+    for number in range(SUBSETS["test1"]):
+        one, other, both = (2.0 ** torch.tensor([float(s) for s in p[number][0].split()]) for p in scored)
+        assert not torch.allclose(one, other, atol=1e-3)
+        torch.testing.assert_close((one + other) / 2, both, atol=1e-4, rtol=1e-3)
+
+
+def test_best_checkpoint_by_bleu_and_patience(tmp_path, train):
+    done = train(
+        tmp_path,
+        *("--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 5}', "--best-checkpoint-metric", "bleu"),
+        *("--maximize-best-checkpoint-metric", "--patience", "2", "--max-epoch", "9", "--lr", "1e-9"),
+    )
+    bleu = [float(entry["valid_bleu"]) for entry in logged(done.stdout, "valid_bleu")]
+    assert len(bleu) == 3, "with nothing learnt, two runs of patience end it after the third epoch"
+    assert "early stop since valid performance hasn't improved for last 2 runs" in done.stdout
+    best = torch.load(tmp_path / "checkpoint_best.pt", weights_only=False)
+    assert best["extra_state"]["best"] == pytest.approx(max(bleu), abs=0.01)
+
+
+@pytest.mark.parametrize(("model", "owners"), [([*CYCLE_REV[:2], *LAYERS], [0, 1, 2, 3]), (CYCLE_REV, [0, 1])])
+def test_finetuning_starts_from_a_vanilla_model(tmp_path, train, model, owners):
+    """From one of N layers without sharing, and from one of M layers, whose layers become the shared sets."""
+    layers = ["--encoder-layers", str(len(owners)), "--decoder-layers", str(len(owners))]
+    # Without the plugin: what a user of fairseq has.
+    train(tmp_path / "vanilla", "--max-update", "2", model=["--arch", "transformer", *layers], user_dir=None)
+    vanilla = tmp_path / "vanilla" / "checkpoint_last.pt"
+    # An update with a rate of 0 changes nothing.
+    train(tmp_path, "--finetune-from-model", vanilla, "--max-update", "1", "--lr", "0", model=model)
+    before = torch.load(vanilla, weights_only=False)["model"]
+    after = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
+    assert before.keys() - after.keys() <= {"decoder.embed_tokens.weight", "decoder.output_projection.weight"}
+    for key, value in after.items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, before[key]), key
+
+
+def test_hydra_train_is_refused_by_name(tmp_path, commands, data):
+    done = commands.run(
+        *("fairseq_cli.hydra_train", f"common.user_dir={PLUGIN}", "common.cpu=true", "task=translation"),
+        *(f"task.data={data}", "+model._name=transformer_sharing", "optimizer=adam", "optimization.lr=[0.1]"),
+        *("dataset.batch_size=8", "checkpoint.no_save=true"),
+        status=None,
+        cwd=tmp_path,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "fairseq-hydra-train: error: fairseq-hydra-train cannot build transformer_sharing; "
+        "use fairseq-train or fairseq-sharing train"
+    )
+    assert "Traceback" not in done.stdout + done.stderr

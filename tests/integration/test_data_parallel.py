@@ -1,0 +1,38 @@
+"""Two processes that share the batches make the update of one process that has them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fairseq_processes import logged
+
+# Plain gradient descent: Adam would blow up the rounding of gradients that are zero.
+FLAGS = ["--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--max-update", "3"]
+
+
+@pytest.fixture(scope="module")
+def updates(tmp_path_factory, train_on_ranks):
+    """(ranks, update frequency) -> the words per batch of each update, and the weights after the last."""
+    done = {}
+    for ranks, update_freq in ((1, 1), (1, 2), (2, 1)):
+        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+        log = train_on_ranks(folder, ranks, *FLAGS, "--update-freq", update_freq)
+        words = [float(entry["wpb"]) for entry in logged(log, "wpb")]
+        state = torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"]
+        done[ranks, update_freq] = words, {name: value for name, value in state.items() if torch.is_tensor(value)}
+    return done
+
+
+def test_two_ranks_have_the_words_of_two_batches(updates):
+    assert len(updates[2, 1][0]) == 3
+    assert updates[2, 1][0] == updates[1, 2][0]
+    assert sum(updates[2, 1][0]) > 1.5 * sum(updates[1, 1][0])
+
+
+def test_two_ranks_make_the_same_update(updates):
+    two, one, half = (updates[run][1] for run in ((2, 1), (1, 2), (1, 1)))
+    assert two.keys() == one.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-6, rtol=1e-5, msg=lambda text, name=name: name + text)
+    moved = max((two[name] - half[name]).abs().max() for name in one)
+    assert moved > 1e-3, "a rank that ignored the other would make another update"

@@ -1,0 +1,97 @@
+"""A training that is killed at any moment goes on where it was, and no checkpoint is ever half written."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import assert_same_bits
+
+KILLS = 20
+FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1", "--disable-validation"]
+FLAGS += ["--save-interval-updates", "2", "--keep-interval-updates", "2", "--keep-last-epochs", "2"]
+FLAGS += ["--max-update", "120"]  # more than KILLS lives can do: each comes to a few checkpoints
+PAUSE = 0.03  # seconds at each step of a slowed write
+
+
+def slow_writes(events: Path) -> None:
+    """Make every step of writing a file slow in this process, and write down each with what it worked on."""
+    stock_save, stock_fsync, stock_replace = torch.save, os.fsync, os.replace
+
+    def tell(step: str, path: object) -> None:
+        with events.open("a") as file:
+            file.write(f"{step} {os.path.basename(path)}\n")
+        time.sleep(PAUSE)
+
+    def save(obj, file):
+        content = io.BytesIO()
+        stock_save(obj, content)
+        half = len(content.getvalue()) // 2
+        file.write(content.getvalue()[:half])
+        file.flush()
+        tell("half", file.name)
+        file.write(content.getvalue()[half:])
+
+    def fsync(descriptor):
+        tell("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+        stock_fsync(descriptor)
+
+    def replace(source, target):
+        stock_replace(source, target)
+        tell("rename", target)
+
+    torch.save, os.fsync, os.replace = save, fsync, replace
+
+
+@pytest.mark.timeout(900)
+def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
+    """The final weights and optimizer state have the bits of a training that nothing happened to."""
+    train(tmp_path / "undisturbed", *FLAGS)
+    killed, events = tmp_path / "killed", tmp_path / "events"
+    words = train_words(killed, *FLAGS)
+    moments, steps, halves = random.Random(1), [], 0
+
+    def told() -> list[str]:
+        return events.read_text().splitlines()
+
+    for kill in range(KILLS):
+        events.write_text("")
+        training = commands.start("fairseq_cli.train", *words, before=partial(slow_writes, events))
+        if kill % 4 == 0:  # in the middle of a write
+            training.wait_until(lambda: told() and told()[-1].startswith("half"))
+        elif kill % 4 == 1:  # while it starts, reads, trains or writes
+            time.sleep(moments.uniform(0, 1.2))
+        else:  # at and between the steps of two checkpoints
+            training.wait_until(lambda number=moments.randint(1, 14): len(told()) >= number)
+            time.sleep(moments.uniform(0, PAUSE))
+        assert training.process.is_alive(), f"it came to its end before kill {kill}: {training.stdout}"
+        training.kill()
+        steps += told()
+        halves += bool(told()) and told()[-1].startswith("half")
+        for path in killed.glob("*.pt"):
+            assert "last_optimizer_state" in torch.load(path, weights_only=False), f"kill {kill} broke {path}"
+    assert halves > 2, "a kill in the middle of a write is what this is about"
+    train(killed, *FLAGS)
+    assert_same_bits(killed / "checkpoint_last.pt", tmp_path / "undisturbed" / "checkpoint_last.pt")
+
+    assert_every_name_was_flushed_first(steps)
+
+
+def assert_every_name_was_flushed_first(steps: list[str]) -> None:
+    """Each rename to NAME.pt follows a flush of NAME.pt.tmp."""
+    flushed, renamed = set(), 0
+    for step in steps:
+        what, name = step.split()
+        if what == "fsync":
+            flushed.add(name)
+        elif what == "rename":
+            assert f"{name}.tmp" in flushed, f"{name} got its name before its content was on the disk"
+            flushed.discard(f"{name}.tmp")
+            renamed += 1
+    assert renamed > KILLS / 2

@@ -1,0 +1,31 @@
+"""A training that stops and goes on ends with the same bits as one that never stopped, on one rank and on two."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_training import assert_same_bits
+
+# Mid-epoch checkpoints (an epoch has 13 batches, so 7 updates), dropout, two batches an update, one loader worker.
+FLAGS = ["--dropout", "0.2", "--attention-dropout", "0.1", "--activation-dropout", "0.1", "--update-freq", "2"]
+FLAGS += ["--num-workers", "1", "--save-interval-updates", "4", "--max-update", "17"]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=lambda ranks: f"{ranks} ranks")
+def uninterrupted(request, tmp_path_factory, train_on_ranks) -> tuple[int, Path]:
+    """The number of ranks, and the checkpoints of a training that ran to its end."""
+    folder = tmp_path_factory.mktemp(f"uninterrupted{request.param}")
+    train_on_ranks(folder, request.param, *FLAGS)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("name", ["checkpoint_1_4.pt", "checkpoint1.pt", "checkpoint_2_12.pt"])
+def test_going_on_gives_the_same_bits(uninterrupted, train_on_ranks, tmp_path, name):
+    ranks, folder = uninterrupted
+    shutil.copy(folder / name, tmp_path / "checkpoint_last.pt")
+    train_on_ranks(tmp_path, ranks, *FLAGS)
+    assert_same_bits(tmp_path / "checkpoint_last.pt", folder / "checkpoint_last.pt")
+    # Not the file that was there: it went on and wrote what the other one did.
+    assert {path.name for path in tmp_path.iterdir()} < {path.name for path in folder.iterdir()}
