@@ -1,0 +1,115 @@
+"""fairseq's Transformer language model with layers that share parameters: ``--arch transformer_lm_sharing``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from fairseq import options
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture, transformer_lm
+from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerConfig
+from fairseq.modules import AdaptiveInput
+from omegaconf import DictConfig
+
+from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.shared_stack import SharingModel
+from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, validate
+from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
+
+
+@register_model("transformer_lm_sharing")
+class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLanguageModel):
+    """fairseq's ``transformer_lm`` with layer sharing; pre-norm, with adaptive inputs and softmax as options.
+
+    Source: Takase & Kiyono 2023, Section 4.4 (WikiText-103).
+    """
+
+    def __init__(self, decoder):
+        super().__init__(decoder)
+        self.cfg = decoder.cfg
+        self.watch_state_dict()
+
+    @classmethod
+    def hub_models(cls):
+        """No trained models are published."""
+        return {}
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Add fairseq's language-model flags and the sharing flags."""
+        gen_parser_from_dataclass(parser, transformer_lm.TransformerLanguageModelConfig(), delete_default=True)
+        add_sharing_args(parser)
+
+    @classmethod
+    def build_model(cls, args: Namespace, task):
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; what they lack is that of ``transformer_lm_sharing``.
+            task: a language-modelling task with its dictionary.
+
+        Raises:
+            SharingError: options that make no layer map or cannot be combined with it.
+        """
+        if isinstance(args, DictConfig):
+            raise SharingError(
+                "fairseq-hydra-train cannot build transformer_lm_sharing; use fairseq-train or fairseq-sharing train"
+            )
+        transformer_lm_sharing(args)
+        if getattr(args, "max_target_positions", None) is None:
+            args.max_target_positions = getattr(args, "tokens_per_sample", DEFAULT_MAX_TARGET_POSITIONS)
+        embed_tokens = cls._build_inputs(args, task.source_dictionary)
+        cfg = TransformerConfig.from_namespace(args)
+        return cls(SharedTransformerDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+
+    @classmethod
+    def _build_inputs(cls, args: Namespace, dictionary):
+        if not args.adaptive_input:
+            return cls.build_embedding(args, dictionary, args.decoder_input_dim)
+        return AdaptiveInput(
+            len(dictionary),
+            dictionary.pad(),
+            args.decoder_input_dim,
+            args.adaptive_input_factor,
+            args.decoder_embed_dim,
+            options.eval_str_list(args.adaptive_input_cutoff, type=int),
+        )
+
+    def forward(self, src_tokens, **kwargs):
+        """Run fairseq's forward pass, in the training precision asked for."""
+        with self.training_autocast():
+            return super().forward(src_tokens, **kwargs)
+
+
+def _check(args: Namespace) -> None:
+    set_defaults(args)
+    validate(args, ("decoder",))
+    if args.character_embeddings:
+        raise SharingError("--character-embeddings is not in transformer_lm_sharing; allowed: --adaptive-input")
+    if args.tie_adaptive_weights:
+        if not args.adaptive_input:
+            raise SharingError("--tie-adaptive-weights needs --adaptive-input")
+        for name in ("cutoff", "factor"):
+            given, softmax = getattr(args, f"adaptive_input_{name}"), getattr(args, f"adaptive_softmax_{name}")
+            if given != softmax:
+                raise SharingError(
+                    f"--tie-adaptive-weights needs --adaptive-input-{name} equal to --adaptive-softmax-{name}, "
+                    f"got {given} and {softmax}"
+                )
+
+
+def _architecture(name: str, size):
+    """Register a size of fairseq's language model, with sharing off unless the options turn it on."""
+
+    def architecture(args: Namespace) -> None:
+        size(args)
+        _check(args)
+
+    register_model_architecture("transformer_lm_sharing", name)(architecture)
+    return architecture
+
+
+transformer_lm_sharing = _architecture("transformer_lm_sharing", transformer_lm.base_lm_architecture)
+_architecture("transformer_lm_sharing_big", transformer_lm.transformer_lm_big)
+_architecture("transformer_lm_sharing_wiki103", transformer_lm.transformer_lm_baevski_wiki103)

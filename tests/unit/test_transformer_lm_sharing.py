@@ -1,0 +1,158 @@
+"""The shared language model: equal to fairseq's with copied weights, in whole and step by step."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq import models
+from fairseq.models import transformer_lm
+from sharing_cases import CASES, LAYERS
+from tiny_models import EMBED, EOS, FFN, VOCABULARY, dictionary, perturb
+
+from fairseq_sharing import checkpoint
+from fairseq_sharing.errors import SharingError
+
+TIED = {
+    "adaptive_input": True,
+    "adaptive_input_cutoff": "20,40",
+    "adaptive_softmax_cutoff": "20,40",
+    "adaptive_input_factor": 2,
+    "adaptive_softmax_factor": 2,
+    "tie_adaptive_weights": True,
+    "tie_adaptive_proj": True,
+}
+OUTPUTS = {"plain": {}, "tied": {"share_decoder_input_output_embed": True}, "adaptive": TIED}
+
+
+def build(arch="transformer_lm_sharing", seed=1, **options):
+    torch.manual_seed(seed)
+    tiny = {
+        "decoder_embed_dim": EMBED,
+        "decoder_ffn_embed_dim": FFN,
+        "decoder_attention_heads": 2,
+        "decoder_layers": LAYERS,
+        "dropout": 0.0,
+        "tokens_per_sample": 32,
+    }
+    args = Namespace(arch=arch, **{**tiny, **options})
+    symbols = dictionary()
+    task = SimpleNamespace(source_dictionary=symbols, target_dictionary=symbols)
+    if arch != "transformer_lm":
+        return models.build_model(args, task)
+    transformer_lm.base_lm_architecture(args)
+    return transformer_lm.TransformerLanguageModel.build_model(args, task)
+
+
+def decoder_options(case):
+    """The case's options for a model that has a decoder only."""
+    scope = [part for part in case.scope if part != "encoder_attn"]
+    if not scope:
+        return None
+    labels = ",".join(map(str, case.decoder))
+    return {"sharing": "custom", "layer_map": labels, "sharing_scope": ",".join(scope)}
+
+
+SHARED = [pytest.param(decoder_options(case), id=case.name) for case in CASES if decoder_options(case)]
+
+
+@pytest.fixture(params=SHARED)
+def options(request):
+    return request.param
+
+
+def tokens(length=9):
+    words = torch.randint(4, VOCABULARY, (3, length), generator=torch.Generator().manual_seed(5))
+    words[:, 0] = EOS
+    return words
+
+
+def stock_copy(model, output):
+    stock = build("transformer_lm", seed=9, **OUTPUTS[output])
+    ours = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in stock.named_parameters():
+            parameter.copy_(ours[name])
+    return stock.eval()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_output_equals_fairseq_s_language_model(options, output):
+    model = perturb(build(**options, **OUTPUTS[output])).eval()
+    stock = stock_copy(model, output)
+    torch.testing.assert_close(
+        model(tokens(), features_only=True)[0], stock(tokens(), features_only=True)[0], rtol=0, atol=1e-5
+    )
+    if output != "adaptive":
+        torch.testing.assert_close(model(tokens())[0], stock(tokens())[0], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_incremental_decoding_equals_the_full_forward_pass(options):
+    decoder = perturb(build(**options)).eval().decoder
+    words, cache = tokens(10), {}
+    for step in range(1, 11):
+        one = decoder(words[:, :step], incremental_state=cache)[0][:, -1]
+        whole = decoder(words[:, :step])[0][:, -1]
+        torch.testing.assert_close(one, whole, rtol=0, atol=1e-5)
+        order = torch.tensor([1, 1, 2]) if step % 3 == 0 else torch.arange(3)
+        decoder.reorder_incremental_state_scripting(cache, order)
+        words = words[order]
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_saved_model_loads_each_tensor_once(tmp_path, output):
+    model = perturb(build(sharing="cycle_rev", unique_layers=3, **OUTPUTS[output]))
+    state = model.state_dict()
+    storages = [value.data_ptr() for value in state.values() if torch.is_tensor(value) and value.numel() > 3]
+    assert len(storages) == len(set(storages))
+    checkpoint.save_atomically({"model": state}, tmp_path / "lm.pt")
+    loaded = build(sharing="cycle_rev", unique_layers=3, seed=8, **OUTPUTS[output])
+    loaded.load_state_dict(checkpoint.load_checkpoint(tmp_path / "lm.pt")["model"])
+    for (name, ours), theirs in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    with pytest.raises(SharingError, match="layer map"):
+        build(sharing="cycle", unique_layers=3).load_state_dict(state)
+
+
+def test_the_papers_models_have_121_million_parameters():
+    """Vocabulary of WikiText-103, d_model 1024, M = 6: the same size whatever N is. Source: Takase & Kiyono 2023."""
+
+    class WikiText(type(dictionary())):
+        def __len__(self):
+            return 267744
+
+    symbols = WikiText()
+    sizes = []
+    for sharing in (
+        {"sharing": "none", "decoder_layers": 6},
+        {"sharing": "cycle_rev", "unique_layers": 6, "decoder_layers": 12},
+    ):
+        args = Namespace(arch="transformer_lm_sharing_wiki103", **sharing)
+        models.ARCH_CONFIG_REGISTRY[args.arch](args)
+        with torch.device("meta"):
+            model = models.build_model(args, SimpleNamespace(source_dictionary=symbols, target_dictionary=symbols))
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+    attention, feed_forward, norms = 4 * (1024**2 + 1024), 2 * 1024 * 4096 + 4096 + 1024, 2 * 2 * 1024
+    bands = [(20000, 1024), (40000, 256), (267744 - 60000, 64)]
+    embeddings = sum(size * width for size, width in bands) + 1024 * (1024 + 256 + 64)
+    # The adaptive softmax has two classes of its own for its tails.
+    assert sizes == [6 * (attention + feed_forward + norms) + embeddings + 2 * 1024] * 2
+    assert round(sizes[0] / 1e6) == 121
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"sharing": "cycle", "unique_layers": LAYERS + 1}, "--unique-layers"),
+        ({"character_embeddings": True}, "--character-embeddings"),
+        ({"tie_adaptive_weights": True}, "--adaptive-input"),
+        ({**TIED, "adaptive_softmax_cutoff": "30"}, "--adaptive-softmax-cutoff"),
+        ({"admin": "profile"}, "normalize-before"),
+    ],
+)
+def test_bad_options_are_named(options, flag):
+    with pytest.raises(SharingError, match=flag):
+        build(**options)
