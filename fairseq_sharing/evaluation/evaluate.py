@@ -118,7 +118,7 @@ def evaluate_run(
         _write(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
         compared = _read_baseline(other, name, reference, len(references))
         scores[name] = score(hypotheses, references, compared, manifest["target_lang"]).as_dict()
-        if _is_artificial(manifest) and not examples:
+        if manifest.get("artificial") and not examples:
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
 
@@ -239,11 +239,6 @@ class _Translator:
             tokens = generate(words, output, segments, name, console)
             steps.record(name, inputs, output)
         return [self._pipeline.decode(line) for line in tokens]
-
-
-def _is_artificial(manifest: Mapping[str, Any]) -> bool:
-    """Tell whether the texts are generated, so that nobody's rights forbid quoting them."""
-    return bool(manifest.get("artificial") or manifest.get("recipe", {}).get("generator"))
 
 
 def _examples(

@@ -107,6 +107,8 @@ def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[
     if before is not None:
         before()
     sys.argv = [module, *words]
+    sys.modules.pop(module, None)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Exception:

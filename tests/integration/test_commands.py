@@ -25,7 +25,7 @@ def call(command: list[object], cwd: Path, **environment: str) -> subprocess.Com
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**os.environ, **ENVIRONMENT, **environment},
+        env={**os.environ, **ENVIRONMENT, "PYTHONDONTWRITEBYTECODE": "", **environment},
         capture_output=True,
         text=True,
         timeout=240,
@@ -86,7 +86,7 @@ def test_generate_translates_every_sentence(trained, translate, corpus, subset):
 def test_validate_scores_every_sentence(trained, commands, data):
     done = commands.run(
         *("fairseq_cli.validate", data, "--path", trained / "checkpoint_last.pt", "--valid-subset", "test,test1,valid"),
-        *("--user-dir", PLUGIN, "--max-tokens", "100000", "--cpu", "--log-format", "json"),
+        *("--user-dir", PLUGIN, "--task", "translation", "--max-tokens", "100000", "--cpu", "--log-format", "json"),
     )
     for subset, entry in zip(("test", "test1", "valid"), logged(done.stdout, "bsz"), strict=True):
         # Sentences a batch; the rest of a division by 8 is a batch of its own.

@@ -68,7 +68,8 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
         elif kill % 4 == 1:  # while it starts, reads, trains or writes
             time.sleep(moments.uniform(0, 1.2))
         else:  # at and between the steps of two checkpoints
-            training.wait_until(lambda number=moments.randint(1, 14): len(told()) >= number)
+            number = moments.randint(1, 14)
+            training.wait_until(lambda wanted=number: len(told()) >= wanted)
             time.sleep(moments.uniform(0, PAUSE))
         assert training.process.is_alive(), f"it came to its end before kill {kill}: {training.stdout}"
         training.kill()
