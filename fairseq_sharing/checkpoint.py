@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -192,7 +192,7 @@ def copy_atomically(source: str, target: str) -> None:
     flush_directory(target)
 
 
-def _flush(file) -> None:
+def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
@@ -271,7 +271,9 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     plain_args.update(arch=stock, _name=stock)
     cfg = {**_plain(checkpoint["cfg"]), "model": plain_args}
     cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
-    kept = {key: checkpoint[key] for key in ("args", "optimizer_history", "task_state") if key in checkpoint}
+    kept: dict[str, Any] = {
+        key: checkpoint[key] for key in ("args", "optimizer_history", "task_state") if key in checkpoint
+    }
     return {**kept, "cfg": cfg, "model": state, "extra_state": {}}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_sharing.errors import SharingError
 
@@ -165,7 +166,9 @@ def make_layer_map(
     return relabel(STRATEGIES[strategy].assign(num_layers, m)) if num_layers else ()
 
 
-def _custom_map(custom, num_layers, num_unique_layers, flag, n_flag) -> LayerMap:
+def _custom_map(
+    custom: str | Iterable[Hashable] | None, num_layers: int, num_unique_layers: int | None, flag: str, n_flag: str
+) -> LayerMap:
     if custom is None:
         raise SharingError(f"{flag}layer-map is missing: {flag}sharing custom needs {num_layers} labels, as in 0,1,1,0")
     labels = [label.strip() for label in custom.split(",")] if isinstance(custom, str) else list(custom)
@@ -213,7 +216,7 @@ class StackSharing:
         return num_unique(self.layer_map) < len(self.layer_map)
 
 
-def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) -> StackSharing:
+def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> StackSharing:
     """Read the sharing options of one stack; those of the stack go before those of both.
 
     Args:
@@ -226,7 +229,7 @@ def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) ->
         SharingError: options that make no map of N layers.
     """
 
-    def option(name: str):
+    def option(name: str) -> Any:
         own = options.get(f"{stack}_{name}")
         return own if own is not None else options.get(name)
 
@@ -249,5 +252,5 @@ def resolve_stack(options: Mapping[str, object], stack: str, num_layers: int) ->
     return sharing
 
 
-def _has_own(options: Mapping[str, object], stack: str) -> bool:
+def _has_own(options: Mapping[str, Any], stack: str) -> bool:
     return any(options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map"))

@@ -128,7 +128,7 @@ def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
     for depth, group in enumerate(sharing.layer_map):
         owner = sharing.layer_map.index(group)
         if owner != depth:
-            for name in shared_names(stack.layers[depth], sharing.scope):
+            for name in shared_names(stack.get_submodule(f"layers.{depth}"), sharing.scope):
                 aliases[f"layers.{depth}.{name}"] = f"layers.{owner}.{name}"
     return aliases
 

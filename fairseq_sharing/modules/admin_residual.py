@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +68,13 @@ class VarianceProfile:
 @contextmanager
 def profiling(stacks: Iterable[nn.Module]) -> Iterator[None]:
     """Set the residual weights of stacks from the forward pass that runs inside; each stack starts at r = 1."""
-    layers = []
+    layers: list[Any] = []
     for stack in stacks:
         profile = VarianceProfile()
-        for layer in stack.layers:
+        own: list[Any] = list(stack.get_submodule("layers").children())
+        for layer in own:
             layer._profile = profile
-            layers.append(layer)
+        layers += own
     try:
         yield
     finally:
@@ -80,7 +82,7 @@ def profiling(stacks: Iterable[nn.Module]) -> Iterator[None]:
             layer._profile = None
 
 
-def set_closed_form(layers: Iterable[nn.Module]) -> None:
+def set_closed_form(layers: Iterable[Any]) -> None:
     """Set the residual weights of a stack without any data: w = sqrt(i) for sub-layer i, counted from 1.
 
     What profiling gives when the LayerNorms' outputs and all f(x) have variance 1.

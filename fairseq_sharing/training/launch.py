@@ -266,7 +266,8 @@ def _spawn(command: list[str], plan: Plan, output: int, lock: int) -> Process:
     if not plan.cuda and plan.devices > 1:
         variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // plan.devices)))
     return subprocess.Popen(
-        [sys.executable, "-m", "fairseq_cli.train", *command[1:]],
+        # -P: a test.py in the directory that a user trains in must not stand for the standard library's.
+        [sys.executable, "-P", "-m", "fairseq_cli.train", *command[1:]],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -70,7 +70,11 @@ def test_adaptive_softmax_and_layer_norms_are_counted():
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"unique_layers": 9}, "--unique-layers must be between 1"), ({"arch": "nonsense"}, "nonsense"), ({"no": 1}, "--no")],
+    [
+        ({"unique_layers": 9}, "--unique-layers must be between 1"),
+        ({"arch": "nonsense"}, "nonsense"),
+        ({"no": 1}, "--no"),
+    ],
 )
 def test_bad_options_are_told_in_one_line(change, told):
     with pytest.raises(SharingError, match=told) as error:

@@ -273,7 +273,11 @@ def test_scope_of_one_stack_goes_before_that_of_both():
             "encoder",
             "--encoder-sharing-scope encoder_attn ties nothing there; the encoder has self_attn,ffn,layer_norm",
         ),
-        ({"unique_layers": 2}, "encoder", "--unique-layers must be 4 (or left out) with --sharing none and 4 layers, got 2"),
+        (
+            {"unique_layers": 2},
+            "encoder",
+            "--unique-layers must be 4 (or left out) with --sharing none and 4 layers, got 2",
+        ),
         ({"layer_map": "0,0,0,0"}, "decoder", "--layer-map 0,0,0,0 needs --sharing custom, got none"),
     ],
 )
