@@ -354,17 +354,23 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
     return None
 
 
-def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
-    """List the epoch checkpoints (``checkpointN.pt``) of the last epochs of a folder, oldest first.
-
-    Raises:
-        SharingError: fewer than ``count`` of them, or a count below 1.
-    """
+def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
+    """List the checkpoints of whole epochs (``checkpointN.pt``) in a folder, oldest first."""
     numbered = {
         int(match[1]): path
         for path in Path(directory).glob("checkpoint*.pt")
         if (match := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
     }
-    if not 1 <= count <= len(numbered):
-        raise SharingError(f"{directory}: has {len(numbered)} epoch checkpoints, got {count} to average")
-    return [numbered[epoch] for epoch in sorted(numbered)[-count:]]
+    return [numbered[epoch] for epoch in sorted(numbered)]
+
+
+def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
+    """List the checkpoints of the last ``count`` epochs in a folder, oldest first.
+
+    Raises:
+        SharingError: fewer of them, or a count below 1.
+    """
+    files = epoch_checkpoints(directory)
+    if not 1 <= count <= len(files):
+        raise SharingError(f"{directory}: has {len(files)} epoch checkpoints, got {count} to average")
+    return files[-count:]

@@ -179,16 +179,18 @@ def count_macs(model: torch.nn.Module, length: int) -> int:
     Matrix products only: the layers of both stacks and the output projection (all of an adaptive softmax).
 
     Args:
-        model: an encoder-decoder model built on the meta device.
+        model: a model built on the meta device; a language model has the target side only.
         length: source and target tokens.
     """
-    encoder, decoder = model.encoder, model.decoder
+    encoder, decoder = getattr(model, "encoder", None), model.decoder
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        memory = torch.zeros(length, 1, model.cfg.encoder.embed_dim)  # T x B x C
-        x = torch.zeros(length, 1, model.cfg.decoder.embed_dim)
+        memory = None
+        x = torch.zeros(length, 1, model.cfg.decoder.embed_dim)  # T x B x C
         # The stacks' own forward passes look at token values, which models without storage have none of.
-        for layer in encoder.layers:
-            layer(memory, encoder_padding_mask=None)
+        if encoder is not None:
+            memory = torch.zeros(length, 1, model.cfg.encoder.embed_dim)
+            for layer in encoder.layers:
+                layer(memory, encoder_padding_mask=None)
         for layer in decoder.layers:
             layer(x, memory, None, self_attn_mask=torch.zeros(length, length))
         x = x.transpose(0, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +19,6 @@ from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
 from fairseq_sharing.training.run_directory import RunDirectory
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
-_EPOCH_CHECKPOINT = re.compile(r"checkpoint(\d+)\.pt")
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
@@ -162,16 +160,16 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     Raises:
         SharingError: there is none.
     """
-    files = [file for file in directory.glob("checkpoint*.pt") if _EPOCH_CHECKPOINT.fullmatch(file.name)]
+    from fairseq_sharing.checkpoint import epoch_checkpoints  # torch, which --help and bad input need not wait for
+
+    files = epoch_checkpoints(directory)
     if not files:
         raise SharingError(f"{directory}: no epoch checkpoint (checkpoint<epoch>.pt) to evaluate")
-    return sorted(files, key=_epoch)[-count:]
+    return files[-count:]
 
 
 def _epoch(file: Path) -> int:
-    match = _EPOCH_CHECKPOINT.fullmatch(file.name)
-    assert match
-    return int(match[1])
+    return int(file.stem.removeprefix("checkpoint"))
 
 
 def _average(

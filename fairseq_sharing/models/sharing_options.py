@@ -1,11 +1,13 @@
 """The sharing options of every model here: their flags, their validation, their place in the model's arguments."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model_architecture
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
@@ -117,6 +119,30 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         for flag in ("checkpoint_activations", "offload_activations"):
             _refuse(args, flag, "its recomputation would run in fp32 under --precision bf16", False)
     return sharing
+
+
+def register_size(
+    model: str, name: str, size: Callable[[Namespace], None], check: Callable[[Namespace], object]
+) -> Callable[[Namespace], None]:
+    """Register an architecture: a size of fairseq's own, with sharing off unless the options turn it on.
+
+    Args:
+        model: the registered model.
+        name: the architecture's name.
+        size: fairseq's function that fills in the sizes.
+        check: looks at the filled-in arguments; raises a SharingError for those that the model refuses.
+
+    Returns:
+        The architecture's function, which fills in and checks arguments in place.
+    """
+
+    def architecture(args: Namespace) -> None:
+        size(args)
+        set_defaults(args)
+        check(args)
+
+    register_model_architecture(model, name)(architecture)
+    return architecture
 
 
 def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from fairseq import options
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import register_model, register_model_architecture, transformer_lm
+from fairseq.models import register_model, transformer_lm
 from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerConfig
 from fairseq.modules import AdaptiveInput
 from omegaconf import DictConfig
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
 
 
@@ -83,7 +83,6 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 
 
 def _check(args: Namespace) -> None:
-    set_defaults(args)
     validate(args, ("decoder",))
     if args.character_embeddings:
         raise SharingError("--character-embeddings is not in transformer_lm_sharing; allowed: --adaptive-input")
@@ -99,17 +98,10 @@ def _check(args: Namespace) -> None:
                 )
 
 
-def _architecture(name: str, size):
-    """Register a size of fairseq's language model, with sharing off unless the options turn it on."""
-
-    def architecture(args: Namespace) -> None:
-        size(args)
-        _check(args)
-
-    register_model_architecture("transformer_lm_sharing", name)(architecture)
-    return architecture
-
-
-transformer_lm_sharing = _architecture("transformer_lm_sharing", transformer_lm.base_lm_architecture)
-_architecture("transformer_lm_sharing_big", transformer_lm.transformer_lm_big)
-_architecture("transformer_lm_sharing_wiki103", transformer_lm.transformer_lm_baevski_wiki103)
+_SIZES = {
+    "transformer_lm_sharing": transformer_lm.base_lm_architecture,
+    "transformer_lm_sharing_big": transformer_lm.transformer_lm_big,
+    "transformer_lm_sharing_wiki103": transformer_lm.transformer_lm_baevski_wiki103,
+}
+_architectures = {name: register_size("transformer_lm_sharing", name, size, _check) for name, size in _SIZES.items()}
+transformer_lm_sharing = _architectures["transformer_lm_sharing"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
@@ -14,7 +14,7 @@ from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model o
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.admin_layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, set_defaults, stack_sharing, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, stack_sharing, validate
 
 
 class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
@@ -109,20 +109,12 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
             return super().forward(*args, **kwargs)
 
 
-def _architecture(name: str, size) -> None:
-    """Register a size of fairseq's Transformer, with sharing off unless the options turn it on."""
-
-    def architecture(args: Namespace) -> None:
-        size(args)
-        set_defaults(args)
-        validate(args)
-
-    register_model_architecture("transformer_sharing", name)(architecture)
-    return architecture
-
-
-transformer_sharing = _architecture("transformer_sharing", transformer_legacy.base_architecture)
-_architecture("transformer_sharing_tiny", transformer_legacy.tiny_architecture)
-_architecture("transformer_sharing_iwslt_de_en", transformer_legacy.transformer_iwslt_de_en)
-_architecture("transformer_sharing_wmt_en_de", transformer_legacy.transformer_wmt_en_de)
-_architecture("transformer_sharing_wmt_en_de_big", transformer_legacy.transformer_wmt_en_de_big)
+_SIZES = {
+    "transformer_sharing": transformer_legacy.base_architecture,
+    "transformer_sharing_tiny": transformer_legacy.tiny_architecture,
+    "transformer_sharing_iwslt_de_en": transformer_legacy.transformer_iwslt_de_en,
+    "transformer_sharing_wmt_en_de": transformer_legacy.transformer_wmt_en_de,
+    "transformer_sharing_wmt_en_de_big": transformer_legacy.transformer_wmt_en_de_big,
+}
+_architectures = {name: register_size("transformer_sharing", name, size, validate) for name, size in _SIZES.items()}
+transformer_sharing = _architectures["transformer_sharing"]

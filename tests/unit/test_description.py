@@ -56,6 +56,25 @@ def test_macs_equal_the_closed_form(models):
     assert models[0].macs == models[1].macs == LENGTH * projections + attention
 
 
+def test_a_language_model_is_described():
+    train = {
+        "task": "language_modeling",
+        "arch": "transformer_lm_sharing",
+        "decoder_layers": 4,
+        "decoder_embed_dim": D,
+        "decoder_ffn_embed_dim": FFN,
+        "decoder_attention_heads": 2,
+        "share_decoder_input_output_embed": True,
+        "sharing": "cycle",
+        "unique_layers": 2,
+        "optimizer": "adam",
+    }
+    ours = description.compare("ours", description.model_arguments(train), V, LENGTH)[0]
+    layer = ENCODER_LAYER  # a decoder layer without cross-attention
+    assert sum(ours.unique.values()) == V * D + 2 * layer + 2 * D  # and the last LayerNorm of pre-norm
+    assert ours.macs == LENGTH * (4 * (4 * D * D + 2 * D * FFN) + V * D) + 4 * 2 * LENGTH * LENGTH * D
+
+
 def test_a_vanilla_model_stands_alone():
     plain = {**BASE, "sharing": "none", "unique_layers": None}
     assert len(description.compare("plain", description.model_arguments(plain), V, LENGTH)) == 1
