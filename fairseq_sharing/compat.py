@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from fairseq import checkpoint_utils, models, trainer
 from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.tasks import FairseqTask
 
 from fairseq_sharing import checkpoint
 from fairseq_sharing.errors import SharingError
@@ -29,6 +31,20 @@ logger = logging.getLogger(__name__)
 def allow_fairseq_checkpoints() -> None:
     """Let torch load fairseq's checkpoints safely: they hold a Namespace (fairseq#5610)."""
     torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def mend_broadcast() -> None:
+    """Let ranks send each other any object, above all the checkpoint to go on from.
+
+    fairseq reads what a rank got with torch.load, which since torch 2.6 refuses most classes.
+    """
+
+    def broadcast(obj, src_rank: int, group, dist_device):
+        box = [obj]
+        torch.distributed.broadcast_object_list(box, src=src_rank, group=group, device=dist_device)
+        return box[0]
+
+    distributed_utils._broadcast_object_slow = broadcast
 
 
 def mend_numpy() -> None:
@@ -54,6 +70,28 @@ def mend_batching() -> None:
         return batches if kept == len(indices) else [*batches, indices[kept:]]
 
     data_utils.batch_by_size = batch_by_size
+
+
+def mend_batches_of_later_epochs() -> None:
+    """Group sentences into the same batches in whatever epoch a training goes on.
+
+    fairseq groups them once, and draws the order of sentences of equal length with the number of the epoch in which
+    the process began: a training that went on in another epoch than the first would have other batches.
+    """
+    stock = FairseqTask.get_batch_iterator
+
+    @functools.wraps(stock)
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        epoch = kwargs.get("epoch", 1)
+        fixed = not kwargs.get("disable_iterator_cache") and not kwargs.get("update_epoch_batch_itr")
+        if epoch == 1 or dataset in self.dataset_to_epoch_iter or not (fixed and self.can_reuse_epoch_itr(dataset)):
+            return stock(self, dataset, *args, **kwargs)
+        iterator = stock(self, dataset, *args, **{**kwargs, "epoch": 1})
+        dataset.set_epoch(epoch)
+        iterator.epoch = epoch
+        return iterator
+
+    FairseqTask.get_batch_iterator = get_batch_iterator
 
 
 class _AtomicPathManager(PathManager):
@@ -176,8 +214,10 @@ def mend() -> None:
         return
     fairseq._mended_by_fairseq_sharing = True
     allow_fairseq_checkpoints()
+    mend_broadcast()
     mend_numpy()
     mend_batching()
+    mend_batches_of_later_epochs()
     mend_checkpoints()
     mend_trainer()
     tell_errors_in_one_line()

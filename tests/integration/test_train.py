@@ -94,7 +94,7 @@ def test_run_keeps_configuration_record_log_curves_and_checkpoints(trained):
     assert record["exit_status"] == 0
     assert record["finished"] >= record["started"]
     assert record["peak_memory_bytes"] > 100 * 2**20, "a process that imported torch takes more than 100 MiB"
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert record["tokens_per_batch"] == 56
     assert run.config().train.sharing == "cycle_rev"
     assert {"checkpoint_1_3.pt", "checkpoint_last.pt"} <= {file.name for file in run.checkpoints.iterdir()}

@@ -1,0 +1,317 @@
+"""What is mended in fairseq: lost sentences, names that numpy dropped, half-written files, errors of many lines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import data_utils
+from fairseq.data.data_utils_fast import batch_by_size_vec
+from sharing_cases import BY_NAME
+from tiny_models import make_trainer, save, train_step
+
+from fairseq_sharing import checkpoint, compat
+from fairseq_sharing.errors import SharingError
+
+STOCK_BATCH_BY_SIZE = data_utils.batch_by_size.__wrapped__
+
+
+# Batching.
+
+
+def lengths(sentences: int) -> np.ndarray:
+    return np.random.RandomState(sentences).randint(4, 40, sentences).astype(np.int64)
+
+
+def batches(sentences: int, batch_by_size=None, **limits) -> list[np.ndarray]:
+    sizes = lengths(sentences)
+    order = np.argsort(sizes, kind="stable")
+    batch_by_size = batch_by_size or data_utils.batch_by_size
+    return batch_by_size(order, lambda i: sizes[i], num_tokens_vec=sizes[order], **limits)
+
+
+@pytest.mark.parametrize("sentences", [1, 5, 7, 8, 9, 100, 461, 1000, 1014])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_tokens": 4000, "required_batch_size_multiple": 8},
+        {"max_tokens": 300, "required_batch_size_multiple": 8},
+        {"max_sentences": 32, "required_batch_size_multiple": 8},
+        {"max_tokens": 1000, "max_sentences": 20, "required_batch_size_multiple": 8},
+        {"max_tokens": 300, "required_batch_size_multiple": 1},
+        {"required_batch_size_multiple": 8},
+    ],
+    ids=str,
+)
+def test_every_sentence_is_in_one_batch(sentences, limits):
+    made = batches(sentences, **limits)
+    assert sorted(np.concatenate(made)) == list(range(sentences))
+    sizes = lengths(sentences)
+    for batch in made:
+        assert len(batch) <= limits.get("max_sentences", sentences)
+        assert len(batch) * sizes[batch].max() <= limits.get("max_tokens", 10**9)
+    multiple = limits["required_batch_size_multiple"]
+    assert all(len(batch) % multiple == 0 or len(batch) < multiple for batch in made[:-1])
+
+
+def test_fairseq_alone_drops_sentences():
+    """The fault that is mended; when a later fairseq has none, the mending can go."""
+    limits = {"max_tokens": 4000, "required_batch_size_multiple": 8}
+    assert sum(map(len, batches(461, STOCK_BATCH_BY_SIZE, **limits))) < 461
+    assert sum(map(len, batches(5, STOCK_BATCH_BY_SIZE, **limits))) == 0
+
+
+@pytest.mark.parametrize("sentences", [5, 8, 64, 461, 1014])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_batches_are_those_of_fairseq_before_it_dropped_any(sentences, multiple):
+    sizes = np.sort(lengths(sentences))
+    indices = np.arange(sentences)
+    limits = {"max_tokens": 600, "max_sentences": 48, "required_batch_size_multiple": multiple}
+    made = data_utils.batch_by_size(indices, None, num_tokens_vec=sizes, **limits)
+    expected = batch_by_size_vec(indices, sizes, 600, 48, multiple)
+    assert [list(batch) for batch in made] == [list(batch) for batch in expected]
+    stock = STOCK_BATCH_BY_SIZE(indices, None, num_tokens_vec=sizes, **limits)
+    if sum(map(len, stock)) == sentences:
+        assert [list(batch) for batch in made] == [list(batch) for batch in stock]
+
+
+def test_nothing_makes_no_batches():
+    for indices in (np.array([], dtype=np.int64), []):
+        assert data_utils.batch_by_size(indices, None, max_tokens=100, required_batch_size_multiple=8) == []
+
+
+def test_lists_of_indices_and_functions_of_sizes_are_taken():
+    made = data_utils.batch_by_size(list(range(13)), lambda i: 3, max_tokens=24, required_batch_size_multiple=8)
+    assert [list(batch) for batch in made] == [list(range(8)), list(range(8, 13))]
+
+
+def test_fixed_shapes_are_left_to_fairseq():
+    shapes = np.array([(4, 10), (2, 20)], dtype=np.int64)
+    arguments = (np.arange(10), lambda i: 5)
+    made = data_utils.batch_by_size(*arguments, fixed_shapes=shapes)
+    stock = STOCK_BATCH_BY_SIZE(*arguments, fixed_shapes=shapes)
+    assert [list(batch) for batch in made] == [list(batch) for batch in stock]
+
+
+# Names of numpy and torch.
+
+
+def test_language_model_blocks_and_bucketing_find_numpy_s_integer():
+    assert np.compat.long is np.int64
+    from fairseq.data import TokenBlockDataset
+
+    sentences = [torch.tensor([4, 5, 6, 2]), torch.tensor([7, 2])]
+    blocks = TokenBlockDataset(sentences, np.array([4, 2]), block_size=None, pad=1, eos=2, break_mode="eos")
+    assert [block.tolist() for block in blocks] == [[4, 5, 6, 2], [7, 2]]
+
+
+def test_namespace_is_safe_to_load_and_other_classes_are_not(tmp_path):
+    torch.save({"args": argparse.Namespace(arch="transformer")}, tmp_path / "args.pt")
+    assert torch.load(tmp_path / "args.pt", weights_only=True)["args"].arch == "transformer"
+    torch.save({"args": SimpleNamespace(arch="transformer")}, tmp_path / "other.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(tmp_path / "other.pt", weights_only=True)
+
+
+def test_mending_twice_changes_nothing():
+    mended = data_utils.batch_by_size, checkpoint_utils.load_checkpoint
+    compat.mend()
+    assert mended == (data_utils.batch_by_size, checkpoint_utils.load_checkpoint)
+
+
+# Writing files.
+
+
+def test_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint_last.pt"
+    checkpoint_utils.torch_persistent_save({"model": {"a": 1}}, str(path))
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        checkpoint_utils.torch_persistent_save({"model": torch.ones(10**4), "bad": lambda: 0}, str(path))
+    assert path.read_bytes() == before
+    assert checkpoint.load_checkpoint(path) == {"model": {"a": 1}}
+
+
+class Interrupted(BaseException):
+    """Stands for the end of the process in the middle of a write."""
+
+
+def test_copy_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+    old, new = tmp_path / "checkpoint_best.pt", tmp_path / "checkpoint7.pt"
+    old.write_bytes(b"old")
+    new.write_bytes(b"new" * 1000)
+
+    def stop(_descriptor):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stop)
+        with pytest.raises(Interrupted):
+            checkpoint_utils.PathManager.copy(str(new), str(old), overwrite=True)
+    assert old.read_bytes() == b"old"
+    assert checkpoint_utils.PathManager.copy(str(new), str(old), overwrite=True)
+    assert old.read_bytes() == new.read_bytes()
+    assert not checkpoint_utils.PathManager.copy(str(new), str(old), overwrite=False)
+
+
+def test_contents_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    done = []
+    stock_fsync, stock_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (done.append("fsync"), stock_fsync(d))[1])
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), stock_replace(*names))[1])
+    checkpoint.save_atomically({"model": {}}, tmp_path / "a.pt")
+    checkpoint.copy_atomically(str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
+    assert done == ["fsync", "rename", "fsync"] * 2, "the file, its name, then the folder"
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
+
+
+# Resuming from what can be read.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints of a training, the last one twice, and an averaged one that is newer."""
+    content = {"model": {}, "last_optimizer_state": {}}
+    names = ["checkpoint1.pt", "checkpoint2.pt", "checkpoint10.pt", "checkpoint_last.pt"]
+    for time, name in enumerate(names):
+        checkpoint.save_atomically({**content, "name": name}, tmp_path / name)
+        os.utime(tmp_path / name, (1000 + time, 1000 + time))
+    checkpoint.save_atomically({"model": {}}, tmp_path / "checkpoint_average.pt")
+    (tmp_path / "checkpoint11.pt.tmp").write_bytes(b"half")
+    return tmp_path
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_newest_whole_checkpoint_is_found(folder):
+    assert checkpoint.newest_readable(folder).name == "checkpoint_last.pt"
+    for expected in ("checkpoint10.pt", "checkpoint2.pt", "checkpoint1.pt"):
+        newest = checkpoint.newest_readable(folder)
+        stamp = newest.stat().st_mtime
+        damage(newest)
+        os.utime(newest, (stamp, stamp))
+        assert checkpoint.newest_readable(folder).name == expected
+    damage(folder / "checkpoint1.pt")
+    assert checkpoint.newest_readable(folder) is None
+    assert checkpoint.newest_readable(folder / "nothing") is None
+
+
+def test_missing_last_checkpoint_is_found_by_time(folder):
+    (folder / "checkpoint_last.pt").unlink()
+    assert checkpoint.newest_readable(folder).name == "checkpoint10.pt"
+
+
+def test_last_checkpoint_without_optimizer_state_is_gone_on_from(tmp_path):
+    """As --no-save-optimizer-state writes it."""
+    checkpoint.save_atomically({"model": {}}, tmp_path / "checkpoint_last.pt")
+    assert checkpoint.newest_readable(tmp_path).name == "checkpoint_last.pt"
+
+
+@pytest.fixture
+def interrupted(data_dir, tmp_path):
+    """A trainer, the folder of its checkpoints after one and two updates, and what loads from it."""
+    trainer = make_trainer(data_dir, BY_NAME["cycle_rev"])
+    for update in (1, 2):
+        train_step(trainer, seed=update)
+        save(trainer, tmp_path / f"checkpoint_1_{update}.pt")
+        os.utime(tmp_path / f"checkpoint_1_{update}.pt", (1000 + update, 1000 + update))
+    checkpoint.copy_atomically(str(tmp_path / "checkpoint_1_2.pt"), str(tmp_path / "checkpoint_last.pt"))
+
+    def resume():
+        resumed = make_trainer(data_dir, BY_NAME["cycle_rev"])
+        resumed.get_train_iterator = lambda **_: SimpleNamespace(epoch=1, load_state_dict=lambda state: None)
+        resumed.lr_step = lambda epoch: None
+        cfg = resumed.cfg.checkpoint
+        cfg.save_dir = str(tmp_path)
+        checkpoint_utils.load_checkpoint(cfg, resumed)
+        return resumed.get_num_updates()
+
+    return SimpleNamespace(folder=tmp_path, resume=resume)
+
+
+def test_training_goes_on_from_the_newest_whole_checkpoint(interrupted, caplog):
+    assert interrupted.resume() == 2
+    assert "missing or damaged" not in caplog.text
+    last = interrupted.folder / "checkpoint_last.pt"
+    for broken, updates in ((["checkpoint_last.pt"], 2), (["checkpoint_last.pt", "checkpoint_1_2.pt"], 1)):
+        for name in broken:
+            damage(interrupted.folder / name)
+        caplog.clear()
+        assert interrupted.resume() == updates
+        newest = interrupted.folder / f"checkpoint_1_{updates}.pt"
+        assert f"{last} is missing or damaged; going on from {newest}" in caplog.text
+        assert last.read_bytes() == newest.read_bytes()
+
+
+def test_training_stops_where_no_checkpoint_can_be_read(interrupted):
+    for path in interrupted.folder.glob("checkpoint*.pt"):
+        damage(path)
+    with pytest.raises(SharingError) as caught:
+        interrupted.resume()
+    last = interrupted.folder / "checkpoint_last.pt"
+    assert str(caught.value) == f"{last} cannot be read, and no other checkpoint in {interrupted.folder} can"
+
+
+def test_training_starts_where_there_is_no_checkpoint(interrupted):
+    for path in interrupted.folder.glob("checkpoint*.pt"):
+        path.unlink()
+    assert interrupted.resume() == 0
+
+
+# Errors.
+
+
+def test_sharing_error_is_found_behind_other_errors():
+    told = SharingError("--unique-layers must be 3")
+    try:
+        try:
+            raise told
+        except SharingError:
+            raise RuntimeError("Cannot load model parameters")  # noqa: B904  as fairseq does
+    except RuntimeError as error:
+        assert compat.find_sharing_error(error) is told
+    assert compat.find_sharing_error(told) is told
+    assert compat.find_sharing_error(ValueError("--unique-layers")) is None
+    assert compat.find_sharing_error(None) is None
+
+
+def test_sharing_error_of_a_spawned_process_is_found_in_its_text():
+    text = "-- Process 1 terminated:\nTraceback:\n  File x\nfairseq_sharing.errors.SharingError: --sharing is bad\n"
+    assert str(compat.find_sharing_error(Exception(text))) == "--sharing is bad"
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/fairseq-train", "fairseq-generate"])
+def test_command_tells_a_sharing_error_in_one_line(program, monkeypatch, capsys):
+    stock = []
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "excepthook", lambda *error: stock.append(error))
+    compat.tell_errors_in_one_line()
+    sys.excepthook(SharingError, SharingError("--sharing is bad"), None)
+    assert capsys.readouterr().err == f"{os.path.basename(program)}: error: --sharing is bad\n"
+    assert not stock
+    other = ZeroDivisionError("a fault of the program")
+    sys.excepthook(ZeroDivisionError, other, None)
+    assert stock == [(ZeroDivisionError, other, None)]
+    assert capsys.readouterr().err == ""
+
+
+def test_other_programs_keep_their_own_way_of_telling_errors(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["my_script.py"])
+    before = sys.excepthook
+    compat.tell_errors_in_one_line()
+    assert sys.excepthook is before
+
+
+def test_trainer_names_the_file_that_does_not_fit(data_dir, tmp_path):
+    path = save(make_trainer(data_dir, BY_NAME["cycle"]), tmp_path / "cycle.pt")
+    other = make_trainer(data_dir, BY_NAME["sequence"])
+    with pytest.raises(SharingError, match=f"^{path}: the checkpoint's encoder has the layer map 0,1,2,0,1,2 "):
+        other.load_checkpoint(str(path))
