@@ -148,6 +148,7 @@ def register_size(
 def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
     value = getattr(args, name, None)
     if value not in (None, allowed) and value:
+        value = ",".join(map(str, value)) if isinstance(value, list) else value
         raise SharingError(
             f"--{name.replace('_', '-')} {value} cannot be combined with this model: {reason}; "
             f"allowed: {allowed or 'leave it out'}"

@@ -40,7 +40,7 @@ OPTIONS = {
     ),
     "no M": (
         [*SHARED, "--sharing", "cycle_rev"],
-        "--unique-layers is missing: --sharing cycle_rev needs a number from 1 to the number of layers (4)",
+        "--unique-layers is missing: --sharing cycle_rev needs one from 1 to the number of layers (4)",
     ),
     "M that the strategy does not leave open": (
         [*SHARED, "--sharing", "universal", "--unique-layers", "2"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,16 @@ from sharing_cases import LAYERS, Case
 from torch import nn
 
 import fairseq_sharing
+from fairseq_sharing import checkpoint
 
 fairseq_sharing.register()
 
 EMBED, FFN, HEADS, VOCABULARY = 16, 32, 2, 50
 PAD, EOS = 1, 2
+EMBEDDING_ALIASES = {
+    "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
+    "decoder.output_projection.weight": "encoder.embed_tokens.weight",
+}
 
 
 def dictionary() -> Dictionary:
@@ -156,3 +162,30 @@ def assert_same_translations(ours: list[list[dict]], theirs: list[list[dict]]) -
         scores = [[h["positional_scores"] for h in hypotheses] for hypotheses in (one, other)]
         torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
         assert max(len(h["tokens"]) for h in one) >= 8, "too short to tell anything"
+
+
+def tensors(state) -> dict[str, torch.Tensor]:
+    """Leave out of a state dict what is no tensor."""
+    return {name: value for name, value in state.items() if torch.is_tensor(value)}
+
+
+def to_bytes(obj) -> bytes:
+    """Give the file that torch writes."""
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    return buffer.getvalue()
+
+
+def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
+    """Compare names, values and ties."""
+    names = [dict(model.named_parameters(remove_duplicate=False)) for model in (one, other)]
+    assert names[0].keys() == names[1].keys()
+    assert all(torch.equal(value, names[1][name]) for name, value in names[0].items())
+    assert checkpoint.find_aliases(one) == checkpoint.find_aliases(other)
+
+
+def assert_tied(case: Case, model: nn.Module) -> None:
+    """Every name is the Parameter that the case's map, or the shared embedding, gives it."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in names.items():
+        assert parameter is names[EMBEDDING_ALIASES.get(name, case.source(name))], name
