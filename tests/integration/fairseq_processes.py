@@ -48,9 +48,9 @@ class Command:
     def stderr(self) -> str:
         return Path(f"{self.log}.err").read_text()
 
-    def wait(self, status: int | None = 0) -> Command:
-        """Wait for its end; None stands for any exit status but 0."""
-        self.process.join(PATIENCE)
+    def wait(self, status: int | None = 0, patience: float = PATIENCE) -> Command:
+        """Wait some seconds for its end; the status None stands for any but 0."""
+        self.process.join(patience)
         code = self.process.exitcode
         if code is None:
             self.kill()
