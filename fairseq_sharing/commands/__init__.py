@@ -13,6 +13,13 @@ from fairseq_sharing.errors import SharingError
 COMMANDS = ("describe", "prepare", "train", "average", "evaluate", "export", "report")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
@@ -33,11 +40,16 @@ def main(argv: list[str] | None = None) -> int:
             name,
             help=module.HELP,
             description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    # argparse takes no further positional words after an option: key=value changes may stand anywhere all the same.
+    if any(word.startswith("-") or "=" not in word for word in more) or (more and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.overrides = [*args.overrides, *more]
     # fairseq and sacrebleu would set the root logger to INFO on import and tell what is none of this command's matter.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
