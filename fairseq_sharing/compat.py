@@ -27,6 +27,27 @@ from fairseq_sharing.errors import SharingError
 
 logger = logging.getLogger(__name__)
 
+# The CPUID leaf that tells the sizes of AMX's tiles.
+_AMX_TILE_LEAF = 0x1D
+
+
+def avoid_half_hidden_amx(cpuinfo: str = "/proc/cpuinfo") -> None:
+    """Keep oneDNN from AMX on a virtual machine that shows its flags but hides the sizes of its tiles.
+
+    There oneDNN configures no tiles and the first bf16 product ends the process with an illegal instruction. Works
+    until the process's first matrix product; a set ONEDNN_MAX_CPU_ISA is left alone.
+
+    Args:
+        cpuinfo: Linux's description of the processor; where there is none, nothing is done.
+    """
+    try:
+        described = Path(cpuinfo).read_text()
+    except OSError:
+        return
+    levels = re.findall(r"^cpuid level\s*: (\d+)$", described, flags=re.MULTILINE)
+    if "amx_tile" in described.split() and levels and int(levels[0]) < _AMX_TILE_LEAF:
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
+
 
 def allow_fairseq_checkpoints() -> None:
     """Let torch load fairseq's checkpoints safely: they hold a Namespace (fairseq#5610)."""
@@ -213,6 +234,7 @@ def mend() -> None:
     if getattr(fairseq, "_mended_by_fairseq_sharing", False):
         return
     fairseq._mended_by_fairseq_sharing = True
+    avoid_half_hidden_amx()
     allow_fairseq_checkpoints()
     mend_broadcast()
     mend_numpy()

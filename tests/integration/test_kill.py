@@ -14,7 +14,7 @@ import torch
 from tiny_training import assert_same_bits
 
 KILLS = 20
-FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1", "--disable-validation"]
+FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1"]
 FLAGS += ["--save-interval-updates", "2", "--keep-interval-updates", "2", "--keep-last-epochs", "2"]
 FLAGS += ["--max-update", "120"]  # more than KILLS lives can do: each comes to a few checkpoints
 PAUSE = 0.03  # seconds at each step of a slowed write

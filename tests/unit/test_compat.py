@@ -311,3 +311,28 @@ def test_trainer_names_the_file_that_does_not_fit(data_dir, tmp_path):
     other = make_trainer(data_dir, BY_NAME["sequence"])
     with pytest.raises(SharingError, match=f"^{path}: the checkpoint's encoder has the layer map 0,1,2,0,1,2 "):
         other.load_checkpoint(str(path))
+
+
+# AMX on virtual machines.
+
+CPUINFO = "processor\t: 0\ncpuid level\t: {level}\nflags\t\t: fpu avx512_bf16 {flags}\n"
+
+
+@pytest.mark.parametrize(
+    ("level", "flags", "limit"),
+    [(28, "amx_tile amx_bf16", "AVX512_CORE_FP16"), (32, "amx_tile amx_bf16", None), (28, "avx512_fp16", None)],
+)
+def test_amx_without_its_tile_sizes_is_not_used(tmp_path, monkeypatch, level, flags, limit):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")  # put back after the test, with what the function sets
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(level=level, flags=flags))
+    compat.avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
+    assert os.environ.get("ONEDNN_MAX_CPU_ISA") == limit
+
+
+def test_a_chosen_instruction_set_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(level=28, flags="amx_tile"))
+    compat.avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
+    compat.avoid_half_hidden_amx(str(tmp_path / "none"))
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
