@@ -21,6 +21,8 @@ from fairseq_sharing.checkpoint import (
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
 from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
+from fairseq_sharing.modules.dropout import use_fast_dropout
+from fairseq_sharing.modules.fast_attention import use_fast_attention
 from fairseq_sharing.tying import StackBuilder, retie_stack
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,12 @@ class SharingModel:
                 for layer in stack.layers:
                     torch.distributed.broadcast(layer.residual_weight.data, src=0)
         self.admin_pending = False
+
+    def start_fast(self, fast: bool) -> None:
+        """Let dropout and attention run fast where asked for; call it when the model is built."""
+        if fast:
+            use_fast_dropout(self)
+            use_fast_attention(self)
 
     def training_autocast(self) -> AbstractContextManager[None]:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""

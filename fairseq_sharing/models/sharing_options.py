@@ -51,6 +51,11 @@ class SharingOptions(FairseqDataclass):
         "optimizer and no loss scaling; validation and translation stay in fp32",
         "fp32",
     )
+    fast: bool = _option(
+        "faster training, the same but for rounding and the random numbers of dropout; goes well with --criterion "
+        "fused_label_smoothed_cross_entropy",
+        False,
+    )
 
 
 def add_sharing_args(parser: ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
+from fairseq_sharing.modules.fast_attention import one_pass
 
 
 @register_model("transformer_lm_sharing")
@@ -29,6 +30,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         super().__init__(decoder)
         self.cfg = decoder.cfg
         self.watch_state_dict()
+        self.start_fast(self.cfg.fast)
 
     @classmethod
     def hub_models(cls):
@@ -78,7 +80,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 
     def forward(self, src_tokens, **kwargs):
         """Run fairseq's forward pass, in the training precision asked for."""
-        with self.training_autocast():
+        with self.training_autocast(), one_pass():
             return super().forward(src_tokens, **kwargs)
 
 

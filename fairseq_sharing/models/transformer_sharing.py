@@ -15,6 +15,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.admin_layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, stack_sharing, validate
+from fairseq_sharing.modules.fast_attention import one_pass
 
 
 class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
@@ -62,6 +63,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         super().__init__(args, encoder, decoder)
         self.watch_state_dict()
         self.start_admin(args.admin)
+        self.start_fast(args.fast)
 
     @classmethod
     def hub_models(cls):
@@ -104,7 +106,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
 
     def forward(self, *args, **kwargs):
         """Run fairseq's forward pass, in the training precision asked for."""
-        with self.training_autocast():
+        with self.training_autocast(), one_pass():
             self.profile_admin(lambda: super(TransformerSharingModel, self).forward(*args, **kwargs))
             return super().forward(*args, **kwargs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 LAYERS = 6
 NORMS = ("pre", "post")
@@ -73,4 +73,6 @@ CASES = (
         {"sharing": "sequence", "unique_layers": 2, "decoder_sharing": "cycle_rev", "decoder_unique_layers": 3},
     ),
 )
+# Every test of a case also runs on the fast path.
+CASES += tuple(replace(case, name=f"{case.name}-fast", options={**case.options, "fast": True}) for case in CASES)
 BY_NAME = {case.name: case for case in CASES}

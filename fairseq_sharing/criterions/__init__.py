@@ -1,0 +1,1 @@
+"""Losses: thin fairseq adapters over the rooms above."""

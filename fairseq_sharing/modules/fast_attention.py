@@ -1,0 +1,191 @@
+"""fairseq's attention in fewer, larger operations: one product for query, key and value, and torch's fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from fairseq.modules import MultiheadAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = dict[str, dict[str, Tensor | None]]
+
+
+@dataclass
+class _PassCache:
+    """What the layers of one forward pass have in common: masks, and sources projected by the same Parameters."""
+
+    masks: dict[tuple, tuple[tuple, Tensor]] = field(default_factory=dict)
+    sources: dict[tuple, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+_cache: ContextVar[_PassCache | None] = ContextVar("attention cache of a forward pass", default=None)
+
+
+@contextmanager
+def one_pass() -> Iterator[None]:
+    """Let the layers of a stack share masks and projected sources during one forward pass."""
+    token = _cache.set(_PassCache())
+    try:
+        yield
+    finally:
+        _cache.reset(token)
+
+
+class FastAttention(MultiheadAttention):
+    """fairseq's multi-head attention, with the same Parameters, options and decoding cache.
+
+    In cross-attention, layers that share their projections project the source once. Where attention weights are asked
+    for, fairseq's own code runs.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: State | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            query: T x B x C.
+            key: S x B x C, or None where the decoding cache has it; T x B x C in self-attention.
+            value: the same as the key.
+            key_padding_mask: B x S, True at padding.
+            incremental_state: the decoding cache of all modules.
+            need_weights: whether the attention weights are wanted.
+            static_kv: whether keys in the cache are complete.
+            attn_mask: T x S, added to the scores.
+            before_softmax: whether the raw scores are wanted.
+            need_head_weights: whether each head's weights are wanted.
+
+        Returns:
+            The attended values, T x B x C, and the weights where asked for.
+        """
+        if need_weights or need_head_weights or before_softmax:
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask,
+                incremental_state,
+                need_weights,
+                static_kv,
+                attn_mask,
+                before_softmax,
+                need_head_weights,
+            )
+        saved = self._get_input_buffer(incremental_state) if incremental_state is not None else None
+        if self.self_attention:
+            q, k, v = self._project(query, "q_proj", "k_proj", "v_proj")
+        else:
+            (q,) = self._project(query, "q_proj")
+            if saved and static_kv:
+                k, v = saved["prev_key"], saved["prev_value"]
+            else:
+                # The hypotheses of a beam have the same source.
+                step = self.beam_size if incremental_state is not None and key.size(1) == query.size(1) else 1
+                k, v = self._project_source(key[:, ::step]) if step > 1 else self._shared_source(key)
+                if key_padding_mask is not None:
+                    key_padding_mask = key_padding_mask[::step]
+        if saved is not None:
+            if saved and not static_kv:
+                k = torch.cat((saved["prev_key"], k), 2)
+                v = torch.cat((saved["prev_value"], v), 2)
+            key_padding_mask = self._append_prev_key_padding_mask(
+                key_padding_mask, saved.get("prev_key_padding_mask"), k.size(0), k.size(2), static_kv
+            )
+            k, v = k.contiguous(), v.contiguous()
+            saved.update(prev_key=k, prev_value=v, prev_key_padding_mask=key_padding_mask)
+            self._set_input_buffer(incremental_state, saved)
+        return self._attend(q, k, v, _mask(key_padding_mask, attn_mask, q)), None
+
+    def _project(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
+        # T x B x C -> for each name B x H x T x D
+        modules = [getattr(self, name) for name in names]
+        if len(modules) == 1:
+            projected = modules[0](x)
+        else:
+            weight = torch.cat([module.weight for module in modules])
+            bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+            projected = F.linear(x, weight, bias)
+        length, batch, _ = x.shape
+        return projected.view(length, batch, len(names), self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
+
+    def _project_source(self, source: Tensor) -> tuple[Tensor, ...]:
+        return self._project(source, "k_proj", "v_proj")
+
+    def _shared_source(self, source: Tensor) -> tuple[Tensor, ...]:
+        cache = _cache.get()
+        if cache is None:
+            return self._project_source(source)
+        parameters = (self.k_proj.weight, self.k_proj.bias, self.v_proj.weight, self.v_proj.bias)
+        identity = (id(source), self.num_heads, *map(id, parameters))
+        if identity not in cache.sources:
+            cache.sources[identity] = self._project_source(source)
+        return cache.sources[identity]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        batch, heads, length, width = q.shape
+        if batch != k.size(0):
+            # Hypotheses of a beam look at one source: to the kernel they are more positions of one query.
+            q = q.view(k.size(0), -1, heads, length, width).transpose(1, 2).flatten(2, 3)
+        dtype = q.dtype
+        dropping = self.training or self.dropout_module.apply_during_inference
+        if q.device.type == "cpu":
+            # torch's bf16 kernel for CPU is many times slower backward than its fp32 one at lengths of sentences.
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast(q.device.type, enabled=False):
+            x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
+        if batch != k.size(0):
+            x = x.unflatten(2, (-1, length)).transpose(1, 2).reshape(batch, heads, length, width)
+        # B x H x T x D -> T x B x C
+        return self.out_proj(x.permute(2, 0, 1, 3).reshape(length, batch, heads * width).to(dtype))
+
+
+def use_fast_attention(model: nn.Module) -> None:
+    """Let every attention of fairseq's in a model run fast.
+
+    Args:
+        model: its shells are changed; its parameters and their names are not.
+    """
+    for module in model.modules():
+        if type(module) is MultiheadAttention and _supported(module):
+            module.__class__ = FastAttention
+
+
+def _supported(attention: MultiheadAttention) -> bool:
+    plain = all(type(getattr(attention, name)) is nn.Linear for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    return plain and attention.bias_k is None and not attention.add_zero_attn and not attention.use_xformers
+
+
+def _mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """Give one mask to add to the scores, B x 1 x (1 or T) x S; None where nothing is masked."""
+    if key_padding_mask is None and attn_mask is None:
+        return None
+    cache = _cache.get()
+    dtype = torch.float32 if q.device.type == "cpu" else q.dtype
+    identity = (id(key_padding_mask), id(attn_mask), dtype)
+    if cache is not None and identity in cache.masks:
+        return cache.masks[identity][1]
+    mask = q.new_zeros((), dtype=dtype)
+    if attn_mask is not None:
+        mask = mask + attn_mask.to(dtype)
+    if key_padding_mask is not None:
+        padding = torch.zeros(key_padding_mask.shape, dtype=dtype, device=q.device)
+        mask = mask + padding.masked_fill_(key_padding_mask.bool(), float("-inf"))[:, None, None]
+    if cache is not None:
+        # The tensors stay with their mask: an id is that of one object only while it lives.
+        cache.masks[identity] = ((key_padding_mask, attn_mask), mask)
+    return mask
