@@ -32,7 +32,7 @@ from fairseq_sharing.tying import part_of
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "output", "other")
 BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
 # Tensors of the weight's size that fairseq's optimizers keep.
-_OPTIMIZER_STATES = {"adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
+_OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
 
 
 @dataclass(frozen=True)

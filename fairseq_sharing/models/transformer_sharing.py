@@ -17,6 +17,9 @@ from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, stack_sharing, validate
 from fairseq_sharing.modules.fast_attention import one_pass
 
+# fairseq's decoder gives the attention weights of a layer, by default the last; no loss of translation asks for them.
+_NO_LAYER = -1
+
 
 class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
     """fairseq's Transformer encoder, its layers tied by the encoder's map."""
@@ -106,6 +109,8 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
 
     def forward(self, *args, **kwargs):
         """Run fairseq's forward pass, in the training precision asked for."""
+        if self.training and self.cfg.fast:
+            kwargs.setdefault("alignment_layer", _NO_LAYER)
         with self.training_autocast(), one_pass():
             self.profile_admin(lambda: super(TransformerSharingModel, self).forward(*args, **kwargs))
             return super().forward(*args, **kwargs)

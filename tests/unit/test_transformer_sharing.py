@@ -47,6 +47,8 @@ def test_every_layer_s_output_equals_that_of_the_vanilla_model(model, vanilla):
 
 
 def test_dropout_draws_the_same_numbers_as_in_the_vanilla_model(case, norm):
+    if case.options.get("fast"):
+        pytest.skip("fast dropout draws other numbers")
     ours = build_case(case, norm, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
     vanilla = vanilla_copy(case, ours, norm, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
     outputs = []

@@ -114,18 +114,31 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @functools.cache
-def _configuration(data_dir: str) -> DictConfig:
+def _configuration(data_dir: str, optimizer: str, criterion: str) -> DictConfig:
     """Read a command line as fairseq-train does."""
     words = [data_dir, "--task=translation", "--source-lang=en", "--target-lang=de", "--cpu", "--arch=transformer"]
-    words += ["--optimizer=adam", "--lr=0.01", "--max-tokens=100", "--no-progress-bar"]
+    words += [f"--optimizer={optimizer}", f"--criterion={criterion}", "--max-tokens=100", "--no-progress-bar"]
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
 
 
-def make_trainer(data_dir, case: Case, norm: str = "post", *, arch: str = "transformer_sharing", **changes) -> Trainer:
+def make_trainer(
+    data_dir,
+    case: Case,
+    norm: str = "post",
+    *,
+    arch: str = "transformer_sharing",
+    optimizer: str = "adam",
+    criterion: str = "cross_entropy",
+    lr: float = 0.01,
+    adam_eps: float = 1e-8,
+    **changes,
+) -> Trainer:
     """Make fairseq's trainer of a case's model."""
-    cfg = copy.deepcopy(_configuration(str(data_dir)))
+    cfg = copy.deepcopy(_configuration(str(data_dir), optimizer, criterion))
     with flag_override(cfg, ["struct", "allow_objects"], [False, True]):
         cfg.model = arguments(norm, arch, **case.options, **changes)
+        cfg.optimization.lr = [lr]
+        cfg.optimizer.adam_eps = adam_eps
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(1)
     model = perturb(task.build_model(cfg.model))

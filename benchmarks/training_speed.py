@@ -1,0 +1,209 @@
+"""Time training against stock fairseq: tokens/s of whole updates, each pair timed in turn in the same run.
+
+Run: python benchmarks/training_speed.py --data data/news_commentary [--output results/speed/training.json]
+The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 8 heads, dropout 0.1, shared embeddings, batches
+of 4,096 target tokens of the data's own lengths. Stock fairseq runs without this package, in its best precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from record import write
+
+SHARED = ["--sharing", "cycle_rev", "--unique-layers", "6"]
+FAST = ["--fast", "--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
+PLAIN = ["--optimizer", "adam", "--criterion", "label_smoothed_cross_entropy"]
+# Of each pair: our options, our layers, stock fairseq's layers.
+PAIRS = {
+    "6 layers": ([], 6, 6),
+    "12 layers": ([], 12, 12),
+    "12 shared against 6 vanilla": (SHARED, 12, 6),
+}
+
+
+def flags(data: str, ours: bool, layers: int, options: list[str], device: str, precision: str) -> list[str]:
+    """Give the flags of fairseq-train for one side of a pair."""
+    words = [data, "--task", "translation", "--source-lang", "en", "--target-lang", "de", "--max-tokens", "4096"]
+    words += ["--encoder-layers", str(layers), "--decoder-layers", str(layers), "--share-all-embeddings"]
+    words += ["--dropout", "0.1", "--label-smoothing", "0.1", "--adam-betas", "(0.9,0.98)", "--lr", "0.0005"]
+    words += ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000", "--distributed-world-size", "1"]
+    words += ["--cpu"] if device == "cpu" else []
+    if not ours:
+        return [*words, "--arch", "transformer", *PLAIN, *([f"--{precision}"] if precision != "fp32" else [])]
+    plugin = Path(__file__).resolve().parents[1] / "fairseq_sharing"
+    words += ["--user-dir", str(plugin), "--arch", "transformer_sharing", "--precision", precision]
+    return [*words, *FAST, *options]
+
+
+def serve(words: list[str], threads: int, batches: int) -> None:
+    """Build a trainer in this process; for every line on standard input, time an update on each batch."""
+    import torch
+    from fairseq import options, tasks, utils
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.trainer import Trainer
+
+    torch.set_num_threads(threads)
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
+    utils.import_user_module(cfg.common)
+    torch.manual_seed(1)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
+    task.load_dataset("train")
+    iterator = task.get_batch_iterator(
+        task.dataset("train"), max_tokens=4096, max_positions=(1024, 1024), ignore_invalid_inputs=True, seed=1
+    ).next_epoch_itr(shuffle=True)
+    samples = [sample for _, sample in zip(range(batches), iterator, strict=False)]
+    trainer.begin_epoch(1)
+    trainer.train_step([samples[0]])
+    print(json.dumps({"ready": sum(p.numel() for p in model.parameters())}), flush=True)
+    for _ in sys.stdin:
+        seconds, tokens = 0.0, 0
+        for sample in samples:
+            began = time.perf_counter()
+            trainer.train_step([sample])
+            if not cfg.common.cpu:
+                torch.cuda.synchronize()
+            seconds += time.perf_counter() - began
+            tokens += sample["ntokens"]
+        peak = torch.cuda.max_memory_allocated() if not cfg.common.cpu else resource.getrusage(0).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak}), flush=True)
+
+
+class Side:
+    """One side of a pair, in a process of its own that lives as long as the pair is timed."""
+
+    def __init__(self, words: list[str], threads: int, batches: int):
+        job = json.dumps({"words": words, "threads": threads, "batches": batches})
+        command = [sys.executable, __file__, "--serve", job]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self.parameters = self._answer()["ready"]
+        self.runs: list[dict] = []
+
+    def _answer(self) -> dict:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"a training ended early; run it to see why: {' '.join(self.process.args)}")
+
+    def time(self) -> None:
+        """Run all batches once."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.runs.append(self._answer())
+
+    def close(self) -> dict:
+        """End the process and give the medians."""
+        self.process.stdin.close()
+        self.process.wait()
+        speeds = [run["tokens"] / run["seconds"] for run in self.runs]
+        return {
+            "tokens_per_second": statistics.median(speeds),
+            "fastest": max(speeds),
+            "slowest": min(speeds),
+            "parameters": self.parameters,
+            "peak_bytes": max(run["peak_bytes"] for run in self.runs),
+        }
+
+
+def matmul_peak(device: str, threads: int, precision: str) -> float:
+    """Measure the speed of a large matrix product, in FLOP/s: the best of several."""
+    import torch
+
+    torch.set_num_threads(threads)
+    size = 4096 if device == "cpu" else 8192
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def training_flops(layers: int, vocabulary: int, width: int = 512, ffn: int = 2048) -> int:
+    """Count the floating-point operations of an update per target token, with as many source tokens.
+
+    Matrix products with weights only, three times the forward pass; attention over a sentence adds a few percent.
+    """
+    encoder = 4 * width * width + 2 * width * ffn
+    decoder = 8 * width * width + 2 * width * ffn
+    return 6 * (layers * (encoder + decoder) + width * vocabulary)
+
+
+def main() -> None:
+    """Time every pair in turn, print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a prepared data directory")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--batches", type=int, default=4, help="updates of a timed turn")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="ours")
+    parser.add_argument("--stock-precision", choices=["fp32", "fp16", "bf16", "amp"], default="fp32", help="fairseq's")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(**json.loads(args.serve))
+        return
+    if args.data is None:
+        parser.error("--data is needed: a directory that fairseq-sharing prepare has made")
+
+    data = args.data / "bin"
+    vocabulary = 4 + len((data / "dict.de.txt").read_text(encoding="utf-8").splitlines())
+    peak = matmul_peak(args.device, args.threads, args.precision)
+    rows = {}
+    for name, (options, layers, stock_layers) in PAIRS.items():
+        ours = flags(str(data), True, layers, options, args.device, args.precision)
+        stock = flags(str(data), False, stock_layers, [], args.device, args.stock_precision)
+        sides = [Side(words, args.threads, args.batches) for words in (ours, stock)]
+        for _ in range(args.runs):
+            for side in sides:
+                side.time()
+        measured, peer = (side.close() for side in sides)
+        ratio = measured["tokens_per_second"] / peer["tokens_per_second"]
+        share = measured["tokens_per_second"] * training_flops(layers, vocabulary) / peak
+        rows[name] = {"ours": measured, "fairseq": peer, "ratio": ratio, "share_of_matmul_peak": share}
+        print(
+            f"{name:28} {measured['tokens_per_second']:9.0f} tokens/s, fairseq {peer['tokens_per_second']:9.0f}: "
+            f"{ratio:.2f}x; {share:.0%} of the matmul peak",
+            flush=True,
+        )
+    write(
+        args.output,
+        {
+            "device": args.device,
+            "threads": args.threads,
+            "precision": {"ours": args.precision, "fairseq": args.stock_precision},
+            "runs": args.runs,
+            "updates_a_run": args.batches,
+            "vocabulary": vocabulary,
+            "matmul_peak_flops": peak,
+            "pairs": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Optimizers: thin fairseq adapters."""
