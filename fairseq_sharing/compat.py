@@ -20,6 +20,7 @@ from fairseq import checkpoint_utils, models, trainer
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.modules import checkpoint_activations
 from fairseq.tasks import FairseqTask
 
 from fairseq_sharing import checkpoint
@@ -156,6 +157,29 @@ def mend_checkpoints() -> None:
     checkpoint_utils.PathManager = _AtomicPathManager
 
 
+def mend_recomputation() -> None:
+    """Recompute activations in the precision of the forward pass: fairseq forgets autocast, and does it in fp32."""
+    stock = checkpoint_activations._checkpointed_forward
+
+    def checkpointed_forward(original_forward, offload_to_cpu, *args, **kwargs):
+        device = next((x.device.type for x in (*args, *kwargs.values()) if torch.is_tensor(x)), "cpu")
+        autocast = functools.partial(
+            torch.autocast,
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=torch.is_autocast_cache_enabled(),
+        )
+
+        def forward(*given, **named):
+            with autocast():
+                return original_forward(*given, **named)
+
+        return stock(forward, offload_to_cpu, *args, **kwargs)
+
+    checkpoint_activations._checkpointed_forward = checkpointed_forward
+
+
 def mend_trainer() -> None:
     """Say in one line which checkpoint does not fit, and let a fine-tuning start from a model of M layers."""
     stock_load = trainer.Trainer.load_checkpoint
@@ -241,6 +265,7 @@ def mend() -> None:
     mend_batching()
     mend_batches_of_later_epochs()
     mend_checkpoints()
+    mend_recomputation()
     mend_trainer()
     tell_errors_in_one_line()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
 )
+from torch import Tensor, nn
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.modules.label_smoothed_projection import SmoothedLoss, label_smoothed_loss
@@ -20,7 +22,9 @@ NAME = "fused_label_smoothed_cross_entropy"
 class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """The loss, log and options of ``label_smoothed_cross_entropy``, faster and with less memory."""
 
-    def forward(self, model, sample, reduce=True):
+    def forward(
+        self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
         Args:
@@ -50,7 +54,7 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
             logged["total"] = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum().item()
         return losses.loss, sample_size, logged
 
-    def _losses(self, model, sample) -> SmoothedLoss:
+    def _losses(self, model: Any, sample: dict[str, Any]) -> SmoothedLoss:
         if getattr(model.decoder, "adaptive_softmax", None) is not None:
             raise SharingError(
                 f"--criterion {NAME} cannot be combined with --adaptive-softmax-cutoff; allowed: adaptive_loss"

@@ -145,4 +145,5 @@ class SharingModel:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""
         if not self.training or getattr(self.cfg, "precision", "fp32") != "bf16":
             return nullcontext()
-        return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)
+        # A cached cast would sum the gradients of all layers that share a weight in bf16.
+        return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16, cache_enabled=False)

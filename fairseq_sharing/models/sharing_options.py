@@ -121,8 +121,6 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     if getattr(args, "precision", "fp32") == "bf16":
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
-        for flag in ("checkpoint_activations", "offload_activations"):
-            _refuse(args, flag, "its recomputation would run in fp32 under --precision bf16", False)
     return sharing
 
 

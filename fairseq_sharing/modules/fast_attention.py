@@ -94,6 +94,7 @@ class FastAttention(MultiheadAttention):
             if saved and static_kv:
                 k, v = saved["prev_key"], saved["prev_value"]
             else:
+                assert key is not None
                 # The hypotheses of a beam have the same source.
                 step = self.beam_size if incremental_state is not None and key.size(1) == query.size(1) else 1
                 k, v = self._project_source(key[:, ::step]) if step > 1 else self._shared_source(key)
@@ -120,6 +121,9 @@ class FastAttention(MultiheadAttention):
             weight = torch.cat([module.weight for module in modules])
             bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
             projected = F.linear(x, weight, bias)
+        if x.device.type == "cpu":
+            # torch's bf16 attention for CPU is many times slower backward than the fp32 one at lengths of sentences.
+            projected = projected.float()
         length, batch, _ = x.shape
         return projected.view(length, batch, len(names), self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
 
@@ -141,17 +145,13 @@ class FastAttention(MultiheadAttention):
         if batch != k.size(0):
             # Hypotheses of a beam look at one source: to the kernel they are more positions of one query.
             q = q.view(k.size(0), -1, heads, length, width).transpose(1, 2).flatten(2, 3)
-        dtype = q.dtype
         dropping = self.training or self.dropout_module.apply_during_inference
-        if q.device.type == "cpu":
-            # torch's bf16 kernel for CPU is many times slower backward than its fp32 one at lengths of sentences.
-            q, k, v = q.float(), k.float(), v.float()
         with torch.autocast(q.device.type, enabled=False):
             x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
         if batch != k.size(0):
             x = x.unflatten(2, (-1, length)).transpose(1, 2).reshape(batch, heads, length, width)
         # B x H x T x D -> T x B x C
-        return self.out_proj(x.permute(2, 0, 1, 3).reshape(length, batch, heads * width).to(dtype))
+        return self.out_proj(x.permute(2, 0, 1, 3).reshape(length, batch, heads * width).to(self.out_proj.weight.dtype))
 
 
 def use_fast_attention(model: nn.Module) -> None:

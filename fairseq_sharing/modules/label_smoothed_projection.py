@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,14 +50,16 @@ def label_smoothed_loss(
 
 class _SmoothedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, weight, target, epsilon, dtype, need_gradient):
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, target: Tensor, epsilon: float, dtype: torch.dtype, need_gradient: bool
+    ) -> tuple[Tensor, ...]:
         size = weight.size(0)
         share = epsilon / (size - 1)
         hit = 1.0 - epsilon - share
         loss, nll_loss = (torch.zeros((), device=rows.device) for _ in range(2))
         correct = torch.zeros((), device=rows.device, dtype=torch.long)
-        rows_gradient = torch.empty_like(rows) if need_gradient else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if need_gradient else None
+        rows_gradient = torch.empty_like(rows if need_gradient else rows[:0])
+        weight_gradient = torch.zeros_like(weight if need_gradient else weight[:0], dtype=torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
             chunk = max(1, _CHUNK_ELEMENTS // size)
@@ -87,7 +89,7 @@ class _SmoothedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient, *_unused):
+    def backward(ctx: Any, gradient: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
         rows_gradient, weight_gradient = ctx.saved_tensors
         weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
         return rows_gradient * gradient.to(rows_gradient.dtype), weight_gradient, None, None, None, None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from fairseq.optim import register_optimizer
@@ -14,7 +16,7 @@ from torch.optim.adamw import adamw
 class _FusedAdam(Adam):
     """The same update and the same state as fairseq's Adam, to rounding."""
 
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         if any(p.dtype != torch.float32 for group in self.param_groups for p in group["params"]):
             return super().step(closure)  # half-precision weights are updated by way of fp32 copies
         loss = closure() if closure is not None else None
@@ -33,13 +35,13 @@ class _FusedAdam(Adam):
         return loss
 
     @torch.no_grad()
-    def _update(self, group, step: int, parameters: list[torch.Tensor]) -> None:
+    def _update(self, group: dict[str, Any], step: int, parameters: list[torch.Tensor]) -> None:
         states = [self.state[parameter] for parameter in parameters]
         beta1, beta2 = group["betas"]
         counts = torch.full((len(parameters),), step - 1.0, device=parameters[0].device).unbind()
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -60,7 +62,7 @@ class _FusedAdam(Adam):
 class FusedFairseqAdam(FairseqAdam):
     """``--optimizer fused_adam``: fairseq's ``adam``, its options and its state, faster."""
 
-    def __init__(self, cfg, params):
+    def __init__(self, cfg: FairseqAdamConfig, params: Iterable[torch.nn.Parameter]):
         super().__init__(cfg, params)
         self._optimizer = _FusedAdam(params, **self.optimizer_config)
 

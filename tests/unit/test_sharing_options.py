@@ -133,14 +133,6 @@ def test_bf16_precision_refuses_fairseq_s_own_low_precision(flag):
     validate(arguments(precision="fp32", **{flag: True}))
 
 
-@pytest.mark.parametrize("flag", ["checkpoint_activations", "offload_activations"])
-def test_bf16_precision_refuses_recomputed_activations(flag):
-    with pytest.raises(
-        SharingError, match=rf"^--{flag.replace('_', '-')} True .* fp32 under --precision bf16; allowed"
-    ):
-        validate(arguments(precision="bf16", **{flag: True}))
-
-
 def test_moving_average_of_weights_works_without_sharing():
     from fairseq.dataclass.configs import EMAConfig
 
