@@ -142,7 +142,9 @@ def test_activations_are_recomputed_in_bf16(option, fast):
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert dtypes == [[torch.bfloat16], [torch.bfloat16, torch.bfloat16]]
     # The fast path sums the gradients of a source that several layers project before it rounds, not after.
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.02 if fast else 0, atol=5e-4 if fast else 1e-6)
+    for name, gradient in gradients[0].items():
+        difference = (gradients[1][name] - gradient).norm()
+        assert difference <= (0.02 * gradient.norm() + 1e-3 if fast else 1e-6), name
 
 
 def test_bf16_trains_in_bf16_and_evaluates_in_fp32(case, norm):
