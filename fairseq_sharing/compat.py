@@ -11,15 +11,17 @@ import logging
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import fairseq
 import numpy as np
 import torch
 from fairseq import checkpoint_utils, models, trainer
-from fairseq.data import data_utils
+from fairseq.data import data_utils, iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.logging import metrics
 from fairseq.modules import checkpoint_activations
 from fairseq.tasks import FairseqTask
 
@@ -157,6 +159,19 @@ def mend_checkpoints() -> None:
     checkpoint_utils.PathManager = _AtomicPathManager
 
 
+def show_data_wait() -> None:
+    """Log the seconds of an epoch in which training waited for its next batches, as ``data_wait``."""
+    stock = iterators.GroupedIterator.__next__
+
+    def __next__(self):
+        began = time.perf_counter()
+        batches = stock(self)
+        metrics.log_scalar_sum("data_wait", time.perf_counter() - began, priority=950, round=2)
+        return batches
+
+    iterators.GroupedIterator.__next__ = __next__
+
+
 def mend_recomputation() -> None:
     """Recompute activations in the precision of the forward pass: fairseq forgets autocast, and does it in fp32."""
     stock = checkpoint_activations._checkpointed_forward
@@ -265,6 +280,7 @@ def mend() -> None:
     mend_batching()
     mend_batches_of_later_epochs()
     mend_checkpoints()
+    show_data_wait()
     mend_recomputation()
     mend_trainer()
     tell_errors_in_one_line()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import data_utils
+from fairseq.data import data_utils, iterators
 from fairseq.data.data_utils_fast import batch_by_size_vec
+from fairseq.logging import metrics
 from sharing_cases import BY_NAME
 from tiny_models import make_trainer, save, train_step
 
@@ -311,6 +313,21 @@ def test_trainer_names_the_file_that_does_not_fit(data_dir, tmp_path):
     other = make_trainer(data_dir, BY_NAME["sequence"])
     with pytest.raises(SharingError, match=f"^{path}: the checkpoint's encoder has the layer map 0,1,2,0,1,2 "):
         other.load_checkpoint(str(path))
+
+
+# Waiting for data.
+
+
+def test_waiting_for_the_next_batches_is_logged():
+    def slow():
+        for number in range(5):
+            time.sleep(0.02)
+            yield number
+
+    with metrics.aggregate() as logged:
+        groups = iterators.GroupedIterator(iterators.CountingIterator(slow(), total=5), 2)
+        assert list(groups) == [[0, 1], [2, 3], [4]]
+    assert 0.1 <= logged["data_wait"].sum < 10
 
 
 # AMX on virtual machines.
