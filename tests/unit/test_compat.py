@@ -181,9 +181,9 @@ def folder(tmp_path):
     """Three checkpoints of a training, the last one twice, and an averaged one that is newer."""
     content = {"model": {}, "last_optimizer_state": {}}
     names = ["checkpoint1.pt", "checkpoint2.pt", "checkpoint10.pt", "checkpoint_last.pt"]
-    for time, name in enumerate(names):
+    for age, name in enumerate(names):
         checkpoint.save_atomically({**content, "name": name}, tmp_path / name)
-        os.utime(tmp_path / name, (1000 + time, 1000 + time))
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
     checkpoint.save_atomically({"model": {}}, tmp_path / "checkpoint_average.pt")
     (tmp_path / "checkpoint11.pt.tmp").write_bytes(b"half")
     return tmp_path
