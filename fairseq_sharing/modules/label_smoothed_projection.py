@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores held at a time: 4 MiB in fp32, which stays in a processor's cache.
+# Positions scored at a time: enough scores to fill 4 MiB, which stays in a processor's cache; and twice the width of
+# the features, or else adding up the weight's gradient takes longer than the scores.
 _CHUNK_ELEMENTS = 1 << 20
+_CHUNK_WIDTHS = 2
 
 
 class SmoothedLoss(NamedTuple):
@@ -62,7 +64,7 @@ class _SmoothedLoss(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight if need_gradient else weight[:0], dtype=torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
-            chunk = max(1, _CHUNK_ELEMENTS // size)
+            chunk = max(1, _CHUNK_ELEMENTS // size, _CHUNK_WIDTHS * weight.size(1))
             for begin in range(0, rows.size(0), chunk):
                 x = rows[begin : begin + chunk].to(dtype)
                 t = target[begin : begin + chunk, None]
@@ -81,7 +83,10 @@ class _SmoothedLoss(torch.autograd.Function):
                     probs.scatter_add_(1, t, probs.new_full(t.shape, -hit))
                     scores_gradient = probs.to(dtype)
                     rows_gradient[begin : begin + chunk] = scores_gradient @ product_weight
-                    weight_gradient += scores_gradient.t() @ x
+                    if dtype == torch.float32:
+                        weight_gradient.addmm_(scores_gradient.t(), x)
+                    else:
+                        weight_gradient += scores_gradient.t() @ x
         ctx.save_for_backward(rows_gradient, weight_gradient)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(nll_loss, correct)

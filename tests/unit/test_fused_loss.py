@@ -29,11 +29,12 @@ def inputs(scale=1.0):
     return features, weight, target
 
 
-@pytest.mark.parametrize("chunk", [1, 7 * WORDS, 1 << 20])
+@pytest.mark.parametrize(("chunk", "widths"), [(1, 0), (7 * WORDS, 0), (1, 2), (1 << 20, 0)])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_values_and_gradients_equal_fairseq_s(monkeypatch, epsilon, chunk, scale):
+def test_values_and_gradients_equal_fairseq_s(monkeypatch, epsilon, chunk, widths, scale):
     monkeypatch.setattr(label_smoothed_projection, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(label_smoothed_projection, "_CHUNK_WIDTHS", widths)
     features, weight, target = inputs(scale)
     log_probs = torch.log_softmax(features @ weight.t(), -1)
     loss, nll_loss = label_smoothed_nll_loss(log_probs, target, epsilon, ignore_index=PAD)
