@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-REASONS = ("empty", "too_long", "length_ratio", "long_word")
+REASONS = ("empty", "too_long", "length_ratio", "long_word", "held_out")
 
 
-def reason_to_remove(source: str, target: str, limits: Mapping[str, Any]) -> str | None:
-    """Tell why a pair is no good for training.
+def reason_to_remove(texts: Sequence[str], limits: Mapping[str, Any]) -> str | None:
+    """Tell why a pair, or a single sentence, is no good for training.
 
     Args:
-        source: tokens separated by single spaces.
-        target: tokens separated by single spaces.
+        texts: of each side the tokens, separated by single spaces.
         limits: min_tokens and max_tokens of each side, max_ratio of the two lengths, max_word_length in characters.
 
     Returns:
-        One of REASONS, or None for a pair to keep.
+        One of REASONS but held_out, or None for a pair to keep.
 
     Source:
         mosesdecoder, scripts/training/clean-corpus-n.perl.
     """
-    words = source.split(), target.split()
+    words = [text.split() for text in texts]
     shorter, longer = sorted(map(len, words))
     if shorter < limits["min_tokens"]:
         return "empty"

@@ -14,9 +14,6 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNK = 1000
-"""Lines handed to a process at a time."""
-
 
 class Workers:
     """Processes that start when there is enough work for them.
@@ -68,21 +65,6 @@ class Workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
-    """Cut a stream into lists.
-
-    Args:
-        items: any stream.
-        size: items in each list but the last.
-
-    Yields:
-        Lists of items.
-    """
-    items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
 
 
 def _leave_interrupt_to_parent() -> None:
