@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-REASONS = ("empty", "too_long", "length_ratio", "long_word", "held_out")
+REASONS = ("empty", "too_long", "length_ratio", "long_word")
 
 
 def reason_to_remove(texts: Sequence[str], limits: Mapping[str, Any]) -> str | None:
@@ -16,13 +16,14 @@ def reason_to_remove(texts: Sequence[str], limits: Mapping[str, Any]) -> str | N
         limits: min_tokens and max_tokens of each side, max_ratio of the two lengths, max_word_length in characters.
 
     Returns:
-        One of REASONS but held_out, or None for a pair to keep.
+        One of REASONS, or None for a pair to keep.
 
     Source:
         mosesdecoder, scripts/training/clean-corpus-n.perl.
     """
     words = [text.split() for text in texts]
-    shorter, longer = sorted(map(len, words))
+    lengths = sorted(map(len, words))
+    shorter, longer = lengths[0], lengths[-1]
     if shorter < limits["min_tokens"]:
         return "empty"
     if longer > limits["max_tokens"]:

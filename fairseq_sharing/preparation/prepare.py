@@ -139,7 +139,7 @@ class _Preparation:
             counts = self._transform(f"tokenise {name}", inputs, outputs, lines, function)
             if not limits and not exclude:
                 return {"lines": lines, "empty": counts["kept_empty"]}
-            removed = {reason: counts[reason] for reason in REASONS}
+            removed = {reason: counts[reason] for reason in (*REASONS, *(["held_out"] if exclude else []))}
             return {"lines": lines - sum(removed.values()), "removed": removed}
 
         settings: dict[str, Any] = {"tokenizer": self.recipe.tokenizer, "cleaning": limits}

@@ -36,7 +36,7 @@ def tokenize_chunk(
         chunk: raw lines of each side.
 
     Returns:
-        The tokenised texts; counts by reason of removal, and "kept_empty".
+        The tokenised texts; counts by reason of removal, "held_out" among them, and "kept_empty".
     """
     pipeline = _pipeline(settings, None)
     excluded = _lines(held_out)

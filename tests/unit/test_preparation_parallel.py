@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 
-from fairseq_sharing.preparation.parallel import Workers, chunks
+from fairseq_sharing.preparation.parallel import Workers
 
 
 def test_results_keep_the_order_and_the_input_is_read_no_faster_than_needed():
@@ -22,7 +22,3 @@ def test_a_single_item_needs_no_process():
     with Workers(2) as workers:
         # A closure cannot be sent to another process.
         assert list(workers.map(lambda item: item + 1, [1])) == [2]
-
-
-def test_chunks_are_whole_but_for_the_last():
-    assert list(chunks(iter("abcde"), 2)) == [["a", "b"], ["c", "d"], ["e"]]

@@ -17,7 +17,7 @@ def test_every_recipe_loads_and_has_a_readme():
 
 def test_multi30k_has_the_published_sizes_and_a_checksum_for_every_file():
     recipe = load_recipe("multi30k")
-    assert {name: split.lines for name, split in recipe.splits.items()} == {
+    assert {name: corpora[0].lines for name, corpora in recipe.splits.items()} == {
         "train": 29_000,
         "valid": 1_014,
         "test_2016_flickr": 1_000,
@@ -25,7 +25,7 @@ def test_multi30k_has_the_published_sizes_and_a_checksum_for_every_file():
         "test_2017_mscoco": 461,
     }
     assert recipe.tests == ["test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"]
-    assert len({source.sha256 for split in recipe.splits.values() for source in split.texts.values()}) == 10
+    assert len({source.sha256 for corpora in recipe.splits.values() for source in corpora[0].texts.values()}) == 10
     assert recipe.subword == {"name": "bpe", "size": 10_000}
 
 
@@ -76,7 +76,7 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"splits": {}}, "a recipe has source_lang, target_lang, splits"),
+        ({"splits": {}}, "a recipe has source_lang, splits, and may have target_lang"),
         ({"source_lang": "en", "target_lang": "de", "splits": {}, "size": 3}, "a recipe has source_lang"),
         ({"source_lang": "en", "target_lang": "de", "splits": {}}, "no train split"),
         ({"source_lang": "en", "target_lang": "de", "splits": {"train": {"en": "x"}}}, "train: expected lines: N"),
@@ -86,7 +86,7 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
                 "target_lang": "de",
                 "splits": {name: {lang: {"url": "http://x/y"} for lang in ("en", "de")} for name in ("train", "valid")},
             },
-            "train.en needs a path, or a url and its sha256",
+            "train.en needs a path, or a url or file and its sha256 (64 digits, or unknown)",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_files_recipe_finds_plain_and_compressed_texts(tmp_path: Path):
         (tmp_path / name).touch()
     languages = {"source_lang": "en", "target_lang": "de"}
     recipe = files_recipe(f"{tmp_path}/train", f"{tmp_path}/dev", [f"own={tmp_path}/dev"], languages)
-    assert recipe.splits["train"].texts["de"].path == f"{tmp_path}/train.de.gz"
+    assert recipe.splits["train"][0].texts["de"].path == f"{tmp_path}/train.de.gz"
     assert recipe.tests == ["own"]
     assert recipe.cleaning["max_ratio"] == 1.5
     for arguments, message in [
@@ -129,4 +129,4 @@ def test_local_paths_of_a_recipe_are_relative_to_it(tmp_path: Path):
     path.write_text(f"source_lang: en\ntarget_lang: de\nsplits: {{train: {text}, valid: {text}}}\n")
     recipe = load_recipe(str(path))
     assert recipe.dataset == "mine"
-    assert recipe.splits["train"].texts["en"].path == str(path.parent / "a.en")
+    assert recipe.splits["train"][0].texts["en"].path == str(path.parent / "a.en")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.subwords import learn_bpe, learn_sentencepiece
 
 ENGLISH = ["the old dogs sleep", "the young dog sleeps", "older cats slept"] * 3
@@ -28,12 +29,12 @@ def test_joined_bpe_is_what_subword_nmt_learns_from_both_texts_together(tmp_path
         check=True,
         capture_output=True,
     )
-    assert learn_bpe(texts, 30, tmp_path / "codes.bpe", 18) == 30
+    assert learn_bpe(texts, 30, tmp_path / "codes.bpe", Workers(1)) == 30
     assert (tmp_path / "codes.bpe").read_bytes() == reference.read_bytes()
 
 
 def test_bpe_stops_when_no_pair_is_left(tmp_path: Path, texts: list[Path]):
-    learned = learn_bpe(texts, 10_000, tmp_path / "codes.bpe", 18)
+    learned = learn_bpe(texts, 10_000, tmp_path / "codes.bpe", Workers(1))
     assert 30 < learned < 200
     assert (tmp_path / "codes.bpe").read_text(encoding="utf-8").count("\n") == learned + 1
 
@@ -42,7 +43,7 @@ def test_bpe_of_single_characters_is_refused(tmp_path: Path):
     path = tmp_path / "train.en"
     path.write_text("a b\nc\n")
     with pytest.raises(SharingError, match="no words to learn subwords from; use --subword none"):
-        learn_bpe([path], 10, tmp_path / "codes.bpe", 2)
+        learn_bpe([path], 10, tmp_path / "codes.bpe", Workers(1))
 
 
 def test_sentencepiece_is_the_same_every_time(tmp_path: Path, texts: list[Path]):
