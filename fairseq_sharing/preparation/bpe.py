@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ class BytePairEncoding:
         with codes.open(encoding="utf-8", newline="\n") as file:
             self._reference: Any = BPE(file)
         merges = sorted(self._reference.bpe_codes, key=self._reference.bpe_codes.__getitem__)
+        self._same = same_in_any_order(merges)
         symbols = dict.fromkeys([_UNKNOWN, *(symbol for a, b in merges for symbol in (a, b, a + b))])
         vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
         self._tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=_UNKNOWN, end_of_word_suffix="</w>"))
@@ -52,11 +52,30 @@ class BytePairEncoding:
         return "\n".join([" ".join([self._cache[word] for word in line]) for line in lines])
 
     def _learn(self, words: list[str]) -> None:
+        if not self._same:
+            self._cache.update((word, self._reference.segment(word)) for word in words)
+            return
         for word, encoding in zip(words, self._tokenizer.encode_batch(words), strict=True):
-            if len(set(itertools.pairwise(word))) < len(word) - 1:
-                # Where a pair of characters repeats, subword-nmt merges all of its places before it looks for the next
-                # pair, the library one place after the other; for other words there is no such difference.
-                self._cache[word] = self._reference.segment(word)
-            else:
-                # Offsets, not symbols: a character that no merge has is a symbol without name.
-                self._cache[word] = "@@ ".join([word[start:end] for start, end in encoding.offsets])
+            # Offsets, not symbols: a character that no merge has is a symbol without name.
+            self._cache[word] = "@@ ".join([word[start:end] for start, end in encoding.offsets])
+
+
+def same_in_any_order(merges: list[tuple[str, str]]) -> bool:
+    """Tell whether it is all the same if the places of a pair in a word are merged at once or one after the other.
+
+    subword-nmt merges all places of the first pair of the list before it looks again, the tokenizers library looks
+    again after each. That makes a difference only where the new symbol is part of a pair from further up the list,
+    which merges in the order they were learned in have only if a symbol was made in two ways.
+
+    Args:
+        merges: pairs of symbols in the order of the list.
+
+    Returns:
+        False when the new symbol of a pair is in a pair before it.
+    """
+    used: set[str] = set()
+    for one, other in merges:
+        if one + other in used:
+            return False
+        used |= {one, other}
+    return True

@@ -25,7 +25,7 @@ from fairseq_sharing.preparation.binarise import (
     write_index,
 )
 from fairseq_sharing.preparation.clean import REASONS
-from fairseq_sharing.preparation.files import atomic_write
+from fairseq_sharing.preparation.files import atomic_write, sha256
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe
@@ -157,13 +157,17 @@ class _Preparation:
         inputs = self._sides("tok", "train")
 
         def action() -> dict[str, Any]:
-            texts, size, output = self._paths(inputs), subword["size"], self.directory / model
+            output = self.directory / model
+            if codes:
+                return {"learned": subwords.copy_bpe(codes, output)}
+            texts, size = self._paths(inputs), subword["size"]
             if subword["name"] == "bpe":
                 return {"learned": subwords.learn_bpe(texts, size, output, self.pool)}
             return {"learned": subwords.learn_sentencepiece(texts, size, output, len(texts) * lines)}
 
+        codes = Path(subword["codes"]) if "codes" in subword else None
         settings = {"subword": subword, package: self.versions[package]}
-        self.steps.run("subwords", settings, inputs, [model], action)
+        self.steps.run("subwords", settings, {"codes": sha256(codes)} if codes else inputs, [model], action)
         return model
 
     def _segment(self, name: str, lines: int, model: str | None) -> None:

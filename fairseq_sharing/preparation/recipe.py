@@ -16,7 +16,7 @@ A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
     exclude_held_out: false       # leave out training pairs whose source is in another split
     cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}     # or none
     tokenizer: {name: moses, aggressive_dashes: false, escape: false}
-    subword: {name: bpe, size: 10000}
+    subword: {name: bpe, size: 10000}           # or {name: bpe, codes: FILE}: merges learned elsewhere
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Recipe:
             raise SharingError(f"dataset {self.dataset}: generator must be toy, got {self.generator!r}")
         _choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
         _choice("--subword", self.subword["name"], SUBWORDS)
-        if self.subword["name"] != "none":
+        if "size" in self.subword:
             _at_least("--subword-size", self.subword["size"], 1)
         if self.cleaning is not None:
             _at_least("--min-tokens", self.cleaning["min_tokens"], 1)
@@ -254,7 +254,7 @@ def build_recipe(
         or not isinstance(content["splits"], Mapping)
     ):
         raise SharingError(f"{where}: a recipe has {', '.join(_NEEDED)}, and may have {', '.join(_OPTIONAL)}")
-    subword = _subword(content, given)
+    subword = _subword(where, content, given, path)
     return Recipe(
         dataset=dataset,
         source_lang=str(given.get("source_lang", content["source_lang"])),
@@ -279,13 +279,18 @@ def _cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) 
     return {key: given.get(key, cleaning.get(key, default)) for key, default in CLEANING.items()}
 
 
-def _subword(content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    subword = {"name": "bpe", "size": DEFAULT_SUBWORD_SIZE, **content.get("subword", {})}
-    subword["name"] = given.get("subword", subword["name"])
-    if subword["name"] != "none":
-        return {**subword, "size": given.get("subword_size", subword["size"])}
-    if "subword_size" in given:
-        raise SharingError(f"--subword-size has no meaning with --subword none, got {given['subword_size']}")
+def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    subword = content.get("subword", {})
+    if not isinstance(subword, Mapping) or set(subword) - {"name", "size", "codes"}:
+        raise SharingError(f"{where}: subword may have name, and size or codes, got {subword}")
+    name, size = given.get("subword", subword.get("name", "bpe")), given.get("subword_size")
+    ready = name == "bpe" and size is None and subword.get("codes")
+    if ready:
+        return {"name": name, "codes": str((path.parent if path else Path()) / ready)}
+    if name != "none":
+        return {"name": name, "size": subword.get("size", DEFAULT_SUBWORD_SIZE) if size is None else size}
+    if size is not None:
+        raise SharingError(f"--subword-size has no meaning with --subword none, got {size}")
     return {"name": "none"}
 
 

@@ -59,6 +59,27 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
     return codes.getvalue().count("\n") - 1
 
 
+def copy_bpe(codes: Path, output: Path) -> int:
+    """Take merges that were learned elsewhere.
+
+    Args:
+        codes: file of merge operations in the format of subword-nmt.
+        output: where to copy it.
+
+    Returns:
+        Number of merge operations.
+
+    Raises:
+        SharingError: when the file is of another format.
+    """
+    lines = list(read_lines(codes))
+    if lines[:1] != ["#version: 0.2"] or any(len(line.split(" ")) != 2 for line in lines[1:]):
+        raise SharingError(f"{codes}: not merges of subword-nmt: '#version: 0.2', then two symbols a line")
+    with atomic_write(output) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    return len(lines) - 1
+
+
 def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) -> int:
     """Learn a joined unigram model with sentencepiece.
 
