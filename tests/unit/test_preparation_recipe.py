@@ -130,3 +130,44 @@ def test_local_paths_of_a_recipe_are_relative_to_it(tmp_path: Path):
     recipe = load_recipe(str(path))
     assert recipe.dataset == "mine"
     assert recipe.splits["train"][0].texts["en"].path == str(path.parent / "a.en")
+
+
+@pytest.mark.parametrize(("name", "corpora"), [("wmt16_en_de", 3), ("wmt14_en_de", 3), ("news_commentary", 1)])
+def test_wmt_recipes_test_on_whole_sets_and_name_the_cleaned_one(name: str, corpora: int):
+    recipe = load_recipe(name)
+    assert len(recipe.splits["train"]) == corpora
+    lines = {test: recipe.splits[test][0].lines for test in recipe.tests}
+    cleaned = lines.pop("newstest2014_cleaned", 2737)
+    assert cleaned == 2737
+    assert list(lines) == [f"newstest{year}" for year in range(2010, 2017)]
+    assert list(lines.values()) == [2489, 3003, 3003, 3000, 3003, 2169, 2999]
+    assert recipe.splits["valid"] == recipe.splits["newstest2013"]
+    assert recipe.subword == {"name": "bpe", "size": 32_000}
+
+
+def test_sets_of_sacrebleu_are_sets_that_sacrebleu_has():
+    from sacrebleu.dataset import DATASETS
+
+    names = [corpora[0].sacrebleu for corpora in load_recipe("wmt16_en_de").splits.values() if corpora[0].sacrebleu]
+    assert len(names) == 9
+    assert all("en-de" in DATASETS[name].langpairs for name in names)
+
+
+def test_a_recipe_of_one_language_has_one_side():
+    recipe = load_recipe("wikitext103")
+    assert recipe.languages == {"source": "en"}
+    assert recipe.cleaning is None
+    with pytest.raises(SharingError, match=r"--max-tokens has no meaning for .*wikitext103.*, which keeps every line"):
+        load_recipe("wikitext103", {"max_tokens": 9})
+
+
+def test_merges_learned_elsewhere_are_a_file_beside_the_recipe(tmp_path: Path):
+    text = {"en": {"path": "a.en"}, "de": {"path": "a.de"}}
+    content = {"source_lang": "en", "target_lang": "de", "splits": {"train": text, "valid": text}}
+    content["subword"] = {"name": "bpe", "codes": "codes.bpe"}
+    path = tmp_path / "recipe.yaml"
+    assert build_recipe("mine", content, {}, path).subword == {"name": "bpe", "codes": str(tmp_path / "codes.bpe")}
+    assert build_recipe("mine", content, {"subword_size": 5}, path).subword == {"name": "bpe", "size": 5}
+    content["subword"] = {"merges": 3}
+    with pytest.raises(SharingError, match=r"subword may have name, and size or codes, got \{'merges': 3\}"):
+        build_recipe("mine", content)

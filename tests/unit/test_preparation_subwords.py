@@ -1,12 +1,14 @@
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation import subwords
 from fairseq_sharing.preparation.parallel import Workers
-from fairseq_sharing.preparation.subwords import learn_bpe, learn_sentencepiece
+from fairseq_sharing.preparation.subwords import copy_bpe, count_words, learn_bpe, learn_sentencepiece
 
 ENGLISH = ["the old dogs sleep", "the young dog sleeps", "older cats slept"] * 3
 GERMAN = ["die alten Hunde schlafen", "der junge Hund schläft", "ältere Katzen haben geschlafen"] * 3
@@ -57,3 +59,21 @@ def test_too_many_pieces_are_refused_by_the_flag(tmp_path: Path, texts: list[Pat
         SharingError, match=r"--subword-size 9999: sentencepiece says: Vocabulary size too high .* <= \d"
     ):
         learn_sentencepiece(texts, 9999, tmp_path / "model", 18)
+
+
+def test_words_are_counted_once_whatever_the_parts(tmp_path: Path, texts: list[Path], monkeypatch: pytest.MonkeyPatch):
+    expected = Counter(word for line in ENGLISH + GERMAN for word in line.split())
+    monkeypatch.setattr(subwords, "_BLOCK", 2)
+    for part in (1, 7, 20, 21, 1000):
+        monkeypatch.setattr(subwords, "_PART", part)
+        assert count_words("count", texts, Workers(1)) == expected, f"parts of {part} bytes"
+
+
+def test_merges_of_another_format_are_refused(tmp_path: Path):
+    (tmp_path / "codes").write_text("#version: 0.2\na b\nab c</w>\n")
+    assert copy_bpe(tmp_path / "codes", tmp_path / "copy") == 2
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "codes").read_bytes()
+    for content in ("a b\n", "#version: 0.2\na b c\n", ""):
+        (tmp_path / "codes").write_text(content)
+        with pytest.raises(SharingError, match="codes: not merges of subword-nmt"):
+            copy_bpe(tmp_path / "codes", tmp_path / "copy")
