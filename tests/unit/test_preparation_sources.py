@@ -14,8 +14,8 @@ from fairseq_sharing.preparation.sources import find_texts, identity
 
 LANGUAGES = {"source": "en", "target": "de"}
 MEMBERS = {
-    "test/x-src.en.sgm": "<srcset>\n<doc>\n<seg>One  &amp; two.</seg>\n<seg>Three</seg>\n</doc>",
-    "test/x-ref.de.sgm": "<refset>\n<doc>\n<seg>Eins &amp; zwei.</seg>\n<seg>Drei</seg>\n</doc>",
+    "test/x-src.en.sgm": "<srcset>\n<doc>\n<seg id=1>One  &amp; two.</seg>\n<seg id=1>Three</seg>\n</doc>",
+    "test/x-ref.de.sgm": "<refset>\n<doc>\n<seg id=1>Eins &amp; zwei.</seg>\n<seg id=1>Drei</seg>\n</doc>",
 }
 
 
