@@ -41,8 +41,7 @@ from sacremoses import MosesPunctNormalizer, MosesTokenizer
 normalizer, tokenizer = MosesPunctNormalizer(sys.argv[1]), MosesTokenizer(sys.argv[1])
 sys.stdin.reconfigure(newline="\\n")
 for line in sys.stdin:
-    line = normalizer.normalize(line.removesuffix("\\n"))
-    print(tokenizer.tokenize(line, escape=False, return_str=True))
+    print(*tokenizer.tokenize(normalizer.normalize(line.removesuffix("\\n")), escape=False))
 """
 
 
