@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,6 @@ def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
     return len(symbols)
 
 
-@lru_cache(maxsize=1)
 def read_dictionary(path: Path) -> dict[str, int]:
     """Read the number of each symbol.
 

@@ -135,7 +135,7 @@ class _Preparation:
         excluded = [self._sides("raw", split)[0] for split in held_out] if exclude else []
 
         def action() -> dict[str, Any]:
-            function = partial(tokenize_chunk, self.settings, limits, tuple(self._paths(excluded)))
+            function = partial(tokenize_chunk, self.settings, limits, tuple(self._paths(excluded)), self.steps.key)
             counts = self._transform(f"tokenise {name}", inputs, outputs, lines, function)
             if not limits and not exclude:
                 return {"lines": lines, "empty": counts["kept_empty"]}
@@ -172,7 +172,8 @@ class _Preparation:
 
     def _segment(self, name: str, lines: int, model: str | None) -> None:
         def action() -> dict[str, Any]:
-            function = partial(segment_chunk, self.settings, self.directory / model if model else None)
+            path = self.directory / model if model else None
+            function = partial(segment_chunk, self.settings, path, self.steps.hashes.get(str(model), ""))
             counts = self._transform(f"segment {name}", inputs, outputs, lines, function)
             return {"tokens": counts["tokens"], "over_long": counts["over_long"]}
 
@@ -207,7 +208,7 @@ class _Preparation:
 
     def _number(self, text: str, dictionary: str, data: str, lines: int) -> None:
         def action() -> dict[str, Any]:
-            function = partial(number_chunk, self.directory / dictionary)
+            function = partial(number_chunk, self.directory / dictionary, self.steps.hashes[dictionary])
             lengths = f"{data}.lengths.tmp"
             self._transform(f"binarise {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
             kind = token_type(len(read_dictionary(self.directory / dictionary)))

@@ -25,7 +25,7 @@ Transformed = tuple[tuple[bytes, ...], Counter[str]]
 
 
 def tokenize_chunk(
-    settings: str, limits: Mapping[str, Any] | None, held_out: tuple[Path, ...], chunk: Chunk
+    settings: str, limits: Mapping[str, Any] | None, held_out: tuple[Path, ...], key: str, chunk: Chunk
 ) -> Transformed:
     """Tokenise pairs and leave out those that are no good for training.
 
@@ -33,13 +33,14 @@ def tokenize_chunk(
         settings: arguments of text.Pipeline as JSON.
         limits: as for clean.reason_to_remove; None keeps every pair.
         held_out: texts whose lines the source must not be one of.
+        key: changes whenever these texts do.
         chunk: raw lines of each side.
 
     Returns:
         The tokenised texts; counts by reason of removal, "held_out" among them, and "kept_empty".
     """
-    pipeline = _pipeline(settings, None)
-    excluded = _lines(held_out)
+    pipeline = _pipeline(settings, None, "")
+    excluded = _lines(held_out, key)
     counts: Counter[str] = Counter()
     kept: list[list[str]] = []
     for raw in zip(*map(_split, chunk), strict=True):
@@ -56,18 +57,19 @@ def tokenize_chunk(
     return tuple("".join([f"{text}\n" for text in side]).encode() for side in sides), counts
 
 
-def segment_chunk(settings: str, model: Path | None, chunk: Chunk) -> Transformed:
+def segment_chunk(settings: str, model: Path | None, key: str, chunk: Chunk) -> Transformed:
     """Cut tokenised lines into subwords.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
         model: the subword model.
+        key: changes whenever the model does.
         chunk: tokenised lines of each side.
 
     Returns:
         The segmented texts; counts of "tokens", and of pairs with an "over_long" side.
     """
-    pipeline = _pipeline(settings, model)
+    pipeline = _pipeline(settings, model, key)
     texts = [pipeline.segment(text.decode()) for text in chunk]
     lengths = [[line.count(" ") + bool(line) for line in _lines_of(text)] for text in texts]
     over_long = sum(max(pair) > MAX_SUBWORDS for pair in zip(*lengths, strict=True))
@@ -75,17 +77,18 @@ def segment_chunk(settings: str, model: Path | None, chunk: Chunk) -> Transforme
     return tuple(text.encode() for text in texts), counts
 
 
-def number_chunk(dictionary: Path, chunk: Chunk) -> Transformed:
+def number_chunk(dictionary: Path, key: str, chunk: Chunk) -> Transformed:
     """Turn subwords into the numbers of a dictionary.
 
     Args:
         dictionary: dictionary file of fairseq.
+        key: changes whenever the dictionary does.
         chunk: segmented lines of one side.
 
     Returns:
         The numbers of all tokens with one for the end after each line, and the length of each line; no counts.
     """
-    numbers = read_dictionary(dictionary)
+    numbers = _dictionary(dictionary, key)
     unknown = numbers["<unk>"]
     text = chunk[0].decode()
     tokens = [numbers.get(word, unknown) for word in text.replace("\n", " </s> ").split()]
@@ -94,13 +97,21 @@ def number_chunk(dictionary: Path, chunk: Chunk) -> Transformed:
     return tuple(array.tobytes() for array in data), Counter()
 
 
-@lru_cache(maxsize=2)
-def _pipeline(settings: str, model: Path | None) -> Pipeline:
+# A process keeps what it read from one chunk to the next.
+
+
+@lru_cache(maxsize=1)
+def _pipeline(settings: str, model: Path | None, key: str) -> Pipeline:
     return Pipeline(**json.loads(settings), model=model)
 
 
 @lru_cache(maxsize=1)
-def _lines(paths: tuple[Path, ...]) -> frozenset[str]:
+def _dictionary(path: Path, key: str) -> dict[str, int]:
+    return read_dictionary(path)
+
+
+@lru_cache(maxsize=1)
+def _lines(paths: tuple[Path, ...], key: str) -> frozenset[str]:
     return frozenset(line for path in paths for line in read_lines(path))
 
 

@@ -306,6 +306,16 @@ def test_a_changed_text_is_prepared_again(corpus: dict, texts: Path, tmp_path: P
     ]  # fmt: skip
 
 
+def test_nothing_of_an_earlier_text_is_left_in_a_process(corpus: dict, texts: Path, tmp_path: Path):
+    """One process prepares two texts in one directory: the second must not meet the first one's merges or numbers."""
+    manifests = {}
+    for out, length in (("again", 1000), ("again", 2000), ("afresh", 2000)):
+        train = write(tmp_path / "text" / "train", corpus["train"][:length])
+        recipe = files_recipe(str(train), f"{texts}/valid", [], {**LANGUAGES, "subword_size": 300})
+        manifests[out] = prepare(recipe, tmp_path / out, workers=1)
+    assert manifests["again"]["files"] == manifests["afresh"]["files"]
+
+
 def test_the_number_of_workers_changes_nothing(texts: Path, tmp_path: Path):
     recipe = files_recipe(f"{texts}/train", f"{texts}/valid", [], {**LANGUAGES, "subword_size": 300})
     manifests = [prepare(recipe, tmp_path / str(workers), workers=workers) for workers in (1, 3)]

@@ -27,7 +27,7 @@ def test_fairseq_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.Monke
     write_dictionary({f"w{number}": size - number for number in range(size)}, [tmp_path / "dict.txt"])
     last = f"w{size - 1}"
     text = f"w0 w1 w2\n\nw1 new </s> w0\n{last}\n"
-    (tokens, lengths), _ = number_chunk(tmp_path / "dict.txt", (text.encode(),))
+    (tokens, lengths), _ = number_chunk(tmp_path / "dict.txt", str(size), (text.encode(),))
     (tmp_path / "train.bin").write_bytes(tokens)
     (tmp_path / "lengths").write_bytes(lengths)
     write_index(tmp_path / "lengths", token_type(len(read_dictionary(tmp_path / "dict.txt"))), tmp_path / "train.idx")
