@@ -24,6 +24,7 @@ splits:
   train:
 {train}
   valid: {{en: {{path: {raw}/valid.en}}, de: {{path: {raw}/valid.de}}}}
+tokenizer: {{name: {tokenizer}}}
 subword: {{name: bpe, size: {merges}}}
 """
 
@@ -48,10 +49,10 @@ def step(out: Path) -> str:
     return STEPS[growing[0]] if growing else "count and learn, and between steps"
 
 
-def measure(times: int, raw: Path, merges: int, folder: Path) -> dict:
+def measure(times: int, raw: Path, settings: dict, folder: Path) -> dict:
     """Prepare the corpus so many times over; return lines, seconds and peaks."""
     recipe, out = folder / f"times{times}.yaml", folder / f"times{times}"
-    recipe.write_text(RECIPE.format(train=CORPUS.format(raw=raw) * times, raw=raw, merges=merges))
+    recipe.write_text(RECIPE.format(train=CORPUS.format(raw=raw) * times, raw=raw, **settings))
     command = [sys.executable, "-m", "fairseq_sharing", "prepare", str(recipe), "--out", str(out)]
     peaks: dict[str, int] = {}
     start = time.perf_counter()
@@ -77,12 +78,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="prepared directory")
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--merges", type=int, default=2000, help="merges to learn; few, as they take time, not memory")
+    parser.add_argument("--tokenizer", choices=("moses", "none"), default="moses")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
     raw = (args.data / "raw").resolve()
+    settings = {"merges": args.merges, "tokenizer": args.tokenizer}
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [measure(times, raw, args.merges, Path(folder)) for times in (1, args.times)]
+        sizes = [measure(times, raw, settings, Path(folder)) for times in (1, args.times)]
     print(f"{'':36}" + "".join(f"{size['lines']:>12,}" for size in sizes) + "  lines")
     for name in (*sizes[0]["peak_bytes_by_step"], None):
         peaks = [size["peak_bytes_by_step"].get(name, 0) if name else size["peak_bytes"] for size in sizes]
@@ -92,7 +95,7 @@ def main() -> None:
         result = {
             "machine": {"processor": platform.machine(), "processors": len(os.sched_getaffinity(0))},
             "versions": {"python": platform.python_version()},
-            "merges": args.merges,
+            **settings,
             "sizes": sizes,
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)
