@@ -1,38 +1,43 @@
-"""Make fairseq's binary files with fairseq-preprocess, and count what came out."""
+"""Write the files that fairseq-preprocess writes, byte for byte, from any number of lines in constant memory."""
 
 from __future__ import annotations
 
-import contextlib
-import shlex
-import shutil
 import struct
-import subprocess
-import sys
-import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.progress import console, progress
+import numpy
+
+from fairseq_sharing.preparation.files import atomic_write, read_lines
+
+_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # numbers 0 to 3 of every dictionary of fairseq
+_PADDING_FACTOR = 8  # --padding-factor of fairseq-preprocess
+_SMALL_DICTIONARY = 65_500  # symbols from which a token needs more than two bytes (fairseq, best_fitting_int_dtype)
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
-_SMALL_DICTIONARY = 65_500  # symbols up to which fairseq stores two bytes a token, else four
+_INDEX_VERSION = 1
+_TYPE_CODES = {numpy.dtype(numpy.uint16): 8, numpy.dtype(numpy.uint32): 9}
+_BLOCK = 1 << 20  # sentences of an index written at a time
 
 
-def preprocess_arguments(source_lang: str, target_lang: str, tests: list[str]) -> list[str]:
-    """Compose the arguments of fairseq-preprocess, with paths relative to the data directory.
+def preprocess_arguments(languages: list[str], tests: list[str]) -> list[str]:
+    """Compose the arguments with which fairseq-preprocess makes the same files, relative to the data directory.
 
     Args:
-        source_lang: language code translated from.
-        target_lang: language code translated to.
+        languages: language codes translated from and to, or the one of a language model.
         tests: names of the test sets, which become the subsets test, test1, test2, ...
 
     Returns:
         The arguments.
     """
-    arguments = ["--source-lang", source_lang, "--target-lang", target_lang, "--joined-dictionary"]
-    arguments += ["--trainpref", "bpe/train", "--validpref", "bpe/valid"]
+    if len(languages) == 1:
+        arguments, end = ["--only-source"], f".{languages[0]}"
+    else:
+        arguments, end = ["--source-lang", languages[0], "--target-lang", languages[1], "--joined-dictionary"], ""
+    arguments += ["--trainpref", f"bpe/train{end}", "--validpref", f"bpe/valid{end}"]
     if tests:
-        arguments += ["--testpref", ",".join(f"bpe/{name}" for name in tests)]
+        arguments += ["--testpref", ",".join(f"bpe/{name}{end}" for name in tests)]
     return [*arguments, "--destdir", "bin"]
 
 
@@ -48,99 +53,100 @@ def subset_names(tests: list[str]) -> dict[str, str]:
     return {name: f"test{number or ''}" for number, name in enumerate(tests)}
 
 
-def binarise(
-    directory: Path,
-    source_lang: str,
-    target_lang: str,
-    lines: dict[str, int],
-    tokens: int,
-    workers: int,
-) -> dict[str, int]:
-    """Run fairseq-preprocess on ``bpe/`` and put its output at ``bin/``.
+def dictionary_names(languages: list[str]) -> list[str]:
+    """Name the dictionary files.
 
     Args:
-        directory: the data directory.
-        source_lang: language code translated from.
-        target_lang: language code translated to.
-        lines: number of lines of each split; train, valid, then the test sets.
-        tokens: subwords in all texts, for the progress display.
-        workers: processes.
+        languages: as for preprocess_arguments.
 
     Returns:
-        ``{"dictionary": number of symbols}``, without fairseq's four special ones.
-
-    Raises:
-        SharingError: when fairseq-preprocess fails, or a binary file has another number of sentences than its text.
+        One name a language, for one language dict.txt.
     """
-    tests = [name for name in lines if name not in ("train", "valid")]
-    arguments = [*preprocess_arguments(source_lang, target_lang, tests), "--workers", str(workers)]
-    console.print("fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
-    made, destination = directory / "bin.tmp", directory / "bin"
-    shutil.rmtree(made, ignore_errors=True)
-    arguments[arguments.index("bin")] = made.name
-    log = directory / "preprocess.log"
-    with log.open("wb") as output:
-        # In the directory, because fairseq-preprocess splits its paths at commas.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fairseq_cli.preprocess", *arguments],
-            cwd=directory,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _show_progress(process, made, tokens + 2 * sum(lines.values()))
-        finally:
-            process.kill()
-            process.wait()
-    if process.returncode:
-        last = (log.read_text(encoding="utf-8", errors="replace").strip().split("\n") or [""])[-1]
-        raise SharingError(f"fairseq-preprocess failed with exit status {process.returncode}: {last} ({log})")
-    subsets = {"train": "train", "valid": "valid", **subset_names(tests)}
-    for name, subset in subsets.items():
-        for lang in (source_lang, target_lang):
-            found = count_sentences(made / f"{subset}.{source_lang}-{target_lang}.{lang}.idx")
-            if found != lines[name]:
-                raise SharingError(
-                    f"fairseq-preprocess made {found:,} sentences of {name}.{lang}, which has {lines[name]:,} lines"
-                )
-    (made / "preprocess.log").unlink(missing_ok=True)
-    log.unlink()
-    shutil.rmtree(destination, ignore_errors=True)
-    made.rename(destination)
-    return {"dictionary": (destination / f"dict.{source_lang}.txt").read_bytes().count(b"\n")}
+    return [f"dict.{lang}.txt" for lang in languages] if len(languages) > 1 else ["dict.txt"]
 
 
-def count_sentences(index: Path) -> int:
-    """Read the number of sentences from an index file of fairseq's mmap format.
+def data_names(subset: str, languages: list[str]) -> list[str]:
+    """Name the data of a subset, without the endings .bin and .idx.
 
     Args:
-        index: a ``.idx`` file.
+        subset: train, valid, test, test1, ...
+        languages: as for preprocess_arguments.
 
     Returns:
-        Number of sentences.
-
-    Raises:
-        SharingError: when the file is of another format.
+        One name a language.
     """
-    with index.open("rb") as file:
-        header = file.read(len(_INDEX_MAGIC) + 8 + 1 + 8)  # magic, version, type of a token, count
-    if not header.startswith(_INDEX_MAGIC):
-        raise SharingError(f"{index}: not an index file of fairseq's mmap format")
-    return struct.unpack("<Q", header[-8:])[0]
+    return [f"{subset}.{'-'.join(languages)}.{lang}" for lang in languages] if len(languages) > 1 else [subset]
 
 
-def _show_progress(process: subprocess.Popen[bytes], made: Path, tokens: int) -> None:
-    """Follow the size of the binary files; they grow from when the dictionary, the first of the files, is there."""
-    with progress("binarise", tokens, "tokens") as advance:
-        shown = 0
-        while process.poll() is None:
-            time.sleep(0.2)
-            dictionary = next(made.glob("dict.*.txt"), None)
-            if dictionary is None:
-                continue
-            size = 2 if dictionary.read_bytes().count(b"\n") < _SMALL_DICTIONARY else 4
-            with contextlib.suppress(FileNotFoundError):  # of a worker, merged meanwhile
-                written = sum(file.stat().st_size for file in made.glob("*.bin")) // size
-                advance(max(0, min(written, tokens) - shown))
-                shown = max(shown, min(written, tokens))
-        advance(tokens - shown if process.returncode == 0 else 0)
+def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
+    """Write the dictionary of a training text.
+
+    Args:
+        counts: how often each token occurs.
+        paths: files to write, all alike.
+
+    Returns:
+        Number of symbols, without fairseq's four special ones.
+    """
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    symbols = {word: count for word, count in ordered if word not in _SPECIAL}
+    padding = 0
+    while (len(_SPECIAL) + len(symbols)) % _PADDING_FACTOR:
+        symbols.setdefault(f"madeupword{padding:04d}", 0)
+        padding += 1
+    text = "".join(f"{word} {count}\n" for word, count in symbols.items()).encode()
+    for path in paths:
+        with atomic_write(path) as file:
+            file.write(text)
+    return len(symbols)
+
+
+def read_dictionary(path: Path) -> dict[str, int]:
+    """Read the number of each symbol.
+
+    Args:
+        path: a dictionary file.
+
+    Returns:
+        Numbers by symbol, the special ones among them.
+    """
+    symbols = (*_SPECIAL, *(line.rpartition(" ")[0] for line in read_lines(path)))
+    return {symbol: number for number, symbol in enumerate(symbols)}
+
+
+def token_type(size: int) -> numpy.dtype[Any]:
+    """Choose the type of a token as fairseq does.
+
+    Args:
+        size: symbols in the dictionary, the special ones among them.
+
+    Returns:
+        An unsigned type of two or four bytes.
+    """
+    return numpy.dtype(numpy.uint16 if size < _SMALL_DICTIONARY else numpy.uint32)
+
+
+def write_index(lengths: Path, kind: numpy.dtype[Any], index: Path) -> None:
+    """Write the index of a file of fairseq's mmap format.
+
+    Args:
+        lengths: file of the number of tokens of each sentence, four bytes each.
+        kind: type of a token.
+        index: the ``.idx`` file to write.
+    """
+    number = lengths.stat().st_size // numpy.dtype(numpy.int32).itemsize
+    with atomic_write(index) as file:
+        file.write(_INDEX_MAGIC + struct.pack("<QBQ", _INDEX_VERSION, _TYPE_CODES[kind], number))
+        for block in _blocks(lengths):
+            file.write(block.tobytes())
+        start = 0
+        for block in _blocks(lengths):
+            ends = start + numpy.cumsum(block, dtype=numpy.int64) * kind.itemsize
+            file.write(numpy.concatenate(([start], ends[:-1])).astype(numpy.int64).tobytes())
+            start = int(ends[-1])
+
+
+def _blocks(lengths: Path) -> Iterator[numpy.ndarray[Any, Any]]:
+    with lengths.open("rb") as file:
+        while block := file.read(_BLOCK * numpy.dtype(numpy.int32).itemsize):
+            yield numpy.frombuffer(block, numpy.int32)

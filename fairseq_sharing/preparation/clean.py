@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 REASONS = ("empty", "too_long", "length_ratio", "long_word")
 
 
-def reason_to_remove(source: str, target: str, limits: Mapping[str, Any]) -> str | None:
-    """Tell why a pair is no good for training.
+def reason_to_remove(texts: Sequence[str], limits: Mapping[str, Any]) -> str | None:
+    """Tell why a pair, or a single sentence, is no good for training.
 
     Args:
-        source: tokens separated by single spaces.
-        target: tokens separated by single spaces.
+        texts: of each side the tokens, separated by single spaces.
         limits: min_tokens and max_tokens of each side, max_ratio of the two lengths, max_word_length in characters.
 
     Returns:
@@ -22,8 +21,9 @@ def reason_to_remove(source: str, target: str, limits: Mapping[str, Any]) -> str
     Source:
         mosesdecoder, scripts/training/clean-corpus-n.perl.
     """
-    words = source.split(), target.split()
-    shorter, longer = sorted(map(len, words))
+    words = [text.split() for text in texts]
+    lengths = sorted(map(len, words))
+    shorter, longer = lengths[0], lengths[-1]
     if shorter < limits["min_tokens"]:
         return "empty"
     if longer > limits["max_tokens"]:

@@ -11,8 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import sha256
-from fairseq_sharing.preparation.progress import progress
+from fairseq_sharing.preparation.files import atomic_write, sha256
+from fairseq_sharing.preparation.progress import console, progress
+
+UNKNOWN = "unknown"
+"""Stands in a recipe for a checksum that is recorded when the file is first fetched, and checked from then on."""
 
 ATTEMPTS = 5
 TIMEOUT = 30.0  # seconds without a byte
@@ -23,10 +26,12 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
     """Get a file whose content is known.
 
     Args:
-        url: where the file is published.
-        digest: its SHA-256.
-        folder: where downloads are kept, complete ones under their name, broken ones as ``<name>.part``.
-        mirror: local folder, or file:// or http(s):// URL of one, that holds the same file names.
+        url: where the file is published, or only its name when a mirror must have it.
+        digest: its SHA-256, or UNKNOWN.
+        folder: where downloads are kept, complete ones under their name, broken ones as ``<name>.part``, checksums
+            recorded for UNKNOWN as ``<name>.sha256``.
+        mirror: local folder, or file:// or http(s):// URL of one, that holds the same file names; a local one may
+            hold them in its sub-folders.
 
     Returns:
         Path of the verified file: in the folder, or in the mirror itself when that is local.
@@ -35,25 +40,52 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
         SharingError: when the file cannot be had, or is another than expected.
     """
     name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
+    if digest == UNKNOWN:
+        digest = recorded_digest(name, folder) or UNKNOWN
+    path = _get(url, name, digest, folder, mirror)
+    if digest == UNKNOWN:
+        digest = sha256(path)
+        with atomic_write(folder / (name + ".sha256")) as file:
+            file.write(f"{digest}\n".encode())
+        console.print(f"{name}: recorded SHA-256 {digest}", soft_wrap=True, highlight=False)
+    return path
+
+
+def recorded_digest(name: str, folder: Path) -> str | None:
+    """Read the checksum of a file that the recipe knows none of.
+
+    Args:
+        name: name of the file.
+        folder: where downloads are kept.
+
+    Returns:
+        The SHA-256 recorded when the file was first fetched; None before that.
+    """
+    record = folder / (name + ".sha256")
+    return record.read_text(encoding="utf-8").strip() if record.is_file() else None
+
+
+def _get(url: str, name: str, digest: str, folder: Path, mirror: str | None) -> Path:
     if mirror is not None:
         local = local_path(mirror)
         if local is not None:
-            if not (local / name).is_file():
-                raise SharingError(f"--mirror {mirror}: holds no file {name}")
-            verify(local / name, digest)
-            return local / name
+            path = _find(local, name, mirror)
+            verify(path, digest)
+            return path
         url = mirror.rstrip("/") + "/" + name
+    elif "/" not in url:
+        raise SharingError(f"{url}: is published under no URL of its own; give a folder that holds it with --mirror")
     elif (local := local_path(url)) is not None:
         verify(local, digest)
         return local
     path = folder / name
-    if path.is_file() and sha256(path) == digest:
+    if path.is_file() and digest in (UNKNOWN, sha256(path)):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / (name + ".part")
     resumed = part.is_file()
     download(url, part)
-    if resumed and sha256(part) != digest:
+    if resumed and digest not in (UNKNOWN, sha256(part)):
         # What an earlier run left may belong to another version of the file.
         part.unlink()
         download(url, part)
@@ -64,6 +96,16 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
         raise
     part.replace(path)
     return path
+
+
+def _find(folder: Path, name: str, mirror: str) -> Path:
+    """Look for a file in a folder, then in its sub-folders."""
+    if (folder / name).is_file():
+        return folder / name
+    found = sorted(folder.glob(f"*/{name}"))
+    if len(found) != 1:
+        raise SharingError(f"--mirror {mirror}: holds {'more than one' if found else 'no'} file {name}")
+    return found[0]
 
 
 def local_path(location: str) -> Path | None:
@@ -93,7 +135,7 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
 
     Args:
         path: the file.
-        digest: the SHA-256 it must have.
+        digest: the SHA-256 it must have; UNKNOWN accepts any.
         name: how messages call the file; its path when None.
 
     Raises:
@@ -101,6 +143,8 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
     """
     if not path.is_file():
         raise SharingError(f"{path}: no such file")
+    if digest == UNKNOWN:
+        return
     actual = sha256(path)
     if actual != digest:
         raise SharingError(f"{name or path}: SHA-256 is {actual}, expected {digest}")

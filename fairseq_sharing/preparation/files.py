@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from fairseq_sharing.errors import SharingError
 
@@ -50,40 +52,66 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, member: str = "") -> Iterator[str]:
     """Read the lines of a text file, split at line feeds only.
 
     Python's own ways to read text also split at carriage returns, and ``str.splitlines`` at U+2028 and
     others; either would shift one side of a parallel corpus against the other.
 
     Args:
-        path: a UTF-8 file, gzip-compressed when its name ends in ``.gz``.
+        path: a UTF-8 file, or an archive of such files.
+        member: name of the file inside a tar or zip archive. File or member are gzip-compressed when their name ends
+            in ``.gz``.
 
     Yields:
         Each line without its line feed.
 
     Raises:
-        SharingError: for a line that is not UTF-8 or holds a NUL byte, and for a damaged archive.
+        SharingError: for a line that is not UTF-8 or holds a NUL byte, and for a damaged or incomplete archive.
     """
-    with _open(path) as file:
-        try:
+    name = f"{path}: {member}" if member else str(path)
+    try:
+        with _open(path, member) as file:
             for number, line in enumerate(file, start=1):
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
                     byte = line[error.start]
                     raise SharingError(
-                        f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
+                        f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
                     ) from None
                 if "\0" in text:
-                    raise SharingError(f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
+                    raise SharingError(f"{name}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
                 yield text.removesuffix("\n")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise SharingError(f"{path}: damaged gzip archive ({error})") from None
-
-
-def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    try:
-        return gzip.GzipFile(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+    except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise SharingError(f"{name}: damaged archive ({error})") from None
     except FileNotFoundError:
         raise SharingError(f"{path}: no such file") from None
+
+
+@contextmanager
+def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes]
+        if not member:
+            file = stack.enter_context(path.open("rb"))
+        elif path.name.endswith(".zip"):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            if member not in archive.namelist():
+                raise SharingError(f"{path}: holds no file {member}")
+            file = stack.enter_context(archive.open(member))
+        else:
+            file = _tar_member(stack.enter_context(tarfile.open(path, "r|*")), path, member)
+        if (member or path.name).endswith(".gz"):
+            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
+        yield file
+
+
+def _tar_member(archive: tarfile.TarFile, path: Path, member: str) -> IO[bytes]:
+    """Find a file in an archive that is read as a stream, so that nothing before it is decompressed twice."""
+    for entry in archive:
+        if entry.name.removeprefix("./") == member:
+            file = archive.extractfile(entry)
+            if file is not None:
+                return file
+    raise SharingError(f"{path}: holds no file {member}")

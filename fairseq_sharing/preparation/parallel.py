@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,9 +15,6 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-CHUNK = 1000
-"""Lines handed to a process at a time."""
 
 
 class Workers:
@@ -59,7 +58,7 @@ class Workers:
         if self._executor is None:
             # Not "fork": progress bars and downloads have threads, which a forked process inherits half-alive.
             self._executor = ProcessPoolExecutor(
-                self.processes, multiprocessing.get_context("spawn"), initializer=_leave_interrupt_to_parent
+                self.processes, multiprocessing.get_context("spawn"), initializer=_follow_parent
             )
         pending: deque[Future[Any]] = deque()
         for item in itertools.chain(first, items):
@@ -70,20 +69,14 @@ class Workers:
             yield pending.popleft().result()
 
 
-def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
-    """Cut a stream into lists.
-
-    Args:
-        items: any stream.
-        size: items in each list but the last.
-
-    Yields:
-        Lists of items.
-    """
-    items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
-def _leave_interrupt_to_parent() -> None:
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent process, and end when it is killed, instead of waiting for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -14,18 +14,28 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation import subwords, toy
-from fairseq_sharing.preparation.binarise import binarise, preprocess_arguments, subset_names
+from fairseq_sharing.preparation.binarise import (
+    data_names,
+    dictionary_names,
+    preprocess_arguments,
+    read_dictionary,
+    subset_names,
+    token_type,
+    write_dictionary,
+    write_index,
+)
 from fairseq_sharing.preparation.clean import REASONS
-from fairseq_sharing.preparation.fetch import fetch
-from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
-from fairseq_sharing.preparation.parallel import Workers, chunks
-from fairseq_sharing.preparation.progress import console, progress
+from fairseq_sharing.preparation.files import atomic_write, sha256
+from fairseq_sharing.preparation.parallel import Workers
+from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe
+from fairseq_sharing.preparation.sources import find_texts, identity
 from fairseq_sharing.preparation.steps import Steps, locked
-from fairseq_sharing.preparation.transform import MAX_SUBWORDS, Chunk, Transformed, segment_chunk, tokenize_chunk
+from fairseq_sharing.preparation.stream import Transform, transform
+from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
 
-PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "sentencepiece")
+PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "tokenizers", "sentencepiece")
 
 
 def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers: int | None = None) -> dict[str, Any]:
@@ -58,6 +68,7 @@ class _Preparation:
     def __init__(self, recipe: Recipe, steps: Steps, pool: Workers, mirror: str | None):
         self.recipe, self.steps, self.pool, self.mirror = recipe, steps, pool, mirror
         self.directory = steps.directory
+        self.languages = list(recipe.languages.values())
         self.versions = {package: _version(package) for package in PACKAGES}
         self.settings = json.dumps(
             {"languages": recipe.languages, "tokenizer": recipe.tokenizer, "subword": recipe.subword}
@@ -70,68 +81,72 @@ class _Preparation:
                 f"--out {self.directory}: holds dataset {self.steps.dataset}, not {self.recipe.dataset}; "
                 "give another directory"
             )
+        held_out = ["valid", *self.recipe.tests]
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
-        clean = {name: self._tokenize(name, raw[name]["lines"]) for name in self.recipe.splits}
-        lines = {name: clean[name]["lines"] for name in ("train", "valid", *self.recipe.tests)}
+        clean = {name: self._tokenize(name, raw[name]["lines"], held_out) for name in self.recipe.splits}
+        lines = {name: clean[name]["lines"] for name in ("train", *held_out)}
         if not lines["train"]:
             removed = clean["train"]["removed"]
             raise SharingError(f"dataset {self.recipe.dataset}: cleaning leaves no training pair, removed: {removed}")
-        model = self._learn(2 * lines["train"])
-        tokens = sum(self._segment(name, number, model)["tokens"] for name, number in lines.items())
-        binary = self._binarise(lines, tokens)
+        model = self._learn(lines["train"])
+        for name, number in lines.items():
+            self._segment(name, number, model)
+        binary = self._binarise(lines)
         manifest = self.steps.finish(self._manifest(raw, clean, binary))
         self._report(manifest)
         return manifest
 
-    def _both(self, folder: str, name: str) -> list[str]:
-        return [f"{folder}/{name}.{lang}" for lang in self.recipe.languages.values()]
+    def _sides(self, folder: str, name: str) -> list[str]:
+        return [f"{folder}/{name}.{lang}" for lang in self.languages]
 
-    def _paths(self, folder: str, name: str) -> list[Path]:
-        return [self.directory / file for file in self._both(folder, name)]
+    def _paths(self, files: list[str]) -> list[Path]:
+        return [self.directory / file for file in files]
 
     def _generate(self) -> dict[str, dict[str, Any]]:
         def action() -> dict[str, Any]:
             corpus = toy.generate(sizes)
             for name in sizes:
-                for lang, path in zip(self.recipe.languages.values(), self._paths("raw", name), strict=True):
+                for lang, path in zip(self.languages, self._paths(self._sides("raw", name)), strict=True):
                     with atomic_write(path) as file:
                         file.writelines(f"{pair[lang]}\n".encode() for pair in corpus[name])
             return {name: {"lines": len(pairs)} for name, pairs in corpus.items()}
 
-        sizes = {name: split.lines or 0 for name, split in self.recipe.splits.items()}
+        sizes = {name: corpora[0].lines or 0 for name, corpora in self.recipe.splits.items()}
         settings = {"generator": self.recipe.generator, "grammar": toy.fingerprint(), "lines": sizes}
-        files = [file for name in self.recipe.splits for file in self._both("raw", name)]
+        files = [file for name in self.recipe.splits for file in self._sides("raw", name)]
         return self.steps.run("raw", settings, {}, files, action)
 
     def _unpack(self, name: str) -> dict[str, Any]:
-        split = self.recipe.splits[name]
-        sources = {lang: split.texts[lang] for lang in self.recipe.languages.values()}
-        digests = {lang: source.sha256 or sha256(Path(source.path)) for lang, source in sources.items()}
+        corpora = self.recipe.splits[name]
+        lines = [corpus.lines for corpus in corpora]
+        where = self.recipe.languages, self.directory / "download", self.mirror
 
         def action() -> dict[str, Any]:
-            paths = [
-                Path(source.path) if source.path else fetch(source.url, digests[lang], downloads, self.mirror)
-                for lang, source in sources.items()
-            ]
-            return unpack(name, paths, self._paths("raw", name), split.lines)
+            texts = [find_texts(corpus, *where) for corpus in corpora]
+            return unpack(name, texts, self._paths(self._sides("raw", name)), lines)
 
-        downloads = self.directory / "download"
-        return self.steps.run(f"raw/{name}", {"lines": split.lines}, digests, self._both("raw", name), action)
+        identities = [identity(corpus, *where) for corpus in corpora]
+        inputs = {f"{number} {key}": value for number, one in enumerate(identities) for key, value in one.items()}
+        return self.steps.run(f"raw/{name}", {"lines": lines}, inputs, self._sides("raw", name), action)
 
-    def _tokenize(self, name: str, lines: int) -> dict[str, Any]:
+    def _tokenize(self, name: str, lines: int, held_out: list[str]) -> dict[str, Any]:
         limits = self.recipe.cleaning if name == "train" else None
+        exclude = name == "train" and self.recipe.exclude_held_out
+        excluded = [self._sides("raw", split)[0] for split in held_out] if exclude else []
 
         def action() -> dict[str, Any]:
-            function = partial(tokenize_chunk, self.settings, limits)
-            counts = self._transform(f"tokenise {name}", name, "raw", "tok", lines, function)
-            removed = {reason: counts[reason] for reason in REASONS}
-            kept = lines - sum(removed.values())
-            return {"lines": kept, "removed": removed} if limits else {"lines": kept, "empty": counts["kept_empty"]}
+            function = partial(tokenize_chunk, self.settings, limits, tuple(self._paths(excluded)), self.steps.key)
+            counts = self._transform(f"tokenise {name}", inputs, outputs, lines, function)
+            if not limits and not exclude:
+                return {"lines": lines, "empty": counts["kept_empty"]}
+            removed = {reason: counts[reason] for reason in (*REASONS, *(["held_out"] if exclude else []))}
+            return {"lines": lines - sum(removed.values()), "removed": removed}
 
         settings: dict[str, Any] = {"tokenizer": self.recipe.tokenizer, "cleaning": limits}
         if self.recipe.tokenizer["name"] == "moses":
             settings["sacremoses"] = self.versions["sacremoses"]
-        return self.steps.run(f"tok/{name}", settings, self._both("raw", name), self._both("tok", name), action)
+        inputs, outputs = self._sides("raw", name), self._sides("tok", name)
+        return self.steps.run(f"tok/{name}", settings, [*inputs, *excluded], outputs, action)
 
     def _learn(self, lines: int) -> str | None:
         subword = self.recipe.subword
@@ -139,24 +154,32 @@ class _Preparation:
             return None
         model = subwords.MODEL_FILES[subword["name"]]
         package = subwords.PACKAGES[subword["name"]]
-        learn = {"bpe": subwords.learn_bpe, "sentencepiece": subwords.learn_sentencepiece}[subword["name"]]
+        inputs = self._sides("tok", "train")
 
         def action() -> dict[str, Any]:
-            return {"learned": learn(self._paths("tok", "train"), subword["size"], self.directory / model, lines)}
+            output = self.directory / model
+            if codes:
+                return {"learned": subwords.copy_bpe(codes, output)}
+            texts, size = self._paths(inputs), subword["size"]
+            if subword["name"] == "bpe":
+                return {"learned": subwords.learn_bpe(texts, size, output, self.pool)}
+            return {"learned": subwords.learn_sentencepiece(texts, size, output, len(texts) * lines)}
 
+        codes = Path(subword["codes"]) if "codes" in subword else None
         settings = {"subword": subword, package: self.versions[package]}
-        self.steps.run("subwords", settings, self._both("tok", "train"), [model], action)
+        self.steps.run("subwords", settings, {"codes": sha256(codes)} if codes else inputs, [model], action)
         return model
 
-    def _segment(self, name: str, lines: int, model: str | None) -> dict[str, Any]:
+    def _segment(self, name: str, lines: int, model: str | None) -> None:
         def action() -> dict[str, Any]:
-            function = partial(segment_chunk, self.settings, self.directory / model if model else None)
-            counts = self._transform(f"segment {name}", name, "tok", "bpe", lines, function)
+            path = self.directory / model if model else None
+            function = partial(segment_chunk, self.settings, path, self.steps.hashes.get(str(model), ""))
+            counts = self._transform(f"segment {name}", inputs, outputs, lines, function)
             return {"tokens": counts["tokens"], "over_long": counts["over_long"]}
 
-        inputs = [*self._both("tok", name), *([model] if model else [])]
+        inputs, outputs = self._sides("tok", name), self._sides("bpe", name)
         settings = {"subword": self.recipe.subword}
-        result = self.steps.run(f"bpe/{name}", settings, inputs, self._both("bpe", name), action)
+        result = self.steps.run(f"bpe/{name}", settings, [*inputs, *([model] if model else [])], outputs, action)
         if result["over_long"] and name != "train":
             console.print(
                 f"[yellow]warning:[/] {name}: {result['over_long']} pairs have a side of more than {MAX_SUBWORDS} "
@@ -164,31 +187,41 @@ class _Preparation:
                 soft_wrap=True,
                 highlight=False,
             )
+
+    def _binarise(self, lines: dict[str, int]) -> dict[str, Any]:
+        """Make what fairseq-preprocess would; its command is shown for those who want to do it by hand."""
+
+        def write() -> dict[str, Any]:
+            arguments = preprocess_arguments(self.languages, self.recipe.tests)
+            console.print("as fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
+            counts = subwords.count_words("dictionary", self._paths(texts), self.pool)
+            return {"dictionary": write_dictionary(counts, self._paths(dictionaries))}
+
+        texts = self._sides("bpe", "train")
+        dictionaries = [f"bin/{name}" for name in dictionary_names(self.languages)]
+        result = self.steps.run("bin/dictionary", {}, texts, dictionaries, write)
+        subsets = {"train": "train", "valid": "valid", **subset_names(self.recipe.tests)}
+        for name, number in lines.items():
+            for text, data in zip(self._sides("bpe", name), data_names(subsets[name], self.languages), strict=True):
+                self._number(text, dictionaries[0], f"bin/{data}", number)
         return result
 
-    def _transform(
-        self, title: str, name: str, before: str, after: str, lines: int, function: Callable[[Chunk], Transformed]
-    ) -> Counter[str]:
-        """Send a split through a function of chunks of pairs, keeping the order."""
-        counts: Counter[str] = Counter()
-        pairs = zip(*map(read_lines, self._paths(before, name)), strict=True)
-        with contextlib.ExitStack() as stack:
-            outputs = [stack.enter_context(atomic_write(path)) for path in self._paths(after, name)]
-            advance = stack.enter_context(progress(title, lines, "pairs"))
-            for texts, chunk_counts, size in self.pool.map(function, chunks(pairs)):
-                for output, text in zip(outputs, texts, strict=True):
-                    output.write(text.encode("utf-8"))
-                counts.update(chunk_counts)
-                advance(size)
-        return counts
+    def _number(self, text: str, dictionary: str, data: str, lines: int) -> None:
+        def action() -> dict[str, Any]:
+            function = partial(number_chunk, self.directory / dictionary, self.steps.hashes[dictionary])
+            lengths = f"{data}.lengths.tmp"
+            self._transform(f"binarise {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
+            kind = token_type(len(read_dictionary(self.directory / dictionary)))
+            write_index(self.directory / lengths, kind, self.directory / f"{data}.idx")
+            (self.directory / lengths).unlink()
+            return {}
 
-    def _binarise(self, lines: dict[str, int], tokens: int) -> dict[str, Any]:
-        languages = self.recipe.source_lang, self.recipe.target_lang
-        arguments = preprocess_arguments(*languages, self.recipe.tests)
-        settings = {"arguments": arguments, "fairseq-fixed": self.versions["fairseq-fixed"]}
-        action = partial(binarise, self.directory, *languages, lines, tokens, self.pool.processes)
-        inputs = [file for name in lines for file in self._both("bpe", name)]
-        return self.steps.run("bin", settings, inputs, ["bin"], action)
+        self.steps.run(data, {}, [text, dictionary], [f"{data}.bin", f"{data}.idx"], action)
+
+    def _transform(
+        self, title: str, inputs: list[str], outputs: list[str], lines: int, function: Transform
+    ) -> Counter[str]:
+        return transform(title, self._paths(inputs), self._paths(outputs), function, self.pool, lines, self.steps.key)
 
     def _manifest(self, raw: Mapping[str, Any], clean: Mapping[str, Any], binary: Mapping[str, Any]) -> dict[str, Any]:
         recipe = self.recipe
@@ -197,9 +230,8 @@ class _Preparation:
             subword["model"] = subwords.MODEL_FILES[subword["name"]]
         tests = []
         for name, subset in subset_names(recipe.tests).items():
-            source, reference = self._both("raw", name)
-            test = {"name": name, "subset": subset, "segments": clean[name]["lines"]}
-            tests.append({**test, "source": source, "reference": reference})
+            texts = dict(zip(("source", "reference"), self._sides("raw", name), strict=False))
+            tests.append({"name": name, "subset": subset, "segments": clean[name]["lines"], **texts})
         return {
             "format": 1,
             "dataset": recipe.dataset,
@@ -218,7 +250,7 @@ class _Preparation:
 
     def _report(self, manifest: Mapping[str, Any]) -> None:
         train = manifest["train"]
-        removed = ", ".join(f"{count:,} {reason}" for reason, count in train["removed"].items() if count)
+        removed = ", ".join(f"{count:,} {reason}" for reason, count in train.get("removed", {}).items() if count)
         sizes = [f"train {train['lines']:,} pairs" + (f" (removed: {removed})" if removed else "")]
         sizes += [f"valid {manifest['valid']['lines']:,}"]
         sizes += [f"{test['name']} {test['segments']:,}" for test in manifest["tests"]]

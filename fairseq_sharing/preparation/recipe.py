@@ -3,17 +3,20 @@
 A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
 
     source_lang: en
-    target_lang: de
+    target_lang: de               # left out: texts of one language, for a language model
     splits:                       # train, valid, and any number of test sets by their own names
-      train:
-        lines: 29000              # optional; checked
-        en: {url: https://..., sha256: ...}     # or {path: ...}; ".gz" is decompressed
-        de: {url: https://..., sha256: ...}
-      valid: ...
-    generator: toy                # instead of url or path: the texts are made by this project
-    cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}
+      train:                      # one corpus, or a list of them that are read one after the other
+        - lines: 29000            # optional; checked
+          en: {url: https://..., sha256: ..., member: a/b.en}     # member: file inside a .tgz, .tar or .zip
+          de: {url: https://..., sha256: unknown}                 # recorded when it is first downloaded
+        - en: {file: text.en.gz, sha256: ...}                     # has no URL: needs --mirror
+          de: {path: text.de}                                     # local; ".gz" is decompressed
+      valid: {lines: 3000, sacrebleu: wmt13}                      # a test set that sacreBLEU knows
+    generator: toy                # instead of all these: the texts are made by this project
+    exclude_held_out: false       # leave out training pairs whose source is in another split
+    cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}     # or none
     tokenizer: {name: moses, aggressive_dashes: false, escape: false}
-    subword: {name: bpe, size: 10000}
+    subword: {name: bpe, size: 10000}           # or {name: bpe, codes: FILE}: merges learned elsewhere
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 import yaml
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.fetch import UNKNOWN
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 from fairseq_sharing.resources import recipes_dir
 
@@ -35,25 +39,39 @@ CLEANING = {"min_tokens": 1, "max_tokens": 250, "max_ratio": 1.5, "max_word_leng
 
 DEFAULT_SUBWORD_SIZE = 10_000
 
-
-_KEYS = ("source_lang", "target_lang", "splits", "generator", "cleaning", "tokenizer", "subword")
+_NEEDED = ("source_lang", "splits")
+_OPTIONAL = ("target_lang", "generator", "exclude_held_out", "cleaning", "tokenizer", "subword")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One text file: a URL with its SHA-256, or a local path; of a generated text neither."""
+    """One text: a file by URL, by the name it has in a mirror, or by local path; ``member`` is inside that archive.
+
+    ``sha256`` is that of the file, UNKNOWN when it is to be recorded on first download.
+    """
 
     url: str = ""
+    file: str = ""
     sha256: str = ""
     path: str = ""
+    member: str = ""
+
+    @property
+    def location(self) -> str:
+        """What is fetched; empty for a local file."""
+        return self.url or self.file
 
 
 @dataclass(frozen=True)
-class Split:
-    """A pair of parallel texts; ``lines`` is the number each must have, when known."""
+class Corpus:
+    """Parallel texts, or one text; ``lines`` is the number each must have, when known.
+
+    ``sacrebleu`` names the test set that sacreBLEU fetches, instead of texts. Of a generated corpus there is neither.
+    """
 
     texts: dict[str, Source]
     lines: int | None = None
+    sacrebleu: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,10 +81,11 @@ class Recipe:
     Attributes:
         dataset: name of the dataset.
         source_lang: language code translated from.
-        target_lang: language code translated to.
-        splits: train, valid and the test sets, by name, test sets in the order they are reported in.
+        target_lang: language code translated to; empty for texts of one language.
+        splits: the corpora of train, valid and the test sets, by name, test sets in the order they are reported in.
         generator: name of the generator of the texts, None for texts from files.
-        cleaning: limits that training pairs must keep.
+        exclude_held_out: leave out training pairs whose source sentence is in another split.
+        cleaning: limits that training pairs must keep; None keeps all.
         tokenizer: settings of text.Pipeline.
         subword: settings of text.Pipeline, with "size".
     """
@@ -74,9 +93,10 @@ class Recipe:
     dataset: str
     source_lang: str
     target_lang: str
-    splits: dict[str, Split]
+    splits: dict[str, tuple[Corpus, ...]]
     generator: str | None
-    cleaning: dict[str, Any]
+    exclude_held_out: bool
+    cleaning: dict[str, Any] | None
     tokenizer: dict[str, Any]
     subword: dict[str, Any]
 
@@ -89,37 +109,44 @@ class Recipe:
         for name in ("train", "valid"):
             if name not in self.splits:
                 raise SharingError(f"dataset {self.dataset}: no {name} split")
-        for name, split in self.splits.items():
-            self._check_split(name, split)
+        for name, corpora in self.splits.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise SharingError(f"a test set's name must be letters, digits, '_', '-' and '.', got {name!r}")
+            for corpus in corpora:
+                self._check_corpus(name, corpus)
         if self.generator not in (None, "toy"):
             raise SharingError(f"dataset {self.dataset}: generator must be toy, got {self.generator!r}")
         _choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
         _choice("--subword", self.subword["name"], SUBWORDS)
-        if self.subword["name"] != "none":
+        if "size" in self.subword:
             _at_least("--subword-size", self.subword["size"], 1)
-        _at_least("--min-tokens", self.cleaning["min_tokens"], 1)
-        _at_least("--max-tokens", self.cleaning["max_tokens"], self.cleaning["min_tokens"])
-        _at_least("--max-ratio", self.cleaning["max_ratio"], 1)
-        _at_least("--max-word-length", self.cleaning["max_word_length"], 1)
+        if self.cleaning is not None:
+            _at_least("--min-tokens", self.cleaning["min_tokens"], 1)
+            _at_least("--max-tokens", self.cleaning["max_tokens"], self.cleaning["min_tokens"])
+            _at_least("--max-ratio", self.cleaning["max_ratio"], 1)
+            _at_least("--max-word-length", self.cleaning["max_word_length"], 1)
 
-    def _check_split(self, name: str, split: Split) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise SharingError(f"a test set's name must be letters, digits, '_', '-' and '.', got {name!r}")
+    def _check_corpus(self, name: str, corpus: Corpus) -> None:
         if self.generator:
-            _at_least(f"dataset {self.dataset}: lines of {name}", split.lines, 1)
+            _at_least(f"dataset {self.dataset}: lines of {name}", corpus.lines, 1)
             return
-        for lang in self.languages.values():
-            if lang not in split.texts:
-                allowed = ", ".join(sorted(split.texts))
+        for lang in () if corpus.sacrebleu else self.languages.values():
+            if lang not in corpus.texts:
+                allowed = ", ".join(sorted(corpus.texts))
                 raise SharingError(f"dataset {self.dataset}: {name} is in {allowed}, not in {lang}")
-            source = split.texts[lang]
-            if not source.path and not (source.url and re.fullmatch("[0-9a-f]{64}", source.sha256)):
-                raise SharingError(f"dataset {self.dataset}: {name}.{lang} needs a path, or a url and its sha256")
+            source = corpus.texts[lang]
+            known = source.sha256 == UNKNOWN or re.fullmatch("[0-9a-f]{64}", source.sha256)
+            if [bool(source.path), bool(source.url), bool(source.file)].count(True) != 1 or not (source.path or known):
+                raise SharingError(
+                    f"dataset {self.dataset}: {name}.{lang} needs a path, or a url or file and its sha256 "
+                    f"(64 digits, or {UNKNOWN})"
+                )
 
     @property
     def languages(self) -> dict[str, str]:
-        """Language code by side."""
-        return {"source": self.source_lang, "target": self.target_lang}
+        """Language code by side; a dataset for language models has only a source."""
+        sides = {"source": self.source_lang, "target": self.target_lang}
+        return {side: lang for side, lang in sides.items() if lang or side == "source"}
 
     @property
     def tests(self) -> list[str]:
@@ -219,32 +246,51 @@ def build_recipe(
         SharingError: naming the key or flag, its value and what is allowed.
     """
     given: dict[str, Any] = {key: value for key, value in (overrides or {}).items() if value is not None}
-    where = path or f"dataset {dataset}"
-    if not isinstance(content, Mapping) or set(content) - set(_KEYS) or set(_KEYS[:3]) - set(content):
-        raise SharingError(f"{where}: a recipe has {', '.join(_KEYS[:3])}, and may have {', '.join(_KEYS[3:])}")
-    cleaning = {**CLEANING, **content.get("cleaning", {})}
-    if unknown := set(cleaning) - set(CLEANING):
-        raise SharingError(f"{where}: cleaning may have {', '.join(CLEANING)}, got {', '.join(sorted(unknown))}")
-    subword = _subword(content, given)
+    where = str(path or f"dataset {dataset}")
+    if (
+        not isinstance(content, Mapping)
+        or set(content) - {*_NEEDED, *_OPTIONAL}
+        or set(_NEEDED) - set(content)
+        or not isinstance(content["splits"], Mapping)
+    ):
+        raise SharingError(f"{where}: a recipe has {', '.join(_NEEDED)}, and may have {', '.join(_OPTIONAL)}")
+    subword = _subword(where, content, given, path)
     return Recipe(
         dataset=dataset,
         source_lang=str(given.get("source_lang", content["source_lang"])),
-        target_lang=str(given.get("target_lang", content["target_lang"])),
-        splits={name: _split(f"{where}: {name}", split, path) for name, split in content["splits"].items()},
+        target_lang=str(given.get("target_lang", content.get("target_lang", ""))),
+        splits={name: _corpora(f"{where}: {name}", split, path) for name, split in content["splits"].items()},
         generator=content.get("generator"),
-        cleaning={key: given.get(key, value) for key, value in cleaning.items()},
+        exclude_held_out=bool(content.get("exclude_held_out", False)),
+        cleaning=_cleaning(where, content, given),
         tokenizer=_tokenizer(content, given, subword["name"]),
         subword=subword,
     )
 
 
-def _subword(content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    subword = {"name": "bpe", "size": DEFAULT_SUBWORD_SIZE, **content.get("subword", {})}
-    subword["name"] = given.get("subword", subword["name"])
-    if subword["name"] != "none":
-        return {**subword, "size": given.get("subword_size", subword["size"])}
-    if "subword_size" in given:
-        raise SharingError(f"--subword-size has no meaning with --subword none, got {given['subword_size']}")
+def _cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    cleaning = content.get("cleaning", {})
+    if cleaning == "none":
+        if flags := [f"--{key.replace('_', '-')}" for key in CLEANING if key in given]:
+            raise SharingError(f"{flags[0]} has no meaning for {where}, which keeps every line")
+        return None
+    if not isinstance(cleaning, Mapping) or set(cleaning) - set(CLEANING):
+        raise SharingError(f"{where}: cleaning must be none, or have some of {', '.join(CLEANING)}, got {cleaning}")
+    return {key: given.get(key, cleaning.get(key, default)) for key, default in CLEANING.items()}
+
+
+def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    subword = content.get("subword", {})
+    if not isinstance(subword, Mapping) or set(subword) - {"name", "size", "codes"}:
+        raise SharingError(f"{where}: subword may have name, and size or codes, got {subword}")
+    name, size = given.get("subword", subword.get("name", "bpe")), given.get("subword_size")
+    ready = name == "bpe" and size is None and subword.get("codes")
+    if ready:
+        return {"name": name, "codes": str((path.parent if path else Path()) / ready)}
+    if name != "none":
+        return {"name": name, "size": subword.get("size", DEFAULT_SUBWORD_SIZE) if size is None else size}
+    if size is not None:
+        raise SharingError(f"--subword-size has no meaning with --subword none, got {size}")
     return {"name": "none"}
 
 
@@ -260,17 +306,25 @@ def _tokenizer(content: Mapping[str, Any], given: Mapping[str, Any], subword: st
     return {"name": tokenizer["name"]}
 
 
-def _split(where: str, content: Any, path: Path | None) -> Split:
+def _corpora(where: str, content: Any, path: Path | None) -> tuple[Corpus, ...]:
+    corpora = content if isinstance(content, list) else [content]
+    if not corpora:
+        raise SharingError(f"{where}: no corpus")
+    return tuple(_corpus(where, corpus, path) for corpus in corpora)
+
+
+def _corpus(where: str, content: Any, path: Path | None) -> Corpus:
     try:
-        texts = {lang: Source(**source) for lang, source in content.items() if lang != "lines"}
+        texts = {lang: Source(**text) for lang, text in content.items() if lang not in ("lines", "sacrebleu")}
     except (TypeError, AttributeError):
         raise SharingError(
-            f"{where}: expected lines: N, and LANG: {{url: ..., sha256: ...}} or {{path: ...}}"
+            f"{where}: expected lines: N, and sacrebleu: NAME or LANG: {{url: ..., sha256: ...}}, "
+            "{file: ..., sha256: ...} or {path: ...}, these with member: ... for an archive"
         ) from None
     if path is not None:
         local = {lang: source for lang, source in texts.items() if source.path}
         texts |= {lang: replace(source, path=str(path.parent / source.path)) for lang, source in local.items()}
-    return Split(texts, content.get("lines"))
+    return Corpus(texts, content.get("lines"), content.get("sacrebleu", ""))
 
 
 def _find(prefix: str, lang: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,8 @@ class Steps:
     ``manifest.json`` is there only while the directory is complete; the record of a directory that is being
     made or remade is kept under another name, from which a stopped run goes on.
 
+    While a step is done, ``key`` says what its outputs are made from and how.
+
     Args:
         directory: the data directory, locked.
 
@@ -54,6 +57,7 @@ class Steps:
         self.directory = directory
         self.ran: list[str] = []
         self.hashes: dict[str, str] = {}
+        self.key = ""
         self._finished = directory / MANIFEST
         self._unfinished = directory / _UNFINISHED
         self._used: dict[str, Any] = {}
@@ -103,6 +107,7 @@ class Steps:
             and {key: record[key] for key in wanted} == wanted
             and all(self._hash(file) == digest for file, digest in record["outputs"].items())
         ):
+            self.key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
             self._records.pop(name, None)
             self._save()
             result = dict(action())

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.files import atomic_write, read_lines
+from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
 
 Item = TypeVar("Item")
@@ -21,15 +22,18 @@ PACKAGES = {"bpe": "subword-nmt", "sentencepiece": "sentencepiece"}
 # Sentences that sentencepiece draws at random to learn from; more hardly change the model, and all are kept in memory.
 _SENTENCEPIECE_SENTENCES = 2_000_000
 
+_PART = 1 << 23  # bytes of a file that a process counts at a time
+_BLOCK = 5000  # lines split into words at a time
 
-def learn_bpe(texts: list[Path], size: int, output: Path, lines: int) -> int:
+
+def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
     """Learn joined byte-pair encoding with subword-nmt.
 
     Args:
-        texts: tokenised texts, all read.
+        texts: tokenised texts, all read; only the count of each word is kept in memory.
         size: merge operations to learn.
         output: file of the merge operations.
-        lines: number of lines in all texts, for the progress display.
+        pool: processes to count with.
 
     Returns:
         Merge operations learned; fewer than asked for when no pair occurs twice any more.
@@ -39,11 +43,7 @@ def learn_bpe(texts: list[Path], size: int, output: Path, lines: int) -> int:
     """
     # The package binds the name learn_bpe to the function, too.
     learner: Any = importlib.import_module("subword_nmt.learn_bpe")
-    counts: Counter[str] = Counter()
-    with progress("count words", lines) as advance:
-        for text in texts:
-            for line in _advancing(read_lines(text), advance):
-                counts.update(line.split())
+    counts = count_words("count words", texts, pool)
     if not any(len(word) > 1 for word in counts):
         raise SharingError(f"{texts[0]}: no words to learn subwords from; use --subword none")
     vocabulary = (f"{word} {count}" for word, count in counts.items())
@@ -57,6 +57,27 @@ def learn_bpe(texts: list[Path], size: int, output: Path, lines: int) -> int:
     with atomic_write(output) as file:
         file.write(codes.getvalue().encode("utf-8"))
     return codes.getvalue().count("\n") - 1
+
+
+def copy_bpe(codes: Path, output: Path) -> int:
+    """Take merges that were learned elsewhere.
+
+    Args:
+        codes: file of merge operations in the format of subword-nmt.
+        output: where to copy it.
+
+    Returns:
+        Number of merge operations.
+
+    Raises:
+        SharingError: when the file is of another format.
+    """
+    lines = list(read_lines(codes))
+    if lines[:1] != ["#version: 0.2"] or any(len(line.split(" ")) != 2 for line in lines[1:]):
+        raise SharingError(f"{codes}: not merges of subword-nmt: '#version: 0.2', then two symbols a line")
+    with atomic_write(output) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    return len(lines) - 1
 
 
 def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) -> int:
@@ -97,6 +118,49 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) 
     with atomic_write(output) as file:
         file.write(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+
+
+def count_words(title: str, texts: list[Path], pool: Workers) -> Counter[str]:
+    """Count the words of texts.
+
+    Args:
+        title: what is being done, for the progress display.
+        texts: files of words separated by single spaces or line feeds.
+        pool: processes, each of which reads its own parts of the files.
+
+    Returns:
+        How often each word occurs.
+    """
+    sizes = [(text, text.stat().st_size) for text in texts]
+    parts = [(text, start) for text, size in sizes for start in range(0, size, _PART)]
+    counts: Counter[bytes] = Counter()
+    with progress(title, sum(size for _, size in sizes), "bytes") as advance:
+        for part_counts, size in pool.map(_count_part, parts):
+            counts.update(part_counts)
+            advance(size)
+    return Counter({word.decode(): count for word, count in counts.items()})
+
+
+def _count_part(part: tuple[Path, int]) -> tuple[Counter[bytes], int]:
+    """Count the words of the lines that start in a part of a file; tell their bytes."""
+    path, start = part
+    counts: Counter[bytes] = Counter()
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()
+        begun = position = file.tell()
+        block: list[bytes] = []
+        for line in file:
+            if position >= start + _PART:
+                break
+            position += len(line)
+            block.append(line)
+            if len(block) == _BLOCK:
+                counts.update(b"".join(block).split())
+                block.clear()
+        counts.update(b"".join(block).split())
+    return counts, position - begun
 
 
 def _advancing(items: Iterable[Item], advance: Callable[[int], None]) -> Iterator[Item]:

@@ -22,9 +22,6 @@ SUBWORDS = ("bpe", "sentencepiece", "none")
 # What programs other than this one take for the end of a line: str.splitlines, editors, universal newlines.
 LINE_BREAKS = re.compile("[\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
-# Words segmented before the cache of subword-nmt is emptied, which otherwise keeps every word ever seen.
-_BPE_CACHE_WORDS = 200_000
-
 
 class Pipeline:
     """Turn sentences into the tokens a model reads, and its tokens into sentences.
@@ -68,8 +65,9 @@ class Pipeline:
             )
         manifest = json.loads(path.read_text(encoding="utf-8"))
         model = manifest["subword"].get("model")
+        languages = {"source": manifest["source_lang"], "target": manifest["target_lang"]}
         return cls(
-            {"source": manifest["source_lang"], "target": manifest["target_lang"]},
+            {side: lang for side, lang in languages.items() if lang},
             manifest["tokenizer"],
             manifest["subword"],
             Path(data_dir) / model if model else None,
@@ -127,18 +125,17 @@ class Pipeline:
         """Cut tokens into subwords.
 
         Args:
-            line: tokens separated by spaces.
+            line: tokens separated by single spaces; may be several lines.
 
         Returns:
-            Subwords separated by single spaces.
+            Subwords separated by single spaces, in the same lines.
         """
         if self.subword["name"] == "bpe":
-            if len(self._bpe.cache) > _BPE_CACHE_WORDS:
-                self._bpe.cache.clear()
             return self._bpe.segment(line)
         if self.subword["name"] == "sentencepiece":
             # A piece can be a bare control character of the text, which fairseq would take for a separator.
-            return " ".join(" ".join(self._sentencepiece.encode(line, out_type=str)).split())
+            pieces = (self._sentencepiece.encode(part, out_type=str) for part in line.split("\n"))
+            return "\n".join(" ".join(" ".join(words).split()) for words in pieces)
         return line
 
     def join(self, line: str) -> str:
@@ -158,9 +155,9 @@ class Pipeline:
 
     @cached_property
     def _tokenizers(self) -> dict[str, tuple[Any, Any]]:
-        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+        from fairseq_sharing.preparation.moses import Normalizer, Tokenizer
 
-        return {side: (MosesPunctNormalizer(lang), MosesTokenizer(lang)) for side, lang in self.languages.items()}
+        return {side: (Normalizer(lang), Tokenizer(lang)) for side, lang in self.languages.items()}
 
     @cached_property
     def _detokenizers(self) -> dict[str, Any]:
@@ -170,10 +167,9 @@ class Pipeline:
 
     @cached_property
     def _bpe(self) -> Any:
-        from subword_nmt.apply_bpe import BPE
+        from fairseq_sharing.preparation.bpe import BytePairEncoding
 
-        with self._model_file().open(encoding="utf-8", newline="\n") as codes:
-            return BPE(codes)
+        return BytePairEncoding(self._model_file())
 
     @cached_property
     def _sentencepiece(self) -> Any:

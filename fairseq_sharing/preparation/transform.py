@@ -1,4 +1,4 @@
-"""What worker processes do with a chunk of sentence pairs."""
+"""What worker processes do with a chunk of lines."""
 
 from __future__ import annotations
 
@@ -9,65 +9,115 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy
+
+from fairseq_sharing.preparation.binarise import read_dictionary, token_type
 from fairseq_sharing.preparation.clean import reason_to_remove
+from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.preparation.stream import Chunk
 from fairseq_sharing.preparation.text import Pipeline
 
 MAX_SUBWORDS = 1023
 """Subwords that fairseq's Transformers read in a sentence unless told otherwise: 1,024 positions, one for the end."""
 
-Chunk = list[tuple[str, str]]
-Transformed = tuple[tuple[str, str], Counter[str], int]
-"""The text of both sides, counts, and the number of pairs that went in."""
+Transformed = tuple[tuple[bytes, ...], Counter[str]]
+"""What is appended to each output, and counts."""
 
 
-def tokenize_chunk(settings: str, limits: Mapping[str, Any] | None, chunk: Chunk) -> Transformed:
+def tokenize_chunk(
+    settings: str, limits: Mapping[str, Any] | None, held_out: tuple[Path, ...], key: str, chunk: Chunk
+) -> Transformed:
     """Tokenise pairs and leave out those that are no good for training.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
         limits: as for clean.reason_to_remove; None keeps every pair.
-        chunk: raw sentence pairs.
+        held_out: texts whose lines the source must not be one of.
+        key: changes whenever these texts do.
+        chunk: raw lines of each side.
 
     Returns:
-        The tokenised texts; counts by reason of removal, and "kept_empty".
+        The tokenised texts; counts by reason of removal, "held_out" among them, and "kept_empty".
     """
-    pipeline = _pipeline(settings, None)
+    pipeline = _pipeline(settings, None, "")
+    excluded = _lines(held_out, key)
     counts: Counter[str] = Counter()
-    kept = []
-    for source, target in chunk:
-        pair = pipeline.tokenize(source, "source"), pipeline.tokenize(target, "target")
-        reason = reason_to_remove(*pair, limits) if limits else None
+    kept: list[list[str]] = []
+    for raw in zip(*map(_split, chunk), strict=True):
+        texts = [pipeline.tokenize(line, side) for line, side in zip(raw, pipeline.languages, strict=True)]
+        reason = reason_to_remove(texts, limits) if limits else None
+        if reason is None and raw[0] in excluded:
+            reason = "held_out"
         if reason:
             counts[reason] += 1
         else:
-            counts["kept_empty"] += not all(pair)
-            kept.append(pair)
-    return _text(kept), counts, len(chunk)
+            counts["kept_empty"] += not all(texts)
+            kept.append(texts)
+    sides = zip(*kept, strict=True) if kept else [()] * len(chunk)
+    return tuple("".join([f"{text}\n" for text in side]).encode() for side in sides), counts
 
 
-def segment_chunk(settings: str, model: Path | None, chunk: Chunk) -> Transformed:
-    """Cut tokenised pairs into subwords.
+def segment_chunk(settings: str, model: Path | None, key: str, chunk: Chunk) -> Transformed:
+    """Cut tokenised lines into subwords.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
         model: the subword model.
-        chunk: tokenised pairs.
+        key: changes whenever the model does.
+        chunk: tokenised lines of each side.
 
     Returns:
         The segmented texts; counts of "tokens", and of pairs with an "over_long" side.
     """
-    pipeline = _pipeline(settings, model)
-    pairs = [(pipeline.segment(source), pipeline.segment(target)) for source, target in chunk]
-    lengths = [(len(source.split()), len(target.split())) for source, target in pairs]
-    over_long = sum(max(length) > MAX_SUBWORDS for length in lengths)
-    return _text(pairs), Counter(tokens=sum(map(sum, lengths)), over_long=over_long), len(chunk)
+    pipeline = _pipeline(settings, model, key)
+    texts = [pipeline.segment(text.decode()) for text in chunk]
+    lengths = [[line.count(" ") + bool(line) for line in _lines_of(text)] for text in texts]
+    over_long = sum(max(pair) > MAX_SUBWORDS for pair in zip(*lengths, strict=True))
+    counts = Counter(tokens=sum(map(sum, lengths)), over_long=over_long)
+    return tuple(text.encode() for text in texts), counts
 
 
-@lru_cache(maxsize=2)
-def _pipeline(settings: str, model: Path | None) -> Pipeline:
+def number_chunk(dictionary: Path, key: str, chunk: Chunk) -> Transformed:
+    """Turn subwords into the numbers of a dictionary.
+
+    Args:
+        dictionary: dictionary file of fairseq.
+        key: changes whenever the dictionary does.
+        chunk: segmented lines of one side.
+
+    Returns:
+        The numbers of all tokens with one for the end after each line, and the length of each line; no counts.
+    """
+    numbers = _dictionary(dictionary, key)
+    unknown = numbers["<unk>"]
+    text = chunk[0].decode()
+    tokens = [numbers.get(word, unknown) for word in text.replace("\n", " </s> ").split()]
+    lengths = [line.count(" ") + bool(line) + 1 for line in _lines_of(text)]
+    data = numpy.array(tokens, token_type(len(numbers))), numpy.array(lengths, numpy.int32)
+    return tuple(array.tobytes() for array in data), Counter()
+
+
+# A process keeps what it read from one chunk to the next.
+
+
+@lru_cache(maxsize=1)
+def _pipeline(settings: str, model: Path | None, key: str) -> Pipeline:
     return Pipeline(**json.loads(settings), model=model)
 
 
-def _text(pairs: Chunk) -> tuple[str, str]:
-    source, target = ("".join(f"{pair[side]}\n" for pair in pairs) for side in (0, 1))
-    return source, target
+@lru_cache(maxsize=1)
+def _dictionary(path: Path, key: str) -> dict[str, int]:
+    return read_dictionary(path)
+
+
+@lru_cache(maxsize=1)
+def _lines(paths: tuple[Path, ...], key: str) -> frozenset[str]:
+    return frozenset(line for path in paths for line in read_lines(path))
+
+
+def _split(text: bytes) -> list[str]:
+    return _lines_of(text.decode())
+
+
+def _lines_of(text: str) -> list[str]:
+    return text.split("\n")[:-1]

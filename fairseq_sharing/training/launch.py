@@ -56,8 +56,9 @@ class Plan:
     def words(self) -> list[str]:
         """Return the arguments of ``fairseq-train``, without those that tell the ranks apart."""
         train = dict(self.config.train)
-        train.setdefault("source_lang", self.manifest().get("source_lang"))
-        train.setdefault("target_lang", self.manifest().get("target_lang"))
+        if self.manifest().get("target_lang"):  # which the data of a language model do not have
+            train.setdefault("source_lang", self.manifest()["source_lang"])
+            train.setdefault("target_lang", self.manifest()["target_lang"])
         train["update_freq"] = configuration.update_freq(self.config, self.devices)
         words = [
             str(self.data / "bin"),

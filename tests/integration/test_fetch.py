@@ -142,3 +142,32 @@ def test_every_form_of_mirror(server: Server, tmp_path: Path):
     (mirror / "data.gz").write_bytes(b"changed")
     with pytest.raises(SharingError, match=f"data.gz: SHA-256 is .*, expected {DIGEST}"):
         fetching.fetch(url, DIGEST, tmp_path, str(mirror))
+
+
+def test_a_local_mirror_may_have_folders(tmp_path: Path):
+    (tmp_path / "news").mkdir()
+    (tmp_path / "news" / "data.gz").write_bytes(CONTENT)
+    path = fetching.fetch("data.gz", DIGEST, tmp_path / "download", str(tmp_path))
+    assert path == tmp_path / "news" / "data.gz"
+    with pytest.raises(SharingError, match=r"data\.gz: is published under no URL of its own; .* --mirror"):
+        fetching.fetch("data.gz", DIGEST, tmp_path / "download")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data.gz").write_bytes(b"other")
+    with pytest.raises(SharingError, match=r"holds more than one file data\.gz"):
+        fetching.fetch("data.gz", DIGEST, tmp_path / "download", str(tmp_path))
+
+
+def test_an_unknown_checksum_is_recorded_once_and_checked_ever_after(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    server.files["/data.gz"] = CONTENT
+    url = f"{server.url}/data.gz"
+    assert fetching.fetch(url, fetching.UNKNOWN, tmp_path).read_bytes() == CONTENT
+    assert DIGEST in capsys.readouterr().err
+    assert fetching.recorded_digest("data.gz", tmp_path) == DIGEST
+    fetching.fetch(url, fetching.UNKNOWN, tmp_path)
+    assert len(server.ranges) == 1, "a complete file was asked for again"
+    server.files["/data.gz"] = b"changed"
+    (tmp_path / "data.gz").unlink()
+    with pytest.raises(SharingError, match=f"data.gz: SHA-256 is .*, expected {DIGEST}"):
+        fetching.fetch(url, fetching.UNKNOWN, tmp_path)

@@ -12,15 +12,18 @@ import numpy
 import pytest
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation import prepare as preparing
 from fairseq_sharing.preparation import toy
+from fairseq_sharing.preparation.binarise import preprocess_arguments
 from fairseq_sharing.preparation.files import read_lines, sha256
 from fairseq_sharing.preparation.prepare import prepare
 from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe
+from fairseq_sharing.preparation.sources import find_texts
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.preparation.unpack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {"source_lang": "en", "target_lang": "de"}
+SUBSETS = ("train", "valid", "test")
 COMMAND = [sys.executable, "-m", "fairseq_sharing", "prepare"]
 
 
@@ -130,6 +133,40 @@ def test_the_joined_dictionary_is_that_of_the_training_text(prepared: Path):
     assert {word for word in dictionary if not word.startswith("madeupword")} == words
 
 
+def test_fairseq_preprocess_makes_the_same_files(prepared: Path, tmp_path: Path):
+    arguments = preprocess_arguments(["en", "de"], ["small"])
+    fairseq_preprocess(prepared, arguments, tmp_path / "bin")
+    names = [f"{subset}.en-de.{lang}.{end}" for subset in SUBSETS for lang in ("en", "de") for end in ("bin", "idx")]
+    assert sorted(path.name for path in (prepared / "bin").iterdir()) == sorted([*names, "dict.de.txt", "dict.en.txt"])
+    assert_same_files(prepared / "bin", tmp_path / "bin")
+
+
+def test_texts_of_one_language_are_those_of_a_language_model(texts: Path, tmp_path: Path):
+    splits = {name: {"en": {"path": f"{texts}/{name}.en"}} for name in ("train", "valid", "test")}
+    content = {"source_lang": "en", "splits": splits, "subword": {"name": "bpe", "size": 300}}
+    manifest = prepare(build_recipe("mine", content), tmp_path / "data", workers=1)
+    assert manifest["train"]["removed"] == {"empty": 1, "too_long": 1, "length_ratio": 0, "long_word": 0}
+    assert manifest["target_lang"] == ""
+    test = {"name": "test", "subset": "test", "segments": 30, "source": "raw/test.en"}
+    assert manifest["tests"] == [test]
+    fairseq_preprocess(tmp_path / "data", preprocess_arguments(["en"], ["test"]), tmp_path / "bin")
+    assert_same_files(tmp_path / "data/bin", tmp_path / "bin")
+    assert Pipeline.from_manifest(tmp_path / "data").encode("The dog.") != ""
+
+
+def fairseq_preprocess(directory: Path, arguments: list[str], destination: Path) -> None:
+    """Run fairseq-preprocess, in the directory because it splits its paths at commas."""
+    command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", *arguments[:-1], str(destination)]
+    subprocess.run(command, cwd=directory, capture_output=True, check=True)
+    (destination / "preprocess.log").unlink()
+
+
+def assert_same_files(folder: Path, reference: Path) -> None:
+    contents = [{path.name: path.read_bytes() for path in sorted(where.iterdir())} for where in (folder, reference)]
+    assert list(contents[0]) == list(contents[1])
+    assert [name for name in contents[0] if contents[0][name] != contents[1][name]] == [], "these files differ"
+
+
 def test_the_manifest_has_the_hash_of_every_file(prepared: Path):
     manifest = json.loads((prepared / "manifest.json").read_text())
     files = {str(path.relative_to(prepared)) for path in prepared.rglob("*") if path.is_file()}
@@ -184,20 +221,33 @@ def test_help_needs_neither_torch_nor_fairseq(tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     result = subprocess.run([*COMMAND, "--help"], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "multi30k, toy; 'files'" in result.stdout
+    assert "multi30k, " in result.stdout
+
+
+# Saves at every chunk, waits after each, and makes chunks small: a kill comes in the middle of a step.
+SLOWLY = """
+import sys, time
+from fairseq_sharing.commands import main
+from fairseq_sharing.preparation import stream
+stream.CHUNK, stream.SAVE_EVERY = 100, 0.0
+write = stream._write_journal
+stream._write_journal = lambda *arguments: (write(*arguments), time.sleep(0.1))
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_files(prepared: Path, texts: Path, tmp_path: Path):
     directory = tmp_path / "data"
-    for done in ("tok/train", "bpe/train"):
-        command = [*COMMAND, *map(str, file_flags(texts)), "--out", str(directory), "--workers", "1"]
+    words = [*map(str, file_flags(texts)), "--out", str(directory)]
+    for growing in ("tok/train.en", "bpe/train.en", "bin/train.en-de.de.bin"):
+        command = [sys.executable, "-c", SLOWLY, "prepare", *words, "--workers", "1"]
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-        unfinished = directory / "manifest.unfinished.json"
-        while process.poll() is None:
-            if unfinished.is_file() and done in json.loads(unfinished.read_text())["steps"]:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+        journal = directory / f"{growing}.journal.tmp"
+        while process.poll() is None and not journal.is_file():
             time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert 0 < json.loads(journal.read_text())["lines"] < 2496, f"not killed while {growing} was growing"
         assert not (directory / "manifest.json").exists()
     result = run(*file_flags(texts), "--out", directory)
     assert "read train" not in result.stderr
@@ -207,24 +257,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(prepared: Path, texts
     assert not list(directory.rglob("*.tmp"))
 
 
-# Below, fairseq-preprocess is left out: what is tested is which steps run, in this process, with one call each.
-
-
-@pytest.fixture
-def fake_binarise(monkeypatch: pytest.MonkeyPatch) -> None:
-    def binarise(directory: Path, *arguments: object) -> dict[str, int]:
-        (directory / "bin").mkdir(exist_ok=True)
-        texts = sorted((directory / "bpe").iterdir())
-        (directory / "bin" / "train.bin").write_text("".join(map(sha256, texts)))
-        return {"dictionary": 1}
-
-    monkeypatch.setattr(preparing, "binarise", binarise)
+# Below, what is tested is which steps run, in this process, with one call each.
 
 
 def steps_run(texts: Path, directory: Path, capsys: pytest.CaptureFixture, **settings: object) -> list[str]:
     """Prepare and list the steps that ran, by their file times."""
     names = ["raw/train.en", "raw/small.en", "tok/train.en", "tok/small.en", "codes.bpe", "sentencepiece.model"]
-    files = [directory / name for name in (*names, "bpe/train.en", "bpe/small.en", "bin/train.bin")]
+    files = [directory / name for name in (*names, "bpe/train.en", "bpe/small.en", "bin/train.en-de.en.bin")]
     for file in files:
         if file.exists():
             os.utime(file, (0, 0))
@@ -233,12 +272,10 @@ def steps_run(texts: Path, directory: Path, capsys: pytest.CaptureFixture, **set
     return [str(file.relative_to(directory)) for file in files if file.exists() and file.stat().st_mtime > 0]
 
 
-def test_a_changed_setting_redoes_only_what_depends_on_it(
-    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fake_binarise: None
-):
+def test_a_changed_setting_redoes_only_what_depends_on_it(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     directory = tmp_path / "data"
     everything = ["raw/train.en", "raw/small.en", "tok/train.en", "tok/small.en", "codes.bpe"]
-    segmented = ["bpe/train.en", "bpe/small.en", "bin/train.bin"]
+    segmented = ["bpe/train.en", "bpe/small.en", "bin/train.en-de.en.bin"]
     assert steps_run(texts, directory, capsys) == [*everything, *segmented]
     assert steps_run(texts, directory, capsys) == []
     assert steps_run(texts, directory, capsys, subword_size=200) == ["codes.bpe", *segmented]
@@ -258,26 +295,34 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     assert not (directory / "codes.bpe").exists(), "a file of the earlier setting is left"
 
 
-def test_a_changed_text_is_prepared_again(
-    corpus: dict, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fake_binarise: None
-):
+def test_a_changed_text_is_prepared_again(corpus: dict, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     for split in ("train", "valid", "test"):
         for lang in ("en", "de"):
             (tmp_path / f"{split}.{lang}").write_bytes((texts / f"{split}.{lang}").read_bytes())
     steps_run(tmp_path, tmp_path / "data", capsys)
     write(tmp_path / "test", corpus["test"])
     assert steps_run(tmp_path, tmp_path / "data", capsys) == [
-        "raw/small.en", "tok/small.en", "bpe/small.en", "bin/train.bin",
+        "raw/small.en", "tok/small.en", "bpe/small.en",
     ]  # fmt: skip
 
 
-def test_the_number_of_workers_changes_nothing(texts: Path, tmp_path: Path, fake_binarise: None):
+def test_nothing_of_an_earlier_text_is_left_in_a_process(corpus: dict, texts: Path, tmp_path: Path):
+    """One process prepares two texts in one directory: the second must not meet the first one's merges or numbers."""
+    manifests = {}
+    for out, length in (("again", 1000), ("again", 2000), ("afresh", 2000)):
+        train = write(tmp_path / "text" / "train", corpus["train"][:length])
+        recipe = files_recipe(str(train), f"{texts}/valid", [], {**LANGUAGES, "subword_size": 300})
+        manifests[out] = prepare(recipe, tmp_path / out, workers=1)
+    assert manifests["again"]["files"] == manifests["afresh"]["files"]
+
+
+def test_the_number_of_workers_changes_nothing(texts: Path, tmp_path: Path):
     recipe = files_recipe(f"{texts}/train", f"{texts}/valid", [], {**LANGUAGES, "subword_size": 300})
     manifests = [prepare(recipe, tmp_path / str(workers), workers=workers) for workers in (1, 3)]
     assert manifests[0]["files"] == manifests[1]["files"]
 
 
-def test_sentencepiece_and_whole_words(texts: Path, tmp_path: Path, fake_binarise: None):
+def test_sentencepiece_and_whole_words(texts: Path, tmp_path: Path):
     arguments = (f"{texts}/train", f"{texts}/valid", [f"small={texts}/test"])
     prepare(files_recipe(*arguments, {**LANGUAGES, "subword": "sentencepiece", "subword_size": 500}), tmp_path / "sp")
     pipeline = Pipeline.from_manifest(tmp_path / "sp")
@@ -287,7 +332,7 @@ def test_sentencepiece_and_whole_words(texts: Path, tmp_path: Path, fake_binaris
     assert (tmp_path / "words/bpe/small.de").read_bytes() == (tmp_path / "words/tok/small.de").read_bytes()
 
 
-def test_a_directory_keeps_its_dataset(texts: Path, tmp_path: Path, fake_binarise: None):
+def test_a_directory_keeps_its_dataset(texts: Path, tmp_path: Path):
     recipe = files_recipe(f"{texts}/train", f"{texts}/valid", [], {**LANGUAGES, "subword": "none"})
     assert prepare(recipe, tmp_path, workers=1)["artificial"] is False
     with pytest.raises(SharingError, match="holds dataset files, not toy; give another directory"):
@@ -315,7 +360,7 @@ needs_mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR nam
 
 
 @needs_mirror
-def test_multi30k_is_fetched_and_tokenised_both_ways(tmp_path: Path, fake_binarise: None):
+def test_multi30k_is_fetched_and_tokenised_both_ways(tmp_path: Path):
     recipe = load_recipe("multi30k", {"subword_size": 500})
     manifest = prepare(recipe, tmp_path, mirror=f"{MIRROR}/multi30k")
     assert manifest["train"] == {
@@ -336,7 +381,25 @@ def test_multi30k_is_fetched_and_tokenised_both_ways(tmp_path: Path, fake_binari
 @needs_mirror
 def test_news_commentary_keeps_its_alignment(tmp_path: Path):
     """Real noise: U+2028 inside three lines, empty lines on one side."""
-    source = next(Path(str(MIRROR)).glob("news-commentary-v12/*.en.gz"))
-    lines = list(read_lines(source))
-    assert len(lines) == 230_000
-    assert sum("\u2028" in line for line in lines) == 3
+    recipe = load_recipe("news_commentary")
+    corpora = {name: find_texts(recipe.splits[name][0], recipe.languages, tmp_path, MIRROR) for name in recipe.splits}
+    outputs = [tmp_path / "train.en", tmp_path / "train.de"]
+    counts = unpack("train", [corpora["train"]], outputs, [230_000])
+    assert counts == {"lines": 230_000, "lines_with_line_breaks_inside": 3}
+    assert [sum(not line for line in read_lines(path)) for path in outputs] == [296, 219]
+    english = [sum(1 for _ in texts[0].lines()) for name, texts in corpora.items() if name != "train"]
+    assert english == [recipe.splits[name][0].lines for name in recipe.splits if name != "train"]
+
+
+@needs_mirror
+def test_sentences_of_the_test_sets_are_not_trained_on(tmp_path: Path):
+    folder = f"{MIRROR}/wmt-newstest"
+    held_out = {lang: {"path": f"{folder}/newstest2013.{lang}.gz"} for lang in ("en", "de")}
+    train = {lang: {"path": f"{folder}/newstest2015.{lang}.gz"} for lang in ("en", "de")}
+    content = {**LANGUAGES, "splits": {"train": [train, held_out], "valid": held_out}, "subword": {"name": "none"}}
+    content |= {"exclude_held_out": True, "cleaning": "none"}
+    manifest = prepare(build_recipe("mine", content), tmp_path, workers=1)
+    both = set(read_lines(Path(held_out["en"]["path"]))).intersection(read_lines(Path(train["en"]["path"])))
+    assert manifest["train"]["raw_lines"] == 5169
+    assert manifest["train"]["removed"]["held_out"] >= 3000 + len(both) - 1
+    assert both.isdisjoint(read_lines(tmp_path / "tok/train.en"))

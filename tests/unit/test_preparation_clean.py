@@ -21,4 +21,9 @@ LIMITS = {"min_tokens": 1, "max_tokens": 6, "max_ratio": 1.5, "max_word_length":
     ],
 )
 def test_limits(source: str, target: str, reason: str | None):
-    assert reason_to_remove(source, target, LIMITS) == reason
+    assert reason_to_remove([source, target], LIMITS) == reason
+
+
+def test_a_single_text_has_no_ratio():
+    assert reason_to_remove(["a b c d e f"], LIMITS) is None
+    assert reason_to_remove([""], LIMITS) == "empty"

@@ -1,4 +1,7 @@
 import gzip
+import io
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,7 +42,7 @@ def test_damaged_archives_and_missing_files_are_refused(tmp_path: Path):
     for number, content in enumerate([whole[:-10], b"not gzip", whole[:20] + b"\0\0\0\0" + whole[24:]]):
         path = tmp_path / f"{number}.gz"
         path.write_bytes(content)
-        with pytest.raises(SharingError, match=f"{number}.gz: damaged gzip archive"):
+        with pytest.raises(SharingError, match=f"{number}.gz: damaged archive"):
             list(read_lines(path))
     with pytest.raises(SharingError, match="absent: no such file"):
         list(read_lines(tmp_path / "absent"))
@@ -66,3 +69,26 @@ def test_sha256_of_a_known_text(tmp_path: Path):
     path.write_bytes(b"abc")
     # FIPS 180-4 example
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("kind", ["tgz", "tar", "zip"])
+def test_members_of_archives_are_read_without_unpacking(tmp_path: Path, kind: str):
+    archive = tmp_path / f"corpus.{kind}"
+    contents = {"a/train.en": b"one\ntwo\n", "a/train.de.gz": gzip.compress("\u00e4\n".encode())}
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, content in contents.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tgz" else "w") as file:
+            for name, content in contents.items():
+                entry = tarfile.TarInfo(f"./{name}")
+                entry.size = len(content)
+                file.addfile(entry, io.BytesIO(content))
+    assert list(read_lines(archive, "a/train.de.gz")) == ["\u00e4"]
+    assert list(read_lines(archive, "a/train.en")) == ["one", "two"]
+    with pytest.raises(SharingError, match=rf"corpus\.{kind}: holds no file train\.en"):
+        list(read_lines(archive, "train.en"))
+    archive.write_bytes(archive.read_bytes()[:60])
+    with pytest.raises(SharingError, match=rf"corpus\.{kind}: a/train\.en: damaged archive"):
+        list(read_lines(archive, "a/train.en"))

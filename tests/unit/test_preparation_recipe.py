@@ -17,7 +17,7 @@ def test_every_recipe_loads_and_has_a_readme():
 
 def test_multi30k_has_the_published_sizes_and_a_checksum_for_every_file():
     recipe = load_recipe("multi30k")
-    assert {name: split.lines for name, split in recipe.splits.items()} == {
+    assert {name: corpora[0].lines for name, corpora in recipe.splits.items()} == {
         "train": 29_000,
         "valid": 1_014,
         "test_2016_flickr": 1_000,
@@ -25,7 +25,7 @@ def test_multi30k_has_the_published_sizes_and_a_checksum_for_every_file():
         "test_2017_mscoco": 461,
     }
     assert recipe.tests == ["test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"]
-    assert len({source.sha256 for split in recipe.splits.values() for source in split.texts.values()}) == 10
+    assert len({source.sha256 for corpora in recipe.splits.values() for source in corpora[0].texts.values()}) == 10
     assert recipe.subword == {"name": "bpe", "size": 10_000}
 
 
@@ -76,7 +76,7 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"splits": {}}, "a recipe has source_lang, target_lang, splits"),
+        ({"splits": {}}, "a recipe has source_lang, splits, and may have target_lang"),
         ({"source_lang": "en", "target_lang": "de", "splits": {}, "size": 3}, "a recipe has source_lang"),
         ({"source_lang": "en", "target_lang": "de", "splits": {}}, "no train split"),
         ({"source_lang": "en", "target_lang": "de", "splits": {"train": {"en": "x"}}}, "train: expected lines: N"),
@@ -86,7 +86,7 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
                 "target_lang": "de",
                 "splits": {name: {lang: {"url": "http://x/y"} for lang in ("en", "de")} for name in ("train", "valid")},
             },
-            "train.en needs a path, or a url and its sha256",
+            "train.en needs a path, or a url or file and its sha256 (64 digits, or unknown)",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_files_recipe_finds_plain_and_compressed_texts(tmp_path: Path):
         (tmp_path / name).touch()
     languages = {"source_lang": "en", "target_lang": "de"}
     recipe = files_recipe(f"{tmp_path}/train", f"{tmp_path}/dev", [f"own={tmp_path}/dev"], languages)
-    assert recipe.splits["train"].texts["de"].path == f"{tmp_path}/train.de.gz"
+    assert recipe.splits["train"][0].texts["de"].path == f"{tmp_path}/train.de.gz"
     assert recipe.tests == ["own"]
     assert recipe.cleaning["max_ratio"] == 1.5
     for arguments, message in [
@@ -129,4 +129,45 @@ def test_local_paths_of_a_recipe_are_relative_to_it(tmp_path: Path):
     path.write_text(f"source_lang: en\ntarget_lang: de\nsplits: {{train: {text}, valid: {text}}}\n")
     recipe = load_recipe(str(path))
     assert recipe.dataset == "mine"
-    assert recipe.splits["train"].texts["en"].path == str(path.parent / "a.en")
+    assert recipe.splits["train"][0].texts["en"].path == str(path.parent / "a.en")
+
+
+@pytest.mark.parametrize(("name", "corpora"), [("wmt16_en_de", 3), ("wmt14_en_de", 3), ("news_commentary", 1)])
+def test_wmt_recipes_test_on_whole_sets_and_name_the_cleaned_one(name: str, corpora: int):
+    recipe = load_recipe(name)
+    assert len(recipe.splits["train"]) == corpora
+    lines = {test: recipe.splits[test][0].lines for test in recipe.tests}
+    cleaned = lines.pop("newstest2014_cleaned", 2737)
+    assert cleaned == 2737
+    assert list(lines) == [f"newstest{year}" for year in range(2010, 2017)]
+    assert list(lines.values()) == [2489, 3003, 3003, 3000, 3003, 2169, 2999]
+    assert recipe.splits["valid"] == recipe.splits["newstest2013"]
+    assert recipe.subword == {"name": "bpe", "size": 32_000}
+
+
+def test_sets_of_sacrebleu_are_sets_that_sacrebleu_has():
+    from sacrebleu.dataset import DATASETS
+
+    names = [corpora[0].sacrebleu for corpora in load_recipe("wmt16_en_de").splits.values() if corpora[0].sacrebleu]
+    assert len(names) == 9
+    assert all("en-de" in DATASETS[name].langpairs for name in names)
+
+
+def test_a_recipe_of_one_language_has_one_side():
+    recipe = load_recipe("wikitext103")
+    assert recipe.languages == {"source": "en"}
+    assert recipe.cleaning is None
+    with pytest.raises(SharingError, match=r"--max-tokens has no meaning for .*wikitext103.*, which keeps every line"):
+        load_recipe("wikitext103", {"max_tokens": 9})
+
+
+def test_merges_learned_elsewhere_are_a_file_beside_the_recipe(tmp_path: Path):
+    text = {"en": {"path": "a.en"}, "de": {"path": "a.de"}}
+    content = {"source_lang": "en", "target_lang": "de", "splits": {"train": text, "valid": text}}
+    content["subword"] = {"name": "bpe", "codes": "codes.bpe"}
+    path = tmp_path / "recipe.yaml"
+    assert build_recipe("mine", content, {}, path).subword == {"name": "bpe", "codes": str(tmp_path / "codes.bpe")}
+    assert build_recipe("mine", content, {"subword_size": 5}, path).subword == {"name": "bpe", "size": 5}
+    content["subword"] = {"merges": 3}
+    with pytest.raises(SharingError, match=r"subword may have name, and size or codes, got \{'merges': 3\}"):
+        build_recipe("mine", content)

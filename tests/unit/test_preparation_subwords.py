@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.subwords import learn_bpe, learn_sentencepiece
+from fairseq_sharing.preparation import subwords
+from fairseq_sharing.preparation.parallel import Workers
+from fairseq_sharing.preparation.subwords import copy_bpe, count_words, learn_bpe, learn_sentencepiece
 
 ENGLISH = ["the old dogs sleep", "the young dog sleeps", "older cats slept"] * 3
 GERMAN = ["die alten Hunde schlafen", "der junge Hund schläft", "ältere Katzen haben geschlafen"] * 3
@@ -28,12 +31,12 @@ def test_joined_bpe_is_what_subword_nmt_learns_from_both_texts_together(tmp_path
         check=True,
         capture_output=True,
     )
-    assert learn_bpe(texts, 30, tmp_path / "codes.bpe", 18) == 30
+    assert learn_bpe(texts, 30, tmp_path / "codes.bpe", Workers(1)) == 30
     assert (tmp_path / "codes.bpe").read_bytes() == reference.read_bytes()
 
 
 def test_bpe_stops_when_no_pair_is_left(tmp_path: Path, texts: list[Path]):
-    learned = learn_bpe(texts, 10_000, tmp_path / "codes.bpe", 18)
+    learned = learn_bpe(texts, 10_000, tmp_path / "codes.bpe", Workers(1))
     assert 30 < learned < 200
     assert (tmp_path / "codes.bpe").read_text(encoding="utf-8").count("\n") == learned + 1
 
@@ -42,7 +45,7 @@ def test_bpe_of_single_characters_is_refused(tmp_path: Path):
     path = tmp_path / "train.en"
     path.write_text("a b\nc\n")
     with pytest.raises(SharingError, match="no words to learn subwords from; use --subword none"):
-        learn_bpe([path], 10, tmp_path / "codes.bpe", 2)
+        learn_bpe([path], 10, tmp_path / "codes.bpe", Workers(1))
 
 
 def test_sentencepiece_is_the_same_every_time(tmp_path: Path, texts: list[Path]):
@@ -56,3 +59,21 @@ def test_too_many_pieces_are_refused_by_the_flag(tmp_path: Path, texts: list[Pat
         SharingError, match=r"--subword-size 9999: sentencepiece says: Vocabulary size too high .* <= \d"
     ):
         learn_sentencepiece(texts, 9999, tmp_path / "model", 18)
+
+
+def test_words_are_counted_once_whatever_the_parts(tmp_path: Path, texts: list[Path], monkeypatch: pytest.MonkeyPatch):
+    expected = Counter(word for line in ENGLISH + GERMAN for word in line.split())
+    monkeypatch.setattr(subwords, "_BLOCK", 2)
+    for part in (1, 7, 20, 21, 1000):
+        monkeypatch.setattr(subwords, "_PART", part)
+        assert count_words("count", texts, Workers(1)) == expected, f"parts of {part} bytes"
+
+
+def test_merges_of_another_format_are_refused(tmp_path: Path):
+    (tmp_path / "codes").write_text("#version: 0.2\na b\nab c</w>\n")
+    assert copy_bpe(tmp_path / "codes", tmp_path / "copy") == 2
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "codes").read_bytes()
+    for content in ("a b\n", "#version: 0.2\na b c\n", ""):
+        (tmp_path / "codes").write_text(content)
+        with pytest.raises(SharingError, match="codes: not merges of subword-nmt"):
+            copy_bpe(tmp_path / "codes", tmp_path / "copy")

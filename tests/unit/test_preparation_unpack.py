@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.sources import Text
 from fairseq_sharing.preparation.unpack import unpack
 
 
@@ -10,7 +11,7 @@ def run(folder: Path, source: bytes, target: bytes, expected: int | None = None)
     paths = [folder / "in.en", folder / "in.de"]
     for path, content in zip(paths, (source, target), strict=True):
         path.write_bytes(content)
-    return unpack("test", paths, [folder / "raw" / "test.en", folder / "raw" / "test.de"], expected)
+    return unpack("test", [[*map(Text, paths)]], [folder / "raw" / "test.en", folder / "raw" / "test.de"], [expected])
 
 
 def test_line_ends_and_byte_order_marks_are_normalised_and_counted(tmp_path: Path):
@@ -44,3 +45,14 @@ def test_a_wrong_number_of_lines_is_refused_with_both_numbers(tmp_path: Path):
 def test_empty_files_are_refused(tmp_path: Path):
     with pytest.raises(SharingError, match=r"in\.en: empty"):
         run(tmp_path, b"", b"")
+
+
+def test_corpora_follow_each_other_and_are_checked_one_by_one(tmp_path: Path):
+    for name, lines in (("one.en", 2), ("one.de", 2), ("two.en", 3), ("two.de", 3)):
+        (tmp_path / name).write_text("".join(f"{name} {number}\n" for number in range(lines)))
+    corpora = [[Text(tmp_path / f"{name}.{lang}") for lang in ("en", "de")] for name in ("one", "two")]
+    outputs = [tmp_path / "raw" / f"train.{lang}" for lang in ("en", "de")]
+    assert unpack("train", corpora, outputs, [2, 3]) == {"lines": 5}
+    assert outputs[1].read_text() == "one.de 0\none.de 1\ntwo.de 0\ntwo.de 1\ntwo.de 2\n"
+    with pytest.raises(SharingError, match=r"two\.en: 3 lines, expected 4"):
+        unpack("train", corpora, outputs, [2, 4])

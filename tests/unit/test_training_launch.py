@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
@@ -39,6 +40,15 @@ def test_plan_names_data_run_and_seed(tmp_path):
     assert _flag(command, "--seed") == "3"
     assert _flag(command, "--distributed-world-size") == "1"
     assert "--cpu" in command
+
+
+@pytest.mark.parametrize(("target", "flags"), [("de", ["--source-lang", "--target-lang"]), ("", [])])
+@pytest.mark.usefixtures("machine")
+def test_languages_are_those_of_the_data_and_a_language_model_has_none(tmp_path, target, flags):
+    (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": target}))
+    (tmp_path / "small.yaml").write_text("dataset: mine\ntrain: {arch: transformer_sharing, max_tokens: 100}\n")
+    (command,) = make_plan(compose(tmp_path / "small.yaml"), runs=tmp_path, data=tmp_path).commands()
+    assert [flag for flag in ("--source-lang", "--target-lang") if flag in command] == flags
 
 
 @pytest.mark.usefixtures("machine")

@@ -1,0 +1,80 @@
+"""The WMT recipe from a mirror that has all its archives, with the right names and members but small texts in them."""
+
+import hashlib
+import io
+import tarfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sacrebleu.dataset.base
+from sacrebleu.dataset import DATASETS
+
+from fairseq_sharing.preparation import toy
+from fairseq_sharing.preparation.fetch import UNKNOWN
+from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.preparation.prepare import prepare
+from fairseq_sharing.preparation.recipe import Corpus, Recipe, load_recipe
+
+PAIRS = 60
+
+
+def write_archive(path: Path, members: dict[str, str]) -> str:
+    """Write a .tgz; return its MD5, which is what sacreBLEU checks."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content.encode())
+            archive.addfile(entry, io.BytesIO(content.encode()))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def of_any_content(corpus: Corpus) -> Corpus:
+    texts = {lang: replace(source, sha256=UNKNOWN) for lang, source in corpus.texts.items()}
+    return replace(corpus, texts=texts, lines=None)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    recipe = load_recipe("wmt16_en_de", {"subword_size": 200, "max_ratio": 9.0})
+    mirror, corpora = tmp_path / "mirror", toy.generate({"train": 3 * PAIRS, "test": 5})
+    mirror.mkdir()
+    archives: dict[str, dict[str, str]] = defaultdict(dict)
+    for number, corpus in enumerate(recipe.splits["train"]):
+        pairs = corpora["train"][number * PAIRS : (number + 1) * PAIRS]
+        for lang, source in corpus.texts.items():
+            name = source.url.rsplit("/", 1)[-1]
+            archives[name][source.member] = "".join(f"{pair[lang]}\n" for pair in pairs)
+    for name, members in archives.items():
+        write_archive(mirror / name, members)
+    monkeypatch.setattr(sacrebleu.dataset.base, "SACREBLEU_DIR", str(tmp_path / "sacrebleu"))
+    for name in {corpora[0].sacrebleu for corpora in recipe.splits.values()} - {""}:
+        known = DATASETS[name]
+        segments = [[f'<seg id="1">{name} {pair[lang]}</seg>\n' for pair in corpora["test"]] for lang in ("en", "de")]
+        members = dict(zip(known.langpairs["en-de"], map("".join, segments), strict=True))
+        digest = write_archive(mirror / f"{name.replace('/', '_')}.{known.data[0].rsplit('/', 1)[-1]}", members)
+        stand_in = type(known)(name, data=known.data, md5=[digest], langpairs=known.langpairs)
+        monkeypatch.setitem(DATASETS, name, stand_in)
+    return replace(recipe, splits={name: (*map(of_any_content, corpora),) for name, corpora in recipe.splits.items()})
+
+
+def test_three_corpora_and_the_sets_of_sacrebleu(recipe: Recipe, tmp_path: Path):
+    out = tmp_path / "data"
+    manifest = prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)
+    assert manifest["train"]["raw_lines"] == 3 * PAIRS
+    assert [test["segments"] for test in manifest["tests"]] == [5] * 8
+    for name, known in (("newstest2014", "wmt14/full"), ("newstest2014_cleaned", "wmt14"), ("newstest2010", "wmt10")):
+        assert next(read_lines(out / f"raw/{name}.de")).startswith(f"{known} ")
+    recorded = {path.name for path in (out / "download").iterdir()}
+    assert recorded == {
+        "training-parallel-europarl-v7.tgz.sha256",
+        "training-parallel-commoncrawl.tgz.sha256",
+        "training-parallel-nc-v11.tgz.sha256",
+    }
+    assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"]
+    archive = tmp_path / "mirror" / "training-parallel-nc-v11.tgz"
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"], (
+        "a finished directory needs its archives no more"
+    )
