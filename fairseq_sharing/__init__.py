@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register the models with fairseq, and mend fairseq on current Python, torch and numpy."""
+    """Register models and criterions with fairseq, and mend fairseq on current Python, torch and numpy."""
     from fairseq_sharing import compat  # noqa: F401
+    from fairseq_sharing.criterions import ponder  # noqa: F401
     from fairseq_sharing.models import transformer_lm_sharing, transformer_sharing  # noqa: F401
 
 

@@ -29,7 +29,7 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.training import config as configuration
 from fairseq_sharing.tying import part_of
 
-COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "output", "other")
+COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
 BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
 # Tensors of the weight's size that fairseq's optimizers keep.
 _OPTIMIZER_STATES = {"adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
@@ -42,6 +42,7 @@ class Description:
     Args:
         name: what it is called beside the others.
         layer_map: of each stack.
+        depth_steps: of each stack, what a Universal Transformer adds to it, in words; empty for nothing.
         unique: parameters by component, each shared one once.
         effective: the same, as if every layer had its own.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
@@ -50,6 +51,7 @@ class Description:
 
     name: str
     layer_map: dict[str, LayerMap]
+    depth_steps: dict[str, str]
     unique: dict[str, int]
     effective: dict[str, int]
     bytes: dict[str, int | None]
@@ -94,6 +96,8 @@ def describe(
         return
     for stack, layer_map in models[0].layer_map.items():
         console.print(_map_line(stack, layer_map))
+        if models[0].depth_steps[stack]:
+            console.print(f"{stack}  {models[0].depth_steps[stack]}")
     console.print(_table(models, size, length))
     drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
     console.print(f"{drawn}; train it with: fairseq-sharing train {config}")
@@ -138,6 +142,7 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
             plain = Namespace(
                 **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
             )
+            plain.depth_signal, plain.position_per_depth, plain.act = "off", False, "off"
             for stack, count in layers.items():
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)
@@ -162,6 +167,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     return Description(
         name=name,
         layer_map={stack: sharing.layer_map for stack, sharing in model.sharing.items()},
+        depth_steps={stack: getattr(model, stack).describe_depth_steps() for stack in model.sharing},
         unique=unique,
         effective=_count(model, once=False),
         bytes={
@@ -217,6 +223,8 @@ def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
             component = "layer_norm"
         elif "embed" in name:
             component = "embeddings"
+        elif "depth_signal" in name or "halting" in name:
+            component = "depth_steps"
         else:
             component = "output"
         counts[component] += parameter.numel()

@@ -20,13 +20,14 @@ from fairseq_sharing.checkpoint import (
 )
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
+from fairseq_sharing.models.depth_steps import DepthSteps
 from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
 from fairseq_sharing.tying import StackBuilder, retie_stack
 
 logger = logging.getLogger(__name__)
 
 
-class SharedStack:
+class SharedStack(DepthSteps):
     """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
 
     sharing: StackSharing
@@ -132,6 +133,12 @@ class SharingModel:
                 for layer in stack.layers:
                     torch.distributed.broadcast(layer.residual_weight.data, src=0)
         self.admin_pending = False
+
+    def with_ponder(self, output: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        """Put what each stack with ACT spent on this forward pass beside the model's output, for the criterion."""
+        spent = {stack: getattr(self, stack).take_ponder() for stack in self.sharing}
+        ponder = {stack: cost for stack, cost in spent.items() if cost is not None}
+        return (output[0], {**output[1], "ponder": ponder}) if ponder else output
 
     def training_autocast(self) -> AbstractContextManager[None]:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""
