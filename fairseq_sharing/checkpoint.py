@@ -364,13 +364,20 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
 
 
 def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
-    """List the checkpoints of whole epochs (``checkpointN.pt``) in a folder, oldest first."""
-    numbered = {
-        int(match[1]): path
-        for path in Path(directory).glob("checkpoint*.pt")
-        if (match := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
-    }
-    return [numbered[epoch] for epoch in sorted(numbered)]
+    """List the checkpoints to average in a folder, oldest first.
+
+    Those of whole epochs (``checkpointN.pt``); where no epoch has ended yet, those that --save-interval-updates wrote
+    (``checkpoint_N_UPDATES.pt``).
+    """
+    for pattern in (r"checkpoint(\d+)\.pt", r"checkpoint_\d+_(\d+)\.pt"):
+        numbered = {
+            int(match[1]): path
+            for path in Path(directory).glob("checkpoint*.pt")
+            if (match := re.fullmatch(pattern, path.name))
+        }
+        if numbered:
+            return [numbered[number] for number in sorted(numbered)]
+    return []
 
 
 def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:

@@ -161,6 +161,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     with torch.device("meta"):
         model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task)
+    model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
     unique = _count(model, once=True)
     values = sum(unique.values())
     states = _OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))

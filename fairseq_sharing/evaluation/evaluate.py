@@ -151,7 +151,8 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     """Choose the checkpoints to average: those of the last epochs, by the number in their name.
 
     Args:
-        directory: a run's checkpoints; its best, last, averaged and mid-epoch files don't count.
+        directory: a run's checkpoints; its best, last and averaged files don't count, nor those within an epoch where
+            any epoch has ended.
         count: how many.
 
     Returns:
@@ -169,7 +170,8 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
 
 
 def _epoch(file: Path) -> int:
-    return int(file.stem.removeprefix("checkpoint"))
+    """Tell the epoch of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
+    return int(file.stem.removeprefix("checkpoint").removeprefix("_").partition("_")[0])
 
 
 def _average(

@@ -129,6 +129,7 @@ def test_an_unknown_vocabulary_is_told(tmp_path):
 
 def test_depth_steps_of_a_universal_transformer_are_counted_and_told():
     options = {**BASE, "depth_signal": "learned", "position_per_depth": True, "act": "encoder"}
+    options["criterion"] = "label_smoothed_cross_entropy_with_ponder"
     ours, deep, _ = description.compare("ours", description.model_arguments(options), V, LENGTH)
     assert deep.unique["depth_steps"] == 0
     assert ours.unique["depth_steps"] == (6 + 4) * D + D + 1
