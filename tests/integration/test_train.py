@@ -147,6 +147,10 @@ def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(pla
 def test_two_processes_see_twice_the_words_per_batch(trained, place):
     told = _train(place, "run=parallel", "--devices", "2")
     assert "world size 2 (CPU processes), 112 tokens per batch" in told
+    assert [line.partition(":")[0] for line in told.splitlines() if line.startswith("  rank")] == [
+        "  rank 0",
+        "  rank 1",
+    ]
     parallel = RunDirectory(place / "runs" / "words" / "parallel-seed1")
     one = _words_per_batch(RunDirectory(trained[0]))
     assert set(one) == {56}
