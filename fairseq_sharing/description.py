@@ -86,7 +86,7 @@ def describe(
         raise SharingError(f"--length must be at least 1 token, got {length}")
     composed = configuration.compose(config, overrides)
     args = model_arguments(composed.train)
-    size = vocabulary or _vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
+    size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
     models = compare(str(composed.run), args, size, length)
     if svg is not None:
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
@@ -151,8 +151,8 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
     return described
 
 
-def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
-    """Build a model without storage and count what is in it."""
+def build_without_storage(args: Namespace, vocabulary: int) -> torch.nn.Module:
+    """Build a model on torch's meta device: sizes only, no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     dictionary = Dictionary()
@@ -161,7 +161,12 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     with torch.device("meta"):
         model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task)
-    model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
+    return model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
+
+
+def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
+    """Build a model without storage and count what is in it."""
+    model = build_without_storage(args, vocabulary)
     unique = _count(model, once=True)
     values = sum(unique.values())
     states = _OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
@@ -180,6 +185,35 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     )
 
 
+def run_without_storage(model: torch.nn.Module, length: int, sentences: int) -> torch.Tensor:
+    """Run the layers of both stacks and the output projection of a model on the meta device.
+
+    Not the stacks' own forward passes: they look at token values, which models without storage have none of.
+
+    Args:
+        model: what ``build_without_storage`` gave; a language model has the target side only.
+        length: source and target tokens of a sentence.
+        sentences: how many.
+
+    Returns:
+        The output, (sentences, length, vocabulary); log-probabilities of an adaptive softmax.
+    """
+    encoder, decoder = getattr(model, "encoder", None), model.decoder
+    with torch.device("meta"):
+        memory = None
+        x = torch.zeros(length, sentences, model.cfg.decoder.embed_dim)  # T x B x C
+        if encoder is not None:
+            memory = torch.zeros(length, sentences, model.cfg.encoder.embed_dim)
+            for layer in encoder.layers:
+                memory = layer(memory, encoder_padding_mask=None)
+        for layer in decoder.layers:
+            x = layer(x, memory, None, self_attn_mask=torch.zeros(length, length))[0]
+        x = x.transpose(0, 1)
+        if decoder.adaptive_softmax is not None:
+            return decoder.adaptive_softmax.get_log_prob(x, None)
+        return decoder.output_layer(x)
+
+
 def count_macs(model: torch.nn.Module, length: int) -> int:
     """Count the multiply-accumulate operations of one forward pass over one sentence pair.
 
@@ -189,22 +223,8 @@ def count_macs(model: torch.nn.Module, length: int) -> int:
         model: a model built on the meta device; a language model has the target side only.
         length: source and target tokens.
     """
-    encoder, decoder = getattr(model, "encoder", None), model.decoder
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        memory = None
-        x = torch.zeros(length, 1, model.cfg.decoder.embed_dim)  # T x B x C
-        # The stacks' own forward passes look at token values, which models without storage have none of.
-        if encoder is not None:
-            memory = torch.zeros(length, 1, model.cfg.encoder.embed_dim)
-            for layer in encoder.layers:
-                layer(memory, encoder_padding_mask=None)
-        for layer in decoder.layers:
-            layer(x, memory, None, self_attn_mask=torch.zeros(length, length))
-        x = x.transpose(0, 1)
-        if decoder.adaptive_softmax is not None:
-            decoder.adaptive_softmax.get_log_prob(x, None)
-        else:
-            decoder.output_layer(x)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run_without_storage(model, length, 1)
     # The counter counts a multiplication and an addition as two.
     return counter.get_total_flops() // 2
 
@@ -232,7 +252,12 @@ def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
     return counts
 
 
-def _vocabulary_size(data: Path) -> int:
+def vocabulary_size(data: Path) -> int:
+    """Return the number of symbols of a prepared data directory's dictionary.
+
+    Raises:
+        SharingError: there is none.
+    """
     dictionaries = sorted((data / "bin").glob("dict.*.txt"))
     if not dictionaries:
         raise SharingError(f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE")

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, metavar="K", help="machines that train together")
     parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
     parser.add_argument("--master", metavar="HOST:PORT", help="where the ranks of several machines meet: on number 0")
+    parser.add_argument(
+        "--fit-memory",
+        action="store_true",
+        help="choose train.max_tokens by the memory of a device; tokens_per_batch stays, --update-freq follows",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command that trains and stop")
 
 
@@ -58,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         data=args.data,
         devices=args.devices,
         machines=Machines(args.nodes, args.node_rank, args.master),
+        fit_memory=args.fit_memory,
     )
     if args.dry_run:
         Console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)

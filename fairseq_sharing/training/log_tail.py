@@ -79,7 +79,8 @@ class LogTail:
             if _ROLL_CALL in line:
                 self._progress.tell(line.partition(_ROLL_CALL)[2])
             if killed := _RANK_KILLED.search(line):
-                self._killed = self._killed or killed[1]
+                # The others get a SIGTERM when one is killed.
+                self._killed = killed[1] if self._killed in ("", "SIGTERM") else self._killed
             if line.strip() and not _LOG_LINE.match(line):
                 self._other = line.strip()
                 if _ERROR_LINE.match(line) and "ChildFailedError" not in line:

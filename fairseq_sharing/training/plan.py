@@ -143,6 +143,7 @@ def make_plan(
     data: Path | None = None,
     devices: int | None = None,
     machines: Machines = Machines(),
+    fit_memory: bool = False,
 ) -> Plan:
     """Settle where a training lies, on what data and on which devices.
 
@@ -153,6 +154,7 @@ def make_plan(
         data: the data directory; the configuration's ``data``, else ``data/<dataset>``, when None.
         devices: number of GPUs of each machine, or of CPU processes without one; every GPU, or one process, when None.
         machines: the machines.
+        fit_memory: whether to choose ``train.max_tokens`` by the memory of a device.
 
     Raises:
         SharingError: for more devices than there are, or a batch that they cannot make up.
@@ -165,9 +167,14 @@ def make_plan(
         raise SharingError(
             f"--devices must be between 1 and {most} ({'GPUs' if cuda else 'CPU cores'} here), got {devices}"
         )
+    data = data or Path(config.get("data") or Path("data") / config.dataset)
+    if fit_memory:
+        from fairseq_sharing.training.memory import fit_max_tokens  # torch, which no other plan needs
+
+        memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
+        config = fit_max_tokens(config, devices * machines.nodes, memory, data)
     configuration.update_freq(config, devices * machines.nodes)
     directory = run or runs / config.dataset / f"{config.run}-seed{config.seed}"
-    data = data or Path(config.get("data") or Path("data") / config.dataset)
     return Plan(config, RunDirectory(directory), data, devices, cuda, machines)
 
 
