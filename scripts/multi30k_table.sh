@@ -1,5 +1,13 @@
 #!/usr/bin/env bash
-# Make the Multi30k table of results/multi30k; takes the arguments of reproduce_table1.sh, --rows and --seeds above all.
+# Make the Multi30k table of results/multi30k: prepare, train every row with every seed, evaluate, report.
 set -euo pipefail
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  cat <<'USAGE'
+usage: bash scripts/multi30k_table.sh [ARGUMENT ...]
+
+Is scripts/reproduce_table1.sh --preset multi30k; takes its arguments: --rows, --seeds, --mirror, --dry-run and others.
+USAGE
+  exit
+fi
 exec bash "$(dirname "${BASH_SOURCE[0]}")/reproduce_table1.sh" --preset multi30k "$@"

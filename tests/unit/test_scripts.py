@@ -62,12 +62,46 @@ def test_test_dry_run_tells_every_check():
         (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
         (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
         (["train.sh"], "train.sh: error: no CONFIG given"),
+        (["train.sh", "--master"], "train.sh: error: --master needs a value"),
+        (["reproduce_table1.sh", "--rows"], "reproduce_table1.sh: error: --rows needs a value"),
+        (["reproduce_table1.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
+        (["multi30k_table.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
     ],
 )
 def test_bad_argument_is_refused(words, message):
     script, *arguments = words
     told = _bash(ROOT / "scripts" / script, *arguments, status=2).stderr
     assert told.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["reproduce_table1.sh"], "table wmt16_en_de --seeds 1 2 3"),
+        (
+            ["reproduce_table1.sh", "--rows", "vanilla cycle_n12", "--gpus", "4", "train.max_update=9"],
+            "table wmt16_en_de train.max_update=9 --seeds 1 2 3 --rows vanilla cycle_n12 --gpus=4",
+        ),
+        (
+            ["reproduce_table1.sh", "--preset", "news_commentary", "--slurm", "--time 1:00 --partition a"],
+            "table news_commentary --seeds 1 --slurm=--time 1:00 --partition a",
+        ),
+        (["multi30k_table.sh", "--seeds", "1 2", "--mirror", "/m"], "table multi30k --seeds 1 2 --mirror=/m"),
+    ],
+)
+def test_table_scripts_pass_their_arguments_on(tmp_path, words, called):
+    (tmp_path / "fairseq-sharing").write_text(f'#!{shutil.which("bash")}\necho "$*"\n')
+    (tmp_path / "fairseq-sharing").chmod(0o755)
+    script, *arguments = words
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = _bash(ROOT / "scripts" / script, "--dry-run", *arguments, PATH=path)
+    assert done.stdout.strip().replace(" --dry-run", "") == called
+    assert " --dry-run" in done.stdout
+
+
+def test_table_s_dry_run_says_when_nothing_is_installed(programs):
+    told = _bash(ROOT / "scripts/reproduce_table1.sh", "--dry-run", status=2, PATH=str(programs)).stderr
+    assert told.startswith("reproduce_table1.sh: error: --dry-run looks at the models: install first")
 
 
 @pytest.fixture
