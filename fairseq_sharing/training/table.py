@@ -183,8 +183,10 @@ def submit(table: Table, flags: str, console: Console) -> str:
         The job's number.
 
     Raises:
-        SharingError: a stage failed, or sbatch is not there or refuses.
+        SharingError: a stage failed, sbatch is not there or refuses, or this is no clone.
     """
+    if not SBATCH.is_file():
+        raise SharingError(f"--slurm: no {SBATCH}; run it in a clone of the repository")
     call(table.prepare(), console)
     file = job_file(table)
     file.parent.mkdir(parents=True, exist_ok=True)
