@@ -29,7 +29,6 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         super().__init__(decoder)
         self.cfg = decoder.cfg
         self.watch_state_dict()
-        self.start_admin(self.cfg.admin)
 
     @classmethod
     def hub_models(cls):
@@ -80,7 +79,6 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
     def forward(self, src_tokens, **kwargs):
         """Run fairseq's forward pass, in the training precision asked for."""
         with self.training_autocast():
-            self.profile_admin(lambda: super(TransformerLanguageModelSharing, self).forward(src_tokens, **kwargs))
             return self.with_ponder(super().forward(src_tokens, **kwargs))
 
 
