@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 
 import pytest
@@ -200,3 +202,17 @@ def test_a_process_that_ignores_a_signal_is_killed_after_a_while(monkeypatch):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     process = Process([sys.executable, "-c", code], start_new_session=True)
     assert wait(process, {"peak_memory_bytes": 0}, lambda: None, [15]) == -9
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
+def test_another_number_of_ranks_than_planned_is_refused_once(rank, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "fairseq_sharing.training.rank", "data", "--distributed-world-size", "4"],
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": rank},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    expected = "fairseq-train: error: --distributed-world-size 4 was planned, torchrun started 2: the batch would have"
+    assert done.stderr.startswith(expected) if told else not done.stderr
