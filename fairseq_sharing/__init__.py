@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register models, losses and optimizers with fairseq, and mend fairseq on current Python, torch and numpy."""
+    """Register models, criterions and optimizers with fairseq, and mend fairseq on current Python, torch and numpy."""
     from fairseq_sharing import compat  # noqa: F401
-    from fairseq_sharing.criterions import fused_label_smoothed_cross_entropy  # noqa: F401
+    from fairseq_sharing.criterions import fused_label_smoothed_cross_entropy, ponder  # noqa: F401
     from fairseq_sharing.models import transformer_lm_sharing, transformer_sharing  # noqa: F401
     from fairseq_sharing.optimizers import fused_adam  # noqa: F401
 

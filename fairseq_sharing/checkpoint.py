@@ -253,12 +253,18 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
         file is no larger.
 
     Raises:
-        SharingError: not a model of the transformer_sharing family.
+        SharingError: not a model of the transformer_sharing family, or one with parts that stock fairseq has not.
     """
     model_args = model_arguments(checkpoint)
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
         raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
+    for option in ("admin", "depth_signal", "act"):
+        if model_args.get(option, "off") != "off":
+            flag = f"--{option.replace('_', '-')} {model_args[option]}"
+            raise SharingError(f"--materialise cannot write a model with {flag}: stock fairseq has no such layers")
+    if model_args.get("position_per_depth"):
+        raise SharingError("--materialise cannot write a model with --position-per-depth: stock fairseq has it not")
     state = dict(checkpoint["model"])
     aliases = dict((state.get(EXTRA_STATE) or {}).get("aliases", {}))
     for stack, sharing in recorded_sharing(state).items():
@@ -277,7 +283,10 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "cfg": cfg, "model": state, "extra_state": {}}
 
 
-_SHARING_OPTION = re.compile(r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision")
+_SHARING_OPTION = re.compile(
+    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|"
+    r"admin|depth_signal|position_per_depth|act|act_epsilon"
+)
 
 
 def _plain(value: Any) -> Any:
@@ -355,13 +364,20 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path
 
 
 def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
-    """List the checkpoints of whole epochs (``checkpointN.pt``) in a folder, oldest first."""
-    numbered = {
-        int(match[1]): path
-        for path in Path(directory).glob("checkpoint*.pt")
-        if (match := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
-    }
-    return [numbered[epoch] for epoch in sorted(numbered)]
+    """List the checkpoints to average in a folder, oldest first.
+
+    Those of whole epochs (``checkpointN.pt``); where no epoch has ended yet, those that --save-interval-updates wrote
+    (``checkpoint_N_UPDATES.pt``).
+    """
+    for pattern in (r"checkpoint(\d+)\.pt", r"checkpoint_\d+_(\d+)\.pt"):
+        numbered = {
+            int(match[1]): path
+            for path in Path(directory).glob("checkpoint*.pt")
+            if (match := re.fullmatch(pattern, path.name))
+        }
+        if numbered:
+            return [numbered[number] for number in sorted(numbered)]
+    return []
 
 
 def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:

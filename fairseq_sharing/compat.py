@@ -215,6 +215,29 @@ def mend_trainer() -> None:
     trainer.Trainer.load_checkpoint = load_checkpoint
 
 
+def mend_torchrun() -> None:
+    """Let the processes that torchrun starts train together without a GPU too.
+
+    fairseq takes the number of GPUs for the number of ranks: without any, each process would train a job of its own.
+    """
+    stock = distributed_utils.infer_init_method
+
+    @functools.wraps(stock)
+    def infer_init_method(cfg, force_distributed: bool = False):
+        started = (
+            int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= {*os.environ} else 1
+        )
+        if cfg.distributed_init_method is not None or started == 1 or torch.cuda.is_available():
+            return stock(cfg, force_distributed)
+        cfg.distributed_init_method = "env://"
+        cfg.distributed_world_size, cfg.distributed_rank = started, int(os.environ["RANK"])
+        cfg.device_id, cfg.distributed_no_spawn = int(os.environ.get("LOCAL_RANK", "0")), True
+        cfg.distributed_backend, cfg.ddp_backend = "gloo", "legacy_ddp"  # the ones that work on a CPU
+        return None
+
+    distributed_utils.infer_init_method = infer_init_method
+
+
 def find_sharing_error(error: BaseException | None) -> SharingError | None:
     """Find a SharingError in an exception or in what it was raised from.
 
@@ -283,6 +306,7 @@ def mend() -> None:
     show_data_wait()
     mend_recomputation()
     mend_trainer()
+    mend_torchrun()
     tell_errors_in_one_line()
 
 

@@ -29,7 +29,7 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.training import config as configuration
 from fairseq_sharing.tying import part_of
 
-COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "output", "other")
+COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
 BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
 # Tensors of the weight's size that fairseq's optimizers keep.
 _OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
@@ -42,6 +42,7 @@ class Description:
     Args:
         name: what it is called beside the others.
         layer_map: of each stack.
+        depth_steps: of each stack, what a Universal Transformer adds to it, in words; empty for nothing.
         unique: parameters by component, each shared one once.
         effective: the same, as if every layer had its own.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
@@ -50,6 +51,7 @@ class Description:
 
     name: str
     layer_map: dict[str, LayerMap]
+    depth_steps: dict[str, str]
     unique: dict[str, int]
     effective: dict[str, int]
     bytes: dict[str, int | None]
@@ -84,7 +86,7 @@ def describe(
         raise SharingError(f"--length must be at least 1 token, got {length}")
     composed = configuration.compose(config, overrides)
     args = model_arguments(composed.train)
-    size = vocabulary or _vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
+    size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
     models = compare(str(composed.run), args, size, length)
     if svg is not None:
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
@@ -94,6 +96,8 @@ def describe(
         return
     for stack, layer_map in models[0].layer_map.items():
         console.print(_map_line(stack, layer_map))
+        if models[0].depth_steps[stack]:
+            console.print(f"{stack}  {models[0].depth_steps[stack]}")
     console.print(_table(models, size, length))
     drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
     console.print(f"{drawn}; train it with: fairseq-sharing train {config}")
@@ -138,6 +142,7 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
             plain = Namespace(
                 **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
             )
+            plain.depth_signal, plain.position_per_depth, plain.act = "off", False, "off"
             for stack, count in layers.items():
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)
@@ -146,8 +151,8 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
     return described
 
 
-def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
-    """Build a model without storage and count what is in it."""
+def build_without_storage(args: Namespace, vocabulary: int) -> torch.nn.Module:
+    """Build a model on torch's meta device: sizes only, no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     dictionary = Dictionary()
@@ -156,12 +161,19 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     with torch.device("meta"):
         model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task)
+    return model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
+
+
+def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
+    """Build a model without storage and count what is in it."""
+    model = build_without_storage(args, vocabulary)
     unique = _count(model, once=True)
     values = sum(unique.values())
     states = _OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
     return Description(
         name=name,
         layer_map={stack: sharing.layer_map for stack, sharing in model.sharing.items()},
+        depth_steps={stack: getattr(model, stack).describe_depth_steps() for stack in model.sharing},
         unique=unique,
         effective=_count(model, once=False),
         bytes={
@@ -173,6 +185,35 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     )
 
 
+def run_without_storage(model: torch.nn.Module, length: int, sentences: int) -> torch.Tensor:
+    """Run the layers of both stacks and the output projection of a model on the meta device.
+
+    Not the stacks' own forward passes: they look at token values, which models without storage have none of.
+
+    Args:
+        model: what ``build_without_storage`` gave; a language model has the target side only.
+        length: source and target tokens of a sentence.
+        sentences: how many.
+
+    Returns:
+        The output, (sentences, length, vocabulary); log-probabilities of an adaptive softmax.
+    """
+    encoder, decoder = getattr(model, "encoder", None), model.decoder
+    with torch.device("meta"):
+        memory = None
+        x = torch.zeros(length, sentences, model.cfg.decoder.embed_dim)  # T x B x C
+        if encoder is not None:
+            memory = torch.zeros(length, sentences, model.cfg.encoder.embed_dim)
+            for layer in encoder.layers:
+                memory = layer(memory, encoder_padding_mask=None)
+        for layer in decoder.layers:
+            x = layer(x, memory, None, self_attn_mask=torch.zeros(length, length))[0]
+        x = x.transpose(0, 1)
+        if decoder.adaptive_softmax is not None:
+            return decoder.adaptive_softmax.get_log_prob(x, None)
+        return decoder.output_layer(x)
+
+
 def count_macs(model: torch.nn.Module, length: int) -> int:
     """Count the multiply-accumulate operations of one forward pass over one sentence pair.
 
@@ -182,22 +223,8 @@ def count_macs(model: torch.nn.Module, length: int) -> int:
         model: a model built on the meta device; a language model has the target side only.
         length: source and target tokens.
     """
-    encoder, decoder = getattr(model, "encoder", None), model.decoder
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        memory = None
-        x = torch.zeros(length, 1, model.cfg.decoder.embed_dim)  # T x B x C
-        # The stacks' own forward passes look at token values, which models without storage have none of.
-        if encoder is not None:
-            memory = torch.zeros(length, 1, model.cfg.encoder.embed_dim)
-            for layer in encoder.layers:
-                layer(memory, encoder_padding_mask=None)
-        for layer in decoder.layers:
-            layer(x, memory, None, self_attn_mask=torch.zeros(length, length))
-        x = x.transpose(0, 1)
-        if decoder.adaptive_softmax is not None:
-            decoder.adaptive_softmax.get_log_prob(x, None)
-        else:
-            decoder.output_layer(x)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run_without_storage(model, length, 1)
     # The counter counts a multiplication and an addition as two.
     return counter.get_total_flops() // 2
 
@@ -217,13 +244,20 @@ def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
             component = "layer_norm"
         elif "embed" in name:
             component = "embeddings"
+        elif "depth_signal" in name or "halting" in name:
+            component = "depth_steps"
         else:
             component = "output"
         counts[component] += parameter.numel()
     return counts
 
 
-def _vocabulary_size(data: Path) -> int:
+def vocabulary_size(data: Path) -> int:
+    """Return the number of symbols of a prepared data directory's dictionary.
+
+    Raises:
+        SharingError: there is none.
+    """
     dictionaries = sorted((data / "bin").glob("dict.*.txt"))
     if not dictionaries:
         raise SharingError(f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE")

@@ -35,7 +35,7 @@ check() {
 check ruff format --check .
 check ruff check .
 check mypy fairseq_sharing
-check shellcheck .ci/run scripts/*.sh data-prep/*.sh data-prep/*/*.sh
+check shellcheck .ci/run scripts/*.sh scripts/slurm/*.sbatch data-prep/*.sh data-prep/*/*.sh
 if [[ -z ${FAIRSEQ_SHARING_MIRROR:-} ]]; then
   echo "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" >&2
 fi

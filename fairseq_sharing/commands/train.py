@@ -33,9 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         type=int,
         metavar="N",
-        help="GPUs, or CPU processes without one; every GPU, or one process, if not given",
+        help="GPUs of each machine, or CPU processes without one; every GPU, or one process, if not given",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the fairseq-train commands and stop")
+    parser.add_argument("--nodes", type=int, default=1, metavar="K", help="machines that train together")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    parser.add_argument("--master", metavar="HOST:PORT", help="where the ranks of several machines meet: on number 0")
+    parser.add_argument(
+        "--fit-memory",
+        action="store_true",
+        help="choose train.max_tokens by the memory of a device; tokens_per_batch stays, --update-freq follows",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the command that trains and stop")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fairseq_sharing.training.config import compose
-    from fairseq_sharing.training.launch import make_plan, train
+    from fairseq_sharing.training.launch import train
+    from fairseq_sharing.training.plan import Machines, make_plan
 
     plan = make_plan(
         compose(args.config, args.overrides),
@@ -53,9 +62,10 @@ def run(args: argparse.Namespace) -> None:
         runs=args.runs,
         data=args.data,
         devices=args.devices,
+        machines=Machines(args.nodes, args.node_rank, args.master),
+        fit_memory=args.fit_memory,
     )
     if args.dry_run:
-        for command in plan.commands():
-            Console().print(shlex.join(command), markup=False, highlight=False, soft_wrap=True)
+        Console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)
         return
     train(plan, Console(stderr=True))

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.compound_split import compound_split_bleu
 from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.steps import Steps
@@ -19,7 +20,7 @@ from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
 from fairseq_sharing.training.run_directory import RunDirectory
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
-_SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen")
+_SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
 
@@ -35,6 +36,9 @@ class EvaluationSettings:
         max_tokens: source tokens a batch, padding included.
         baseline: run name of the baseline, looked up beside the run at the same seed.
         test_lenpen: length penalty by test set, where it differs.
+        max_len_a: with max_len_b, the longest translation: max_len_a x source words + max_len_b.
+        max_len_b: see max_len_a; the defaults are fairseq's.
+        compound_split: also score tokenised text with German compounds split, as early papers did; an extra.
     """
 
     average_last: int = 10
@@ -43,6 +47,9 @@ class EvaluationSettings:
     max_tokens: int = 8000
     baseline: str | None = None
     test_lenpen: Mapping[str, float] = field(default_factory=dict)
+    max_len_a: float = 0.0
+    max_len_b: int = 200
+    compound_split: bool = False
 
     @classmethod
     def of(cls, block: Mapping[Any, Any]) -> EvaluationSettings:
@@ -58,13 +65,15 @@ class EvaluationSettings:
         return cls(**block)
 
     def __post_init__(self) -> None:
-        for name in ("average_last", "beam", "max_tokens"):
+        for name in ("average_last", "beam", "max_tokens", "max_len_b"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SharingError(f"evaluate.{name} must be a whole number from 1, got {value!r}")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise SharingError(f"evaluate: length penalty {name} must be a number, got {value!r}")
+        if isinstance(self.max_len_a, bool) or not isinstance(self.max_len_a, int | float) or self.max_len_a < 0:
+            raise SharingError(f"evaluate.max_len_a must be a number from 0, got {self.max_len_a!r}")
 
 
 def evaluate_run(
@@ -116,6 +125,9 @@ def evaluate_run(
         _write(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
         compared = _read_baseline(other, name, reference, len(references))
         scores[name] = score(hypotheses, references, compared, manifest["target_lang"]).as_dict()
+        if settings.compound_split:
+            bleu = compound_split_bleu(hypotheses, references, manifest["target_lang"])
+            scores[name]["compound_split_bleu"] = round(bleu, 4)
         if manifest.get("artificial") and not examples:
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
@@ -151,7 +163,8 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     """Choose the checkpoints to average: those of the last epochs, by the number in their name.
 
     Args:
-        directory: a run's checkpoints; its best, last, averaged and mid-epoch files don't count.
+        directory: a run's checkpoints; its best, last and averaged files don't count, nor those within an epoch where
+            any epoch has ended.
         count: how many.
 
     Returns:
@@ -169,7 +182,8 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
 
 
 def _epoch(file: Path) -> int:
-    return int(file.stem.removeprefix("checkpoint"))
+    """Tell the epoch of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
+    return int(file.stem.removeprefix("checkpoint").removeprefix("_").partition("_")[0])
 
 
 def _average(
@@ -224,6 +238,9 @@ class _Translator:
             "beam": settings.beam,
             "lenpen": settings.test_lenpen.get(name, settings.lenpen),
             "max_tokens": settings.max_tokens,
+            # Only where they are not fairseq's own: what was translated before stays valid.
+            **({"max_len_a": settings.max_len_a} if settings.max_len_a else {}),
+            **({"max_len_b": settings.max_len_b} if settings.max_len_b != EvaluationSettings.max_len_b else {}),
         }
         output = self._run.evaluation / f"{name}.generate.txt"
         inputs = {**inputs, **search, "subset": test["subset"], "data": self._manifest["files"]}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation import tables
-from fairseq_sharing.evaluation.study import Row, read_result, read_rows
+from fairseq_sharing.evaluation import paper, tables
+from fairseq_sharing.evaluation.study import Row, read_result, read_rows, scored_sets
 from fairseq_sharing.preparation.files import atomic_write
 
 
@@ -23,6 +23,8 @@ class Report:
 
 def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
     """Make table.md, table.csv, table.tex, the pictures and index.html of a study.
+
+    Where the rows are those of the paper's table, paper.md shows them beside it.
 
     Args:
         folder: its result files, one JSON a run; what is written goes there too.
@@ -51,6 +53,8 @@ def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
         "table.tex": lambda: tables.latex(rows),
         "index.html": lambda: page.write_page(rows, title, folder, pictures),
     }
+    if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
+        texts["paper.md"] = lambda: paper.markdown(rows, title)
     for name, make in texts.items():
         _write(folder / name, make())
     return Report(title, rows, [folder / name for name in (*texts, *(file for file, _ in pictures))])

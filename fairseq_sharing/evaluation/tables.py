@@ -220,14 +220,14 @@ def _recipes(rows: Sequence[Row]) -> list[str]:
 
 
 def _recipe(result: dict[str, Any]) -> str:
-    averaged = len(result.get("checkpoint", {}).get("averaged", ()))
+    files = result.get("checkpoint", {}).get("averaged", ())
+    averaged = len(files)
+    kind = "checkpoints within an epoch" if any("_" in file for file in files) else "epoch checkpoints"
     search = result.get("generation", {})
     lenpen = f"{search.get('lenpen', '?')}" + "".join(
         f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
     )
-    checkpoints = (
-        "the last epoch's checkpoint" if averaged == 1 else f"the average of the last {averaged} epoch checkpoints"
-    )
+    checkpoints = "the last epoch's checkpoint" if averaged == 1 else f"the average of the last {averaged} {kind}"
     beam = search.get("beam", "?")
     return f"Translated by {checkpoints}, beam {beam}, length penalty {lenpen}; scored on raw references."
 

@@ -20,6 +20,7 @@ from fairseq_sharing.checkpoint import (
 )
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
+from fairseq_sharing.models.depth_steps import DepthSteps
 from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
 from fairseq_sharing.modules.dropout import use_fast_dropout
 from fairseq_sharing.modules.fast_attention import use_fast_attention
@@ -28,7 +29,7 @@ from fairseq_sharing.tying import StackBuilder, retie_stack
 logger = logging.getLogger(__name__)
 
 
-class SharedStack:
+class SharedStack(DepthSteps):
     """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
 
     sharing: StackSharing
@@ -140,6 +141,12 @@ class SharingModel:
         if fast:
             use_fast_dropout(self)
             use_fast_attention(self)
+
+    def with_ponder(self, output: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        """Put what each stack with ACT spent on this forward pass beside the model's output, for the criterion."""
+        spent = {stack: getattr(self, stack).take_ponder() for stack in self.sharing}
+        ponder = {stack: cost for stack, cost in spent.items() if cost is not None}
+        return (output[0], {**output[1], "ponder": ponder}) if ponder else output
 
     def training_autocast(self) -> AbstractContextManager[None]:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""

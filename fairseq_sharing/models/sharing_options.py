@@ -16,6 +16,7 @@ _SHARING = "which layers share their parameters: " + ", ".join(SHARING_CHOICES)
 _UNIQUE = "M, the parameter sets that the layers share; needed by sequence, cycle and cycle_rev"
 _MAP = "for custom sharing: one label a layer, equal labels share, as in 0,1,2,2,1,0"
 _SCOPE = "what is shared: layer (all of it), or some of " + ",".join(SCOPES[1:])
+_PONDER_CRITERION = "label_smoothed_cross_entropy_with_ponder"
 _ONLY = " ({} only; goes before the option for both stacks)"
 
 
@@ -46,6 +47,18 @@ class SharingOptions(FairseqDataclass):
         "from the variances of the first training batch, closed_form to the square root of the sub-layer's number",
         "off",
     )
+    depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = _option(
+        "Universal Transformer: what is added to the state that enters each depth of a stack, a vector a depth", "off"
+    )
+    position_per_depth: bool = _option(
+        "Universal Transformer: add the positions of the tokens before every depth, not before the first only", False
+    )
+    act: ChoiceEnum(["off", "encoder", "decoder", "both"]) = _option(
+        "Universal Transformer: adaptive computation time, in these stacks each token halts at a depth of its own; "
+        f"train with --criterion {_PONDER_CRITERION}",
+        "off",
+    )
+    act_epsilon: float = _option("a token halts when its halting probabilities sum up to 1 minus this", 0.01)
     precision: ChoiceEnum(["fp32", "bf16"]) = _option(
         "arithmetic of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and "
         "optimizer and no loss scaling; validation and translation stay in fp32",
@@ -118,10 +131,42 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, f"{stack}_normalize_before", "--admin weights the residuals of post-norm layers", False)
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
+    _validate_depth_steps(args, stacks)
     if getattr(args, "precision", "fp32") == "bf16":
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
     return sharing
+
+
+def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
+    """Check the options of the Universal Transformer."""
+    act, signal = getattr(args, "act", "off"), getattr(args, "depth_signal", "off")
+    if getattr(args, "position_per_depth", False):
+        _refuse(args, "no_token_positional_embeddings", "--position-per-depth adds the positions at every depth", False)
+    if act != "off" or signal != "off":
+        _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
+        for stack in stacks:
+            _refuse(args, f"{stack}_layers_to_keep", "--act and --depth-signal number the layers", None)
+    if act == "off":
+        return
+    if act != "both" and act not in stacks:
+        raise SharingError(f"--act {act} needs an {act}, which this model has not; allowed: off, {', '.join(stacks)}")
+    epsilon = args.act_epsilon
+    if not 0 < epsilon < 1:
+        raise SharingError(f"--act-epsilon must be between 0 and 1, got {epsilon}")
+    criterion = getattr(args, "criterion", None) or _PONDER_CRITERION
+    if criterion != _PONDER_CRITERION:
+        raise SharingError(
+            f"--criterion {criterion} has no ponder cost, every token would take all depths; "
+            f"allowed with --act: {_PONDER_CRITERION} (with --ponder-weight 0 for no cost)"
+        )
+    _refuse(args, "admin", "its variances are those of a residual stream, which --act interrupts", "off")
+    for stack in stacks if act == "both" else (act,):
+        _refuse(args, f"{stack}_layerdrop", "--act counts the layers as steps", 0)
+        if int(getattr(args, f"{stack}_layers")) < 2:
+            raise SharingError(
+                f"--act {act} needs --{stack}-layers of at least 2, got {getattr(args, f'{stack}_layers')}"
+            )
 
 
 def register_size(

@@ -81,7 +81,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
     def forward(self, src_tokens, **kwargs):
         """Run fairseq's forward pass, in the training precision asked for."""
         with self.training_autocast(), one_pass():
-            return super().forward(src_tokens, **kwargs)
+            return self.with_ponder(super().forward(src_tokens, **kwargs))
 
 
 def _check(args: Namespace) -> None:

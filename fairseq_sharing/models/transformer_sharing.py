@@ -27,6 +27,7 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, return_fc=False):
         self.begin_sharing(stack_sharing(cfg, "encoder"))
         super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+        self.add_depth_steps(cfg, "encoder")
 
     def build_encoder_layer(self, cfg):
         """Build the next layer, tied to its owner."""
@@ -44,6 +45,7 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):
         self.begin_sharing(stack_sharing(cfg, "decoder"))
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+        self.add_depth_steps(cfg, "decoder")
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Build the next layer, tied to its owner."""
@@ -111,9 +113,10 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         """Run fairseq's forward pass, in the training precision asked for."""
         if self.training and self.cfg.fast:
             kwargs.setdefault("alignment_layer", _NO_LAYER)
-        with self.training_autocast(), one_pass():
+        with self.training_autocast():
             self.profile_admin(lambda: super(TransformerSharingModel, self).forward(*args, **kwargs))
-            return super().forward(*args, **kwargs)
+            with one_pass():
+                return self.with_ponder(super().forward(*args, **kwargs))
 
 
 _SIZES = {

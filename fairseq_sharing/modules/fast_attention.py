@@ -17,10 +17,14 @@ State = dict[str, dict[str, Tensor | None]]
 
 @dataclass
 class _PassCache:
-    """What the layers of one forward pass have in common: masks, and sources projected by the same Parameters."""
+    """What the layers of one forward pass have in common: masks, and sources projected by the same Parameters.
+
+    Both are found by the ids of what they were made of, which stays with them: an id is that of one object only while
+    the object lives.
+    """
 
     masks: dict[tuple, tuple[tuple, Tensor]] = field(default_factory=dict)
-    sources: dict[tuple, tuple[Tensor, ...]] = field(default_factory=dict)
+    sources: dict[tuple, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict)
 
 
 _cache: ContextVar[_PassCache | None] = ContextVar("attention cache of a forward pass", default=None)
@@ -137,8 +141,8 @@ class FastAttention(MultiheadAttention):
         parameters = (self.k_proj.weight, self.k_proj.bias, self.v_proj.weight, self.v_proj.bias)
         identity = (id(source), self.num_heads, *map(id, parameters))
         if identity not in cache.sources:
-            cache.sources[identity] = self._project_source(source)
-        return cache.sources[identity]
+            cache.sources[identity] = (source, self._project_source(source))
+        return cache.sources[identity][1]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, length, width = q.shape
@@ -186,6 +190,5 @@ def _mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor) 
         padding = torch.zeros(key_padding_mask.shape, dtype=dtype, device=q.device)
         mask = mask + padding.masked_fill_(key_padding_mask.bool(), float("-inf"))[:, None, None]
     if cache is not None:
-        # The tensors stay with their mask: an id is that of one object only while it lives.
         cache.masks[identity] = ((key_padding_mask, attn_mask), mask)
     return mask

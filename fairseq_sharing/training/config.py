@@ -15,7 +15,10 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import configs_dir
 
 TOP_LEVEL_KEYS = ("base", "run", "dataset", "data", "seed", "tokens_per_batch", "train", "evaluate")
-EVALUATE_KEYS = ("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen")
+EVALUATE_KEYS = (
+    *("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen"),
+    *("max_len_a", "max_len_b", "compound_split"),
+)
 # Flags of fairseq-train that the launcher gives.
 SET_ELSEWHERE = {
     "seed": "the top-level key seed",

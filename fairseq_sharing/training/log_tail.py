@@ -12,6 +12,9 @@ from fairseq_sharing.training.run_directory import parse_log_line
 
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| ")
 _ERROR_LINE = re.compile(r"^(?:[\w.-]+: error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b)")
+# What torchrun tells of a rank that a signal ended; its own exit status does not say.
+_RANK_KILLED = re.compile(r"Signal \d+ \((SIG\w+)\) received by PID")
+_ROLL_CALL = "| fairseq_sharing.training.rank | "
 GIB = 1024**3
 
 
@@ -32,6 +35,7 @@ class LogTail:
         self._epoch: dict[str, Any] = {}
         self._least_gpu_free: float | None = None
         self._errors: list[str] = []
+        self._killed = ""
         self._other = ""
 
     def read(self) -> None:
@@ -46,10 +50,12 @@ class LogTail:
         Args:
             status: its exit status; negative when a signal ended it.
         """
-        if status < 0 and not self._errors:
-            name = signal.Signals(-status).name
+        # What a command says in one line goes before the errors that other ranks have when one is gone.
+        told = [line for line in self._errors if ": error: " in line]
+        name = self._killed or (signal.Signals(-status).name if status < 0 else "")
+        if name and not told and (self._killed or not self._errors):
             return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        line = self._errors[-1] if self._errors else self._other or f"exit status {status}"
+        line = (told or self._errors[-1:] or [self._other or f"exit status {status}"])[0]
         return re.sub(r"^[\w.-]+: error: ", "", line)
 
     def summary(self) -> str:
@@ -70,9 +76,14 @@ class LogTail:
     def _take(self, line: str) -> None:
         parsed = parse_log_line(line)
         if parsed is None:
+            if _ROLL_CALL in line:
+                self._progress.tell(line.partition(_ROLL_CALL)[2])
+            if killed := _RANK_KILLED.search(line):
+                # The others get a SIGTERM when one is killed.
+                self._killed = killed[1] if self._killed in ("", "SIGTERM") else self._killed
             if line.strip() and not _LOG_LINE.match(line):
                 self._other = line.strip()
-                if _ERROR_LINE.match(line):
+                if _ERROR_LINE.match(line) and "ChildFailedError" not in line:
                     self._errors.append(line.strip())
             return
         kind, record = parsed

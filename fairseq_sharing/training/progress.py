@@ -73,6 +73,10 @@ class TrainingProgress:
             self._latest = record
         self._bar.update(self._task, completed=self._fraction(), state=self._state())
 
+    def tell(self, text: str) -> None:
+        """Show a line of its own."""
+        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+
     def _fraction(self) -> float:
         parts = [0.0]
         if self._max_epoch:

@@ -34,6 +34,7 @@ CHANGEABLE = (
     "train.log_interval",
     "train.num_workers",
     "train.update_freq",
+    "train.max_tokens",
     "evaluate",
 )
 

@@ -36,3 +36,17 @@ def test_two_ranks_make_the_same_update(updates):
         torch.testing.assert_close(two[name], one[name], atol=2e-6, rtol=1e-5, msg=lambda text, name=name: name + text)
     moved = max((two[name] - half[name]).abs().max() for name in one)
     assert moved > 1e-3, "a rank that ignored the other would make another update"
+
+
+def test_ponder_cost_weighs_the_same_over_steps_and_ranks(tmp_path, train_on_ranks):
+    act = ["--act", "both", "--depth-signal", "learned", "--ponder-weight", "0.2", "--update-freq"]
+    states = {}
+    for ranks, update_freq in ((1, 2), (2, 1)):
+        words = [*FLAGS, *act, update_freq, "--criterion", "label_smoothed_cross_entropy_with_ponder"]
+        log = train_on_ranks(tmp_path / f"{ranks}", ranks, *words)
+        steps = [float(entry["encoder_steps"]) for entry in logged(log, "encoder_steps")]
+        state = torch.load(tmp_path / f"{ranks}" / "checkpoint_last.pt", weights_only=False)["model"]
+        states[ranks] = steps, {name: value for name, value in state.items() if torch.is_tensor(value)}
+    assert states[1][0][:3] == pytest.approx(states[2][0][:3], abs=0.002)
+    for name, value in states[1][1].items():
+        torch.testing.assert_close(states[2][1][name], value, atol=2e-6, rtol=1e-5, msg=lambda t, name=name: name + t)

@@ -12,65 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from words_corpus import ENVIRONMENT, call, make_place
 
-from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.run_directory import RunDirectory
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_DIR.parent), "CUDA_VISIBLE_DEVICES": ""}
-# Every sentence has 6 words and an end: 8 of them, the multiple that fairseq batches by, make 56 tokens.
-SENTENCES, TOKENS = 96, 7
-CONFIG = """
-dataset: words
-train:
-  arch: transformer_sharing_tiny
-  sharing: cycle_rev
-  unique_layers: 2
-  encoder_layers: 4
-  decoder_layers: 4
-  encoder_embed_dim: 16
-  decoder_embed_dim: 16
-  encoder_ffn_embed_dim: 16
-  decoder_ffn_embed_dim: 16
-  optimizer: adam
-  lr: 0.001
-  max_tokens: 56
-  max_update: 6
-  log_interval: 1
-  save_interval_updates: 3
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A directory with data/words and words.yaml."""
-    place = tmp_path_factory.mktemp("train")
-    raw = place / "data" / "words" / "raw"
-    raw.mkdir(parents=True)
-    for split, count in (("train", SENTENCES), ("valid", 8)):
-        lines = [" ".join("abcdefgh"[(i * j + i) % 8] for j in range(1, TOKENS)) + "\n" for i in range(count)]
-        for lang in ("en", "de"):
-            (raw / f"{split}.{lang}").write_text("".join(lines))
-    _call(
-        *("-m", "fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary"),
-        *("--trainpref", raw / "train", "--validpref", raw / "valid", "--destdir", place / "data" / "words" / "bin"),
-        cwd=place,
-    )
-    (place / "data" / "words" / "manifest.json").write_text('{"source_lang": "en", "target_lang": "de"}')
-    (place / "words.yaml").write_text(CONFIG)
-    return place
-
-
-def _call(*words, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == status, done.stderr
-    return done
+    return make_place(tmp_path_factory.mktemp("train"))
 
 
 def _train(place: Path, *words, status: int = 0) -> str:
     """Run the command; returns what it wrote to standard error."""
-    done = _call("-m", "fairseq_sharing", "train", "words.yaml", *words, cwd=place, status=status)
+    done = call("-m", "fairseq_sharing", "train", "words.yaml", *words, cwd=place, status=status)
     assert done.stdout == ""
     return done.stderr
 
@@ -147,6 +102,10 @@ def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(pla
 def test_two_processes_see_twice_the_words_per_batch(trained, place):
     told = _train(place, "run=parallel", "--devices", "2")
     assert "world size 2 (CPU processes), 112 tokens per batch" in told
+    assert [line.partition(":")[0] for line in told.splitlines() if line.startswith("  rank")] == [
+        "  rank 0",
+        "  rank 1",
+    ]
     parallel = RunDirectory(place / "runs" / "words" / "parallel-seed1")
     one = _words_per_batch(RunDirectory(trained[0]))
     assert set(one) == {56}

@@ -33,11 +33,15 @@ def write_corpus(folder: Path) -> None:
 
 def distributed(ranks: int) -> list[object]:
     """The flags that make processes without a GPU one training."""
+    flags = ["--distributed-world-size", ranks, "--distributed-init-method", f"tcp://localhost:{free_port()}"]
+    return [*flags, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        place = f"tcp://localhost:{probe.getsockname()[1]}"
-    flags = ["--distributed-world-size", ranks, "--distributed-init-method", place]
-    return [*flags, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+        return probe.getsockname()[1]
 
 
 def assert_same_bits(one: Path, other: Path) -> None:

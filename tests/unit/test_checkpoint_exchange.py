@@ -117,6 +117,21 @@ def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialise
     assert sizes[0] - sizes[1] < 300 * (len(loaded["model"]) + 1), "shared storages are written once"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "flag"),
+    [
+        ("admin", "profile", "--admin profile"),
+        ("depth_signal", "learned", "--depth-signal learned"),
+        ("act", "both", "--act both"),
+        ("position_per_depth", True, "--position-per-depth"),
+    ],
+)
+def test_what_stock_fairseq_has_no_layers_for_is_not_materialised(option, value, flag):
+    model = {"arch": "transformer_sharing", option: value}
+    with pytest.raises(SharingError, match=f"^--materialise cannot write a model with {flag}: stock fairseq"):
+        checkpoint.materialise({"cfg": {"model": model}, "model": {}})
+
+
 def test_materialised_file_loads_back_into_the_shared_model(case, norm, trained, materialised):
     loaded = torch.load(materialised, weights_only=True)
     ours = build(norm, seed=5, **case.options)

@@ -125,3 +125,16 @@ def test_an_unknown_vocabulary_is_told(tmp_path):
     config.write_text("dataset: toy\ntrain:\n  arch: transformer_sharing\n")
     with pytest.raises(SharingError, match="--vocabulary"):
         description.describe(config, data=tmp_path)
+
+
+def test_depth_steps_of_a_universal_transformer_are_counted_and_told():
+    options = {**BASE, "depth_signal": "learned", "position_per_depth": True, "act": "encoder"}
+    options["criterion"] = "label_smoothed_cross_entropy_with_ponder"
+    ours, deep, _ = description.compare("ours", description.model_arguments(options), V, LENGTH)
+    assert deep.unique["depth_steps"] == 0
+    assert ours.unique["depth_steps"] == (6 + 4) * D + D + 1
+    assert ours.depth_steps == {
+        "encoder": "depth signal: learned; positions added at every depth; "
+        "ACT: halts at a sum of 0.99, at most 6 steps",
+        "decoder": "depth signal: learned; positions added at every depth",
+    }

@@ -20,6 +20,12 @@ def test_last_checkpoints_are_chosen_by_epoch_number(tmp_path):
     assert len(last_epoch_checkpoints(tmp_path, 10)) == 5
 
 
+def test_where_no_epoch_has_ended_the_checkpoints_within_it_count(tmp_path):
+    _touch(tmp_path, "checkpoint_1_450.pt", "checkpoint_1_1000.pt", "checkpoint_1_500.pt", "checkpoint_last.pt")
+    names = [file.name for file in last_epoch_checkpoints(tmp_path, 2)]
+    assert names == ["checkpoint_1_500.pt", "checkpoint_1_1000.pt"]
+
+
 def test_no_epoch_checkpoint_is_an_error(tmp_path):
     _touch(tmp_path, "checkpoint_last.pt")
     with pytest.raises(SharingError, match="no epoch checkpoint"):

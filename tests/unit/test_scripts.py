@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,46 @@ def test_test_dry_run_tells_every_check():
         (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
         (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
         (["train.sh"], "train.sh: error: no CONFIG given"),
+        (["train.sh", "--master"], "train.sh: error: --master needs a value"),
+        (["reproduce_table1.sh", "--rows"], "reproduce_table1.sh: error: --rows needs a value"),
+        (["reproduce_table1.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
+        (["multi30k_table.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
     ],
 )
 def test_bad_argument_is_refused(words, message):
     script, *arguments = words
     told = _bash(ROOT / "scripts" / script, *arguments, status=2).stderr
     assert told.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["reproduce_table1.sh"], "table wmt16_en_de --seeds 1 2 3"),
+        (
+            ["reproduce_table1.sh", "--rows", "vanilla cycle_n12", "--gpus", "4", "train.max_update=9"],
+            "table wmt16_en_de train.max_update=9 --seeds 1 2 3 --rows vanilla cycle_n12 --gpus=4",
+        ),
+        (
+            ["reproduce_table1.sh", "--preset", "news_commentary", "--slurm", "--time 1:00 --partition a"],
+            "table news_commentary --seeds 1 --slurm=--time 1:00 --partition a",
+        ),
+        (["multi30k_table.sh", "--seeds", "1 2", "--mirror", "/m"], "table multi30k --seeds 1 2 --mirror=/m"),
+    ],
+)
+def test_table_scripts_pass_their_arguments_on(tmp_path, words, called):
+    (tmp_path / "fairseq-sharing").write_text(f'#!{shutil.which("bash")}\necho "$*"\n')
+    (tmp_path / "fairseq-sharing").chmod(0o755)
+    script, *arguments = words
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = _bash(ROOT / "scripts" / script, "--dry-run", *arguments, PATH=path)
+    assert done.stdout.strip().replace(" --dry-run", "") == called
+    assert " --dry-run" in done.stdout
+
+
+def test_table_s_dry_run_says_when_nothing_is_installed(programs):
+    told = _bash(ROOT / "scripts/reproduce_table1.sh", "--dry-run", status=2, PATH=str(programs)).stderr
+    assert told.startswith("reproduce_table1.sh: error: --dry-run looks at the models: install first")
 
 
 @pytest.fixture
@@ -108,3 +143,53 @@ def test_install_says_what_is_missing_in_one_line(programs, present, message):
         _program(programs, name, 0)
     (line,) = _bash(ROOT / "scripts/install.sh", status=2, PATH=str(programs)).stderr.splitlines()
     assert line.startswith(f"install.sh: error: {message}")
+
+
+@pytest.fixture
+def slurm(tmp_path) -> Path:
+    """A PATH with stand-ins for Slurm's programs, which write down how they are called; srun runs the command."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, does in (("scontrol", 'if [[ $1 == show ]]; then printf "one\\ntwo\\n"; fi'), ("srun", '"${@:2}"')):
+        (folder / name).write_text(f'#!{shutil.which("bash")}\necho "{name} $*" >>"{tmp_path}/calls"\n{does}\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def _task(slurm: Path, lines: str, **variables: str) -> dict:
+    (slurm.parent / "lines").write_text(lines)
+    job = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_NNODES": "1"}
+    path = f"{slurm}:{os.environ['PATH']}"
+    return {**os.environ, **job, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODEID": "1", "PATH": path, **variables}
+
+
+def test_slurm_task_runs_its_line_on_every_machine(slurm):
+    words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
+    variables = _task(slurm, 'exit 3\necho "trains $MACHINES"\n', SLURM_NNODES="2")
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "trains --nodes 2 --node-rank 1 --master one:20077\n"
+    single = subprocess.run(words, env=_task(slurm, "\necho [$MACHINES]"), capture_output=True, text=True, check=True)
+    assert single.stdout == "[]\n"
+
+
+def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm):
+    variables = _task(slurm, f'\ntouch "{slurm.parent}/started"; exec sleep 60\n')
+    words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
+    (slurm / "srun").write_text(f'#!{shutil.which("bash")}\nexec "${{@:2}}"\n')  # as srun passes a signal on
+    task = subprocess.Popen(words, env=variables)
+    end = time.monotonic() + 20
+    while not (slurm.parent / "started").exists():
+        assert time.monotonic() < end, "it did not start"
+        time.sleep(0.05)
+    task.terminate()
+    assert task.wait(20) == 0
+    assert (slurm.parent / "calls").read_text() == "scontrol requeue 70_2\n"
+
+
+def test_slurm_task_that_fails_is_not_queued_again(slurm):
+    words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
+    assert subprocess.run(words, env=_task(slurm, "\nexit 4\n"), check=False).returncode == 4
+    assert "requeue" not in (slurm.parent / "calls").read_text()
+    done = subprocess.run(words, env=_task(slurm, "exit 4\n"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("lines has no line 2\n")

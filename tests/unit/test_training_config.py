@@ -140,6 +140,33 @@ def test_every_experiment_composes_and_says_how_to_launch_it(file):
         assert word in header, f"{file}: its comment must state {word}"
 
 
+PAPER_ROWS = ["vanilla", "admin", "universal_n6", "universal_n12", "vanilla_big"]
+PAPER_ROWS += [f"{strategy}_n{n}" for strategy in ("sequence", "cycle", "cycle_rev") for n in (12, 18)]
+SIZES = ["embed_dim", "ffn_embed_dim", "attention_heads", "layers"]
+ROW_CHANGES = {"sharing", "unique_layers", "admin"} | {f"{s}_{size}" for s in ("encoder", "decoder") for size in SIZES}
+
+
+@pytest.mark.parametrize("prefix", ["wmt16_en_de/", "news_commentary/", "news_commentary/cpu_"])
+def test_every_table_has_the_rows_of_the_paper_which_differ_in_the_model_only(prefix):
+    folder, _, stem = prefix.partition("/")
+    found = {file.stem for file in configs_dir().joinpath(folder).glob(f"{stem}*.yaml")}
+    assert found >= {f"{stem}{row}" for row in PAPER_ROWS}
+    vanilla = compose(f"{prefix}vanilla.yaml")
+    for row in PAPER_ROWS:
+        config = compose(f"{prefix}{row}.yaml")
+        differing = {key for key in {*config.train, *vanilla.train} if config.train.get(key) != vanilla.train.get(key)}
+        assert differing <= ROW_CHANGES, f"{row}: {differing - ROW_CHANGES}"
+        assert config.tokens_per_batch == vanilla.tokens_per_batch
+        assert (config.train.get("admin") == "profile") == (row == "admin" or config.train.encoder_layers > 6)
+        assert config.evaluate.test_lenpen == {"newstest2014": 0.6}
+
+
+def test_the_batch_of_the_paper_is_that_of_four_devices_and_32_steps():
+    config = compose("wmt16_en_de/vanilla.yaml")
+    assert config.tokens_per_batch == 3584 * 4 * 32
+    assert [update_freq(config, devices) for devices in (1, 2, 4, 8, 32, 128)] == [128, 64, 32, 16, 4, 1]
+
+
 def test_shared_rows_differ_from_vanilla_in_sharing_and_depth_only():
     allowed = {"sharing", "unique_layers", "encoder_layers", "decoder_layers"}
     for dataset in ("toy", "multi30k"):

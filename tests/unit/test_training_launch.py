@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -11,11 +13,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.training import environment
+from fairseq_sharing.training import environment, processes
 from fairseq_sharing.training.config import compose
-from fairseq_sharing.training.launch import Process, _wait, make_plan, train
+from fairseq_sharing.training.launch import train
 from fairseq_sharing.training.log_tail import LogTail
+from fairseq_sharing.training.plan import Machines, make_plan
+from fairseq_sharing.training.processes import Process, wait
 from fairseq_sharing.training.progress import TrainingProgress
+from fairseq_sharing.training.rank import check_places
 
 CPU = {"kind": "cpu", "name": "cpu", "count": 4, "memory_bytes": 1}
 GPUS = {"kind": "cuda", "name": "gpu", "count": 4, "memory_bytes": 80 * 1024**3}
@@ -34,7 +39,7 @@ def _flag(command, name):
 @pytest.mark.usefixtures("machine")
 def test_plan_names_data_run_and_seed(tmp_path):
     plan = make_plan(compose("toy/vanilla.yaml", ["seed=3"]), runs=tmp_path, data=tmp_path / "d")
-    (command,) = plan.commands()
+    command = plan.command()
     assert command[:2] == ["fairseq-train", str(tmp_path / "d" / "bin")]
     assert _flag(command, "--save-dir") == str(tmp_path / "toy" / "vanilla-seed3" / "checkpoints")
     assert _flag(command, "--seed") == "3"
@@ -47,38 +52,56 @@ def test_plan_names_data_run_and_seed(tmp_path):
 def test_languages_are_those_of_the_data_and_a_language_model_has_none(tmp_path, target, flags):
     (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": target}))
     (tmp_path / "small.yaml").write_text("dataset: mine\ntrain: {arch: transformer_sharing, max_tokens: 100}\n")
-    (command,) = make_plan(compose(tmp_path / "small.yaml"), runs=tmp_path, data=tmp_path).commands()
+    command = make_plan(compose(tmp_path / "small.yaml"), runs=tmp_path, data=tmp_path).command()
     assert [flag for flag in ("--source-lang", "--target-lang") if flag in command] == flags
 
 
 @pytest.mark.usefixtures("machine")
-def test_cpu_processes_are_told_rank_size_and_meeting_point():
-    plan = make_plan(compose("toy/vanilla.yaml"), devices=2)
-    commands = plan.commands()
-    assert [_flag(command, "--distributed-rank") for command in commands] == ["0", "1"]
-    assert len({_flag(command, "--distributed-init-method") for command in commands}) == 1
-    for command in commands:
-        assert _flag(command, "--distributed-world-size") == "2"
-        assert _flag(command, "--distributed-backend") == "gloo"
-        assert _flag(command, "--ddp-backend") == "legacy_ddp"
-        assert "--distributed-no-spawn" in command
+def test_several_processes_are_started_by_torchrun():
+    command = make_plan(compose("toy/vanilla.yaml"), devices=2).command()
+    assert command[0] == "torchrun"
+    assert (_flag(command, "--nnodes"), _flag(command, "--nproc-per-node")) == ("1", "2")
+    assert (_flag(command, "--master-addr"), _flag(command, "-m")) == ("127.0.0.1", "fairseq_sharing.training.rank")
+    assert _flag(command, "--distributed-world-size") == "2"
+    assert "--cpu" in command
 
 
 @pytest.mark.parametrize("machine", [GPUS], indirect=True)
 @pytest.mark.usefixtures("machine")
-def test_gpus_are_all_used_and_started_by_fairseq():
-    plan = make_plan(compose("toy/vanilla.yaml"))
-    (command,) = plan.commands()
-    assert _flag(command, "--distributed-world-size") == "4"
-    assert "--cpu" not in command
-    assert plan.batch().endswith("x 4 devices x update_freq 1")
+def test_all_gpus_of_all_machines_share_the_batch():
+    config = compose("wmt16_en_de/vanilla.yaml")
+    plans = [make_plan(config, machines=Machines(2, rank, "first:29500")) for rank in range(2)]
+    for rank, plan in enumerate(plans):
+        command = plan.command()
+        assert (_flag(command, "--nnodes"), _flag(command, "--node-rank")) == ("2", str(rank))
+        assert (_flag(command, "--master-addr"), _flag(command, "--master-port")) == ("first", "29500")
+        assert (_flag(command, "--nproc-per-node"), _flag(command, "--distributed-world-size")) == ("4", "8")
+        assert "--cpu" not in command
+    assert plans[0].words() == plans[1].words()
+    assert plans[0].world() == "world size 8 (GPUs on 2 machines)"
+    assert plans[0].batch() == "458,752 tokens per batch = 3,584 tokens x 8 devices x update_freq 16"
+
+
+@pytest.mark.parametrize(
+    ("machines", "message"),
+    [
+        ((0,), "--nodes must be at least 1, got 0"),
+        ((2, 2, "a:1"), "--node-rank must be between 0 and 1 (--nodes - 1), got 2"),
+        ((2, 1), "--nodes 2 needs --master HOST:PORT, where the ranks meet"),
+        ((2, 1, "host"), "--master must be HOST:PORT, got host"),
+    ],
+)
+def test_machines_that_do_not_fit_together_are_refused(machines, message):
+    with pytest.raises(SharingError) as caught:
+        Machines(*machines)
+    assert str(caught.value) == message
 
 
 @pytest.mark.usefixtures("machine")
 def test_tokens_per_batch_sets_update_freq():
     config = compose("toy/vanilla.yaml", ["tokens_per_batch=16384", "train.max_tokens=4096"])
     plan = make_plan(config, devices=2)
-    assert _flag(plan.commands()[0], "--update-freq") == "2"
+    assert _flag(plan.command(), "--update-freq") == "2"
     assert plan.batch() == "16,384 tokens per batch = 4,096 tokens x 2 devices x update_freq 2"
 
 
@@ -144,6 +167,13 @@ def test_summary_gives_what_was_measured(follower):
         ("Traceback (most recent call last):\n  File\nRuntimeError: no\n[W1] late\n", 1, "RuntimeError: no"),
         ("2026-01-01 00:00:00 | INFO | a | b\n", 3, "exit status 3"),
         ("", -9, "ended by SIGKILL (out of memory?)"),
+        (
+            "RuntimeError: Connection closed by peer\n  traceback : Signal 9 (SIGKILL) received by PID 7\n",
+            1,
+            "ended by SIGKILL (out of memory?)",
+        ),
+        ("fairseq-train: error: --x\nRuntimeError: closed\n", 1, "--x"),
+        ("fairseq-train: error: --x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n", 1, "--x"),
     ],
 )
 def test_failure_is_told_in_fairseqs_own_line(follower, lines, status, message):
@@ -154,12 +184,45 @@ def test_failure_is_told_in_fairseqs_own_line(follower, lines, status, message):
     assert tail.error(status) == message
 
 
-def test_a_failing_rank_ends_the_others(follower):
-    tail, _, _ = follower
-    words = [[sys.executable, "-c", code] for code in ("import time; time.sleep(60)", "raise SystemExit(3)")]
-    processes = [Process(word, start_new_session=True) for word in words]
+def test_roll_call_of_the_ranks_is_shown(follower):
+    tail, log, output = follower
+    with log.open("a") as stream:
+        stream.write("2026-01-01 00:00:00 | INFO | fairseq_sharing.training.rank | rank 1: here, cuda:1, GPU\n")
+    tail.read()
+    assert output.getvalue() == "  rank 1: here, cuda:1, GPU\n"
+
+
+def test_two_ranks_on_one_gpu_are_refused():
+    places = [("a", "cuda:0", "GPU"), ("a", "cuda:1", "GPU"), ("b", "cuda:0", "GPU"), ("b", "cuda:0", "GPU")]
+    check_places(places[:3])
+    check_places([("a", "cpu", "")] * 2)
+    with pytest.raises(SharingError, match=r"^ranks 2 and 3 are both on cuda:0 of b; allowed: a GPU for each$"):
+        check_places(places)
+
+
+def test_status_and_memory_of_a_failed_process_are_kept():
     record = {"peak_memory_bytes": 0}
-    failed = _wait(processes, record, tail, [])
-    assert failed is processes[1]
-    assert [process.returncode for process in processes] == [-15, 3]
+    process = Process([sys.executable, "-c", "raise SystemExit(3)"], start_new_session=True)
+    assert wait(process, record, lambda: None, []) == 3
     assert record["peak_memory_bytes"] > 1024**2
+
+
+def test_a_process_that_ignores_a_signal_is_killed_after_a_while(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    process = Process([sys.executable, "-c", code], start_new_session=True)
+    assert wait(process, {"peak_memory_bytes": 0}, lambda: None, [15]) == -9
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
+def test_another_number_of_ranks_than_planned_is_refused_once(rank, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "fairseq_sharing.training.rank", "data", "--distributed-world-size", "4"],
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": rank},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    expected = "fairseq-train: error: --distributed-world-size 4 was planned, torchrun started 2: the batch would have"
+    assert done.stderr.startswith(expected) if told else not done.stderr

@@ -156,3 +156,10 @@ def test_the_papers_models_have_121_million_parameters():
 def test_bad_options_are_named(options, flag):
     with pytest.raises(SharingError, match=flag):
         build(**options)
+
+
+def test_admin_is_refused_since_fairseq_s_language_models_are_all_pre_norm():
+    with pytest.raises(
+        SharingError, match="--decoder-normalize-before True cannot be combined with this model: --admin"
+    ):
+        build(sharing="universal", decoder_normalize_before=False, admin="profile")

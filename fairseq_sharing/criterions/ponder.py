@@ -1,0 +1,81 @@
+"""Label-smoothed cross-entropy plus ACT's ponder cost: ``--criterion label_smoothed_cross_entropy_with_ponder``."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.logging import metrics
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import STACKS
+
+
+@dataclass
+class PonderCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """fairseq's options of the cross-entropy, and the weight of the ponder cost."""
+
+    # fairseq makes the flags from these types as they stand here: no postponed annotations.
+
+    ponder_weight: float = field(
+        default=0.01,
+        metadata={"help": "weight of ACT's ponder cost, summed over the tokens of the stacks that halt"},
+    )
+
+
+@register_criterion("label_smoothed_cross_entropy_with_ponder", dataclass=PonderCriterionConfig)
+class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
+    """Cross-entropy + weight x ponder cost, both summed over tokens and divided alike by the size of the whole batch.
+
+    So an update is the same however its batch is split over steps (``--update-freq``) and ranks.
+
+    Source: Graves 2016, Section 2.1, equation 11; its weight is the paper's time penalty.
+    """
+
+    def __init__(self, task, sentence_avg, label_smoothing, ponder_weight, ignore_prefix_size=0, report_accuracy=False):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if ponder_weight < 0:
+            raise SharingError(f"--ponder-weight must be at least 0, got {ponder_weight}")
+        self.ponder_weight = ponder_weight
+        self._logged: dict[str, torch.Tensor] = {}
+
+    def forward(self, model, sample, reduce=True):
+        """Compute the loss of a sample as fairseq's criterions do: loss, sample size, what to log."""
+        loss, sample_size, logged = super().forward(model, sample, reduce=reduce)
+        return loss, sample_size, {**logged, **self._logged}
+
+    def compute_loss(self, model, net_output, sample, reduce=True):
+        """Add the ponder cost to fairseq's loss.
+
+        Raises:
+            SharingError: the model has no ACT.
+        """
+        loss, nll_loss = super().compute_loss(model, net_output, sample, reduce=reduce)
+        ponder = net_output[1].get("ponder")
+        if not ponder:
+            raise SharingError(
+                "--criterion label_smoothed_cross_entropy_with_ponder needs a model with --act encoder, decoder or both"
+            )
+        cost = torch.stack([stack.cost for stack in ponder.values()]).sum()
+        self._logged = {"ponder_loss": cost.detach()}
+        for stack, spent in ponder.items():
+            self._logged[f"{stack}_steps"] = spent.steps.sum()
+            self._logged[f"{stack}_positions"] = spent.positions
+        return loss + self.ponder_weight * cost, nll_loss
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Aggregate what the steps and ranks logged: fairseq's figures, the ponder cost, and depths a token."""
+        super().reduce_metrics(logging_outputs)
+        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
+        cost = sum(log.get("ponder_loss", 0) for log in logging_outputs)
+        metrics.log_scalar("ponder_loss", cost / sample_size / math.log(2), sample_size, round=3)
+        for stack in STACKS:
+            positions = sum(log.get(f"{stack}_positions", 0) for log in logging_outputs)
+            if positions:
+                steps = sum(log.get(f"{stack}_steps", 0) for log in logging_outputs)
+                metrics.log_scalar(f"{stack}_steps", steps / positions, positions, round=3)

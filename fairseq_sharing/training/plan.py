@@ -1,0 +1,185 @@
+"""Where a training lies, on what data and devices it runs, and by which command it is started."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.training import config as configuration
+from fairseq_sharing.training import environment
+from fairseq_sharing.training.run_directory import RunDirectory
+
+# What torchrun starts for each rank: fairseq-train, after a look at the other ranks.
+RANK_MODULE = "fairseq_sharing.training.rank"
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines of one training; each is told the same but for its own number.
+
+    Args:
+        nodes: how many.
+        node_rank: number of this one, from 0.
+        master: ``HOST:PORT`` of number 0, where the ranks meet; None on a single machine.
+
+    Raises:
+        SharingError: numbers that do not fit together, or no meeting point for several machines.
+    """
+
+    nodes: int = 1
+    node_rank: int = 0
+    master: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise SharingError(f"--nodes must be at least 1, got {self.nodes}")
+        if not 0 <= self.node_rank < self.nodes:
+            raise SharingError(
+                f"--node-rank must be between 0 and {self.nodes - 1} (--nodes - 1), got {self.node_rank}"
+            )
+        if self.nodes > 1 and self.master is None:
+            raise SharingError(f"--nodes {self.nodes} needs --master HOST:PORT, where the ranks meet")
+        if self.master is not None:
+            host, _, port = self.master.rpartition(":")
+            if not host or not port.isdigit():
+                raise SharingError(f"--master must be HOST:PORT, got {self.master}")
+
+    def meeting_point(self) -> tuple[str, str]:
+        """Return host and port where the ranks meet."""
+        host, _, port = (self.master or f"127.0.0.1:{_free_port()}").rpartition(":")
+        return host, port
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training, ready to start.
+
+    Args:
+        config: the composed configuration.
+        run: where it is kept.
+        data: the data directory, made by ``fairseq-sharing prepare``.
+        devices: how many processes train on each machine, one a GPU or, without a GPU, one a share of the CPU cores.
+        cuda: whether they train on GPUs.
+        machines: the machines.
+    """
+
+    config: DictConfig
+    run: RunDirectory
+    data: Path
+    devices: int
+    cuda: bool
+    machines: Machines = Machines()
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train on all machines together."""
+        return self.devices * self.machines.nodes
+
+    def words(self) -> list[str]:
+        """Return the arguments of ``fairseq-train``, the same for all ranks."""
+        train = dict(self.config.train)
+        if self.manifest().get("target_lang"):  # which the data of a language model do not have
+            train.setdefault("source_lang", self.manifest()["source_lang"])
+            train.setdefault("target_lang", self.manifest()["target_lang"])
+        train["update_freq"] = configuration.update_freq(self.config, self.world_size)
+        words = [
+            str(self.data / "bin"),
+            *("--user-dir", str(PACKAGE_DIR)),
+            *configuration.fairseq_arguments(train),
+            *("--seed", str(self.config.seed)),
+            *("--save-dir", str(self.run.checkpoints)),
+            *("--tensorboard-logdir", str(self.run.tensorboard)),
+            *("--log-format", "json"),
+            *("--distributed-world-size", str(self.world_size)),
+        ]
+        return words if self.cuda else [*words, "--cpu"]
+
+    def command(self) -> list[str]:
+        """Return the plain command that starts this machine's share: fairseq-train, or torchrun for several ranks."""
+        if self.world_size == 1:
+            return ["fairseq-train", *self.words()]
+        host, port = self.machines.meeting_point()
+        return [
+            *("torchrun", "--nnodes", str(self.machines.nodes), "--node-rank", str(self.machines.node_rank)),
+            *("--nproc-per-node", str(self.devices), "--master-addr", host, "--master-port", port),
+            *("-m", RANK_MODULE, *self.words()),
+        ]
+
+    def tokens_per_batch(self) -> int | None:
+        """Return the most tokens an update sees; None when batches are counted in sentences."""
+        return configuration.tokens_per_batch(self.config, self.world_size)
+
+    def batch(self) -> str:
+        """Return in words what one update sees."""
+        steps, tokens = configuration.update_freq(self.config, self.world_size) or 1, self.tokens_per_batch()
+        train, count = self.config.train, self.world_size
+        per_step = f"{train.max_tokens:,} tokens" if tokens else f"{train.get('batch_size')} sentences"
+        total = f"{tokens:,} tokens per batch = " if tokens else ""
+        return f"{total}{per_step} x {count} device{'s' * (count > 1)} x update_freq {steps}"
+
+    def world(self) -> str:
+        """Return in words who trains."""
+        one, many = ("GPU", "GPUs") if self.cuda else ("CPU process", "CPU processes")
+        machines = f" on {self.machines.nodes} machines" if self.machines.nodes > 1 else ""
+        return f"world size {self.world_size} ({one if self.world_size == 1 else many}{machines})"
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the data directory's manifest; empty when it has none."""
+        file = self.data / "manifest.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def make_plan(
+    config: DictConfig,
+    *,
+    run: Path | None = None,
+    runs: Path = Path("runs"),
+    data: Path | None = None,
+    devices: int | None = None,
+    machines: Machines = Machines(),
+    fit_memory: bool = False,
+) -> Plan:
+    """Settle where a training lies, on what data and on which devices.
+
+    Args:
+        config: the composed configuration.
+        run: the run directory; ``<runs>/<dataset>/<run>-seed<seed>`` when None.
+        runs: the directory of all runs.
+        data: the data directory; the configuration's ``data``, else ``data/<dataset>``, when None.
+        devices: number of GPUs of each machine, or of CPU processes without one; every GPU, or one process, when None.
+        machines: the machines.
+        fit_memory: whether to choose ``train.max_tokens`` by the memory of a device.
+
+    Raises:
+        SharingError: for more devices than there are, or a batch that they cannot make up.
+    """
+    here = environment.device()
+    cuda = here["kind"] == "cuda" and not config.train.get("cpu")
+    most = here["count"] if cuda else environment.cpu_cores()
+    devices = devices if devices is not None else (most if cuda else 1)
+    if not 1 <= devices <= most:
+        raise SharingError(
+            f"--devices must be between 1 and {most} ({'GPUs' if cuda else 'CPU cores'} here), got {devices}"
+        )
+    data = data or Path(config.get("data") or Path("data") / config.dataset)
+    if fit_memory:
+        from fairseq_sharing.training.memory import fit_max_tokens  # torch, which no other plan needs
+
+        memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
+        config = fit_max_tokens(config, devices * machines.nodes, memory, data)
+    configuration.update_freq(config, devices * machines.nodes)
+    directory = run or runs / config.dataset / f"{config.run}-seed{config.seed}"
+    return Plan(config, RunDirectory(directory), data, devices, cuda, machines)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,103 @@
+"""Start the process of a training, wait for its end, and pass signals on to all that it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+POLL_SECONDS = 0.2
+# What a training gets to end by itself after a signal.
+GRACE_SECONDS = 30.0
+# The module that each program is.
+PROGRAMS = {"fairseq-train": "fairseq_cli.train", "torchrun": "torch.distributed.run"}
+
+Process = subprocess.Popen  # of bytes: what it writes goes straight into the log file
+
+
+def spawn(command: Sequence[str], output: int, inherited: Sequence[int], variables: Mapping[str, str]) -> Process:
+    """Start one of ``PROGRAMS`` with this Python.
+
+    Args:
+        command: the program's name and its arguments.
+        output: descriptor that gets what it writes.
+        inherited: descriptors that it keeps open.
+        variables: its environment.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", PROGRAMS[command[0]], *command[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        # A test.py in the directory that a user trains in must not stand for the standard library's.
+        env={**variables, "PYTHONSAFEPATH": "1"},
+        pass_fds=tuple(inherited),
+        # A session of its own: a terminal's Ctrl-C comes once, forwarded, instead of twice.
+        start_new_session=True,
+    )
+
+
+def wait(process: Process, record: dict[str, Any], read: Callable[[], None], received: list[int]) -> int:
+    """Wait for a process, for a limited time after a signal was received.
+
+    Args:
+        process: the process.
+        record: its ``peak_memory_bytes`` is raised to what the process took.
+        read: called again and again meanwhile.
+        received: the signals received so far.
+
+    Returns:
+        The exit status.
+    """
+    kill_at = None
+    while (status := poll(process, record)) is None:
+        read()
+        if kill_at is None and received:
+            kill_at = time.monotonic() + GRACE_SECONDS
+        if kill_at is not None and time.monotonic() > kill_at:
+            signal_all(process, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    if status:
+        # Whatever it leaves behind: loader workers, ranks whose torchrun was killed.
+        signal_all(process, signal.SIGKILL)
+    return status
+
+
+def poll(process: Process, record: dict[str, Any]) -> int | None:
+    """Return a process's exit status, None while it runs; its peak memory goes into the record."""
+    if process.returncode is None:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            # ru_maxrss: bytes on macOS, KiB elsewhere
+            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            record["peak_memory_bytes"] = max(record["peak_memory_bytes"], peak)
+    return process.returncode
+
+
+@contextlib.contextmanager
+def forwarded_signals(process: Process) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to a process and all it started; yields the list of those received."""
+    received: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        received.append(number)
+        signal_all(process, number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def signal_all(process: Process, number: int) -> None:
+    """Send a signal to the session of a process: the ranks that it started and their loader workers too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
