@@ -295,6 +295,12 @@ def model_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return _plain(cfg["model"] if cfg else checkpoint.get("args") or {})
 
 
+def task_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of the task in a checkpoint as a plain dict."""
+    cfg = checkpoint.get("cfg")
+    return _plain(cfg["task"] if cfg else checkpoint.get("args") or {})
+
+
 def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Tell what a checkpoint holds.
 

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -67,19 +67,35 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     with _open(path) as file:
         try:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    byte = line[error.start]
-                    raise SharingError(
-                        f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
-                    ) from None
-                if "\0" in text:
-                    raise SharingError(f"{path}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
-                yield text.removesuffix("\n")
+            yield from decode_lines(file, str(path))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SharingError(f"{path}: damaged gzip archive ({error})") from None
+
+
+def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """Decode the lines of an open binary file.
+
+    Args:
+        file: yields lines that end in line feeds.
+        name: what an error calls it.
+
+    Yields:
+        Each line without its line feed.
+
+    Raises:
+        SharingError: for a line that is not UTF-8 or holds a NUL byte.
+    """
+    for number, line in enumerate(file, start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = line[error.start]
+            raise SharingError(
+                f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
+            ) from None
+        if "\0" in text:
+            raise SharingError(f"{name}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
+        yield text.removesuffix("\n")
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:
