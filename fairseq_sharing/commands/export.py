@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairseq_sharing.decoding.search import QUANTIZATIONS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = "write a model for stock fairseq or CTranslate2"
 
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"translate with: fairseq-sharing translate {args.output} < INPUT", markup=False)
 
 
-def _materialise(args: argparse.Namespace, console) -> None:
+def _materialise(args: argparse.Namespace, console: Console) -> None:
     from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
 
     save_atomically(materialise(load_checkpoint(args.model)), args.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.training.environment import cpu_cores
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Translator:
             raise SharingError(f"--quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
         if device not in ("cpu", "cuda"):
             raise SharingError(f"--device must be cpu or cuda, got {device!r}")
-        self._threads = _processors() if threads is None else threads
+        self._threads = cpu_cores() if threads is None else threads
         if self._threads < 1:
             raise SharingError(f"--threads must be at least 1, got {threads}")
         self._files = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
@@ -165,11 +166,7 @@ class Translator:
 def _pipeline(files: ModelFiles) -> Pipeline:
     if files.manifest is None:
         raise SharingError(
-            f"{files.name}: how its text was prepared is not known (no manifest.json); name the prepared data directory "
-            "with --data, or give sentences of subwords and --prepared"
+            f"{files.name}: how its text was prepared is not known (no manifest.json); name the prepared data "
+            "directory with --data, or give sentences of subwords and --prepared"
         )
     return Pipeline.from_manifest(files.manifest)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
