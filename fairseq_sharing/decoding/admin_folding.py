@@ -71,11 +71,7 @@ def _sublayers(spec: Any, layer: Any) -> list[tuple[Any, Any, Any]]:
 
 
 def _scale_input(spec: Any, weight: np.ndarray) -> None:
-    """Scale what the first layer reads: embeddings, projected where their size differs, and positions."""
-    projection = getattr(spec, "project_in", None)
+    """Scale what the first layer reads, embeddings and positions."""
     embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
-    if projection is None:
-        embeddings.weight = embeddings.weight * weight
-    else:
-        projection.weight = projection.weight * weight[:, None]
+    embeddings.weight = embeddings.weight * weight
     spec.position_encodings.encodings = spec.position_encodings.encodings * weight

@@ -92,8 +92,6 @@ class CTranslate2Engine:
             length_penalty=search.lenpen,
             max_input_length=0,
             max_decoding_length=min(search.max_len_b, self._limits["target"]),
-            # As fairseq, which never writes padding.
-            suppress_sequences=[["<blank>"]],
             return_scores=True,
         )
         for sentence, result in enumerate(found):

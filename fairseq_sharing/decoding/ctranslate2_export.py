@@ -112,7 +112,6 @@ def _convert(model: Any, task: Any, files: ModelFiles) -> Any:
         cfg.decoder.attention_heads,
         pre_norm=cfg.decoder.normalize_before,
         no_final_norm=model.decoder.layer_norm is None,
-        project_in_out=model.decoder.project_in_dim is not None,
         **common,
     )
     spec = transformer_spec.TransformerSpec(encoder, decoder)
@@ -156,8 +155,9 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
     if cfg.activation_fn not in activations:
         told = ", ".join(sorted(activations))
         raise SharingError(f"{name}: CTranslate2 has no --activation-fn {cfg.activation_fn}; allowed: {told}")
-    if (model.decoder.project_in_dim is None) != (model.decoder.project_out_dim is None):
-        raise SharingError(f"{name}: CTranslate2 needs --decoder-input-dim and --decoder-output-dim to be equal")
+    if model.decoder.project_out_dim is not None:
+        flag = f"--decoder-output-dim {cfg.decoder.output_dim}"
+        raise SharingError(f"{name}: CTranslate2 has no counterpart of {flag}; {allowed}")
 
 
 def _count_tensors(spec: Any) -> tuple[int, int]:

@@ -46,10 +46,6 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
             raise
         raise SharingError(f"{files.name}: {cause}") from error
     for model in models:
-        if not hasattr(model, "encoder"):
-            raise SharingError(
-                f"{files.name}: {type(model).__name__} is a language model; allowed: a translation model"
-            )
         model.eval()
     return models, task
 
@@ -59,13 +55,15 @@ class FairseqEngine:
 
     Args:
         files: the checkpoints.
-        threads: processors to use.
+        threads: processors to use; torch's own choice when None.
         device: ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, files: ModelFiles, threads: int, device: str):
+    def __init__(self, files: ModelFiles, threads: int | None, device: str):
         self._models, self._task = load_models(files)
-        self._device, self._threads = device, threads
+        self._device = device
+        if threads is not None:
+            torch.set_num_threads(threads)
         for model in self._models:
             model.make_generation_fast_(need_attn=False)
             if device == "cuda":
@@ -88,21 +86,13 @@ class FairseqEngine:
         """
         from argparse import Namespace
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
-            generator = self._task.build_generator(self._models, settings)
-            dictionary = self._task.target_dictionary
-            for batch in self._batches(sentences, search):
-                for sentence, found in zip(
-                    batch["id"].tolist(),
-                    self._task.inference_step(generator, self._models, batch),
-                    strict=True,
-                ):
-                    yield sentence, [_hypothesis(one, dictionary) for one in found[: search.nbest]]
-        finally:
-            torch.set_num_threads(threads)
+        settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
+        generator = self._task.build_generator(self._models, settings)
+        dictionary = self._task.target_dictionary
+        for batch in self._batches(sentences, search):
+            found = self._task.inference_step(generator, self._models, batch)
+            for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
+                yield sentence, [_hypothesis(one, dictionary) for one in hypotheses[: search.nbest]]
 
     def _batches(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[dict[str, Any]]:
         from fairseq import utils

@@ -107,6 +107,9 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
 
     for path in paths:
         task = task_arguments(load_checkpoint(path))
+        if not (task.get("source_lang") and task.get("target_lang")):
+            kind = task.get("_name") or task.get("task")
+            raise SharingError(f"{path}: was trained for the task {kind}; allowed: translation models")
     trained_on = Path(str(task.get("data") or "").split(":")[0])
     # The data of prepare have their binarised part in bin; --data may also name what fairseq-preprocess made.
     binarised = data or trained_on
@@ -114,7 +117,7 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
     if (manifest := read_manifest(prepared)) is not None:
         languages, binarised = _languages(manifest), prepared / "bin"
     else:
-        languages = {side: str(task.get(f"{side}_lang") or "") for side in ("source", "target")}
+        languages = _languages(task)
     return ModelFiles(
         name,
         checkpoints=paths,

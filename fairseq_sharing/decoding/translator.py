@@ -31,7 +31,7 @@ class Translator:
             ``ctranslate2`` a run or checkpoint is exported to a temporary folder first.
         quantization: type of CTranslate2's arithmetic, such as ``int8``; None for that of the stored weights.
         data: prepared data directory, where it is not the one that the model was trained on.
-        threads: processors to use; all when None.
+        threads: processors to use; when None all of them, or as many as torch chooses with the fairseq engine.
         device: ``cpu`` or ``cuda``.
         prepared: the sentences are tokenised and cut into subwords already, and the translations are to be likewise.
 
@@ -56,8 +56,7 @@ class Translator:
             raise SharingError(f"--quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
         if device not in ("cpu", "cuda"):
             raise SharingError(f"--device must be cpu or cuda, got {device!r}")
-        self._threads = cpu_cores() if threads is None else threads
-        if self._threads < 1:
+        if threads is not None and threads < 1:
             raise SharingError(f"--threads must be at least 1, got {threads}")
         self._files = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
         self.engine = engine or ("ctranslate2" if self._files.exported else "fairseq")
@@ -65,7 +64,7 @@ class Translator:
             raise SharingError(f"--engine fairseq: {model} is exported to CTranslate2; name a run or a checkpoint")
         if self.engine == "fairseq" and quantization is not None:
             raise SharingError(f"--quantization {quantization} is for --engine ctranslate2")
-        self._quantization, self._device = quantization, device
+        self._quantization, self._device, self._threads = quantization, device, threads
         self._pipeline = None if prepared else _pipeline(self._files)
 
     def translate(self, sentences: Iterable[str], **search: Any) -> list[str]:
@@ -140,7 +139,8 @@ class Translator:
             files = find_model(str(exported.path), None, Console(stderr=True))
         assert files.exported is not None
         assert files.max_tokens is not None
-        return CTranslate2Engine(files.exported, files.max_tokens, self._quantization, self._threads, self._device)
+        threads = self._threads or cpu_cores()
+        return CTranslate2Engine(files.exported, files.max_tokens, self._quantization, threads, self._device)
 
     def _prepare(self, sentence: str, number: int) -> list[str]:
         try:
