@@ -15,7 +15,7 @@ LENPEN, NBEST, MAX_LEN = 0.7, 2, 20
 def model(train, tmp_path_factory) -> Path:
     """A checkpoint of a training that goes on until translations have different lengths."""
     folder = tmp_path_factory.mktemp("translates")
-    train(folder, "--max-epoch", "15", "--no-epoch-checkpoints", "--disable-validation")
+    train(folder, "--max-epoch", "12", "--no-epoch-checkpoints", "--disable-validation")
     return folder / "checkpoint_last.pt"
 
 
@@ -53,11 +53,14 @@ def test_both_engines_find_what_fairseq_generate_finds(commands, model, corpus, 
     whole = [n for n in range(461) if all(text.count(" ") + 1 < MAX_LEN for text, _ in wanted[n])]
     assert len(whole) > 400
     assert len({text.count(" ") for n in whole for text, _ in wanted[n]}) > 3, "lengths differ"
-    # Which of two hypotheses with scores equal but for rounding comes first may differ.
-    same = sum([text for text, _ in found[n]] == [text for text, _ in wanted[n]] for n in whole)
-    assert same >= 0.99 * len(whole)
+    same = sum(found[n][0][0] == wanted[n][0][0] for n in whole)
+    assert same >= (1 if engine == "fairseq" else 0.98) * len(whole)
+    # CTranslate2 rules out an empty translation before it normalises the first word's probabilities, fairseq after:
+    # this adds the same to the log-probability of each translation of a sentence.
     for n in whole:
-        assert [score for _, score in found[n]] == pytest.approx([score for _, score in wanted[n]], abs=1e-4)
+        scores = {text: score for text, score in wanted[n]}
+        added = [(score - scores[text]) * (text.count(" ") + 2) ** LENPEN for text, score in found[n] if text in scores]
+        assert added == pytest.approx([added[0] if engine == "ctranslate2" else 0.0] * len(added), abs=1e-3)
 
 
 def test_language_model_is_refused_in_one_line(commands, data, tmp_path):
