@@ -4,11 +4,16 @@ Run: python benchmarks/decoding.py RUN [--output results/speed/decoding.json]
 
 RUN is a run directory of fairseq-sharing train. fairseq-generate is timed by its own clock, which counts the search
 alone, at the --max-tokens with which it is fastest. CTranslate2 is timed from plain text to plain text, preparation
-included. "one by one" gives both one sentence at a time. All of one round are timed before the next round begins;
-the table has medians. "same" is the share of sentences of which both write the same subwords.
+included. "one by one" gives both one sentence at a time, the same --shards-th part of the sentences. All of one round
+are timed before the next round begins; the table has medians. "same" is the share of sentences of which both write the
+same subwords.
+
+With --clock cpu both work on one thread and the processor's time is counted instead of the wall's, which tells their
+ratio on a machine that is busy with other work.
 """
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -16,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +32,88 @@ from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_manifest
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.decoding.translator import Translator
-from fairseq_sharing.evaluation.generation import parse_generated
 from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.preparation.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.environment import cpu_cores
 
-MAX_TOKENS = (1000, 2000, 4000, 8000, 16000)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# fairseq-generate, its stopwatch running on the clock named first.
+GENERATE = """
+import sys, time
+from fairseq.logging import meters
+meters.time = type("time", (), {"perf_counter": staticmethod(getattr(time, sys.argv.pop(1)))})
+from fairseq_cli.generate import cli_main
+cli_main()
+"""
+MAX_TOKENS = (1000, 2000, 4000, 8000)
 TYPES = ("float32", "int8")
-CLOCK = re.compile(r"Translated ([\d,]+) sentences \([\d,]+ tokens\) in ([\d.]+)s")
+TOLD = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
 
-def generate(files: ModelFiles, subset: str, search: Search, *batch: str) -> tuple[float, list[str]]:
-    """Run fairseq-generate; return its sentences a second and its hypotheses in subwords."""
-    words = [str(files.dictionaries), "--path", str(files.checkpoints[0]), "--gen-subset", subset]
+@dataclass
+class Task:
+    """What is translated, how, and timed by which clock."""
+
+    files: ModelFiles
+    subset: str
+    search: Search
+    clock: str
+
+    @property
+    def cores(self) -> int:
+        return 1 if self.clock == "cpu" else cpu_cores()
+
+
+@dataclass
+class Generated:
+    """What fairseq-generate wrote: sentences a second, and the hypothesis (subwords) of each sentence's number."""
+
+    speed: float
+    hypotheses: dict[int, str]
+
+
+def generate(task: Task, threads: int, *batch: str) -> Generated:
+    """Run fairseq-generate."""
+    files, search = task.files, task.search
+    words = [str(files.dictionaries), "--path", str(files.checkpoints[0]), "--gen-subset", task.subset]
     words += ["--task", "translation", "--user-dir", str(PACKAGE_DIR), "--no-progress-bar", "--cpu"]
     words += ["--beam", str(search.beam), "--lenpen", str(search.lenpen), *batch]
-    command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    clock = CLOCK.search(done.stdout + done.stderr)
+    command = [sys.executable, "-P", "-c", GENERATE, CLOCKS[task.clock].__name__, *words]
+    threads_of = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=threads_of)
+    clock = TOLD.search(done.stdout + done.stderr)
     assert clock is not None, done.stderr[-2000:]
-    sentences = int(clock[1].replace(",", ""))
-    return sentences / float(clock[2]), parse_generated(done.stdout.split("\n"), sentences, "fairseq-generate")
+    rows = [line[2:].split("\t") for line in done.stdout.split("\n") if line.startswith("H-")]
+    return Generated(len(rows) / float(clock[1]), {int(number): text for number, _, text in rows})
 
 
-def timed(translator: Translator, lines: list[str], search: Search, one_by_one: bool) -> float:
+def fastest_setting(task: Task) -> dict[str, Any]:
+    """Try fairseq-generate with 1 thread and all, then with each --max-tokens."""
+    tried: dict[tuple[int, int], float] = {}
+
+    def try_out(threads: int, size: int) -> None:
+        if (threads, size) not in tried:
+            tried[threads, size] = generate(task, threads, "--max-tokens", str(size)).speed
+
+    for threads in {1, task.cores}:
+        try_out(threads, MAX_TOKENS[1])
+    threads = max(tried, key=lambda key: tried[key])[0]
+    for size in MAX_TOKENS:
+        try_out(threads, size)
+    fastest = max(tried, key=lambda key: tried[key])
+    rows = [{"threads": t, "max_tokens": size, "speed": round(speed, 1)} for (t, size), speed in tried.items()]
+    return {"threads": fastest[0], "max_tokens": fastest[1], "tried": rows}
+
+
+def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool) -> float:
     """Translate lines; return sentences a second."""
-    start = time.perf_counter()
-    if one_by_one:
-        for line in lines:
-            translator.hypotheses([line], search)
-    else:
-        translator.hypotheses(lines, search)
-    return len(lines) / (time.perf_counter() - start)
+    clock = CLOCKS[task.clock]
+    start = clock()
+    for part in [[line] for line in lines] if one_by_one else [lines]:
+        translator.hypotheses(part, task.search)
+    return len(lines) / (clock() - start)
 
 
 def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: int) -> list[dict[str, Any]]:
@@ -118,21 +172,27 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     search = Search(beam=args.beam, lenpen=args.lenpen)
     exported = export(files, folder / "model")
 
-    sweep = {size: generate(files, test["subset"], search, "--max-tokens", str(size))[0] for size in MAX_TOKENS}
-    fastest = max(sweep, key=lambda size: sweep[size])
-    translators = {kind: Translator(exported.path, quantization=kind) for kind in TYPES}
+    task = Task(files, test["subset"], search, args.clock)
+    fastest = fastest_setting(task)
+    ways = {
+        "together": ("--max-tokens", str(fastest["max_tokens"])),
+        "one by one": ("--batch-size", "1", "--num-shards", str(args.shards), "--shard-id", "0"),
+    }
+    translators = {kind: Translator(exported.path, quantization=kind, threads=task.cores) for kind in TYPES}
     for translator in translators.values():
         translator.hypotheses(lines[:50], search)  # what a first use loads is no part of the translation
     measured: dict[tuple[str, str], list[float]] = {}
-    for _ in range(args.rounds):
-        for load, batch in (("together", ("--max-tokens", str(fastest))), ("one by one", ("--batch-size", "1"))):
-            speed, hypotheses = generate(files, test["subset"], search, *batch)
-            measured.setdefault(("fairseq-generate", load), []).append(speed)
+    for number in range(args.rounds):
+        for load, batch in ways.items():
+            made = generate(task, fastest["threads"], *batch)
+            measured.setdefault(("fairseq-generate", load), []).append(made.speed)
             if load == "together":
-                wanted = hypotheses
+                wanted = [made.hypotheses[sentence] for sentence in range(len(lines))]
+            same_lines = [lines[sentence] for sentence in made.hypotheses]
             for kind, translator in translators.items():
-                speed = timed(translator, lines, search, load == "one by one")
+                speed = timed(translator, same_lines, task, load == "one by one")
                 measured.setdefault((f"CTranslate2 {kind}", load), []).append(speed)
+        print(f"round {number + 1} of {args.rounds} done", file=sys.stderr)
 
     pipeline = Pipeline.from_manifest(files.manifest)
     prepared = [pipeline.encode(line) for line in lines]
@@ -141,14 +201,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         plain = Translator(exported.path, quantization=kind, prepared=True)
         found = plain.translate(prepared, beam=search.beam, lenpen=search.lenpen)
         compared[kind] = agreement(wanted, found, references, pipeline.decode)
-    baseline = {load: statistics.median(measured["fairseq-generate", load]) for load in ("together", "one by one")}
-    return {
+    baseline = {load: statistics.median(measured["fairseq-generate", load]) for load in ways}
+    result = {
         **environment(),
         "model": {"name": Path(args.model).name, "bytes": exported.size, "tensors": exported.tensors},
         "test": {"name": test["name"], "sentences": len(lines)},
         "search": {"beam": search.beam, "lenpen": search.lenpen},
         "rounds": args.rounds,
-        "fairseq_generate_max_tokens": {"fastest": fastest, "tried": {k: round(v, 1) for k, v in sweep.items()}},
+        "clock": args.clock,
+        "fairseq_generate": fastest,
         "speed": [
             {
                 "engine": engine,
@@ -162,8 +223,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ],
         "bleu_of_fairseq_generate": agreement(wanted, wanted, references, pipeline.decode)["bleu"],
         "agreement": compared,
-        "threads": threads_table(exported.path, [line.split() for line in prepared], search, args.rounds),
     }
+    if args.clock == "wall":
+        result["threads"] = threads_table(exported.path, [line.split() for line in prepared], search, args.rounds)
+    return result
 
 
 def show(result: dict[str, Any]) -> None:
@@ -175,6 +238,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"\nBLEU of fairseq-generate {result['bleu_of_fairseq_generate']:.2f}")
     for kind, found in result["agreement"].items():
         print(f"{kind}: BLEU {found['bleu']:.2f}, same hypotheses {100 * found['same']:.1f}%")
+    if "threads" not in result:
+        return
     print(f"\n{'type':8} {'batches':>7} {'threads':>7} {'load':11} {'sentences/s':>12}")
     for row in result["threads"]:
         head = f"{row['type']:8} {row['batches']:7} {row['threads']:7} {row['load']:11}"
@@ -189,6 +254,8 @@ def main() -> None:
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--lenpen", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--shards", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

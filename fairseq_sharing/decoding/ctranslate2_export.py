@@ -69,9 +69,7 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
         raise SharingError(f"--output {output}: holds something else; give another folder")
     (model,), task = load_models(files)
     with torch.no_grad():
-        spec = _convert(model, task, files)
-        depth_tensors = fold_admin(spec, model, files.name)
-        spec.validate()
+        spec, depth_tensors = convert(model, task, files.name)
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
         try:
@@ -93,13 +91,25 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
     return Exported(output, (output / EXPORTED).stat().st_size, tensors, depth_tensors, difference)
 
 
-def _convert(model: Any, task: Any, files: ModelFiles) -> Any:
-    """Give fairseq's weights to CTranslate2's description of a Transformer."""
+def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
+    """Give fairseq's weights to CTranslate2's description of a Transformer.
+
+    Args:
+        model: fairseq's model, in evaluation mode.
+        task: has its dictionaries.
+        name: what an error calls it.
+
+    Returns:
+        The description, and the number of matrices that Admin made differ by depth.
+
+    Raises:
+        SharingError: the model has no counterpart in CTranslate2.
+    """
     from ctranslate2.converters import fairseq as converter
     from ctranslate2.specs import transformer_spec
 
     cfg = model.cfg
-    _refuse_unknown(model, files.name, converter._SUPPORTED_ACTIVATIONS)
+    _refuse_unknown(model, name, converter._SUPPORTED_ACTIVATIONS)
     common = {
         "activation": converter._SUPPORTED_ACTIVATIONS[cfg.activation_fn],
         "layernorm_embedding": cfg.layernorm_embedding,
@@ -121,7 +131,9 @@ def _convert(model: Any, task: Any, files: ModelFiles) -> Any:
     spec.register_target_vocabulary(converter._get_vocab(task.target_dictionary))
     spec.config.decoder_start_token = spec.config.eos_token
     spec.config.add_source_eos = True
-    return spec
+    depth_tensors = fold_admin(spec, model, name)
+    spec.validate()
+    return spec, depth_tensors
 
 
 def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
