@@ -47,7 +47,7 @@ meters.time = type("time", (), {"perf_counter": staticmethod(getattr(time, sys.a
 from fairseq_cli.generate import cli_main
 cli_main()
 """
-MAX_TOKENS = (1000, 2000, 4000, 8000)
+MAX_TOKENS = (2000, 6000)
 TYPES = ("float32", "int8")
 TOLD = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
@@ -97,8 +97,8 @@ def fastest_setting(task: Task) -> dict[str, Any]:
         if (threads, size) not in tried:
             tried[threads, size] = generate(task, threads, "--max-tokens", str(size)).speed
 
-    for threads in {1, task.cores}:
-        try_out(threads, MAX_TOKENS[1])
+    for threads in sorted({1, task.cores}):
+        try_out(threads, MAX_TOKENS[0])
     threads = max(tried, key=lambda key: tried[key])[0]
     for size in MAX_TOKENS:
         try_out(threads, size)
@@ -192,7 +192,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for kind, translator in translators.items():
                 speed = timed(translator, same_lines, task, load == "one by one")
                 measured.setdefault((f"CTranslate2 {kind}", load), []).append(speed)
-        print(f"round {number + 1} of {args.rounds} done", file=sys.stderr)
+        told = ", ".join(f"{engine} {load} {speeds[-1]:.1f}" for (engine, load), speeds in measured.items())
+        print(f"round {number + 1} of {args.rounds}, sentences/s: {told}", file=sys.stderr)
 
     pipeline = Pipeline.from_manifest(files.manifest)
     prepared = [pipeline.encode(line) for line in lines]
