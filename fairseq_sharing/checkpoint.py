@@ -259,6 +259,8 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
         raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
+    if model_args.get("admin", "off") != "off":
+        raise SharingError("--materialise: stock fairseq has no --admin; allowed: --to ctranslate2")
     state = dict(checkpoint["model"])
     aliases = dict((state.get(EXTRA_STATE) or {}).get("aliases", {}))
     for stack, sharing in recorded_sharing(state).items():

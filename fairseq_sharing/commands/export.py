@@ -70,8 +70,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _materialise(args: argparse.Namespace, console: Console) -> None:
-    from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
+    from rich.console import Console
 
-    save_atomically(materialise(load_checkpoint(args.model)), args.output)
+    from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
+    from fairseq_sharing.decoding.model_files import find_model
+
+    path = Path(args.model)
+    if path.is_dir():
+        (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
+    save_atomically(materialise(load_checkpoint(path)), args.output)
     size = args.output.stat().st_size
     console.print(f"{args.output}: {size:,} bytes; translate with: fairseq-generate DATA --path {args.output}")

@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> None:
         # Who reads has read enough. What is not flushed must not be flushed at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)  # as a program that SIGPIPE ends
+    except OSError as error:
+        raise SharingError(f"{error.filename or args.out}: {error.strerror or error}") from error
 
 
 def _translate(

@@ -55,6 +55,8 @@ class CTranslate2Engine:
 
     def __init__(self, folder: Path, limits: dict[str, int], quantization: str | None, threads: int, device: str):
         self._library = import_ctranslate2()
+        if device == "cuda" and not self._library.get_cuda_device_count():
+            raise SharingError("--device cuda: CTranslate2 finds no GPU; allowed: cpu")
         supported = sorted(self._library.get_supported_compute_types(device))
         if quantization is not None and quantization not in supported:
             raise SharingError(
@@ -107,13 +109,16 @@ class CTranslate2Engine:
     def _translator(self, batches: int, threads: int) -> Any:
         if self._loaded is None or self._loaded[0] != (batches, threads):
             self._loaded = None
-            translator = self._library.Translator(
-                str(self._folder),
-                device=self._device,
-                compute_type=self._compute_type,
-                inter_threads=batches,
-                intra_threads=threads,
-                max_queued_batches=-1,
-            )
+            try:
+                translator = self._library.Translator(
+                    str(self._folder),
+                    device=self._device,
+                    compute_type=self._compute_type,
+                    inter_threads=batches,
+                    intra_threads=threads,
+                    max_queued_batches=-1,
+                )
+            except RuntimeError as error:  # a damaged file
+                raise SharingError(f"{self._folder}: CTranslate2 cannot read it ({str(error)[:200]})") from error
             self._loaded = (batches, threads), translator
         return self._loaded[1]

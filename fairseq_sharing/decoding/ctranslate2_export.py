@@ -156,9 +156,10 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
         transformer_layer.TransformerDecoderLayerBase,
     }
     allowed = "allowed: transformer and transformer_sharing models; translate this one with --engine fairseq"
-    for module in (model.encoder, model.decoder, *model.encoder.layers, *model.decoder.layers):
-        if type(module) not in known:
-            raise SharingError(f"{name}: CTranslate2 has no counterpart of {type(module).__name__}; {allowed}")
+    for stack in (model.encoder, model.decoder):
+        unknown = next((part for part in (stack, *getattr(stack, "layers", ())) if type(part) not in known), None)
+        if unknown is not None:
+            raise SharingError(f"{name}: CTranslate2 has no counterpart of {type(unknown).__name__}; {allowed}")
     cfg = model.cfg
     for option, value in _ONLY.items():
         if getattr(cfg, option, value) != value:

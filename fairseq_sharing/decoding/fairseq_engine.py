@@ -60,6 +60,8 @@ class FairseqEngine:
     """
 
     def __init__(self, files: ModelFiles, threads: int | None, device: str):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
         self._models, self._task = load_models(files)
         self._device = device
         if threads is not None:

@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from sharing_cases import BY_NAME
 from tiny_models import make_trainer, save
@@ -125,6 +126,12 @@ def test_what_cannot_be_translated_with_is_named(checkpoint, exported, prepared,
     assert "--quantization int8 is for --engine ctranslate2" in told(checkpoint, data=prepared, quantization="int8")
     assert "--quantization float16 is not for this cpu; allowed: float32, int" in told(exported, quantization="float16")
     assert "--threads must be at least 1" in told(exported, threads=0)
+    if not torch.cuda.is_available():
+        assert "torch finds no GPU; allowed: cpu" in told(checkpoint, data=prepared, device="cuda")
+        assert "CTranslate2 finds no GPU; allowed: cpu" in told(exported, device="cuda")
+    shutil.copytree(exported, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.bin").write_bytes((exported / "model.bin").read_bytes()[:5000])
+    assert "damaged: CTranslate2 cannot read it" in told(tmp_path / "damaged")
     both = f"{checkpoint}:{checkpoint}"
     assert "one model is exported at a time" in told(both, data=prepared, engine="ctranslate2")
     (tmp_path / "bad.pt").write_bytes(b"nothing")
@@ -170,6 +177,9 @@ def test_command_names_the_line_that_is_no_text(call, exported, tmp_path):
     done = call(exported, stdin=b"w5\nw6\nw\xff\n")
     assert (done.status, done.out) == (2, "")
     assert "standard input, line 3: not UTF-8 (byte 0xff at position 2)" in done.err
+    (tmp_path / "in").write_bytes(b"w5\n")
+    done = call(exported, tmp_path / "in", "--out", tmp_path / "in" / "out")
+    assert (done.status, done.err.count("Traceback")) == (2, 0)
     (tmp_path / "in").write_bytes(b"w5\n\0\n")
     done = call(exported, tmp_path / "in", "--out", tmp_path / "out")
     assert (done.status, [path.name for path in tmp_path.iterdir()]) == (2, ["in"])
