@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fairseq_sharing.decoding.translator import Translator as Translator
 
 __version__ = "0.1.0"
 
@@ -13,6 +17,15 @@ def register() -> None:
     from fairseq_sharing.criterions import fused_label_smoothed_cross_entropy, ponder  # noqa: F401
     from fairseq_sharing.models import transformer_lm_sharing, transformer_sharing  # noqa: F401
     from fairseq_sharing.optimizers import fused_adam  # noqa: F401
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``Translator`` when it is asked for: importing the package alone needs neither fairseq nor torch."""
+    if name == "Translator":
+        from fairseq_sharing.decoding.translator import Translator
+
+        return Translator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # --user-dir imports this package when fairseq is there already. The command fairseq-sharing imports it without, so

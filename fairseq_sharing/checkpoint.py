@@ -21,6 +21,8 @@ from fairseq_sharing.layer_map import STACKS, StackSharing, format_map, num_uniq
 from fairseq_sharing.tying import in_scope
 
 EXTRA_STATE = "_extra_state"
+# What the names of this package's faster losses and optimizers begin with; fairseq's own names follow.
+FUSED = "fused_"
 # True while a model starts from the weights of another one (--finetune-from-model) instead of going on.
 initialising: contextvars.ContextVar[bool] = contextvars.ContextVar("initialising", default=False)
 
@@ -259,7 +261,9 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
         raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
-    for option in ("admin", "depth_signal", "act"):
+    if model_args.get("admin", "off") != "off":
+        raise SharingError("--materialise: stock fairseq has no --admin; allowed: --to ctranslate2")
+    for option in ("depth_signal", "act"):
         if model_args.get(option, "off") != "off":
             flag = f"--{option.replace('_', '-')} {model_args[option]}"
             raise SharingError(f"--materialise cannot write a model with {flag}: stock fairseq has no such layers")
@@ -277,6 +281,9 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     plain_args.update(arch=stock, _name=stock)
     cfg = {**_plain(checkpoint["cfg"]), "model": plain_args}
     cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
+    for part in ("criterion", "optimizer"):
+        if str((cfg.get(part) or {}).get("_name", "")).startswith(FUSED):
+            cfg[part] = {**cfg[part], "_name": cfg[part]["_name"].removeprefix(FUSED)}
     kept: dict[str, Any] = {
         key: checkpoint[key] for key in ("args", "optimizer_history", "task_state") if key in checkpoint
     }
@@ -284,7 +291,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 _SHARING_OPTION = re.compile(
-    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|"
+    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|"
     r"admin|depth_signal|position_per_depth|act|act_epsilon"
 )
 
@@ -302,6 +309,12 @@ def model_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Give the arguments of the model in a checkpoint as a plain dict."""
     cfg = checkpoint.get("cfg")
     return _plain(cfg["model"] if cfg else checkpoint.get("args") or {})
+
+
+def task_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of the task in a checkpoint as a plain dict."""
+    cfg = checkpoint.get("cfg")
+    return _plain(cfg["task"] if cfg else checkpoint.get("args") or {})
 
 
 def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

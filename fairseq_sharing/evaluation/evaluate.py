@@ -112,9 +112,7 @@ def evaluate_run(
     other = _find_baseline(run, config, settings, baseline, console)
 
     steps = Steps(run.evaluation / "steps.json")
-    checkpoints = last_epoch_checkpoints(run.checkpoints, settings.average_last)
-    inputs = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
-    averaged = _average(run, checkpoints, inputs, settings.average_last, steps, console)
+    averaged, checkpoints, inputs = average_last_epochs(run, settings.average_last, steps, console)
     translator = _Translator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
@@ -186,24 +184,32 @@ def _epoch(file: Path) -> int:
     return int(file.stem.removeprefix("checkpoint").removeprefix("_").partition("_")[0])
 
 
-def _average(
-    run: RunDirectory,
-    checkpoints: Sequence[Path],
-    inputs: Mapping[str, Any],
-    asked: int,
-    steps: Steps,
-    console: Console,
-) -> Path:
+def average_last_epochs(
+    run: RunDirectory, count: int, steps: Steps, console: Console
+) -> tuple[Path, list[Path], dict[str, Any]]:
+    """Average the checkpoints of a run's last epochs, unless that is done.
+
+    Args:
+        run: the run.
+        count: how many; a run that has fewer says so.
+        steps: the finished steps of its evaluation.
+        console: where that is said.
+
+    Returns:
+        The averaged checkpoint, those it was made from, and what identifies them.
+    """
     from fairseq_sharing.checkpoint import average_checkpoints
 
-    if len(checkpoints) < asked:
+    checkpoints = last_epoch_checkpoints(run.checkpoints, count)
+    inputs = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
+    if len(checkpoints) < count:
         number = len(checkpoints)
-        console.print(f"averaging {number}, not {asked}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
+        console.print(f"averaging {number}, not {count}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
     averaged = run.checkpoints / "checkpoint_average.pt"
     if not steps.is_done("average", inputs, averaged):
         average_checkpoints(checkpoints, averaged)
         steps.record("average", inputs, averaged)
-    return averaged
+    return averaged, checkpoints, inputs
 
 
 class _Translator:

@@ -9,7 +9,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -72,21 +72,37 @@ def read_lines(path: Path, member: str = "") -> Iterator[str]:
     name = f"{path}: {member}" if member else str(path)
     try:
         with _open(path, member) as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    byte = line[error.start]
-                    raise SharingError(
-                        f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
-                    ) from None
-                if "\0" in text:
-                    raise SharingError(f"{name}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
-                yield text.removesuffix("\n")
+            yield from decode_lines(file, name)
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise SharingError(f"{name}: damaged archive ({error})") from None
     except FileNotFoundError:
         raise SharingError(f"{path}: no such file") from None
+
+
+def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """Decode the lines of an open binary file.
+
+    Args:
+        file: yields lines that end in line feeds.
+        name: what an error calls it.
+
+    Yields:
+        Each line without its line feed.
+
+    Raises:
+        SharingError: for a line that is not UTF-8 or holds a NUL byte.
+    """
+    for number, line in enumerate(file, start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = line[error.start]
+            raise SharingError(
+                f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
+            ) from None
+        if "\0" in text:
+            raise SharingError(f"{name}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
+        yield text.removesuffix("\n")
 
 
 @contextmanager

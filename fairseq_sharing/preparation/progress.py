@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -43,7 +44,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
     columns = (
         TextColumn("{task.description:<26}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn("{task.percentage:>3.0f}%", text_format_no_percentage="{task.completed:,}"),
         _RateColumn(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

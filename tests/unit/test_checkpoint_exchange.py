@@ -96,6 +96,14 @@ def test_materialised_file_is_fairseq_s_own_transformer_and_translates_the_same(
     assert_same_translations(translate([stock]), translate([ours]))
 
 
+def test_materialised_file_names_fairseq_s_own_loss_and_optimizer(trained):
+    fused = checkpoint.load_checkpoint(trained.path)
+    fused["cfg"].criterion._name = "fused_label_smoothed_cross_entropy"
+    fused["cfg"].optimizer._name = "fused_adam"
+    cfg = checkpoint.materialise(fused)["cfg"]
+    assert (cfg["criterion"]["_name"], cfg["optimizer"]["_name"]) == ("label_smoothed_cross_entropy", "adam")
+
+
 def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialised):
     def check(value, where="file"):
         plain = (dict, list, tuple, str, int, float, bool, type(None), torch.Tensor)

@@ -1,0 +1,269 @@
+"""Translate the sentences of a test set with fairseq-generate and with CTranslate2, in turn, and compare both.
+
+Run: python benchmarks/decoding.py RUN [--output results/speed/decoding.json]
+
+RUN is a run directory of fairseq-sharing train. fairseq-generate is timed by its own clock, which counts the search
+alone, at the --max-tokens with which it is fastest. CTranslate2 is timed from plain text to plain text, preparation
+included. "one by one" gives both one sentence at a time, the same --shards-th part of the sentences. All of one round
+are timed before the next round begins; the table has medians. "same" is the share of sentences of which both write the
+same subwords.
+
+With --clock cpu both work on one thread and the processor's time is counted instead of the wall's, which tells their
+ratio on a machine that is busy with other work.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from record import environment, write
+from rich.console import Console
+
+from fairseq_sharing.decoding.ctranslate2_export import export
+from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_manifest
+from fairseq_sharing.decoding.search import Search
+from fairseq_sharing.decoding.translator import Translator
+from fairseq_sharing.evaluation.scoring import score
+from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.training.environment import cpu_cores
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# fairseq-generate, its stopwatch running on the clock named first.
+GENERATE = """
+import sys, time
+from fairseq.logging import meters
+meters.time = type("time", (), {"perf_counter": staticmethod(getattr(time, sys.argv.pop(1)))})
+from fairseq_cli.generate import cli_main
+cli_main()
+"""
+MAX_TOKENS = (2000, 6000)
+TYPES = ("float32", "int8")
+TOLD = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
+
+
+@dataclass
+class Task:
+    """What is translated, how, and timed by which clock."""
+
+    files: ModelFiles
+    subset: str
+    search: Search
+    clock: str
+
+    @property
+    def cores(self) -> int:
+        return 1 if self.clock == "cpu" else cpu_cores()
+
+
+@dataclass
+class Generated:
+    """What fairseq-generate wrote: sentences a second, and the hypothesis (subwords) of each sentence's number."""
+
+    speed: float
+    hypotheses: dict[int, str]
+
+
+def generate(task: Task, threads: int, *batch: str) -> Generated:
+    """Run fairseq-generate."""
+    files, search = task.files, task.search
+    words = [str(files.dictionaries), "--path", str(files.checkpoints[0]), "--gen-subset", task.subset]
+    words += ["--task", "translation", "--user-dir", str(PACKAGE_DIR), "--no-progress-bar", "--cpu"]
+    words += ["--beam", str(search.beam), "--lenpen", str(search.lenpen), *batch]
+    command = [sys.executable, "-P", "-c", GENERATE, CLOCKS[task.clock].__name__, *words]
+    threads_of = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=threads_of)
+    clock = TOLD.search(done.stdout + done.stderr)
+    assert clock is not None, done.stderr[-2000:]
+    rows = [line[2:].split("\t") for line in done.stdout.split("\n") if line.startswith("H-")]
+    return Generated(len(rows) / float(clock[1]), {int(number): text for number, _, text in rows})
+
+
+def fastest_setting(task: Task) -> dict[str, Any]:
+    """Try fairseq-generate with 1 thread and all, then with each --max-tokens."""
+    tried: dict[tuple[int, int], float] = {}
+
+    def try_out(threads: int, size: int) -> None:
+        if (threads, size) not in tried:
+            tried[threads, size] = generate(task, threads, "--max-tokens", str(size)).speed
+
+    for threads in sorted({1, task.cores}):
+        try_out(threads, MAX_TOKENS[0])
+    threads = max(tried, key=lambda key: tried[key])[0]
+    for size in MAX_TOKENS:
+        try_out(threads, size)
+    fastest = max(tried, key=lambda key: tried[key])
+    rows = [{"threads": t, "max_tokens": size, "speed": round(speed, 1)} for (t, size), speed in tried.items()]
+    return {"threads": fastest[0], "max_tokens": fastest[1], "tried": rows}
+
+
+def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool) -> float:
+    """Translate lines; return sentences a second."""
+    clock = CLOCKS[task.clock]
+    start = clock()
+    for part in [[line] for line in lines] if one_by_one else [lines]:
+        translator.hypotheses(part, task.search)
+    return len(lines) / (clock() - start)
+
+
+def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: int) -> list[dict[str, Any]]:
+    """Time CTranslate2 with each division of the processors, on subwords."""
+    import ctranslate2
+
+    cores = cpu_cores()
+    divisions = sorted({(1, 1), (cores, 1), (1, cores)})
+    engines = {
+        (kind, *division): ctranslate2.Translator(
+            str(folder), compute_type=kind, inter_threads=division[0], intra_threads=division[1]
+        )
+        for kind in TYPES
+        for division in divisions
+    }
+    settings = {"beam_size": search.beam, "length_penalty": search.lenpen, "max_decoding_length": search.max_len_b}
+    measured: dict[tuple, list[float]] = {}
+    for _ in range(rounds):
+        for key, engine in engines.items():
+            start = time.perf_counter()
+            engine.translate_batch(lines, max_batch_size=2048, batch_type="tokens", **settings)
+            measured.setdefault((*key, "together"), []).append(len(lines) / (time.perf_counter() - start))
+            some = lines[:100]
+            start = time.perf_counter()
+            for line in some:
+                engine.translate_batch([line], **settings)
+            measured.setdefault((*key, "one by one"), []).append(len(some) / (time.perf_counter() - start))
+    return [
+        {"type": kind, "batches": batches, "threads": threads, "load": load, "sentences_per_second": _median(values)}
+        for (kind, batches, threads, load), values in measured.items()
+    ]
+
+
+def agreement(
+    wanted: list[str], found: list[str], references: list[str], decode: Callable[[str], str]
+) -> dict[str, float]:
+    """Compare hypotheses in subwords with fairseq-generate's."""
+    return {
+        "same": sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted),
+        "bleu": round(score([decode(line) for line in found], references).bleu, 3),
+    }
+
+
+def _median(values: list[float]) -> float:
+    return round(statistics.median(values), 1)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure everything and return the result."""
+    files = find_model(args.model, args.data, Console(stderr=True))
+    assert files.manifest is not None
+    manifest = read_manifest(files.manifest) or {}
+    test = next(test for test in manifest["tests"] if args.test in (None, test["name"]))
+    lines = list(read_lines(files.manifest / test["source"]))
+    references = list(read_lines(files.manifest / test["reference"]))
+    search = Search(beam=args.beam, lenpen=args.lenpen)
+    exported = export(files, folder / "model")
+
+    task = Task(files, test["subset"], search, args.clock)
+    fastest = fastest_setting(task)
+    ways = {
+        "together": ("--max-tokens", str(fastest["max_tokens"])),
+        "one by one": ("--batch-size", "1", "--num-shards", str(args.shards), "--shard-id", "0"),
+    }
+    translators = {kind: Translator(exported.path, quantization=kind, threads=task.cores) for kind in TYPES}
+    for translator in translators.values():
+        translator.hypotheses(lines[:50], search)  # what a first use loads is no part of the translation
+    measured: dict[tuple[str, str], list[float]] = {}
+    for number in range(args.rounds):
+        for load, batch in ways.items():
+            made = generate(task, fastest["threads"], *batch)
+            measured.setdefault(("fairseq-generate", load), []).append(made.speed)
+            if load == "together":
+                wanted = [made.hypotheses[sentence] for sentence in range(len(lines))]
+            same_lines = [lines[sentence] for sentence in made.hypotheses]
+            for kind, translator in translators.items():
+                speed = timed(translator, same_lines, task, load == "one by one")
+                measured.setdefault((f"CTranslate2 {kind}", load), []).append(speed)
+        told = ", ".join(f"{engine} {load} {speeds[-1]:.1f}" for (engine, load), speeds in measured.items())
+        print(f"round {number + 1} of {args.rounds}, sentences/s: {told}", file=sys.stderr)
+
+    pipeline = Pipeline.from_manifest(files.manifest)
+    prepared = [pipeline.encode(line) for line in lines]
+    compared = {}
+    for kind in TYPES:
+        plain = Translator(exported.path, quantization=kind, prepared=True)
+        found = plain.translate(prepared, beam=search.beam, lenpen=search.lenpen)
+        compared[kind] = agreement(wanted, found, references, pipeline.decode)
+    baseline = {load: statistics.median(measured["fairseq-generate", load]) for load in ways}
+    result = {
+        **environment(),
+        "model": {"name": Path(args.model).name, "bytes": exported.size, "tensors": exported.tensors},
+        "test": {"name": test["name"], "sentences": len(lines)},
+        "search": {"beam": search.beam, "lenpen": search.lenpen},
+        "rounds": args.rounds,
+        "clock": args.clock,
+        "fairseq_generate": fastest,
+        "speed": [
+            {
+                "engine": engine,
+                "load": load,
+                "sentences_per_second": _median(values),
+                "least": round(min(values), 1),
+                "most": round(max(values), 1),
+                "ratio": round(statistics.median(values) / baseline[load], 2),
+            }
+            for (engine, load), values in measured.items()
+        ],
+        "bleu_of_fairseq_generate": agreement(wanted, wanted, references, pipeline.decode)["bleu"],
+        "agreement": compared,
+    }
+    if args.clock == "wall":
+        result["threads"] = threads_table(exported.path, [line.split() for line in prepared], search, args.rounds)
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    print(f"{'engine':22} {'load':11} {'sentences/s':>12} {'least':>7} {'most':>7} {'ratio':>6}")
+    for row in result["speed"]:
+        numbers = f"{row['sentences_per_second']:12.1f} {row['least']:7.1f} {row['most']:7.1f} {row['ratio']:6.2f}"
+        print(f"{row['engine']:22} {row['load']:11} {numbers}")
+    print(f"\nBLEU of fairseq-generate {result['bleu_of_fairseq_generate']:.2f}")
+    for kind, found in result["agreement"].items():
+        print(f"{kind}: BLEU {found['bleu']:.2f}, same hypotheses {100 * found['same']:.1f}%")
+    if "threads" not in result:
+        return
+    print(f"\n{'type':8} {'batches':>7} {'threads':>7} {'load':11} {'sentences/s':>12}")
+    for row in result["threads"]:
+        head = f"{row['type']:8} {row['batches']:7} {row['threads']:7} {row['load']:11}"
+        print(f"{head} {row['sentences_per_second']:12.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="RUN")
+    parser.add_argument("--data", type=Path, help="prepared data, if they moved")
+    parser.add_argument("--test", help="name of the test set; the first of the data")
+    parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument("--lenpen", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--shards", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(args, Path(folder))
+    show(result)
+    write(result, args.output)
+
+
+if __name__ == "__main__":
+    main()

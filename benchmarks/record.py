@@ -1,0 +1,22 @@
+"""What the benchmarks write beside their numbers: the machine and the versions."""
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.training.environment import commit, device, versions
+
+
+def environment() -> dict[str, Any]:
+    """Tell what a benchmark runs on; ``load`` is the mean number of busy processes in the last minute."""
+    found = {**versions(), "ctranslate2": metadata.version("ctranslate2")}
+    return {"machine": device(), "load": round(os.getloadavg()[0], 1), "versions": found, "commit": commit()}
+
+
+def write(result: dict[str, Any], output: Path | None) -> None:
+    """Write a result as JSON, where a file is asked for."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")

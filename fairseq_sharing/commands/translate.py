@@ -1,0 +1,133 @@
+"""Translate lines of plain text, from a file or standard input, in their order."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
+
+HELP = "translate plain text with a run, a checkpoint or an exported model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run directory, checkpoint, several of them (a.pt:b.pt), or a folder made by export",
+    )
+    parser.add_argument("input", nargs="?", metavar="INPUT", default="-", help="UTF-8 text, .gz too; - for stdin")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write, at the end; stdout if not given")
+    parser.add_argument("--engine", choices=ENGINES, help="ctranslate2 for exported models, fairseq for others")
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        metavar="TYPE",
+        help=f"CTranslate2's arithmetic, {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
+    )
+    parser.add_argument("--beam", type=int, metavar="N", default=Search.beam, help="beam size")
+    parser.add_argument("--lenpen", type=float, metavar="X", default=Search.lenpen, help="length penalty")
+    parser.add_argument(
+        "--nbest",
+        type=int,
+        metavar="N",
+        default=Search.nbest,
+        help="translations of each line; above 1 written as: line number, score and text, with tabs between",
+    )
+    parser.add_argument(
+        "--max-len-b", type=int, metavar="N", default=Search.max_len_b, help="subwords of a translation at most"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="source subwords a batch; the engine's own choice")
+    parser.add_argument(
+        "--buffer",
+        type=int,
+        metavar="N",
+        help="lines read before they are translated; 10,000, or 1 from a terminal, if not given",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="processors to use; by default all, or torch's choice")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
+    parser.add_argument(
+        "--prepared", action="store_true", help="lines are cut into subwords already, and translations stay so"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Translate the lines."""
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.preparation.files import atomic_write
+
+    search = Search(**{name: getattr(args, name) for name in ("beam", "lenpen", "nbest", "max_len_b", "max_tokens")})
+    if args.buffer is not None and args.buffer < 1:
+        raise SharingError(f"--buffer must be at least 1, got {args.buffer}")
+    total = _count(args.input)
+    from fairseq_sharing.decoding.translator import Translator
+
+    translator = Translator(
+        args.model,
+        engine=args.engine,
+        quantization=args.quantization,
+        data=args.data,
+        threads=args.threads,
+        device=args.device,
+        prepared=args.prepared,
+    )
+    terminal = args.input == "-" and sys.stdin.isatty()
+    buffer = args.buffer or (1 if terminal else 10_000)
+    try:
+        with (
+            atomic_write(args.out) if args.out else nullcontext(sys.stdout.buffer) as output,
+            nullcontext(None) if terminal else _progress(total) as advance,
+        ):
+            _translate(translator, search, _lines(args.input), buffer, output, advance)
+    except BrokenPipeError:
+        # Who reads has read enough. What is not flushed must not be flushed at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as a program that SIGPIPE ends
+    except OSError as error:
+        raise SharingError(f"{error.filename or args.out}: {error.strerror or error}") from error
+
+
+def _translate(
+    translator: Any, search: Search, lines: Iterator[str], buffer: int, output: IO[bytes], advance: Any
+) -> None:
+    number = 0
+    while chunk := list(itertools.islice(lines, buffer)):
+        for hypotheses in translator.hypotheses(chunk, search, advance, first=number + 1):
+            number += 1
+            for hypothesis in hypotheses:
+                head = f"{number}\t{hypothesis.score:.6f}\t" if search.nbest > 1 else ""
+                output.write(f"{head}{hypothesis.text}\n".encode())
+        output.flush()
+
+
+def _lines(name: str) -> Iterator[str]:
+    from fairseq_sharing.preparation.files import decode_lines, read_lines
+
+    return decode_lines(sys.stdin.buffer, "standard input") if name == "-" else read_lines(Path(name))
+
+
+def _count(name: str) -> int | None:
+    """Count the lines of a file, and refuse it before any work where one is not text; None for what is read once."""
+    from fairseq_sharing.errors import SharingError
+
+    if name == "-":
+        return None
+    if Path(name).is_dir():
+        raise SharingError(f"{name}: is a directory; allowed: a text file")
+    return sum(1 for _ in _lines(name)) if Path(name).is_file() or not Path(name).exists() else None
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Any]:
+    from fairseq_sharing.preparation.progress import progress
+
+    with progress("translate", total, "sentences") as advance:
+        yield advance

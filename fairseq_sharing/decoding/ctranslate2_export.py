@@ -1,0 +1,226 @@
+"""Export a model to CTranslate2: each shared tensor once, checked against fairseq's own scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fairseq_sharing.decoding.admin_folding import fold_admin
+from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2
+from fairseq_sharing.decoding.fairseq_engine import load_models
+from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.files import atomic_write
+
+# Log-probabilities of a word may differ by this much; what CTranslate2 lacks makes differences of 0.1 and more.
+_TOLERANCE = 0.01
+_CHECKED_LENGTHS = (1, 2, 3, 5, 8, 13, 21)  # subwords of the sentences that are compared
+
+# Options that change what is computed and have no counterpart, with the value that is allowed.
+_ONLY = {
+    "cross_self_attention": False,
+    "no_cross_attention": False,
+    "no_token_positional_embeddings": False,
+    "adaptive_softmax_cutoff": None,
+    "depth_signal": "off",
+    "position_per_depth": False,
+    "act": "off",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        path: the folder.
+        size: bytes of its weights.
+        tensors: tensors that the model uses, and how many of them are stored.
+        depth_tensors: tensors of shared layers that Admin's weights made different for each layer.
+        difference: largest difference from fairseq of a word's log-probability (natural) before quantisation.
+    """
+
+    path: Path
+    size: int
+    tensors: tuple[int, int]
+    depth_tensors: int
+    difference: float
+
+
+def export(files: ModelFiles, output: Path, quantization: str | None = None) -> Exported:
+    """Write a model for CTranslate2, with all that translating plain text with it needs.
+
+    Args:
+        files: one checkpoint.
+        output: the folder to write; an exported model that is there is replaced.
+        quantization: type of the stored weights; None for that of the checkpoint.
+
+    Raises:
+        SharingError: the model has no counterpart in CTranslate2, or the folder holds something else.
+    """
+    library = import_ctranslate2()
+    if len(files.checkpoints) != 1:
+        raise SharingError(f"{files.name}: one model is exported at a time; average checkpoints first")
+    if output.exists() and not (output / EXPORTED).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise SharingError(f"--output {output}: holds something else; give another folder")
+    (model,), task = load_models(files)
+    with torch.no_grad():
+        spec, depth_tensors = convert(model, task, files.name)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
+        try:
+            spec.optimize()
+            tensors = _count_tensors(spec)
+            spec.save(str(temporary))
+            difference = _compare(library, temporary, model, task, files.name)
+            if quantization is not None:
+                shutil.rmtree(temporary)
+                temporary.mkdir()
+                spec._quantize(quantization)
+                spec.save(str(temporary))
+            _write_manifest(temporary, files, model)
+            shutil.rmtree(output, ignore_errors=True)
+            temporary.chmod(0o755)
+            temporary.rename(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Exported(output, (output / EXPORTED).stat().st_size, tensors, depth_tensors, difference)
+
+
+def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
+    """Give fairseq's weights to CTranslate2's description of a Transformer.
+
+    Args:
+        model: fairseq's model, in evaluation mode.
+        task: has its dictionaries.
+        name: what an error calls it.
+
+    Returns:
+        The description, and the number of matrices that Admin made differ by depth.
+
+    Raises:
+        SharingError: the model has no counterpart in CTranslate2.
+    """
+    from ctranslate2.converters import fairseq as converter
+    from ctranslate2.specs import transformer_spec
+
+    cfg = model.cfg
+    _refuse_unknown(model, name, converter._SUPPORTED_ACTIVATIONS)
+    common = {
+        "activation": converter._SUPPORTED_ACTIVATIONS[cfg.activation_fn],
+        "layernorm_embedding": cfg.layernorm_embedding,
+    }
+    encoder = transformer_spec.TransformerEncoderSpec(
+        len(model.encoder.layers), cfg.encoder.attention_heads, pre_norm=cfg.encoder.normalize_before, **common
+    )
+    decoder = transformer_spec.TransformerDecoderSpec(
+        len(model.decoder.layers),
+        cfg.decoder.attention_heads,
+        pre_norm=cfg.decoder.normalize_before,
+        no_final_norm=model.decoder.layer_norm is None,
+        **common,
+    )
+    spec = transformer_spec.TransformerSpec(encoder, decoder)
+    converter.set_transformer_encoder(spec.encoder, model.encoder)
+    converter.set_transformer_decoder(spec.decoder, model.decoder)
+    spec.register_source_vocabulary(converter._get_vocab(task.source_dictionary))
+    spec.register_target_vocabulary(converter._get_vocab(task.target_dictionary))
+    spec.config.decoder_start_token = spec.config.eos_token
+    spec.config.add_source_eos = True
+    depth_tensors = fold_admin(spec, model, name)
+    spec.validate()
+    return spec, depth_tensors
+
+
+def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
+    """Refuse a model of which CTranslate2 would compute something else."""
+    from fairseq.models.transformer import transformer_decoder, transformer_encoder
+    from fairseq.modules import transformer_layer
+
+    from fairseq_sharing.models import admin_layers, transformer_sharing
+
+    known = {
+        transformer_sharing.SharedTransformerEncoder,
+        transformer_sharing.SharedTransformerDecoder,
+        transformer_encoder.TransformerEncoder,
+        transformer_encoder.TransformerEncoderBase,
+        transformer_decoder.TransformerDecoder,
+        transformer_decoder.TransformerDecoderBase,
+        admin_layers.AdminEncoderLayer,
+        admin_layers.AdminDecoderLayer,
+        transformer_layer.TransformerEncoderLayerBase,
+        transformer_layer.TransformerDecoderLayerBase,
+    }
+    allowed = "allowed: transformer and transformer_sharing models; translate this one with --engine fairseq"
+    for stack in (model.encoder, model.decoder):
+        unknown = next((part for part in (stack, *getattr(stack, "layers", ())) if type(part) not in known), None)
+        if unknown is not None:
+            raise SharingError(f"{name}: CTranslate2 has no counterpart of {type(unknown).__name__}; {allowed}")
+    cfg = model.cfg
+    for option, value in _ONLY.items():
+        if getattr(cfg, option, value) != value:
+            flag = f"--{option.replace('_', '-')} {getattr(cfg, option)}"
+            raise SharingError(f"{name}: CTranslate2 has no counterpart of {flag}; {allowed}")
+    if cfg.activation_fn not in activations:
+        told = ", ".join(sorted(activations))
+        raise SharingError(f"{name}: CTranslate2 has no --activation-fn {cfg.activation_fn}; allowed: {told}")
+    if model.decoder.project_out_dim is not None:
+        flag = f"--decoder-output-dim {cfg.decoder.output_dim}"
+        raise SharingError(f"{name}: CTranslate2 has no counterpart of {flag}; {allowed}")
+
+
+def _count_tensors(spec: Any) -> tuple[int, int]:
+    """Count the tensors of a description, in all and those that are stored; the rest are names of equal ones."""
+    variables = spec.variables().values()
+    names = sum(isinstance(value, str) for value in variables)
+    stored = sum(not isinstance(value, str) and not value.is_scalar() for value in variables)
+    return names + stored, stored
+
+
+def _compare(library: Any, folder: Path, model: Any, task: Any, name: str) -> float:
+    """Score sentences of drawn words with the exported model and with fairseq's, and refuse one that differs."""
+    draw = np.random.default_rng(1)
+    pairs = [(_draw(draw, task.source_dictionary, n), _draw(draw, task.target_dictionary, n)) for n in _CHECKED_LENGTHS]
+    exported = library.Translator(str(folder), device="cpu", compute_type="float32", intra_threads=1)
+    scores = exported.score_batch([source for source, _ in pairs], [target for _, target in pairs])
+    difference = 0.0
+    for (source, target), score in zip(pairs, scores, strict=True):
+        ids = task.target_dictionary.encode_line(" ".join(target), add_if_not_exist=False).long()
+        inputs = task.source_dictionary.encode_line(" ".join(source), add_if_not_exist=False).long()[None]
+        output = model(inputs, torch.tensor([inputs.shape[1]]), ids.roll(1)[None])
+        wanted = model.get_normalized_probs(output, log_probs=True)[0].gather(1, ids[:, None])[:, 0]
+        difference = max(difference, float((wanted - torch.tensor(score.log_probs)).abs().max()))
+    if not difference <= _TOLERANCE:
+        raise SharingError(
+            f"{name}: the exported model's log-probabilities differ from fairseq's by {difference:.3g}, more than "
+            f"{_TOLERANCE}: it computes something that CTranslate2 does not; translate it with --engine fairseq"
+        )
+    return difference
+
+
+def _draw(draw: np.random.Generator, dictionary: Any, length: int) -> list[str]:
+    return [dictionary[int(index)] for index in draw.integers(dictionary.nspecial, len(dictionary), length)]
+
+
+def _write_manifest(folder: Path, files: ModelFiles, model: Any) -> None:
+    """Write how text is prepared for the model, in the form of a prepared data directory's manifest."""
+    manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in (files.languages or {}).items()}
+    if files.manifest is not None:
+        prepared = read_manifest(files.manifest) or {}
+        manifest |= {"tokenizer": prepared["tokenizer"], "subword": prepared["subword"]}
+        if subwords := prepared["subword"].get("model"):
+            shutil.copyfile(files.manifest / subwords, folder / Path(subwords).name)
+    source, target = model.max_positions()
+    manifest |= {
+        "max_tokens": {"source": source - 1, "target": target - 1},
+        "layer_map": {stack: list(sharing.layer_map) for stack, sharing in getattr(model, "sharing", {}).items()},
+    }
+    with atomic_write(folder / "manifest.json") as file:
+        file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())

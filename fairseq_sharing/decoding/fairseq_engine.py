@@ -1,0 +1,116 @@
+"""Translate with fairseq's models and its beam search, in batches of sentences of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+import fairseq_sharing
+from fairseq_sharing.decoding.model_files import ModelFiles
+from fairseq_sharing.decoding.search import Hypothesis, Search
+from fairseq_sharing.errors import SharingError
+
+_MAX_TOKENS = 8000  # a batch, as in the evaluations of the configurations
+
+
+def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
+    """Load the models of checkpoints, and the task with their dictionaries.
+
+    Returns:
+        The models, in evaluation mode on the CPU, and fairseq's task.
+
+    Raises:
+        SharingError: a dictionary or option is missing, or the weights do not fit.
+    """
+    fairseq_sharing.register()
+    from fairseq import checkpoint_utils
+
+    from fairseq_sharing.compat import find_sharing_error
+
+    assert files.dictionaries is not None
+    assert files.languages is not None
+    for lang in files.languages.values():
+        dictionary = files.dictionaries / f"dict.{lang}.txt"
+        if not dictionary.is_file():
+            raise SharingError(f"{dictionary}: no such file; name the prepared data directory with --data")
+    overrides = {"data": str(files.dictionaries)}
+    overrides |= {f"{side}_lang": lang for side, lang in files.languages.items()}
+    names = [str(path) for path in files.checkpoints]
+    try:
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides=overrides)
+    except Exception as error:
+        cause = find_sharing_error(error)
+        if cause is None:
+            raise
+        raise SharingError(f"{files.name}: {cause}") from error
+    for model in models:
+        model.eval()
+    return models, task
+
+
+class FairseqEngine:
+    """Translates subwords with one model or several together.
+
+    Args:
+        files: the checkpoints.
+        threads: processors to use; torch's own choice when None.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, files: ModelFiles, threads: int | None, device: str):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
+        self._models, self._task = load_models(files)
+        self._device = device
+        if threads is not None:
+            torch.set_num_threads(threads)
+        for model in self._models:
+            model.make_generation_fast_(need_attn=False)
+            if device == "cuda":
+                model.cuda()
+
+    @property
+    def max_source(self) -> int:
+        """Subwords of a source that the models read, one position being the sentence's end."""
+        return min(model.max_positions()[0] for model in self._models) - 1
+
+    def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """Translate sentences.
+
+        Args:
+            sentences: the subwords of each, at least one and at most ``max_source``.
+            search: settings.
+
+        Yields:
+            The number of a sentence and its hypotheses, batch by batch.
+        """
+        from argparse import Namespace
+
+        settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
+        generator = self._task.build_generator(self._models, settings)
+        dictionary = self._task.target_dictionary
+        for batch in self._batches(sentences, search):
+            found = self._task.inference_step(generator, self._models, batch)
+            for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
+                yield sentence, [_hypothesis(one, dictionary) for one in hypotheses[: search.nbest]]
+
+    def _batches(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[dict[str, Any]]:
+        from fairseq import utils
+
+        source = self._task.source_dictionary
+        tokens = [
+            source.encode_line(" ".join(words), line_tokenizer=str.split, add_if_not_exist=False).long()
+            for words in sentences
+        ]
+        dataset = self._task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
+        limit = max(search.max_tokens or _MAX_TOKENS, max(map(len, tokens)))
+        for indices in dataset.batch_by_size(dataset.ordered_indices(), max_tokens=limit):
+            batch = dataset.collater([dataset[index] for index in indices])
+            yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
+
+
+def _hypothesis(found: dict[str, Any], dictionary: Any) -> Hypothesis:
+    tokens = found["tokens"].int().cpu()
+    return Hypothesis(dictionary.string(tokens), float(found["score"]), len(tokens) - 1)

@@ -1,0 +1,146 @@
+"""Find what a translation needs from the name of a model: checkpoints or an exported folder, and the prepared data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fairseq_sharing.errors import SharingError
+
+EXPORTED = "model.bin"  # the file by which a folder is known as an exported model
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model and the rules of its text are.
+
+    Attributes:
+        name: the model as the user named it.
+        checkpoints: one fairseq checkpoint, or several that translate together; none of an exported model.
+        exported: folder of an exported model.
+        manifest: directory with the manifest.json by which text is prepared; None where there is none.
+        dictionaries: directory of the dictionaries, for checkpoints.
+        languages: language code of each side ("source", "target").
+        max_tokens: subwords of a source and of a target that an exported model reads and writes at most, by side.
+    """
+
+    name: str
+    checkpoints: tuple[Path, ...] = ()
+    exported: Path | None = None
+    manifest: Path | None = None
+    dictionaries: Path | None = None
+    languages: dict[str, str] | None = None
+    max_tokens: dict[str, int] | None = None
+
+
+def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
+    """Find the files of a model.
+
+    Args:
+        name: a run directory of ``fairseq-sharing train`` (its last checkpoints are averaged, as ``evaluate`` does),
+            a checkpoint, several as fairseq writes them (``a.pt:b.pt``), or an exported folder.
+        data: prepared data directory; None for the one that the model was trained on.
+        console: where averaging is reported.
+
+    Raises:
+        SharingError: there is no such model, or its data have moved.
+    """
+    path = Path(name)
+    if (path / EXPORTED).is_file():
+        return _exported(path, data)
+    if path.is_dir():
+        return _run(path, data, console)
+    paths = (path,) if path.exists() else tuple(Path(part) for part in name.split(":"))
+    for part in paths:
+        if not part.is_file():
+            raise SharingError(f"{part}: no such run directory, checkpoint or exported model")
+    return _checkpoints(name, paths, data)
+
+
+def _exported(path: Path, data: Path | None) -> ModelFiles:
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise SharingError(f"{path}: has no manifest.json; allowed: a folder made by fairseq-sharing export")
+    if data is not None:
+        raise SharingError(f"--data {data}: {path} has all that it needs; leave --data out")
+    return ModelFiles(
+        str(path),
+        exported=path,
+        manifest=path if "tokenizer" in manifest else None,
+        languages=_languages(manifest),
+        max_tokens=manifest["max_tokens"],
+    )
+
+
+def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
+    from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs
+    from fairseq_sharing.evaluation.steps import Steps
+    from fairseq_sharing.training.run_directory import RunDirectory
+
+    run = RunDirectory(path)
+    if not run.config_file.is_file():
+        raise SharingError(
+            f"{path}: neither a run directory (config.yaml) nor an exported model ({EXPORTED}); "
+            "allowed: those, or a checkpoint file"
+        )
+    settings = EvaluationSettings.of(run.config().get("evaluate", {}))
+    data = data or Path(run.record().get("data", ""))
+    manifest = read_manifest(data)
+    if manifest is None:
+        raise SharingError(f"{data / 'manifest.json'}: no such file; name the prepared data directory with --data")
+    averaged, *_ = average_last_epochs(run, settings.average_last, Steps(run.evaluation / "steps.json"), console)
+    return ModelFiles(
+        str(path),
+        checkpoints=(averaged,),
+        manifest=data,
+        dictionaries=data / "bin",
+        languages=_languages(manifest),
+    )
+
+
+def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> ModelFiles:
+    from fairseq_sharing.checkpoint import load_checkpoint, task_arguments
+
+    for path in paths:
+        task = task_arguments(load_checkpoint(path))
+        if not (task.get("source_lang") and task.get("target_lang")):
+            kind = task.get("_name") or task.get("task")
+            raise SharingError(f"{path}: was trained for the task {kind}; allowed: translation models")
+    trained_on = Path(str(task.get("data") or "").split(":")[0])
+    # The data of prepare have their binarised part in bin; --data may also name what fairseq-preprocess made.
+    binarised = data or trained_on
+    prepared = binarised if data is not None else trained_on.parent
+    if (manifest := read_manifest(prepared)) is not None:
+        languages, binarised = _languages(manifest), prepared / "bin"
+    else:
+        languages = _languages(task)
+    return ModelFiles(
+        name,
+        checkpoints=paths,
+        manifest=prepared if manifest is not None else None,
+        dictionaries=binarised,
+        languages=languages,
+    )
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """Read the manifest of a prepared data directory or an exported model; None where there is none.
+
+    Raises:
+        SharingError: it is not JSON.
+    """
+    file = directory / "manifest.json"
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SharingError(f"{file}: not JSON ({error})") from None
+
+
+def _languages(manifest: dict[str, Any]) -> dict[str, str]:
+    return {side: manifest[f"{side}_lang"] for side in ("source", "target")}

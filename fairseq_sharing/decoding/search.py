@@ -1,0 +1,68 @@
+"""What a translation is asked for, and what it gives, whichever engine makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairseq_sharing.errors import SharingError
+
+ENGINES = ("fairseq", "ctranslate2")
+# The types of weights and arithmetic that CTranslate2 has.
+QUANTIZATIONS = (
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+    "int16",
+    "float16",
+    "bfloat16",
+    "float32",
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of the beam search, with fairseq-generate's names and defaults.
+
+    Attributes:
+        beam: hypotheses kept at each step.
+        lenpen: length penalty; above 1 favours longer translations.
+        nbest: translations given of each sentence, the best first.
+        max_len_b: subwords a translation may have at most.
+        max_tokens: source subwords a batch, padding included; None for the engine's own choice.
+    """
+
+    beam: int = 5
+    lenpen: float = 1.0
+    nbest: int = 1
+    max_len_b: int = 200
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "nbest", "max_len_b", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SharingError(f"{_flag(name)} must be a whole number from 1, got {value!r}")
+        if self.nbest > self.beam:
+            raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")
+        if isinstance(self.lenpen, bool) or not isinstance(self.lenpen, int | float):
+            raise SharingError(f"--lenpen must be a number, got {self.lenpen!r}")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation.
+
+    Attributes:
+        text: the sentence; from an engine its subwords, separated by spaces.
+        score: log-probability (natural), divided by the length in subwords to the power of the length penalty.
+        num_tokens: its length in subwords, without the end of the sentence.
+    """
+
+    text: str
+    score: float
+    num_tokens: int
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,172 @@
+"""Translate plain sentences: prepare them as the training data were, search, and make plain sentences again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
+from fairseq_sharing.decoding.model_files import ModelFiles, find_model
+from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.training.environment import cpu_cores
+
+logger = logging.getLogger(__name__)
+
+
+class Translator:
+    """Translates plain sentences with a trained or an exported model.
+
+    Args:
+        model: a run directory, a checkpoint, several (``a.pt:b.pt``), or a folder made by ``fairseq-sharing export``.
+        engine: ``fairseq`` or ``ctranslate2``; None for CTranslate2 with an exported model, else fairseq. With
+            ``ctranslate2`` a run or checkpoint is exported to a temporary folder first.
+        quantization: type of CTranslate2's arithmetic, such as ``int8``; None for that of the stored weights.
+        data: prepared data directory, where it is not the one that the model was trained on.
+        threads: processors to use; when None all of them, or as many as torch chooses with the fairseq engine.
+        device: ``cpu`` or ``cuda``.
+        prepared: the sentences are tokenised and cut into subwords already, and the translations are to be likewise.
+
+    Raises:
+        SharingError: there is no such model, or it cannot be translated with in that way.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        engine: str | None = None,
+        quantization: str | None = None,
+        data: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+        prepared: bool = False,
+    ):
+        if engine not in (None, *ENGINES):
+            raise SharingError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        if quantization not in (None, *QUANTIZATIONS):
+            raise SharingError(f"--quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+        if device not in ("cpu", "cuda"):
+            raise SharingError(f"--device must be cpu or cuda, got {device!r}")
+        if threads is not None and threads < 1:
+            raise SharingError(f"--threads must be at least 1, got {threads}")
+        self._files = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
+        self.engine = engine or ("ctranslate2" if self._files.exported else "fairseq")
+        if self.engine == "fairseq" and self._files.exported:
+            raise SharingError(f"--engine fairseq: {model} is exported to CTranslate2; name a run or a checkpoint")
+        if self.engine == "fairseq" and quantization is not None:
+            raise SharingError(f"--quantization {quantization} is for --engine ctranslate2")
+        self._quantization, self._device, self._threads = quantization, device, threads
+        self._pipeline = None if prepared else _pipeline(self._files)
+
+    def translate(self, sentences: Iterable[str], **search: Any) -> list[str]:
+        """Translate sentences.
+
+        Args:
+            sentences: plain text, one sentence each; the translation of an empty one is empty.
+            search: settings of ``search.Search``: beam, lenpen, max_len_b, max_tokens.
+
+        Returns:
+            The best translation of each, in the same order.
+
+        Raises:
+            SharingError: a bad setting.
+        """
+        return [found[0].text for found in self.hypotheses(sentences, Search(**search))]
+
+    def hypotheses(
+        self,
+        sentences: Iterable[str],
+        search: Search,
+        advance: Callable[[int], None] | None = None,
+        first: int = 1,
+    ) -> list[list[Hypothesis]]:
+        """Translate sentences to their ``search.nbest`` best translations.
+
+        Args:
+            sentences: plain text, one sentence each.
+            search: settings.
+            advance: called with the number of sentences that are done since the last call.
+            first: number of the first sentence, for messages.
+
+        Returns:
+            The translations of each, the best first; at least one.
+
+        Raises:
+            SharingError: a sentence that cannot be written as UTF-8.
+        """
+        if isinstance(sentences, str):
+            raise SharingError("sentences must be a list of str, got one str")
+        tokens = [self._prepare(sentence, number) for number, sentence in enumerate(sentences, first)]
+        asked = [number for number, words in enumerate(tokens) if words]
+        # What is empty is not asked for: a model would make words of nothing.
+        found = [[Hypothesis("", 0.0, 0)] for _ in tokens]
+        if advance is not None:
+            advance(len(tokens) - len(asked))
+        if asked:
+            for index, hypotheses in self._engine.translate([tokens[number] for number in asked], search):
+                self._warn_of_cut(hypotheses[0], first + asked[index], search)
+                found[asked[index]] = [self._finish(hypothesis) for hypothesis in hypotheses]
+                if advance is not None:
+                    advance(1)
+        return found
+
+    @cached_property
+    def _engine(self) -> Any:
+        if self.engine == "ctranslate2":
+            return self._ctranslate2()
+        from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
+
+        return FairseqEngine(self._files, self._threads, self._device)
+
+    def _ctranslate2(self) -> CTranslate2Engine:
+        if self._files.exported:
+            files = self._files
+        else:
+            from fairseq_sharing.decoding.ctranslate2_export import export
+
+            # Kept while the translator lives.
+            self._temporary = tempfile.TemporaryDirectory(prefix="fairseq-sharing-")
+            exported = export(self._files, Path(self._temporary.name) / "model")
+            files = find_model(str(exported.path), None, Console(stderr=True))
+        assert files.exported is not None
+        assert files.max_tokens is not None
+        threads = self._threads or cpu_cores()
+        return CTranslate2Engine(files.exported, files.max_tokens, self._quantization, threads, self._device)
+
+    def _prepare(self, sentence: str, number: int) -> list[str]:
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            raise SharingError(f"sentence {number}: not Unicode text ({error.reason})") from None
+        words = (sentence if self._pipeline is None else self._pipeline.encode(sentence)).split()
+        limit = self._engine.max_source
+        if len(words) > limit:
+            logger.warning(f"sentence {number}: has {len(words)} subwords, the model reads the first {limit}")
+        return words[:limit]
+
+    def _warn_of_cut(self, hypothesis: Hypothesis, number: int, search: Search) -> None:
+        if hypothesis.num_tokens >= search.max_len_b:
+            logger.warning(f"sentence {number}: its translation stops at --max-len-b, {search.max_len_b} subwords")
+
+    def _finish(self, hypothesis: Hypothesis) -> Hypothesis:
+        if self._pipeline is None:
+            return hypothesis
+        return Hypothesis(self._pipeline.decode(hypothesis.text), hypothesis.score, hypothesis.num_tokens)
+
+
+def _pipeline(files: ModelFiles) -> Pipeline:
+    if files.manifest is None:
+        raise SharingError(
+            f"{files.name}: how its text was prepared is not known (no manifest.json); name the prepared data "
+            "directory with --data, or give sentences of subwords and --prepared"
+        )
+    return Pipeline.from_manifest(files.manifest)

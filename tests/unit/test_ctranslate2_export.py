@@ -1,0 +1,183 @@
+"""Models exported to CTranslate2: what is stored, what is computed, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sharing_cases import BY_NAME
+from tiny_models import EMBED, make_trainer, save, train_step
+
+from fairseq_sharing.decoding import ctranslate2_export
+from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
+from fairseq_sharing.decoding.ctranslate2_export import export
+from fairseq_sharing.decoding.model_files import ModelFiles
+from fairseq_sharing.decoding.search import Search
+from fairseq_sharing.errors import SharingError
+
+POSITIONS = 64 * EMBED  # sinusoids, stored once for both stacks
+LIMITS = {"source": 63, "target": 63}
+
+
+def stored_floats(model: Path) -> int:
+    """Count the numbers in the tensors of a CTranslate2 file, scalars left out."""
+    with model.open("rb") as file:
+
+        def number(code: str) -> int:
+            return struct.unpack(code, file.read(struct.calcsize(code)))[0]
+
+        def skip_string() -> None:
+            file.read(number("H"))
+
+        number("I")
+        skip_string()
+        number("I")
+        floats = 0
+        for _ in range(number("I")):
+            skip_string()
+            dimensions = [number("I") for _ in range(number("B"))]
+            number("B")
+            file.read(number("I"))
+            floats += math.prod(dimensions) if dimensions else 0
+        return floats
+
+
+def files_of(path, data_dir) -> ModelFiles:
+    languages = {"source": "en", "target": "de"}
+    return ModelFiles(str(path), checkpoints=(path,), dictionaries=data_dir, languages=languages)
+
+
+@pytest.fixture
+def checkpoint(data_dir, tmp_path):
+    """Writes the checkpoint of a case after an update."""
+
+    def write(name: str = "cycle", norm: str = "post", change=None, **options) -> ModelFiles:
+        trainer = make_trainer(data_dir, BY_NAME[name], norm, **options)
+        train_step(trainer)
+        if change is not None:
+            with torch.no_grad():
+                change(trainer.model)
+        return files_of(save(trainer, tmp_path / "checkpoint1.pt"), data_dir)
+
+    return write
+
+
+def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm, data_dir, tmp_path):
+    exported = export(files_of(trained.path, data_dir), tmp_path / "out")
+    assert exported.difference < 2e-5
+    used, stored = exported.tensors
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    assert stored_floats(exported.path / "model.bin") == parameters + POSITIONS
+    # One alias of the positions and two of the embeddings in a model that shares no layer.
+    assert (used - stored > 3) == (case.name != "none")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decoder_normalize_before": True},
+        {"decoder_normalize_before": True, "no_decoder_final_norm": True},
+        {"decoder_attention_heads": 4, "decoder_ffn_embed_dim": 24, "layernorm_embedding": True},
+        {"encoder_learned_pos": True, "decoder_learned_pos": True, "no_scale_embedding": True},
+        {"share_all_embeddings": False, "decoder_embed_dim": 24, "decoder_input_dim": 24, "decoder_output_dim": 24},
+        {"share_all_embeddings": False, "activation_fn": "gelu"},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_stacks_of_every_build(checkpoint, options, tmp_path):
+    assert export(checkpoint(**options), tmp_path / "out").difference < 2e-5
+
+
+@pytest.mark.parametrize("name", ["none", "sequence"])
+@pytest.mark.parametrize("layernorm_embedding", [False, True])
+def test_admin_folds(checkpoint, name, layernorm_embedding, tmp_path):
+    """The residual weights are perturbed: no two are equal, and none is 1."""
+    files = checkpoint(name, admin="closed_form", layernorm_embedding=layernorm_embedding)
+    exported = export(files, tmp_path / "out")
+    assert exported.difference < 1e-4
+    # Of each set, the first matrices of 2 and of 3 sub-layers, once for each layer that uses it but one.
+    assert exported.depth_tensors == (0 if name == "none" else 3 * (2 + 3))
+
+
+def test_admin_that_does_not_fold_is_refused(checkpoint, tmp_path):
+    def change(model):
+        model.decoder.layers[1].residual_weight[0, 3] = 0.0
+
+    with pytest.raises(SharingError, match=r"decoder layer 2: Admin's residual weight 0 does not fold .* --engine"):
+        export(checkpoint(change=change, admin="closed_form"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_ctranslate2_does_not_compute_is_refused(checkpoint, tmp_path, monkeypatch):
+    """Here: residual weights that nobody folds. Nothing is left of the attempt."""
+    files = checkpoint(admin="closed_form")
+    monkeypatch.setattr(ctranslate2_export, "fold_admin", lambda *_: 0)
+    with pytest.raises(SharingError, match=r"differ from fairseq's by .* --engine fairseq"):
+        export(files, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint1.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"no_token_positional_embeddings": True}, "no counterpart of --no-token-positional-embeddings True"),
+        ({"activation_fn": "tanh"}, "no --activation-fn tanh; allowed: gelu"),
+        ({"share_all_embeddings": False, "decoder_output_dim": 8}, "no counterpart of --decoder-output-dim 8"),
+    ],
+)
+def test_options_without_counterpart_are_named(checkpoint, options, told, tmp_path):
+    with pytest.raises(SharingError, match=told):
+        export(checkpoint(**options), tmp_path / "out")
+
+
+def test_other_layers_are_refused(checkpoint, tmp_path, monkeypatch):
+    files = checkpoint()
+    load = ctranslate2_export.load_models
+
+    def loaded(files):
+        models, task = load(files)
+        models[0].encoder.layers[0] = torch.nn.Identity()
+        return models, task
+
+    monkeypatch.setattr(ctranslate2_export, "load_models", loaded)
+    with pytest.raises(SharingError, match="no counterpart of Identity; allowed: transformer and transformer_sharing"):
+        export(files, tmp_path / "out")
+
+
+def test_folder_that_holds_something_else_is_kept(checkpoint, tmp_path):
+    files, folder = checkpoint(), tmp_path / "out"
+    folder.mkdir()
+    export(files, folder)
+    export(files, folder)
+    (folder / "model.bin").rename(folder / "thesis.txt")
+    with pytest.raises(SharingError, match="holds something else"):
+        export(files, folder)
+    assert (folder / "thesis.txt").exists()
+
+
+def test_quantised_weights_are_smaller_and_translate_alike(checkpoint, tmp_path):
+    files = checkpoint("sequence")
+    sizes = {kind: export(files, tmp_path / str(kind), kind).size for kind in (None, "float16", "int8")}
+    assert sizes[None] > 1.6 * sizes["float16"] > 1.6 * sizes["int8"]
+    sentences, search = [["w5", "w6", "w9"], ["w7"]], Search(beam=3, nbest=3, max_len_b=8)
+    found = [
+        dict(CTranslate2Engine(tmp_path / str(kind), LIMITS, "float32", 1, "cpu").translate(sentences, search))
+        for kind in (None, "int8")
+    ]
+    for number in range(len(sentences)):
+        scores = [[hypothesis.score for hypothesis in engine[number]] for engine in found]
+        np.testing.assert_allclose(*scores, atol=0.05)
+
+
+def test_manifest_has_what_translating_needs(checkpoint, tmp_path):
+    export(checkpoint("sandwich"), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["max_tokens"] == LIMITS
+    assert manifest["layer_map"]["encoder"] == list(BY_NAME["sandwich"].encoder)
+    assert (manifest["source_lang"], manifest["target_lang"]) == ("en", "de")
+    assert manifest["layer_map"]["decoder"] == list(BY_NAME["sandwich"].decoder)

@@ -1,0 +1,213 @@
+"""Translating plain text from Python and from the command line, whatever the text is."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from sharing_cases import BY_NAME
+from tiny_models import make_trainer, save
+
+from fairseq_sharing import Translator
+from fairseq_sharing.commands import main
+from fairseq_sharing.decoding.ctranslate2_engine import divide_threads
+from fairseq_sharing.decoding.ctranslate2_export import export
+from fairseq_sharing.decoding.model_files import find_model
+from fairseq_sharing.decoding.search import Search
+from fairseq_sharing.errors import SharingError
+
+LINES = ["w5 w6.", "", "w9", " \t ", "w7 w8, w9 w5", "unheard-of ¡w6!", "w5\u2028w6.", "w5 w6.\r"]
+
+
+@pytest.fixture(scope="session")
+def prepared(data_dir, tmp_path_factory):
+    """A data directory as prepare makes it: words of the dictionary, tokenised, whole."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(data_dir, folder / "bin")
+    tokenizer = {"name": "moses", "aggressive_dashes": False, "escape": False}
+    manifest = {"source_lang": "en", "target_lang": "de", "tokenizer": tokenizer, "subword": {"name": "none"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(data_dir, tmp_path_factory):
+    trainer = make_trainer(data_dir, BY_NAME["sequence"], "pre")
+    return save(trainer, tmp_path_factory.mktemp("trained") / "checkpoint1.pt")
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, prepared, tmp_path_factory):
+    files = find_model(str(checkpoint), prepared, Console(stderr=True))
+    return export(files, tmp_path_factory.mktemp("exported") / "model").path
+
+
+@pytest.fixture(params=["fairseq", "ctranslate2"])
+def translator(request, checkpoint, exported, prepared):
+    if request.param == "fairseq":
+        return Translator(checkpoint, data=prepared, threads=1)
+    return Translator(str(exported), threads=2)
+
+
+@pytest.fixture
+def call(monkeypatch, capsysbinary):
+    """Runs ``fairseq-sharing translate`` in this process; gives its status, output and errors."""
+
+    def run(*words: object, stdin: bytes | None = None):
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = main(["translate", *map(str, words), "--max-len-b", "6", "--threads", "1"])
+        out, err = capsysbinary.readouterr()
+        return SimpleNamespace(status=status, out=out.decode(), err=err.decode())
+
+    return run
+
+
+def test_translations_stand_where_their_sentences_stood(translator):
+    together = translator.translate(LINES, beam=3, max_len_b=6, max_tokens=7)
+    assert together == [translator.translate([line], beam=3, max_len_b=6)[0] for line in LINES]
+    assert [bool(text) for text in together] == [bool(line.strip()) for line in LINES]
+    assert together[0] == together[6] == together[7], "any line break within a sentence is a space"
+    assert all("\n" not in text and "\u2028" not in text for text in together)
+
+
+def test_nothing_to_translate(translator):
+    assert translator.translate([]) == []
+    assert translator.translate(["", " "]) == ["", ""]
+
+
+def test_long_sentences_are_cut_with_a_warning(translator, caplog):
+    long = " ".join(["w5"] * 70)
+    assert translator.translate(["w5", long], max_len_b=6)[1] == translator.translate([long[: 63 * 3]], max_len_b=6)[0]
+    assert "sentence 2: has 70 subwords, the model reads the first 63" in caplog.text
+    assert "its translation stops at --max-len-b, 6 subwords" in caplog.text
+
+
+def test_nbest_is_sorted_and_as_long_as_asked(translator):
+    ((*found,),) = translator.hypotheses(["w5 w9"], Search(beam=4, nbest=3, max_len_b=6))
+    assert len(found) == len({hypothesis.text for hypothesis in found}) == 3
+    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "search", "told"),
+    [
+        ("w5", {}, "a list of str, got one str"),
+        (["w5", "\ud800"], {}, "sentence 2: not Unicode text"),
+        (["w5"], {"beam": 0}, "--beam must be a whole number from 1, got 0"),
+        (["w5"], {"beam": 2, "nbest": 3}, r"--nbest must be between 1 and --beam \(2\), got 3"),
+        (["w5"], {"lenpen": "x"}, "--lenpen must be a number, got 'x'"),
+    ],
+)
+def test_bad_input_is_named(translator, sentences, search, told):
+    with pytest.raises(SharingError, match=told):
+        translator.translate(sentences, **search)
+
+
+def test_what_cannot_be_translated_with_is_named(checkpoint, exported, prepared, tmp_path):
+    def told(model, **options):
+        with pytest.raises(SharingError) as raised:
+            Translator(model, **options).translate(["w5"])
+        return str(raised.value)
+
+    assert "no such run directory, checkpoint or exported model" in told(tmp_path / "none")
+    assert "neither a run directory (config.yaml) nor an exported model" in told(tmp_path)
+    assert "no manifest.json" in told(checkpoint)
+    assert "dict.en.txt: no such file; name the prepared data" in told(checkpoint, data=tmp_path, prepared=True)
+    assert "leave --data out" in told(exported, data=prepared)
+    assert "is exported to CTranslate2; name a run or a checkpoint" in told(exported, engine="fairseq")
+    assert "--quantization int8 is for --engine ctranslate2" in told(checkpoint, data=prepared, quantization="int8")
+    assert "--quantization float16 is not for this cpu; allowed: float32, int" in told(exported, quantization="float16")
+    assert "--threads must be at least 1" in told(exported, threads=0)
+    if not torch.cuda.is_available():
+        assert "torch finds no GPU; allowed: cpu" in told(checkpoint, data=prepared, device="cuda")
+        assert "CTranslate2 finds no GPU; allowed: cpu" in told(exported, device="cuda")
+    shutil.copytree(exported, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.bin").write_bytes((exported / "model.bin").read_bytes()[:5000])
+    assert "damaged: CTranslate2 cannot read it" in told(tmp_path / "damaged")
+    both = f"{checkpoint}:{checkpoint}"
+    assert "one model is exported at a time" in told(both, data=prepared, engine="ctranslate2")
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    assert "bad.pt: not a readable checkpoint" in told(tmp_path / "bad.pt")
+
+
+def test_checkpoints_translate_together(checkpoint, prepared):
+    one = Translator(checkpoint, data=prepared, threads=1).translate(LINES, max_len_b=6)
+    both = Translator(f"{checkpoint}:{checkpoint}", data=prepared, threads=1)
+    assert both.translate(LINES, max_len_b=6) == one
+
+
+def test_engine_ctranslate2_exports_by_itself(checkpoint, exported, prepared):
+    direct = Translator(checkpoint, data=prepared, engine="ctranslate2", quantization="int8", threads=1)
+    assert direct.translate(LINES) == Translator(exported, quantization="int8", threads=1).translate(LINES)
+
+
+def test_every_processor_gets_sentences_and_a_thread_each():
+    assert divide_threads(sentences=1000, threads=8) == (8, 1)
+    assert divide_threads(sentences=3, threads=8) == (3, 1)
+    assert divide_threads(sentences=1, threads=8) == (1, 1)
+
+
+def test_command_gives_a_line_for_each(call, exported, translator, tmp_path):
+    wanted = [text + "\n" for text in translator.translate(["w5 w6.", "", "w9"], max_len_b=6)]
+    done = call(exported, stdin=b"w5 w6.\n\nw9")
+    assert (done.status, done.out) == (0, "".join(wanted)), "the last line may lack its line feed"
+    assert "translate" in done.err, "progress"
+    assert call(exported, stdin=b"").out == ""
+    (tmp_path / "in").write_text("w5 w6.\n\nw9\n")
+    done = call(exported, tmp_path / "in", "--out", tmp_path / "out", "--buffer", 2)
+    assert (done.out, (tmp_path / "out").read_text()) == ("", "".join(wanted))
+
+
+def test_command_writes_nbest(call, exported):
+    rows = [line.split("\t") for line in call(exported, "--nbest", 2, stdin=b"w5 w6\n\nw9\n").out.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "2", "3", "3"]
+    assert float(rows[0][1]) >= float(rows[1][1])
+    assert rows[2][1:] == ["0.000000", ""]
+
+
+def test_command_names_the_line_that_is_no_text(call, exported, tmp_path):
+    done = call(exported, stdin=b"w5\nw6\nw\xff\n")
+    assert (done.status, done.out) == (2, "")
+    assert "standard input, line 3: not UTF-8 (byte 0xff at position 2)" in done.err
+    (tmp_path / "in").write_bytes(b"w5\n")
+    done = call(exported, tmp_path / "in", "--out", tmp_path / "in" / "out")
+    assert (done.status, done.err.count("Traceback")) == (2, 0)
+    (tmp_path / "in").write_bytes(b"w5\n\0\n")
+    done = call(exported, tmp_path / "in", "--out", tmp_path / "out")
+    assert (done.status, [path.name for path in tmp_path.iterdir()]) == (2, ["in"])
+    assert "in, line 2: holds a NUL byte" in done.err
+    assert f"{tmp_path}: is a directory" in call(exported, tmp_path).err
+    assert "gone: no such file" in call(exported, tmp_path / "gone").err
+
+
+def test_the_package_and_an_exported_model_need_no_torch(exported):
+    """A sentence, and what the import leaves out, in a new process; then a reader that closes the pipe."""
+    code = (
+        "import sys, fairseq_sharing; assert 'torch' not in sys.modules; "
+        "fairseq_sharing.Translator(sys.argv[1]).translate(['w5']); "
+        "assert not {'torch', 'fairseq'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, exported], check=True)
+
+
+def test_lines_are_answered_one_by_one_and_a_closed_pipe_ends_it(exported):
+    command = [sys.executable, "-m", "fairseq_sharing", "translate", exported, "--buffer", "1", "--max-len-b", "6"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
+        process.stdin.write(b"w5 w6.\n")
+        process.stdin.flush()
+        assert process.stdout.readline().endswith(b"\n"), "answered before the end of the input"
+        process.stdout.close()
+        process.stdin.write(b"w5\n" * 9)
+        process.stdin.close()
+        told = process.stderr.read().decode()
+        assert process.wait() == 141
+    assert "Error" not in told
+    assert "Traceback" not in told
