@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ meters.time = type("time", (), {"perf_counter": staticmethod(getattr(time, sys.a
 from fairseq_cli.generate import cli_main
 cli_main()
 """
-MAX_TOKENS = (2000, 6000)
+MAX_TOKENS = (1000, 2000, 4000, 8000)
 TYPES = ("float32", "int8")
 TOLD = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
@@ -89,22 +89,22 @@ def generate(task: Task, threads: int, *batch: str) -> Generated:
     return Generated(len(rows) / float(clock[1]), {int(number): text for number, _, text in rows})
 
 
-def fastest_setting(task: Task) -> dict[str, Any]:
-    """Try fairseq-generate with 1 thread and all, then with each --max-tokens."""
+def fastest_setting(task: Task, sizes: Sequence[int]) -> dict[str, Any]:
+    """Try fairseq-generate with 1 thread and all, then with each --max-tokens; what is alone needs no trial."""
     tried: dict[tuple[int, int], float] = {}
 
-    def try_out(threads: int, size: int) -> None:
-        if (threads, size) not in tried:
-            tried[threads, size] = generate(task, threads, "--max-tokens", str(size)).speed
+    def fastest(settings: list[tuple[int, int]]) -> tuple[int, int]:
+        if len(settings) == 1:
+            return settings[0]
+        for threads, size in settings:
+            if (threads, size) not in tried:
+                tried[threads, size] = generate(task, threads, "--max-tokens", str(size)).speed
+        return max(settings, key=lambda setting: tried[setting])
 
-    for threads in sorted({1, task.cores}):
-        try_out(threads, MAX_TOKENS[0])
-    threads = max(tried, key=lambda key: tried[key])[0]
-    for size in MAX_TOKENS:
-        try_out(threads, size)
-    fastest = max(tried, key=lambda key: tried[key])
+    threads, _ = fastest([(threads, sizes[0]) for threads in sorted({1, task.cores})])
+    threads, size = fastest([(threads, size) for size in sizes])
     rows = [{"threads": t, "max_tokens": size, "speed": round(speed, 1)} for (t, size), speed in tried.items()]
-    return {"threads": fastest[0], "max_tokens": fastest[1], "tried": rows}
+    return {"threads": threads, "max_tokens": size, "tried": rows}
 
 
 def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool) -> float:
@@ -173,7 +173,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     exported = export(files, folder / "model")
 
     task = Task(files, test["subset"], search, args.clock)
-    fastest = fastest_setting(task)
+    fastest = fastest_setting(task, args.max_tokens)
     ways = {
         "together": ("--max-tokens", str(fastest["max_tokens"])),
         "one by one": ("--batch-size", "1", "--num-shards", str(args.shards), "--shard-id", "0"),
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--lenpen", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--max-tokens", type=int, nargs="+", default=MAX_TOKENS, help="tried with fairseq-generate")
     parser.add_argument("--shards", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     """Translate the lines."""
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.preparation.files import atomic_write
+    from fairseq_sharing.preparation.progress import progress
 
     search = Search(**{name: getattr(args, name) for name in ("beam", "lenpen", "nbest", "max_len_b", "max_tokens")})
     if args.buffer is not None and args.buffer < 1:
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         with (
             atomic_write(args.out) if args.out else nullcontext(sys.stdout.buffer) as output,
-            nullcontext(None) if terminal else _progress(total) as advance,
+            nullcontext(None) if terminal else progress("translate", total, "sentences") as advance,
         ):
             _translate(translator, search, _lines(args.input), buffer, output, advance)
     except BrokenPipeError:
@@ -123,11 +124,3 @@ def _count(name: str) -> int | None:
     if Path(name).is_dir():
         raise SharingError(f"{name}: is a directory; allowed: a text file")
     return sum(1 for _ in _lines(name)) if Path(name).is_file() or not Path(name).exists() else None
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Any]:
-    from fairseq_sharing.preparation.progress import progress
-
-    with progress("translate", total, "sentences") as advance:
-        yield advance
