@@ -27,6 +27,10 @@ class Case:
     options: dict = field(default_factory=dict)
 
     @property
+    def shares(self) -> bool:
+        return len(set(self.encoder)) < LAYERS or len(set(self.decoder)) < LAYERS
+
+    @property
     def scope(self) -> tuple[str, ...]:
         return tuple(self.options.get("sharing_scope", "layer").split(","))
 

@@ -74,7 +74,7 @@ def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm,
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     assert stored_floats(exported.path / "model.bin") == parameters + POSITIONS
     # One alias of the positions and two of the embeddings in a model that shares no layer.
-    assert (used - stored > 3) == (case.name != "none")
+    assert (used - stored > 3) == case.shares
 
 
 @pytest.mark.parametrize(
