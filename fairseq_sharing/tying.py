@@ -233,6 +233,7 @@ def follow_model(
 
 def refresh_data_parallel(wrapped: nn.Module) -> None:
     """List the parameters anew in fairseq's legacy data-parallel wrapper, which lists them once, when it is made."""
+    module: Any
     for module in wrapped.modules():
         if "per_device_params" in vars(module):
             by_device: dict[torch.device, list[nn.Parameter]] = {}
@@ -256,7 +257,7 @@ def measure_bytes(model: nn.Module, optimizer: Any) -> dict[str, int]:
     state = [
         value for entry in optimizer.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)
     ]
-    parts = {"weights": weights, "gradients": [p.grad for p in weights], "optimizer": state}
+    parts: dict[str, list[Any]] = {"weights": weights, "gradients": [p.grad for p in weights], "optimizer": state}
     masters = getattr(optimizer, "fp32_params", [])
     if masters:
         parts["masters"] = [*masters, *(master.grad for master in masters)]

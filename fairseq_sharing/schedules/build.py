@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.schedules.dynamic import Dynamic
+from fairseq_sharing.schedules.replay import Replay
 from fairseq_sharing.schedules.schedule import Schedule
 from fairseq_sharing.schedules.unshare import Unshare, UnshareRule
 
@@ -33,4 +35,6 @@ def build_schedule(options: Namespace, sharing: Mapping[str, StackSharing]) -> S
             options.unshare_patience,
         )
         return Unshare(rule, maps)
-    raise SharingError(f"--sharing-schedule {options.sharing_schedule}")
+    if options.sharing_schedule == "dynamic":
+        return Dynamic(options, maps)
+    return Replay(options.replay_of, maps)

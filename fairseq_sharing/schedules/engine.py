@@ -17,7 +17,6 @@ from fairseq.logging import metrics
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import format_map, num_unique
-from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
 from fairseq_sharing.tying import alias_names, change_sharing, measure_bytes, stand_ins
@@ -30,11 +29,11 @@ class Engine:
 
     Args:
         schedule: decides.
-        model: the model that it decides about.
+        model: the shared model that it decides about.
         options: the schedule's options.
     """
 
-    def __init__(self, schedule: Schedule, model: SharingModel, options: Namespace):
+    def __init__(self, schedule: Schedule, model: Any, options: Namespace):
         self._schedule, self._model, self._options = schedule, model, options
         self._gradients: dict[str, UnitGradients] = {}
         self._changes: list[dict[str, Any]] = []

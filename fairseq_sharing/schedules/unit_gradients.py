@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from fairseq_sharing.models.shared_stack import SharedStack
 from fairseq_sharing.tying import alias_names, count_uses, stand_ins
 
 Unit = tuple[int, ...]  # consecutive layers that are shared together
@@ -20,10 +20,10 @@ class UnitGradients:
     gradients of their own. These are kept and then added to the shared parameter's, so that the update is made as ever.
 
     Args:
-        stack: a stack, some of whose layers share.
+        stack: a shared stack.
     """
 
-    def __init__(self, stack: SharedStack):
+    def __init__(self, stack: Any):
         self._stack = stack
         self._gradients: dict[str, torch.Tensor] = {}
 
@@ -70,10 +70,6 @@ class UnitGradients:
             them is zero, which says nothing against sharing.
         """
         return [self._cosine(one, other) for one, other in pairs]
-
-    def free(self) -> None:
-        """Forget the gradients."""
-        self._gradients = {}
 
     def _cosine(self, one: Unit, other: Unit) -> float:
         product, squares = 0.0, [0.0, 0.0]

@@ -46,9 +46,11 @@ def find_chains(layer_map: LayerMap) -> list[list[Unit]]:
     """
     size, period = len(layer_map), num_unique(layer_map)
     if period and size % period == 0 and layer_map == tuple(range(period)) * (size // period):
-        units = [tuple(range(start, start + period)) for start in range(0, size, period)]
+        units: list[Unit] = [tuple(range(start, start + period)) for start in range(0, size, period)]
         return [units] if len(units) > 1 else []
-    users = [[(layer,) for layer, label in enumerate(layer_map) if label == group] for group in range(period)]
+    users: list[list[Unit]] = [
+        [(layer,) for layer, label in enumerate(layer_map) if label == group] for group in range(period)
+    ]
     return [units for units in users if len(units) > 1]
 
 
@@ -63,8 +65,8 @@ def split_between(layer_map: LayerMap, chains: list[list[Unit]], pairs: list[Pai
     labels: list[Any] = list(layer_map)
     for units in chains:
         part = 0
-        for before, unit in pairwise([None, *units]):
-            part += (before, unit) in pairs
+        for number, unit in enumerate(units):
+            part += number > 0 and (units[number - 1], unit) in pairs
             for layer in unit:
                 labels[layer] = (layer_map[layer], part)
     return relabel(labels)
