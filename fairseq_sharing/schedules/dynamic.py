@@ -118,7 +118,9 @@ class Dynamic(Schedule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, an open decision included."""
-        opened = self._open and [(before, [[*place, a] for place, a in taken.items()]) for before, taken in self._open]
+        opened = None
+        if self._open is not None:
+            opened = [(before, [[*place, action] for place, action in taken.items()]) for before, taken in self._open]
         return {
             "actions": {stack: list(actions) for stack, actions in self._actions.items()},
             "undecided": {stack: list(layers) for stack, layers in self._undecided.items()},
@@ -137,7 +139,7 @@ class Dynamic(Schedule):
         self._turn, self._learned = state["turn"], state["learned"]
         self._open = None
         if state["open"] is not None:
-            self._open = [(before, {(s, layer): a for s, layer, a in taken}) for before, taken in state["open"]]
+            self._open = [(before, {(s, layer): a for s, layer, a in actions}) for before, actions in state["open"]]
         self._sampler.set_state(state["sampler"])
         for (_, agent), saved in zip(self._agents, state["agents"], strict=True):
             agent.load_state_dict(saved)

@@ -53,9 +53,121 @@ def sample(seed: int) -> dict:
     }
 
 
+class TrainingBatches:
+    """What a reward is measured on, in place of fairseq's iterator over a training set."""
+
+    epoch = 1
+    frozen_batches = tuple([number] for number in range(8))
+
+    @property
+    def dataset(self):
+        return self
+
+    def __getitem__(self, number: int) -> int:
+        return 1000 + number
+
+    def collater(self, items: list[int]) -> dict:
+        return sample(items[0])
+
+
 def train(trainer: Trainer, updates: int, micro_batches: int = 1) -> None:
     """Make updates; the batches depend on the number of the update alone."""
     for _ in range(updates):
         number = trainer.get_num_updates()
         with metrics.aggregate():
             trainer.train_step([sample(100 * number + part) for part in range(micro_batches)])
+
+
+def changes(trainer: Trainer) -> list[dict]:
+    """Give the changes of the map so far."""
+    return trainer.task.engine.state_dict()["changes"]
+
+
+def layer_of(name: str) -> tuple[str, int, str] | None:
+    """Split the name of a layer's parameter: stack, number of the layer, name within."""
+    stack, dot, rest = name.partition(".layers.")
+    number, _, leaf = rest.partition(".")
+    return (stack, int(number), leaf) if dot else None
+
+
+class Copies:
+    """The same training without any sharing: fairseq's own transformer, whose layers are kept alike by hand.
+
+    Every layer has its own parameters and moments. The layers of a group get the same gradient; a layer that joins a
+    group is overwritten with values and moments of the group's first layer; one that leaves is left as it is.
+
+    Args:
+        data_dir: with dictionaries.
+        like: the shared training, before its first update.
+        gradients: ``sum``, ``mean`` or ``root``.
+        words: flags of the training.
+    """
+
+    # What the maps tie, by the first words of a parameter's name in its layer; None for all.
+    parts: tuple[str, ...] | None = None
+
+    def __init__(self, data_dir, like: Trainer, gradients: str, *words: str, norm: str = "pre"):
+        self.trainer = make_trainer(data_dir, *words, norm=norm, arch="transformer")
+        self.trainer.task.optimizer_step = self._step
+        self._gradients = gradients
+        model = like.get_model()
+        self._maps = {name: stack.sharing.layer_map for name, stack in model.stacks.items()}
+        self._frozen = {name: stack.frozen for name, stack in model.stacks.items()}
+        values = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, parameter in self.trainer.get_model().named_parameters():
+                parameter.copy_(values[name])
+
+    @property
+    def named(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.trainer.get_model().named_parameters(remove_duplicate=False))
+
+    def _ties(self, leaf: str) -> bool:
+        return self.parts is None or leaf.split(".")[0] in self.parts
+
+    def _step(self, optimizer, model, update_num) -> None:
+        named = self.named
+        made = {}
+        for name in named:
+            if (place := layer_of(name)) is None:
+                continue
+            stack, number, leaf = place
+            labels = self._maps[stack] if self._ties(leaf) else tuple(range(len(self._maps[stack])))
+            group = [i for i, label in enumerate(labels) if label == labels[number]]
+            members = [named[f"{stack}.layers.{i}.{leaf}"].grad for i in group]
+            made[name] = {"sum": sum(members), "mean": sum(members) / len(members), "root": members[0]}[self._gradients]
+            if number in self._frozen[stack]:
+                made[name] = None
+        for name, gradient in made.items():
+            named[name].grad = gradient
+        optimizer.step()
+
+    def change(self, change: dict) -> None:
+        """Follow a change of the shared training."""
+        named, state = self.named, self.trainer.optimizer.optimizer.state
+        for stack, old in self._maps.items():
+            new = tuple(change["after"][stack]["layer_map"])
+            for name in named:
+                place = layer_of(name)
+                if place is None or place[0] != stack or not self._ties(place[2]):
+                    continue
+                root = new.index(new[place[1]])
+                if root == place[1]:
+                    continue
+                source = named[f"{stack}.layers.{root}.{place[2]}"]
+                named[name].data.copy_(source.data)
+                state[named[name]] = copy.deepcopy(dict(state[source])) if source in state else {}
+            assert len(old) == len(new)
+            self._maps[stack] = new
+            self._frozen[stack] = tuple(change["after"][stack]["frozen"])
+
+    def assert_same(self, shared: Trainer, tolerance: float = 1e-5) -> None:
+        """Compare every layer's weights and Adam's moments."""
+        theirs, named = dict(shared.get_model().named_parameters(remove_duplicate=False)), self.named
+        states = [t.optimizer.optimizer.state for t in (self.trainer, shared)]
+        for name, parameter in named.items():
+            torch.testing.assert_close(theirs[name], parameter, rtol=0, atol=tolerance, msg=name)
+            ours, other = states[0].get(parameter, {}), states[1].get(theirs[name], {})
+            assert ours.get("step") == other.get("step"), name
+            for moment in ("exp_avg", "exp_avg_sq") if ours else ():
+                torch.testing.assert_close(other[moment], ours[moment], rtol=1e-3, atol=tolerance, msg=name)
