@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 def register() -> None:
     """Register the models and tasks with fairseq, and mend fairseq on current Python, torch and numpy."""
     from fairseq_sharing import compat  # noqa: F401
-    from fairseq_sharing.models import transformer_lm_sharing, transformer_sharing  # noqa: F401
+    from fairseq_sharing.models import roberta_sharing, transformer_lm_sharing, transformer_sharing  # noqa: F401
     from fairseq_sharing.tasks import sharing_tasks  # noqa: F401
 
 

@@ -102,9 +102,9 @@ def fit_to_model(
         had = format_map(recorded[stack].layer_map) if stack in recorded else f"{num_layers} vanilla layers"
         had += f" ({','.join(recorded[stack].scope)})" if stack in recorded else ""
         raise SharingError(
-            f"the checkpoint's {stack} has the layer map {had}, the options --{stack}-layers and --sharing give "
-            f"{format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options it was trained with, or "
-            f"--finetune-from-model with a vanilla checkpoint of {num_unique(wanted.layer_map)} or the same layers"
+            f"the checkpoint's {stack} has the layer map {had}, the options --{stack.split('.')[0]}-layers and "
+            f"--sharing give {format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options it was "
+            f"trained with, or --finetune-from-model with a vanilla checkpoint of {num_unique(wanted.layer_map)} or the same layers"
         )
     for name, owner in aliases.items():
         if name not in state and owner in state:
@@ -321,7 +321,9 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     history = checkpoint.get("optimizer_history") or [{}]
     return {
         "arch": args.get("arch"),
-        "sharing": {stack: args.get(f"{stack}_sharing") or args.get("sharing") or "none" for stack in sharing},
+        "sharing": {
+            stack: args.get(f"{stack.split('.')[0]}_sharing") or args.get("sharing") or "none" for stack in sharing
+        },
         "layers": {stack: len(s.layer_map) for stack, s in sharing.items()},
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
