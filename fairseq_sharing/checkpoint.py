@@ -104,7 +104,8 @@ def fit_to_model(
         raise SharingError(
             f"the checkpoint's {stack} has the layer map {had}, the options --{stack.split('.')[0]}-layers and "
             f"--sharing give {format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options it was "
-            f"trained with, or --finetune-from-model with a vanilla checkpoint of {num_unique(wanted.layer_map)} or the same layers"
+            "trained with, or --finetune-from-model with a vanilla checkpoint of "
+            f"{num_unique(wanted.layer_map)} or the same layers"
         )
     for name, owner in aliases.items():
         if name not in state and owner in state:

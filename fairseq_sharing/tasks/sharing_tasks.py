@@ -27,11 +27,12 @@ class SharingTask:
         Raises:
             SharingError: a bad option, one that a schedule cannot be combined with, or a model that shares nothing.
         """
-        options = read_options(self.cfg)
+        options = read_options(self._configuration)
         if options.sharing_schedule and not from_checkpoint:
             check_training(cfg)
         model = super().build_model(cfg, from_checkpoint)
         if options.sharing_schedule and not from_checkpoint:
+            self._train_subset = getattr(cfg, "train_subset", "train")
             if not isinstance(model, SharingModel):
                 arch = getattr(cfg, "arch", type(model).__name__)
                 raise SharingError(f"--sharing-schedule needs an architecture that shares layers, got --arch {arch}")
@@ -42,14 +43,14 @@ class SharingTask:
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """Make fairseq's iterator; remember the batches of the training set."""
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        if self.engine is not None and dataset is self.datasets.get(self.train_subset):
+        if self.engine is not None and dataset is self.datasets.get(self._train_subset):
             self._loss.batches = iterator
         return iterator
 
     @property
-    def train_subset(self) -> str:
-        """Name of the training set."""
-        return getattr(self.cfg, "train_subset", None) or "train"
+    def _configuration(self):
+        # fairseq's older tasks, language_modeling among them, have it in args.
+        return self.args if self.cfg is None else self.cfg
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """Run the model forward and backward on a batch, watched by the schedule."""
