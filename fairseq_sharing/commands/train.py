@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs, or CPU processes without one; every GPU, or one process, if not given",
     )
+    parser.add_argument(
+        "--map-of",
+        type=Path,
+        metavar="RUN",
+        help="train with the layer map of another run's end (its directory, or a checkpoint of it), fixed from the start",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the fairseq-train commands and stop")
 
 
@@ -47,8 +53,13 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.training.config import compose
     from fairseq_sharing.training.launch import make_plan, train
 
+    overrides = list(args.overrides)
+    if args.map_of is not None:
+        from fairseq_sharing.checkpoint import final_map_options
+
+        overrides += [f"train.{name}={value}" for name, value in final_map_options(args.map_of).items()]
     plan = make_plan(
-        compose(args.config, args.overrides),
+        compose(args.config, overrides),
         run=args.out,
         runs=args.runs,
         data=args.data,

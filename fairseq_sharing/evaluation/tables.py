@@ -26,15 +26,18 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
         The headers and the cells.
     """
     tests = scored_sets(rows)
-    headers = ["Model", "M", "N", "Unique parameters", "Effective parameters", "Tokens/s", "Updates", "Seeds"]
+    changing = any(row.schedule for row in rows)
+    headers = ["Model", "M", "N", "Unique parameters", "Effective parameters"]
+    headers += [*(["Mean unique parameters"] if changing else []), "Tokens/s", "Updates", "Seeds"]
     cells = []
     for row, name in zip(rows, names(rows), strict=True):
         line = [
             name,
             row.sizes("unique_layers"),
             row.sizes("layers"),
-            f"{row['parameters']['unique']:,}",
-            f"{row['parameters']['effective']:,}",
+            row.parameters("unique"),
+            row.parameters("effective"),
+            *([row.mean_parameters] if changing else []),
             row.speed.format(0) if row.speed else "-",
             row.updates,
             str(len(row.results)),
@@ -88,6 +91,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
         " a second in training.",
         "Sharing saves parameters, not computation: a model of N layers computes N layers, however many sets it has.",
     ]
+    if any(row.schedule for row in rows):
+        lines.append(
+            "Where sharing changed while training, M and the unique parameters are those at the end; the mean is over"
+            " all updates and counts only what was trained."
+        )
     if any(len(row.results) > 1 for row in rows):
         lines.append("±: standard deviation over seeds. p≤: the largest over seeds.")
     compared = baselines(rows)
