@@ -377,27 +377,3 @@ def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
     if not 1 <= count <= len(files):
         raise SharingError(f"{directory}: has {len(files)} epoch checkpoints, got {count} to average")
     return files[-count:]
-
-
-def final_map_options(run: str | os.PathLike[str]) -> dict[str, str]:
-    """Give the options of a model whose layers share from the start as those of a trained one do in the end.
-
-    Args:
-        run: a checkpoint, or a run directory of ``fairseq-sharing train``.
-
-    Returns:
-        ``encoder_sharing`` (custom), ``encoder_layer_map`` and so on, for each stack.
-
-    Raises:
-        SharingError: no readable checkpoint there, or one without a map.
-    """
-    path = Path(run)
-    file = newest_readable(path / "checkpoints") if path.is_dir() else path
-    if file is None:
-        raise SharingError(f"--map-of {run}: has no readable checkpoint")
-    sharing = recorded_sharing(load_checkpoint(file)["model"])
-    if not sharing:
-        raise SharingError(f"--map-of {run}: its model tells no layer map")
-    maps = {name.split(".")[0]: format_map(stack.layer_map) for name, stack in sharing.items()}
-    custom = {f"{stack}_sharing": "custom" for stack in maps}
-    return custom | {f"{stack}_layer_map": f"'{layer_map}'" for stack, layer_map in maps.items()}

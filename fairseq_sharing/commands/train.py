@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--map-of",
         type=Path,
         metavar="RUN",
-        help="train with the layer map of another run's end (its directory, or a checkpoint of it), fixed from the start",
+        help="train with the last layer map of another run (its directory or a checkpoint), from the start",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the fairseq-train commands and stop")
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
     overrides = list(args.overrides)
     if args.map_of is not None:
-        from fairseq_sharing.checkpoint import final_map_options
+        from fairseq_sharing.schedules.replay import final_map_options
 
         overrides += [f"train.{name}={value}" for name, value in final_map_options(args.map_of).items()]
     plan = make_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -149,7 +150,8 @@ def latex(rows: Sequence[Row]) -> str:
 def comma_separated(rows: Sequence[Row]) -> str:
     """Write every number of the study unrounded, an experiment and test set a line."""
     columns = (
-        "run,strategy,unique_layers,layers,parameters_unique,parameters_effective,tokens_per_second,updates,seeds,"
+        "run,strategy,unique_layers,layers,parameters_unique,parameters_effective,parameters_mean,tokens_per_second,"
+        "updates,seeds,"
         "test_set,segments,bleu,bleu_deviation,chrf,chrf_deviation,p_values"
     )
     stream = io.StringIO()
@@ -167,8 +169,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
                     row.strategy,
                     row.sizes("unique_layers"),
                     row.sizes("layers"),
-                    row["parameters"]["unique"],
-                    row["parameters"]["effective"],
+                    *(round(fmean(r["parameters"][kind] for r in row.results)) for kind in ("unique", "effective")),
+                    round(fmean(r.get("mean_parameters", r["parameters"]["unique"]) for r in row.results)),
                     "" if row.speed is None else row.speed.mean,
                     " ".join(str(result["updates"]) for result in row.results),
                     " ".join(str(result["seed"]) for result in row.results),

@@ -1,4 +1,4 @@
-"""Make the changes of an earlier run again, at the same updates: what its maps do without its decisions."""
+"""What an earlier run's maps do without its decisions: its changes made again, or its last map from the start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoint import load_checkpoint, newest_readable, recorded_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, format_map
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
@@ -26,6 +26,30 @@ def recorded_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     extra = checkpoint.get("extra_state") or {}
     kept = [v for v in extra.values() if isinstance(v, Mapping) and {"schedule", "changes"} <= v.keys()]
     return kept[0] if kept else {}
+
+
+def final_map_options(run: Path | str) -> dict[str, str]:
+    """Give the options of a model whose layers share from the start as those of a trained one do in the end.
+
+    Args:
+        run: a checkpoint, or a run directory of ``fairseq-sharing train``.
+
+    Returns:
+        ``encoder_sharing`` (custom), ``encoder_layer_map`` and so on, for each stack.
+
+    Raises:
+        SharingError: no readable checkpoint there, or one without a map.
+    """
+    path = Path(run)
+    file = newest_readable(path / "checkpoints") if path.is_dir() else path
+    if file is None:
+        raise SharingError(f"--map-of {run}: has no readable checkpoint")
+    sharing = recorded_sharing(load_checkpoint(file)["model"])
+    if not sharing:
+        raise SharingError(f"--map-of {run}: its model tells no layer map")
+    maps = {name.split(".")[0]: format_map(stack.layer_map) for name, stack in sharing.items()}
+    custom = {f"{stack}_sharing": "custom" for stack in maps}
+    return custom | {f"{stack}_layer_map": f"'{layer_map}'" for stack, layer_map in maps.items()}
 
 
 class Replay(Schedule):

@@ -108,3 +108,17 @@ def test_install_says_what_is_missing_in_one_line(programs, present, message):
         _program(programs, name, 0)
     (line,) = _bash(ROOT / "scripts/install.sh", status=2, PATH=str(programs)).stderr.splitlines()
     assert line.startswith(f"install.sh: error: {message}")
+
+
+def test_changing_sharing_dry_run_gives_the_final_map_of_the_same_seed():
+    told = _bash(ROOT / "scripts/changing_sharing.sh", "--rows", "dlt dlt_final", "--seeds", "3", "--dry-run").stderr
+    runs = "runs/changing_sharing"
+    assert [line for line in told.splitlines() if line.startswith("$ fairseq-sharing")] == [
+        "$ fairseq-sharing prepare multi30k --out data/multi30k",
+        f"$ fairseq-sharing train configs/changing_sharing/dlt.yaml seed=3 --runs {runs}",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt-seed3 --out results/changing_sharing",
+        f"$ fairseq-sharing train configs/changing_sharing/dlt_final.yaml seed=3 --runs {runs} "
+        f"--map-of {runs}/multi30k/dlt-seed3",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt_final-seed3 --out results/changing_sharing",
+        "$ fairseq-sharing report results/changing_sharing",
+    ]
