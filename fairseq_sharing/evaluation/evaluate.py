@@ -203,7 +203,7 @@ def _average(
     steps: Steps,
     console: Console,
 ) -> Path:
-    from fairseq_sharing.checkpoint import average_checkpoints
+    from fairseq_sharing.averaging import average_checkpoints
 
     if len(checkpoints) < asked:
         number = len(checkpoints)

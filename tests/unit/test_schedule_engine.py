@@ -15,6 +15,7 @@ from test_decoding import check_step_by_step
 from test_tying import component_sizes
 from tiny_models import EMBED, VOCABULARY, assert_equal_models, assert_same_translations, translate
 
+from fairseq_sharing.averaging import average_checkpoints
 from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import num_unique
@@ -336,6 +337,48 @@ def test_decoding_and_materialising_after_changes(data_dir, tmp_path):
     assert_same_translations(translate([model]), translate([plain.eval()]))
     layers = {tuple(p.sum().item() for p in layer.parameters()) for layer in plain.decoder.layers}
     assert len(layers) == num_unique(model.sharing["decoder"].layer_map), "as many sets as the log says"
+
+
+@pytest.mark.parametrize(
+    ("order", "common"), [((2, 3, 4, 6), (0, 0, 1, 2)), ((6, 2, 4, 3), (0, 0, 1, 2)), ((3, 4), (0, 0, 1, 1))]
+)
+def test_average_over_changes_ties_what_is_tied_throughout(order, common, data_dir, tmp_path):
+    trainer = make_run(data_dir, *RANDOM, "--dynamic-interval=1")
+    vectors = iter([(0, 0, 0), (0, 0, 2), (0, 0, 2), (0, 2, 2), (0, 0, 0), (0, 1, 3)])
+    agent = trainer.task.engine._schedule._agents[0][1]
+    agent.act = lambda state, places, epsilon: ([*next(vectors)] * 2, False)
+    models = {}
+    for update in range(1, 7):
+        train(trainer, 1)
+        checkpoint(trainer, tmp_path / f"{update}.pt")
+        models[update] = copy.deepcopy(dict(trainer.get_model().named_parameters(remove_duplicate=False)))
+    average_checkpoints([tmp_path / f"{update}.pt" for update in order], tmp_path / "average.pt")
+    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tmp_path / "average.pt")], {"data": str(data_dir)}
+    )
+    assert model.sharing["encoder"].layer_map == common
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        mean = torch.stack([models[update][name].detach().double() for update in order]).mean(0)
+        torch.testing.assert_close(parameter.detach().double(), mean, rtol=0, atol=1e-6, msg=name)
+
+
+def test_idle_parameters_left_in_the_optimizer_would_change_nothing(data_dir):
+    """What is dropped gets no gradient: the active weights are the same bits whether or not it stays listed."""
+    trainers = [make_run(data_dir, *RANDOM, "--dynamic-initial=train", "--weight-decay=0.1") for _ in range(2)]
+    train(trainers[0], 3)
+    train(trainers[1], 1)
+    kept = list(trainers[1].optimizer.optimizer.state.items())
+    train(trainers[1], 1)
+    listed = trainers[1].optimizer.optimizer
+    active = {id(p) for p in listed.param_groups[0]["params"]}
+    idle = [(p, state) for p, state in kept if id(p) not in active]
+    assert idle
+    for parameter, state in idle:
+        listed.state[parameter] = state
+        listed.param_groups[0]["params"].append(parameter)
+        parameter.grad = None
+    train(trainers[1], 1)
+    assert_equal_models(*(trainer.get_model() for trainer in trainers))
 
 
 def test_overflowed_updates_are_not_looked_at(data_dir):
