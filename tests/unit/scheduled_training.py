@@ -10,7 +10,7 @@ from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
 from tiny_models import PAD, arguments, batch, perturb
 
 from fairseq_sharing.training.config import fairseq_arguments
@@ -26,20 +26,36 @@ def make_trainer(data_dir, *words: str, norm: str = "pre", seed: int = 1, **mode
         model_options: of the model.
     """
     metrics.reset()
-    cfg = copy.deepcopy(_configuration(str(data_dir), words, norm, tuple(model_options.items())))
+    cfg = _configuration(str(data_dir), words, norm, model_options)
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(seed)
     model = perturb(task.build_model(cfg.model))
     return Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
 
 
-@functools.cache
-def _configuration(data_dir: str, words: tuple[str, ...], norm: str, model_options: tuple) -> DictConfig:
+def _configuration(data_dir: str, words: tuple[str, ...], norm: str, model_options: dict) -> DictConfig:
     """Read a command line as fairseq-train does."""
     layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
-    model = vars(arguments(norm, **{**layers, "task": "translation_sharing", **dict(model_options)}))
+    model = vars(arguments(norm, **{**layers, "task": "translation_sharing", **model_options}))
     command = [data_dir, "--source-lang=en", "--target-lang=de", "--cpu", "--optimizer=adam", "--lr=0.01"]
     command += ["--max-tokens=100", "--clip-norm=1", "--no-progress-bar", *fairseq_arguments(model), *words]
+    args = options.parse_args_and_arch(options.get_training_parser(), command)
+    # Hydra takes a third of a second: one composition serves all command lines of one criterion and so on.
+    cfg = copy.deepcopy(_composed(data_dir, args.criterion, args.optimizer, args.lr_scheduler))
+    with flag_override(cfg, ["struct", "allow_objects"], [False, True]):
+        for group in cfg.values():
+            for name in (group or ()) if OmegaConf.is_dict(group) else ():
+                if hasattr(args, name) and not OmegaConf.is_interpolation(group, name):
+                    group[name] = getattr(args, name)
+        cfg.model = args
+    return cfg
+
+
+@functools.cache
+def _composed(data_dir: str, criterion: str, optimizer: str, lr_scheduler: str) -> DictConfig:
+    command = [data_dir, "--task=translation_sharing", "--arch=transformer_sharing", "--source-lang=en"]
+    command += ["--target-lang=de", f"--criterion={criterion}", f"--optimizer={optimizer}", "--max-tokens=100"]
+    command += [f"--lr-scheduler={lr_scheduler}", "--lr=0.01"]
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
 
 
