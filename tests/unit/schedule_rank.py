@@ -17,8 +17,7 @@ RUNS = {
         *("--sharing-schedule=unshare", "--unshare-when=correlation-split", "--unshare-interval=2"),
         *("--unshare-patience=1", "--unshare-threshold=0.8"),
     ),
-    "dynamic": ("--sharing-schedule=dynamic", "--dynamic-interval=2", "--dynamic-epsilon-decay=0.5"),
-    "dynamic root": ("--sharing-schedule=dynamic", "--dynamic-interval=1", "--tied-gradients=root"),
+    "dynamic": ("--sharing-schedule=dynamic", "--dynamic-interval=1", "--dynamic-epsilon-decay=0.5"),
 }
 MICRO_BATCHES = 2  # of all ranks together, an update
 # Adam would blow up the rounding of gradients that are nearly zero.
@@ -35,7 +34,7 @@ def run(data: str, rank: int, ranks: int) -> dict[str, list[dict]]:
         trainer = make_trainer(data, *words, *WORDS, *parallel, **options)
         trainer.task._loss.batches = TrainingBatches()
         noted[name] = []
-        for update in range(6):
+        for update in range(5):
             parts = [sample(100 * update + part) for part in range(MICRO_BATCHES)]
             with metrics.aggregate():
                 trainer.train_step(parts[rank::ranks])

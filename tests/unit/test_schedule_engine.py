@@ -62,7 +62,7 @@ def assert_optimizer_holds_the_model(trainer) -> None:
 def test_bytes_are_the_closed_form_before_and_after_every_change(words, options, data_dir):
     """fp32 weights and gradients, and Adam's two moments: 4, 4 and 8 bytes a value."""
     trainer = make_run(data_dir, *words, **options)
-    for _ in range(12):
+    for _ in range(8):
         values = closed_form(trainer)
         train(trainer, 1)
         assert_optimizer_holds_the_model(trainer)
@@ -244,25 +244,6 @@ def test_data_parallel_wrapper_lists_what_the_model_owns(data_dir):
         assert buffers[0] < buffers[1] == closed_form(trainer)
     finally:
         torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("words", [("--sharing-schedule=unshare", "--unshare-at=2"), RANDOM])
-def test_tied_and_idle_parameters_get_no_ghost_updates(words, data_dir):
-    """Weight decay and momentum move what is owned, and nothing twice."""
-    options = {"sharing": "universal"} if "unshare" in words[0] else {}
-    trainer = make_run(data_dir, *words, "--weight-decay=0.1", **options)
-    for _ in range(6):
-        frozen = {
-            name: parameter.detach().clone()
-            for name, parameter in trainer.get_model().named_parameters()
-            if not parameter.requires_grad
-        }
-        steps = [s["step"] for s in trainer.optimizer.optimizer.state.values()]
-        assert len(set(steps)) <= 1 or "dynamic" in words[0]
-        train(trainer, 1)
-        now = dict(trainer.get_model().named_parameters())
-        assert all(torch.equal(now[name], value) for name, value in frozen.items() if name in now)
-        assert_optimizer_holds_the_model(trainer)
 
 
 @pytest.mark.parametrize(

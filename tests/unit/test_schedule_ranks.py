@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from schedule_rank import RUNS
+from schedule_rank import RUNS, run
 
 FOLDER = Path(__file__).parent
 
@@ -20,23 +20,24 @@ def noted(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])])}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    places = [(2, 0), (2, 1), (1, 0)]
     started = {
-        (ranks, rank): subprocess.Popen(
+        rank: subprocess.Popen(
             [
-                *(sys.executable, FOLDER / "schedule_rank.py", data_dir, str(rank), str(ranks)),
-                *(folder / "store", folder / f"{ranks}-{rank}.pt"),
+                *(sys.executable, FOLDER / "schedule_rank.py", data_dir, str(rank), "2"),
+                *(folder / "store", folder / f"{rank}.pt"),
             ],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for ranks, rank in places
+        for rank in range(2)
     }
+    alone = run(str(data_dir), 0, 1)
     for process in started.values():
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors[-2000:]
-    return {place: torch.load(folder / f"{place[0]}-{place[1]}.pt", weights_only=False) for place in places}
+    together = {(2, rank): torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)}
+    return {(1, 0): alone, **together}
 
 
 @pytest.mark.parametrize("name", RUNS)
