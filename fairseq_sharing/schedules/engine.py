@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -38,7 +39,7 @@ class Engine:
         self._gradients: dict[str, UnitGradients] = {}
         self._changes: list[dict[str, Any]] = []
         self._seen = 0  # the last update that was looked at
-        self._parameter_updates = 0.0  # unique trainable parameters, added up over the updates
+        self._parameter_updates = 0  # unique trainable parameters, added up over the updates
         for stack in model.stacks.values():
             stack.average_gradients(options.tied_gradients == "mean")
         begin = schedule.start()
@@ -221,18 +222,27 @@ def _compare_ranks(schedule: Schedule, update: int) -> None:
         raise SharingError(f"the ranks disagree about the schedule after update {update}")
 
 
-def _draw(folder: Path, change: Mapping[str, Any]) -> None:
-    """Show a change in TensorBoard: the set of every layer against updates, and the reason."""
+@functools.cache
+def _writer(folder: Path) -> Any:
+    """Open TensorBoard's file, once; None without TensorBoard, which fairseq says by itself."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return  # fairseq has said that it is missing
-    with SummaryWriter(str(folder / "sharing")) as writer:
-        for moment, update in (("before", change["update"] - 1), ("after", change["update"])):
-            for stack, shared in change[moment].items():
-                if stack == "parameters":
-                    writer.add_scalar("parameters", shared, update)
-                    continue
-                for layer, label in enumerate(shared["layer_map"], 1):
-                    writer.add_scalar(f"{stack}_map/layer_{layer:02d}", label + 1, update)
-        writer.add_text("reason", change["reason"], change["update"])
+        return None
+    return SummaryWriter(str(folder))
+
+
+def _draw(folder: Path, change: Mapping[str, Any]) -> None:
+    """Show a change in TensorBoard: the set of every layer against updates, and the reason."""
+    writer = _writer(folder / "sharing")
+    if writer is None:
+        return
+    for moment, update in (("before", change["update"] - 1), ("after", change["update"])):
+        for stack, shared in change[moment].items():
+            if stack == "parameters":
+                writer.add_scalar("parameters", shared, update)
+                continue
+            for layer, label in enumerate(shared["layer_map"], 1):
+                writer.add_scalar(f"{stack}_map/layer_{layer:02d}", label + 1, update)
+    writer.add_text("reason", change["reason"], change["update"])
+    writer.flush()

@@ -90,6 +90,8 @@ _CHOICES = {
     "dynamic_state": ("scaled", "raw"),
     "dynamic_initial": ("freeze", "train"),
 }
+# Beginning of an option's name -> the schedule that it belongs to.
+_OWNERS = {"unshare_": "unshare", "dynamic_": "dynamic", "freeze_pattern_": "dynamic", "replay_": "replay"}
 # Option -> its range, ends included.
 _RANGES = {
     "unshare_at": (1, None),
@@ -131,14 +133,10 @@ def read_options(cfg: Any) -> Namespace:
 
 def _check_together(options: Namespace) -> None:
     schedule = options.sharing_schedule
-    for name, owner in (
-        ("unshare_at", "unshare"),
-        ("unshare_when", "unshare"),
-        ("freeze_pattern_at", "dynamic"),
-        ("replay_of", "replay"),
-    ):
-        if getattr(options, name) is not None and schedule != owner:
-            raise SharingError(f"{_flag(name)} needs --sharing-schedule {owner}, got {schedule or 'none'}")
+    for option in fields(ScheduleOptions):
+        owner = next((owner for prefix, owner in _OWNERS.items() if option.name.startswith(prefix)), schedule)
+        if owner != schedule and getattr(options, option.name) not in (None, option.default):
+            raise SharingError(f"{_flag(option.name)} needs --sharing-schedule {owner}, got {schedule or 'none'}")
     if schedule is None and options.tied_gradients is not None:
         raise SharingError(f"--tied-gradients {options.tied_gradients} needs --sharing-schedule")
     if schedule == "unshare" and (options.unshare_at is None) == (options.unshare_when is None):

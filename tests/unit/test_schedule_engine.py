@@ -56,7 +56,7 @@ def assert_optimizer_holds_the_model(trainer) -> None:
     [
         (("--sharing-schedule=unshare", "--unshare-at=2"), {"sharing": "cycle", "unique_layers": 2}),
         (SPLIT, {"sharing": "universal"}),
-        ((*RANDOM, "--dynamic-initial=train"), {}),
+        ((*RANDOM, "--dynamic-initial=train"), {"precision": "bf16"}),
     ],
 )
 def test_bytes_are_the_closed_form_before_and_after_every_change(words, options, data_dir):
@@ -260,6 +260,7 @@ def test_data_parallel_wrapper_lists_what_the_model_owns(data_dir):
         (("--ddp-backend=fully_sharded",), "--ddp-backend fully_sharded"),
         (("--unshare-at=3",), "--unshare-at needs --sharing-schedule unshare"),
         (("--replay-of=x.pt",), "--replay-of needs --sharing-schedule replay"),
+        (("--unshare-patience=5",), "--unshare-patience needs --sharing-schedule unshare, got dynamic"),
     ],
 )
 def test_what_cannot_follow_the_map_is_refused_by_name(words, told, data_dir):
