@@ -53,7 +53,15 @@ class Engine:
 
         Args:
             update: updates made before this one.
+
+        Raises:
+            SharingError: the model goes on from a changed map, but its schedule was left behind.
         """
+        if not self._seen and self._model.map_changed_by:
+            raise SharingError(
+                f"the checkpoint's map was changed by {self._model.map_changed_by}, but the state of its schedule was "
+                "not loaded; allowed: to go on without --reset-dataloader, or with a task without schedule"
+            )
         with ExitStack() as inside:
             for name in self._schedule.watched(update + 1):
                 unit_gradients = self._gradients.setdefault(name, UnitGradients(self._model.stacks[name]))

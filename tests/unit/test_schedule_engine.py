@@ -10,7 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
-from scheduled_training import LAYERS, TrainingBatches, changes, make_trainer, train
+from scheduled_training import LAYERS, TrainingBatches, changes, make_trainer, sample, train
 from test_decoding import check_step_by_step
 from test_tying import component_sizes
 from tiny_models import EMBED, VOCABULARY, assert_equal_models, assert_same_translations, translate
@@ -168,6 +168,18 @@ def test_a_run_goes_on_only_with_the_options_that_it_began_with(data_dir, tmp_pa
     other = make_run(data_dir, "--sharing-schedule=unshare", "--unshare-at=3", sharing="universal")
     with pytest.raises(SharingError, match="--unshare-at is 3, the checkpoint was made with 2"):
         resume(path, other)
+
+
+def test_a_changed_map_without_its_schedule_s_state_is_refused(data_dir, tmp_path):
+    """As fairseq loads with --reset-dataloader."""
+    words = ("--sharing-schedule=unshare", "--unshare-at=1")
+    trainer = make_run(data_dir, *words, sharing="universal")
+    train(trainer, 1)
+    path = checkpoint(trainer, tmp_path / "1.pt")
+    other = make_run(data_dir, *words, sharing="universal")
+    other.load_checkpoint(str(path))
+    with pytest.raises(SharingError, match="changed by unshare at update 1, but .* not loaded"):
+        other.task.train_step(sample(1), other.get_model(), other.criterion, other.optimizer, 1)
 
 
 def test_replay_makes_the_same_run(data_dir, tmp_path):
