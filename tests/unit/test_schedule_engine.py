@@ -178,7 +178,7 @@ def test_a_changed_map_without_its_schedule_s_state_is_refused(data_dir, tmp_pat
     path = checkpoint(trainer, tmp_path / "1.pt")
     other = make_run(data_dir, *words, sharing="universal")
     other.load_checkpoint(str(path))
-    with pytest.raises(SharingError, match="changed by unshare at update 1, but .* not loaded"):
+    with pytest.raises(SharingError, match=r"changed by unshare at update 1, but .* not loaded"):
         other.task.train_step(sample(1), other.get_model(), other.criterion, other.optimizer, 1)
 
 
