@@ -56,7 +56,7 @@ def assert_optimizer_holds_the_model(trainer) -> None:
     [
         (("--sharing-schedule=unshare", "--unshare-at=2"), {"sharing": "cycle", "unique_layers": 2}),
         (SPLIT, {"sharing": "universal"}),
-        ((*RANDOM, "--dynamic-initial=train"), {"precision": "bf16"}),
+        ((*RANDOM, "--dynamic-initial=train"), {}),
     ],
 )
 def test_bytes_are_the_closed_form_before_and_after_every_change(words, options, data_dir):
