@@ -19,6 +19,8 @@ RUNS = {
     ),
     "dynamic": ("--sharing-schedule=dynamic", "--dynamic-interval=1", "--dynamic-epsilon-decay=0.5"),
 }
+# The ranks only: their arithmetic is not that of one rank.
+BF16 = {"dynamic, bf16": (*RUNS["dynamic"], "--precision=bf16")}
 MICRO_BATCHES = 2  # of all ranks together, an update
 # Adam would blow up the rounding of gradients that are nearly zero.
 WORDS = ("--adam-eps=1e-3", "--ddp-backend=legacy_ddp")
@@ -27,7 +29,7 @@ WORDS = ("--adam-eps=1e-3", "--ddp-backend=legacy_ddp")
 def run(data: str, rank: int, ranks: int) -> dict[str, list[dict]]:
     """Train and note everything."""
     noted = {}
-    for name, words in RUNS.items():
+    for name, words in (RUNS | BF16 if ranks > 1 else RUNS).items():
         options = {"sharing": "universal"} if name == "split" else {}
         frequency = MICRO_BATCHES // ranks
         parallel = (f"--distributed-world-size={ranks}", f"--update-freq={frequency}")
