@@ -12,11 +12,12 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register models, criterions and optimizers with fairseq, and mend fairseq on current Python, torch and numpy."""
+    """Register what fairseq finds by name, and mend fairseq on current Python, torch and numpy."""
     from fairseq_sharing import compat  # noqa: F401
     from fairseq_sharing.criterions import fused_label_smoothed_cross_entropy, ponder  # noqa: F401
-    from fairseq_sharing.models import transformer_lm_sharing, transformer_sharing  # noqa: F401
+    from fairseq_sharing.models import roberta_sharing, transformer_lm_sharing, transformer_sharing  # noqa: F401
     from fairseq_sharing.optimizers import fused_adam  # noqa: F401
+    from fairseq_sharing.tasks import sharing_tasks  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints: each shared tensor once, with the layer map beside it; reading, averaging and materialising them.
+"""Checkpoints: each shared tensor once, with the layer map beside it; reading and materialising them.
 
 Tensor names are those of fairseq's ``transformer``. A model's state dict has one entry that is no tensor,
 ``_extra_state``, of plain lists and strings: the map and scope of each stack, and what else is shared (embeddings).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import os
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,9 +104,10 @@ def fit_to_model(
         had = format_map(recorded[stack].layer_map) if stack in recorded else f"{num_layers} vanilla layers"
         had += f" ({','.join(recorded[stack].scope)})" if stack in recorded else ""
         raise SharingError(
-            f"the checkpoint's {stack} has the layer map {had}, the options --{stack}-layers and --sharing give "
-            f"{format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options it was trained with, or "
-            f"--finetune-from-model with a vanilla checkpoint of {num_unique(wanted.layer_map)} or the same layers"
+            f"the checkpoint's {stack} has the layer map {had}, the options --{stack.split('.')[0]}-layers and "
+            f"--sharing give {format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options it was "
+            "trained with, or --finetune-from-model with a vanilla checkpoint of "
+            f"{num_unique(wanted.layer_map)} or the same layers"
         )
     for name, owner in aliases.items():
         if name not in state and owner in state:
@@ -208,42 +209,6 @@ def flush_directory(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
-    """Write the mean of the models of some checkpoints, tied as they are, without optimizer state.
-
-    Args:
-        paths: checkpoints of one run, or of runs with equal maps and sizes.
-        output: the file to write. The configuration in it is that of the last path.
-
-    Raises:
-        SharingError: no path, an unreadable file, differing maps or tensors.
-    """
-    paths = list(paths)
-    if not paths:
-        raise SharingError("average needs at least one checkpoint, got none")
-    total: dict[str, torch.Tensor] = {}
-    sharing = first = None
-    for path in paths:
-        checkpoint = load_checkpoint(path)
-        model = checkpoint["model"]
-        if first is None:
-            sharing, first = recorded_sharing(model), path
-        elif recorded_sharing(model) != sharing:
-            raise SharingError(f"{path}: its layer map differs from that of {first}; only equal maps are averaged")
-        tensors = {name: value for name, value in model.items() if torch.is_tensor(value)}
-        shapes = {name: value.shape for name, value in tensors.items()}
-        if total and shapes != {name: value.shape for name, value in total.items()}:
-            name = sorted(set(shapes.items()) ^ {(n, v.shape) for n, v in total.items()})[0][0]
-            raise SharingError(f"{path}: its {name} differs in size from that of {first}, or only one has it")
-        for name, value in tensors.items():
-            # Double precision: the mean does not depend on the order of the files.
-            total[name] = total[name] + value.double() if name in total else value.double()
-    for name, value in tensors.items():
-        model[name] = (total[name] / len(paths)).to(value.dtype)
-    checkpoint.pop("last_optimizer_state", None)
-    save_atomically(checkpoint, output)
-
-
 def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Turn a checkpoint into one of stock fairseq's ``transformer``: all N layers, plain dicts only.
 
@@ -343,7 +308,9 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     history = checkpoint.get("optimizer_history") or [{}]
     return {
         "arch": args.get("arch"),
-        "sharing": {stack: args.get(f"{stack}_sharing") or args.get("sharing") or "none" for stack in sharing},
+        "sharing": {
+            stack: args.get(f"{stack.split('.')[0]}_sharing") or args.get("sharing") or "none" for stack in sharing
+        },
         "layers": {stack: len(s.layer_map) for stack, s in sharing.items()},
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},

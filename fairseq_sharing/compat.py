@@ -25,7 +25,7 @@ from fairseq.logging import metrics
 from fairseq.modules import checkpoint_activations
 from fairseq.tasks import FairseqTask
 
-from fairseq_sharing import checkpoint
+from fairseq_sharing import checkpoint, tying
 from fairseq_sharing.errors import SharingError
 
 logger = logging.getLogger(__name__)
@@ -196,14 +196,30 @@ def mend_recomputation() -> None:
 
 
 def mend_trainer() -> None:
-    """Say in one line which checkpoint does not fit, and let a fine-tuning start from a model of M layers."""
+    """Say in one line which checkpoint does not fit, and let a fine-tuning start from a model of M layers.
+
+    Also: list the parameters anew after a checkpoint has changed the layer map, and let a task look at the run after
+    each update that was made (fairseq's own hook comes before it is known whether the update counts).
+    """
     stock_load = trainer.Trainer.load_checkpoint
+    stock_step = trainer.Trainer.train_step
+
+    @functools.wraps(stock_step)
+    def train_step(self, samples, raise_oom=False):
+        before = self.get_num_updates()
+        output = stock_step(self, samples, raise_oom)
+        if self.get_num_updates() > before and hasattr(self.task, "after_update"):
+            self.task.after_update(self)
+        return output
 
     @functools.wraps(stock_load)
     def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
         token = checkpoint.initialising.set(bool(reset_optimizer))
         try:
-            return stock_load(self, filename, reset_optimizer, *args, **kwargs)
+            extra_state = stock_load(self, filename, reset_optimizer, *args, **kwargs)
+            if extra_state is not None:
+                tying.refresh_data_parallel(self.model)
+            return extra_state
         except Exception as error:
             cause = find_sharing_error(error)
             if cause is None:
@@ -213,6 +229,7 @@ def mend_trainer() -> None:
             checkpoint.initialising.reset(token)
 
     trainer.Trainer.load_checkpoint = load_checkpoint
+    trainer.Trainer.train_step = train_step
 
 
 def mend_torchrun() -> None:

@@ -6,7 +6,9 @@ shared. Using one module at several depths instead would share the cache too: it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -133,23 +135,171 @@ def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
     return aliases
 
 
-def retie_stack(stack: nn.Module, old: StackSharing, new: StackSharing) -> None:
+def retie_stack(stack: nn.Module, old: StackSharing, new: StackSharing) -> dict[nn.Parameter, nn.Parameter]:
     """Change the map of a built stack.
 
     A parameter that becomes a layer's own starts as a copy of what the layer used; one that is no longer used is
-    dropped. The optimizer is not touched: load before it is built, or build it anew.
+    dropped. The optimizer is not touched: ``follow_model`` does that.
 
     Args:
         stack: a module with ``layers``, tied by ``old``.
         old: the present map and scope.
         new: the wanted ones, of the same N.
+
+    Returns:
+        Each new Parameter -> the one whose values it started from.
     """
     aliases = alias_names(stack, new)
+    origins = {}
     for name in alias_names(stack, old):
         if name not in aliases:
-            _set_parameter(stack, name, nn.Parameter(stack.get_parameter(name).detach().clone()))
+            used = stack.get_parameter(name)
+            own = nn.Parameter(used.detach().clone(), requires_grad=used.requires_grad)
+            origins[own] = used
+            _set_parameter(stack, name, own)
     for name, owner_name in aliases.items():
         _set_parameter(stack, name, stack.get_parameter(owner_name))
+    return origins
+
+
+def change_sharing(
+    model: Any,
+    changes: Mapping[str, tuple[StackSharing, tuple[int, ...]]],
+    optimizer: Any,
+    wrapped: nn.Module,
+    also_optimised: Iterable[nn.Parameter] = (),
+    inherit: bool = True,
+) -> None:
+    """Change what a model in training shares, and all that lists its parameters with it.
+
+    Args:
+        model: a shared model.
+        changes: by stack, the new sharing and the layers that are frozen.
+        optimizer: fairseq's optimizer of the model.
+        wrapped: the model in its data-parallel wrapper, or the model itself.
+        also_optimised: parameters outside the model that the optimizer has, as of a criterion.
+        inherit: whether a parameter that becomes a layer's own goes on with a copy of the optimizer's state of the one
+            it comes from, instead of none.
+    """
+    origins: dict[nn.Parameter, nn.Parameter] = {}
+    for name, (sharing, frozen) in changes.items():
+        stack = model.get_submodule(name)
+        origins.update(stack.change_map(sharing))
+        stack.freeze(frozen)
+    trainable = [p for p in (*model.parameters(), *also_optimised) if p.requires_grad]
+    follow_model(optimizer, trainable, origins, inherit)
+    refresh_data_parallel(wrapped)
+
+
+def follow_model(
+    optimizer: Any,
+    parameters: list[nn.Parameter],
+    origins: Mapping[nn.Parameter, nn.Parameter],
+    inherit: bool = True,
+) -> None:
+    """Make an optimizer hold what a model owns now, and nothing else.
+
+    The list is written anew in the order in which the optimizer would be built: a checkpoint keeps state by position,
+    so that a parameter appended at the end would be given another one's moments when the training goes on.
+
+    Args:
+        optimizer: fairseq's optimizer: plain, AMP, memory-efficient or with unflattened fp32 masters.
+        parameters: the trainable parameters, in that order.
+        origins: each new one -> the one that it copies.
+        inherit: whether it gets a copy of that one's state too.
+    """
+    inner = optimizer.optimizer
+    (group,) = inner.param_groups
+    if hasattr(optimizer, "fp32_params"):
+        # The optimizer works on fp32 masters of the model's parameters.
+        masters = dict(zip(optimizer.fp16_params, optimizer.fp32_params, strict=True))
+        old_masters = dict(masters)
+        for parameter in parameters:
+            if parameter not in masters:
+                values = masters.get(origins.get(parameter, parameter), parameter).detach()
+                masters[parameter] = nn.Parameter(values.float().clone())
+        origins = {masters[new]: old_masters[old] for new, old in origins.items() if new in masters}
+        optimizer.fp16_params[:] = parameters
+        parameters = [masters[parameter] for parameter in parameters]
+        optimizer.fp32_params[:] = parameters
+    if inherit:
+        for new, old in origins.items():
+            if old in inner.state:
+                inner.state[new] = {k: v.clone() if torch.is_tensor(v) else v for k, v in inner.state[old].items()}
+    for dropped in set(inner.state) - set(parameters):
+        del inner.state[dropped]
+    group["params"] = parameters
+
+
+def refresh_data_parallel(wrapped: nn.Module) -> None:
+    """List the parameters anew in fairseq's legacy data-parallel wrapper, which lists them once, when it is made."""
+    module: Any
+    for module in wrapped.modules():
+        if "per_device_params" in vars(module):
+            by_device: dict[torch.device, list[nn.Parameter]] = {}
+            for parameter in wrapped.parameters():
+                by_device.setdefault(parameter.device, []).append(parameter)
+            module.per_device_params = list(by_device.values())
+            # Its bucket is as large as the model was.
+            module.buffer_size = min(2**28, sum(parameter.numel() for parameter in wrapped.parameters()))
+            module.buffer = None
+            return
+
+
+def measure_bytes(model: nn.Module, optimizer: Any) -> dict[str, int]:
+    """Measure the static memory of a training.
+
+    Returns:
+        Bytes of the storages, each counted once, of weights, gradients, optimizer (its state, as Adam's two moments)
+        and, where it has them, fp32 masters with their gradients.
+    """
+    weights = list(model.parameters())
+    state = [
+        value for entry in optimizer.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)
+    ]
+    parts: dict[str, list[Any]] = {"weights": weights, "gradients": [p.grad for p in weights], "optimizer": state}
+    masters = getattr(optimizer, "fp32_params", [])
+    if masters:
+        parts["masters"] = [*masters, *(master.grad for master in masters)]
+    sizes = {}
+    for part, tensors in parts.items():
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
+        sizes[part] = sum(storages.values())
+    return sizes
+
+
+def count_uses(stack: nn.Module, sharing: StackSharing) -> dict[nn.Parameter, int]:
+    """Count the layers that use each parameter of a stack's layers that more than one uses."""
+    uses: dict[nn.Parameter, int] = {}
+    for owner in alias_names(stack, sharing).values():
+        parameter = stack.get_parameter(owner)
+        uses[parameter] = uses.get(parameter, 1) + 1
+    return uses
+
+
+@contextmanager
+def stand_ins(stack: nn.Module, names: Iterable[str], requires_grad: bool) -> Iterator[dict[str, nn.Parameter]]:
+    """Let layers run for a while with Parameters of their own on the storage that they share.
+
+    The gradients of one forward and backward pass inside land in the stand-ins, by layer, or nowhere.
+
+    Args:
+        stack: a module with ``layers``.
+        names: the parameters that get a stand-in, relative to the stack.
+        requires_grad: whether the stand-ins get gradients.
+
+    Yields:
+        The stand-ins by name.
+    """
+    kept = {name: stack.get_parameter(name) for name in names}
+    made = {name: nn.Parameter(used.detach(), requires_grad=requires_grad) for name, used in kept.items()}
+    try:
+        for name, parameter in made.items():
+            _set_parameter(stack, name, parameter)
+        yield made
+    finally:
+        for name, parameter in kept.items():
+            _set_parameter(stack, name, parameter)
 
 
 def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -10,7 +10,7 @@ import sys
 from fairseq_sharing.errors import SharingError
 
 # In the order of the work. The help of each is its module's HELP.
-COMMANDS = ("describe", "prepare", "train", "average", "evaluate", "export", "translate", "report", "table")
+COMMANDS = ("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate", "report", "table")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,4 +1,4 @@
-"""Average the weights of checkpoints into one model; ties and size stay, differing layer maps are refused."""
+"""Average the weights of checkpoints into one model; what is tied in all of them stays tied."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     """Average the named checkpoints, or the last K epochs of a folder."""
     from rich.console import Console
 
-    from fairseq_sharing.checkpoint import average_checkpoints, last_epochs
+    from fairseq_sharing.averaging import average_checkpoints
+    from fairseq_sharing.checkpoint import last_epochs
     from fairseq_sharing.errors import SharingError
 
     if args.last is not None:

@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="choose train.max_tokens by the memory of a device; tokens_per_batch stays, --update-freq follows",
     )
+    parser.add_argument(
+        "--map-of",
+        type=Path,
+        metavar="RUN",
+        help="train with the last layer map of another run (its directory or a checkpoint), from the start",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command that trains and stop")
 
 
@@ -56,8 +62,13 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.training.launch import train
     from fairseq_sharing.training.plan import Machines, make_plan
 
+    overrides = list(args.overrides)
+    if args.map_of is not None:
+        from fairseq_sharing.schedules.replay import final_map_options
+
+        overrides += [f"train.{name}={value}" for name, value in final_map_options(args.map_of).items()]
     plan = make_plan(
-        compose(args.config, args.overrides),
+        compose(args.config, overrides),
         run=args.out,
         runs=args.runs,
         data=args.data,

@@ -130,7 +130,7 @@ def evaluate_run(
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
 
-    from fairseq_sharing.checkpoint import describe_checkpoint  # torch: not before bad input is ruled out
+    from fairseq_sharing.checkpoint import describe_checkpoint, load_checkpoint  # torch: not before bad input is out
 
     model = describe_checkpoint(averaged)
     log = summarise(run.log_records())
@@ -144,6 +144,7 @@ def evaluate_run(
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         **{name: record.get(name) for name in _RECORD},
         "command": _portable(record.get("command") or [], config),
+        **_map_history(load_checkpoint(checkpoints[-1])),
         "valid": log.valid,
         "checkpoint": {"averaged": [file.name for file in checkpoints]},
         "generation": {name: getattr(settings, name) for name in _SEARCH},
@@ -155,6 +156,28 @@ def evaluate_run(
     if out is not None:
         _write(out / f"{config.run}-seed{config.seed}.json", text)
     return json.loads(text)
+
+
+def _map_history(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell how the layer maps of a run changed while it trained; nothing for a run without a schedule.
+
+    Returns:
+        schedule; mean_parameters, unique trainable ones over all updates; map_history: start, and the changes.
+    """
+    from fairseq_sharing.schedules.replay import recorded_state
+
+    state = recorded_state(checkpoint)
+    if not state:
+        return {}
+    changes = state["changes"]
+    return {
+        "schedule": state["options"]["sharing_schedule"],
+        "mean_parameters": round(state["parameter_updates"] / state["updates"]),
+        "map_history": {
+            "start": changes[0]["before"] if changes else None,
+            "changes": [{name: value for name, value in change.items() if name != "before"} for change in changes],
+        },
+    }
 
 
 def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
@@ -198,7 +221,7 @@ def average_last_epochs(
     Returns:
         The averaged checkpoint, those it was made from, and what identifies them.
     """
-    from fairseq_sharing.checkpoint import average_checkpoints
+    from fairseq_sharing.averaging import average_checkpoints
 
     checkpoints = last_epoch_checkpoints(run.checkpoints, count)
     inputs = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}

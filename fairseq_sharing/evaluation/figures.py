@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.evaluation.map_history import draw_map_history
 from fairseq_sharing.evaluation.study import STACKS, Row, scored_sets
 from fairseq_sharing.evaluation.tables import titles
 
@@ -25,6 +26,9 @@ _STYLES = {
     "cycle_rev": ("#D55E00", "v"),
     "sandwich": ("#009E73", "P"),
     "custom": ("#56B4E9", "X"),
+    "unshare": ("#0072B2", "*"),
+    "dynamic": ("#CC79A7", "h"),
+    "replay": ("#999999", "p"),
 }
 _LINES = ("-", "--", ":", "-.")
 _FILLS = ("full", "none", "left", "top")
@@ -75,6 +79,12 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
             _layer_maps,
             "Which parameter set each layer uses, input at the left: layers of one number and colour share"
             " their parameters. Encoder and decoder have sets of their own.",
+        ),
+        (
+            "map_history.png",
+            draw_map_history,
+            "How the layer maps changed while training: at each update, layers of one colour share their parameters;"
+            " the colour is that of the first of them. Grey: not trained yet.",
         ),
     ]
     written = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 
-# The names of the strategies in a table, in the order of its rows.
+# The names of the strategies and schedules in a table, in the order of its rows.
 LABELS = {
     "none": "Vanilla",
     "universal": "Universal",
@@ -21,6 +21,9 @@ LABELS = {
     "cycle_rev": "Cycle (rev)",
     "sandwich": "Sandwich",
     "custom": "Custom",
+    "unshare": "Share, then unshare",
+    "dynamic": "Dynamic tying",
+    "replay": "Replayed",
 }
 STACKS = ("encoder", "decoder")
 _NEEDED = (
@@ -38,6 +41,8 @@ _NEEDED = (
 )
 # What the seeds of one experiment have in common.
 _COMMON = ("dataset", "sharing", "layers", "layer_map", "parameters")
+# What may differ where each seed finds its own map.
+_OF_A_MAP = ("layer_map", "parameters")
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,27 @@ class Row:
 
     @property
     def strategy(self) -> str:
-        """The encoder's strategy, by which rows are ordered and coloured."""
+        """The schedule or else the encoder's strategy, by which rows are ordered and coloured."""
+        if self.schedule:
+            return self.schedule
         return self["sharing"].get("encoder") or next(iter(self["sharing"].values()))
 
     @property
+    def schedule(self) -> str | None:
+        """What changed the map while training; None for a fixed one."""
+        return self.results[0].get("schedule")
+
+    @property
     def label(self) -> str:
-        """The strategy in words; both, encoder's first, where the stacks differ."""
+        """The strategy or schedule in words; both strategies, encoder's first, where the stacks differ."""
+        if self.schedule:
+            return LABELS.get(self.schedule, self.schedule)
         names = [LABELS.get(name, name) for name in self["sharing"].values()]
         return " / ".join(dict.fromkeys(names))
 
     def sizes(self, field: str) -> str:
         """Write a number by stack (``layers`` or ``unique_layers``): one where they agree, else ``6+3``."""
-        numbers = [str(number) for number in self[field].values()]
+        numbers = [self._range([result[field][stack] for result in self.results]) for stack in self[field]]
         return numbers[0] if len(set(numbers)) == 1 else "+".join(numbers)
 
     @property
@@ -107,8 +121,20 @@ class Row:
     @property
     def updates(self) -> str:
         """Updates trained, as a range where the seeds differ."""
-        ends = sorted({result["updates"] for result in self.results})
-        return " to ".join(f"{updates:,}" for updates in dict.fromkeys((ends[0], ends[-1])))
+        return self._range([result["updates"] for result in self.results])
+
+    def parameters(self, kind: str) -> str:
+        """Write the ``unique`` or ``effective`` parameters, as a range where the seeds differ."""
+        return self._range([result["parameters"][kind] for result in self.results])
+
+    @property
+    def mean_parameters(self) -> str:
+        """Unique parameters that were trained, on average over the updates; of a fixed map all."""
+        return self._range([result.get("mean_parameters", result["parameters"]["unique"]) for result in self.results])
+
+    @staticmethod
+    def _range(values: Sequence[int]) -> str:
+        return " to ".join(f"{value:,}" for value in dict.fromkeys((min(values), max(values))))
 
     def score(self, test: str, metric: str) -> Spread | None:
         """Summarise BLEU or chrF on a test set; None where it wasn't scored."""
@@ -148,6 +174,8 @@ def read_rows(folder: Path) -> list[Row]:
         origin[key] = file
         group = by_run.setdefault(result["run"], [])
         for name in _COMMON:
+            if name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values()):
+                continue
             if group and group[0][name] != result[name]:
                 other = origin[group[0]["run"], group[0]["seed"]]
                 raise SharingError(f"{file} and {other} share a name, {result['run']}, but differ in {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -26,15 +27,18 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
         The headers and the cells.
     """
     tests = scored_sets(rows)
-    headers = ["Model", "M", "N", "Unique parameters", "Effective parameters", "Tokens/s", "Updates", "Seeds"]
+    changing = any(row.schedule for row in rows)
+    headers = ["Model", "M", "N", "Unique parameters", "Effective parameters"]
+    headers += [*(["Mean unique parameters"] if changing else []), "Tokens/s", "Updates", "Seeds"]
     cells = []
     for row, name in zip(rows, names(rows), strict=True):
         line = [
             name,
             row.sizes("unique_layers"),
             row.sizes("layers"),
-            f"{row['parameters']['unique']:,}",
-            f"{row['parameters']['effective']:,}",
+            row.parameters("unique"),
+            row.parameters("effective"),
+            *([row.mean_parameters] if changing else []),
             row.speed.format(0) if row.speed else "-",
             row.updates,
             str(len(row.results)),
@@ -88,6 +92,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
         " a second in training.",
         "Sharing saves parameters, not computation: a model of N layers computes N layers, however many sets it has.",
     ]
+    if any(row.schedule for row in rows):
+        lines.append(
+            "Where sharing changed while training, M and the unique parameters are those at the end; the mean is over"
+            " all updates and counts only what was trained."
+        )
     if any(len(row.results) > 1 for row in rows):
         lines.append("±: standard deviation over seeds. p≤: the largest over seeds.")
     compared = baselines(rows)
@@ -141,7 +150,8 @@ def latex(rows: Sequence[Row]) -> str:
 def comma_separated(rows: Sequence[Row]) -> str:
     """Write every number of the study unrounded, an experiment and test set a line."""
     columns = (
-        "run,strategy,unique_layers,layers,parameters_unique,parameters_effective,tokens_per_second,updates,seeds,"
+        "run,strategy,unique_layers,layers,parameters_unique,parameters_effective,parameters_mean,tokens_per_second,"
+        "updates,seeds,"
         "test_set,segments,bleu,bleu_deviation,chrf,chrf_deviation,p_values"
     )
     stream = io.StringIO()
@@ -159,8 +169,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
                     row.strategy,
                     row.sizes("unique_layers"),
                     row.sizes("layers"),
-                    row["parameters"]["unique"],
-                    row["parameters"]["effective"],
+                    *(round(fmean(r["parameters"][kind] for r in row.results)) for kind in ("unique", "effective")),
+                    round(fmean(r.get("mean_parameters", r["parameters"]["unique"]) for r in row.results)),
                     "" if row.speed is None else row.speed.mean,
                     " ".join(str(result["updates"]) for result in row.results),
                     " ".join(str(result["seed"]) for result in row.results),

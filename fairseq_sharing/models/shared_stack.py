@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fairseq_sharing.checkpoint import (
     extra_state,
     find_aliases,
     fit_to_model,
+    initialising,
     recorded_sharing,
 )
 from fairseq_sharing.errors import SharingError
@@ -24,7 +26,7 @@ from fairseq_sharing.models.depth_steps import DepthSteps
 from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
 from fairseq_sharing.modules.dropout import use_fast_dropout
 from fairseq_sharing.modules.fast_attention import use_fast_attention
-from fairseq_sharing.tying import StackBuilder, retie_stack
+from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,11 @@ class SharedStack(DepthSteps):
     """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
 
     sharing: StackSharing
+    # Layers that do not train, until a schedule lets them.
+    frozen: tuple[int, ...] = ()
+    # Whether a shared parameter's gradient is the mean over its uses, not the sum.
+    averages_gradients: bool = False
+    _gradient_hooks: tuple = ()
 
     def begin_sharing(self, sharing: StackSharing) -> None:
         """Take the map; call it before the layers are built."""
@@ -46,10 +53,35 @@ class SharedStack(DepthSteps):
             del self._builder
         return layer
 
-    def change_map(self, sharing: StackSharing) -> None:
-        """Tie the layers by another map; a layer that gets its own set starts from the values it shared."""
-        retie_stack(self, self.sharing, sharing)
+    def change_map(self, sharing: StackSharing) -> dict[nn.Parameter, nn.Parameter]:
+        """Tie the layers by another map; a layer that gets its own set starts from the values it shared.
+
+        Returns:
+            Each new Parameter -> the one whose values it started from.
+        """
+        origins = retie_stack(self, self.sharing, sharing)
         self.sharing = sharing
+        self.average_gradients(self.averages_gradients)
+        return origins
+
+    def freeze(self, layers: tuple[int, ...]) -> None:
+        """Stop these layers from training, and no others; each must own what a map would tie."""
+        for depth in {*self.frozen, *layers}:
+            for name in shared_names(self.layers[depth], self.sharing.scope):
+                self.layers[depth].get_parameter(name).requires_grad_(depth not in layers)
+        self.frozen = tuple(layers)
+
+    def average_gradients(self, on: bool) -> None:
+        """Make the gradient of a shared parameter the mean over its uses, or the sum."""
+        for hook in self._gradient_hooks:
+            hook.remove()
+        self.averages_gradients = on
+        uses = count_uses(self, self.sharing) if on else {}
+        self._gradient_hooks = tuple(p.register_hook(partial(_divide, by=count)) for p, count in uses.items())
+
+
+def _divide(gradient: torch.Tensor, by: int) -> torch.Tensor:
+    return gradient / by
 
 
 class SharingModel:
@@ -58,6 +90,8 @@ class SharingModel:
     The state dict has each shared tensor once, under its first name, and the maps; loading fills in the rest.
     """
 
+    # Where in the model its stacks are.
+    stack_names: tuple[str, ...] = STACKS
     # Whether Admin's residual weights still wait for the first training batch.
     admin_pending: bool = False
     # What changed the maps since the options made them, told in the checkpoint; None when nothing did.
@@ -71,13 +105,21 @@ class SharingModel:
     @property
     def sharing(self) -> dict[str, StackSharing]:
         """What each stack of the model shares."""
-        return {name: getattr(self, name).sharing for name in STACKS if hasattr(self, name)}
+        return {name: stack.sharing for name, stack in self.stacks.items()}
+
+    @property
+    def stacks(self) -> dict[str, SharedStack]:
+        """The stacks of the model."""
+        return {name: self.get_submodule(name) for name in self.stack_names if hasattr(self, name.split(".")[0])}
 
     def get_extra_state(self) -> dict[str, Any]:
         """Give what the state dict says of the sharing: plain lists and strings."""
         state = extra_state(self.sharing, find_aliases(self))
         if self.map_changed_by:
             state["map_changed_by"] = self.map_changed_by
+        frozen = {name: list(stack.frozen) for name, stack in self.stacks.items() if stack.frozen}
+        if frozen:
+            state["frozen"] = frozen
         if self.admin_pending:
             state["admin_pending"] = True
         return state
@@ -91,11 +133,15 @@ class SharingModel:
 
     def _fit_state(self, state, prefix: str, *_unused) -> None:
         assert not prefix, "a shared model is the root of its state dict"
-        changed_by = (state.get(EXTRA_STATE) or {}).get("map_changed_by")
+        extra = state.get(EXTRA_STATE) or {}
+        if extra and not initialising.get():
+            for name, stack in self.stacks.items():
+                stack.freeze(tuple(extra.get("frozen", {}).get(name, ())))
+        changed_by = extra.get("map_changed_by")
         if changed_by:
             for stack, sharing in recorded_sharing(state).items():
                 if sharing != self.sharing[stack]:
-                    getattr(self, stack).change_map(sharing)
+                    self.stacks[stack].change_map(sharing)
                     logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")
             self.map_changed_by = changed_by
         fit_to_model(state, self.sharing, find_aliases(self))
@@ -116,8 +162,8 @@ class SharingModel:
         """Set Admin's residual weights where that needs no data, and remember whether a first batch must set them."""
         self.admin_pending = admin == "profile"
         if admin == "closed_form":
-            for stack in self.sharing:
-                set_closed_form(getattr(self, stack).layers)
+            for stack in self.stacks.values():
+                set_closed_form(stack.layers)
 
     def profile_admin(self, forward: Callable[[], object]) -> None:
         """Set Admin's residual weights from the first training batch, once, alike on every rank.
@@ -127,7 +173,7 @@ class SharingModel:
         """
         if not self.training or not self.admin_pending:
             return
-        stacks = [getattr(self, stack) for stack in self.sharing]
+        stacks = list(self.stacks.values())
         with torch.no_grad(), profiling(stacks):
             forward()
         if torch.distributed.is_initialized():
@@ -144,7 +190,7 @@ class SharingModel:
 
     def with_ponder(self, output: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
         """Put what each stack with ACT spent on this forward pass beside the model's output, for the criterion."""
-        spent = {stack: getattr(self, stack).take_ponder() for stack in self.sharing}
+        spent = {name: stack.take_ponder() for name, stack in self.stacks.items()}
         ponder = {stack: cost for stack, cost in spent.items() if cost is not None}
         return (output[0], {**output[1], "ponder": ponder}) if ponder else output
 

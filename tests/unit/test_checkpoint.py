@@ -28,6 +28,7 @@ from tiny_models import (
 )
 
 from fairseq_sharing import checkpoint
+from fairseq_sharing.averaging import average_checkpoints
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
@@ -145,7 +146,7 @@ def test_average_is_the_mean_and_keeps_ties_and_size(case, trained, tmp_path):
         checkpoint.save_atomically(other, tmp_path / f"checkpoint{number}.pt")
         paths.append(tmp_path / f"checkpoint{number}.pt")
         states.append(other["model"])
-    checkpoint.average_checkpoints(paths, tmp_path / "average.pt")
+    average_checkpoints(paths, tmp_path / "average.pt")
     (loaded,), _cfg = checkpoint_utils.load_model_ensemble([str(tmp_path / "average.pt")], strict=True)
     assert_tied(case, loaded)
     assert list(loaded.state_dict()) == list(states[0])
@@ -164,7 +165,7 @@ def test_average_does_not_depend_on_the_order_of_the_files(tmp_path):
     models = [perturb(build(seed=seed, **case.options), seed) for seed in range(4)]
     paths = [write(tmp_path / f"{i}.pt", m, case) for i, m in enumerate(models)]
     for name, order in (("a.pt", paths), ("b.pt", paths[::-1])):
-        checkpoint.average_checkpoints(order, tmp_path / name)
+        average_checkpoints(order, tmp_path / name)
     one, other = (tensors(torch.load(tmp_path / n, weights_only=True)["model"]) for n in ("a.pt", "b.pt"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -187,10 +188,10 @@ def test_average_refuses_other_maps_sizes_and_files(tmp_path):
     ]
     for paths, message in refused:
         with pytest.raises(SharingError) as caught:
-            checkpoint.average_checkpoints(paths, output)
+            average_checkpoints(paths, output)
         assert str(caught.value) == message
     with pytest.raises(SharingError, match=rf"^{tmp_path}/broken.pt: not a readable checkpoint \(.+\)$"):
-        checkpoint.average_checkpoints([one, tmp_path / "broken.pt"], output)
+        average_checkpoints([one, tmp_path / "broken.pt"], output)
     assert not output.exists()
 
 

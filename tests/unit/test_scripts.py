@@ -193,3 +193,17 @@ def test_slurm_task_that_fails_is_not_queued_again(slurm):
     done = subprocess.run(words, env=_task(slurm, "exit 4\n"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.endswith("lines has no line 2\n")
+
+
+def test_changing_sharing_dry_run_gives_the_final_map_of_the_same_seed():
+    told = _bash(ROOT / "scripts/changing_sharing.sh", "--rows", "dlt dlt_final", "--seeds", "3", "--dry-run").stderr
+    runs = "runs/changing_sharing"
+    assert [line for line in told.splitlines() if line.startswith("$ fairseq-sharing")] == [
+        "$ fairseq-sharing prepare multi30k --out data/multi30k",
+        f"$ fairseq-sharing train configs/changing_sharing/dlt.yaml seed=3 --runs {runs}",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt-seed3 --out results/changing_sharing",
+        f"$ fairseq-sharing train configs/changing_sharing/dlt_final.yaml seed=3 --runs {runs} "
+        f"--map-of {runs}/multi30k/dlt-seed3",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt_final-seed3 --out results/changing_sharing",
+        "$ fairseq-sharing report results/changing_sharing",
+    ]

@@ -126,13 +126,15 @@ def test_batch_that_cannot_be_made_is_refused(experiment, overrides, devices, me
     assert message in str(error.value)
 
 
+# Folders of configurations that are not named after their data.
+STUDIES = {"changing_sharing": "multi30k"}
 EXPERIMENTS = sorted(file for file in configs_dir().glob("*/*.yaml") if file.parent.name != "base")
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_experiment_composes_and_says_how_to_launch_it(file):
     config = compose(file)
-    assert config.dataset == file.parent.name
+    assert config.dataset == STUDIES.get(file.parent.name, file.parent.name)
     assert config.run == file.stem
     header = file.read_text().split("base:")[0]
     assert f"fairseq-sharing train configs/{file.parent.name}/{file.name}" in header
@@ -175,3 +177,13 @@ def test_shared_rows_differ_from_vanilla_in_sharing_and_depth_only():
             train = compose(file).train
             differing = {key for key in {*train, *vanilla} if train.get(key) != vanilla.get(key)}
             assert differing <= allowed, f"{file}: {differing - allowed} differ from vanilla"
+
+
+def test_rows_of_changing_sharing_differ_in_sharing_and_schedule_only():
+    allowed = {"sharing", "unique_layers", "task", "max_epoch"}
+    vanilla = compose("changing_sharing/vanilla.yaml").train
+    for file in configs_dir().joinpath("changing_sharing").glob("*.yaml"):
+        train = compose(file).train
+        differing = {key for key in {*train, *vanilla} if train.get(key) != vanilla.get(key)} - allowed
+        schedule = ("sharing_schedule", "unshare_", "dynamic_", "freeze_pattern_at")
+        assert all(key.startswith(schedule) for key in differing), f"{file}: {differing}"

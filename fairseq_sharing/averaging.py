@@ -1,0 +1,92 @@
+"""Average the weights of checkpoints, tied as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from fairseq_sharing.checkpoint import EXTRA_STATE, layer_aliases, load_checkpoint, recorded_sharing, save_atomically
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import StackSharing, relabel
+
+Sharing = dict[str, StackSharing]
+
+
+def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
+    """Write the mean of the models of some checkpoints, without optimizer state.
+
+    Where a schedule changed the map between them, layers share in the mean what they share in every checkpoint: a layer
+    that was tied in some and free in others has weights of its own.
+
+    Args:
+        paths: checkpoints of one run, or of runs with equal maps and sizes.
+        output: the file to write. The configuration in it is that of the last path.
+
+    Raises:
+        SharingError: no path, an unreadable file, differing tensors, or maps that differ without a schedule.
+    """
+    paths = list(paths)
+    if not paths:
+        raise SharingError("average needs at least one checkpoint, got none")
+    total: dict[str, torch.Tensor] = {}
+    common: Sharing = {}
+    always_borrowed: set[str] = set()
+    first, differing, scheduled = paths[0], False, False
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        model = checkpoint["model"]
+        tensors = {name: value for name, value in model.items() if torch.is_tensor(value)}
+        sharing = recorded_sharing(model)
+        borrowed = _aliases(tensors, sharing)
+        scheduled = scheduled or bool((model.get(EXTRA_STATE) or {}).get("map_changed_by"))
+        if path == first:
+            common, always_borrowed = sharing, set(borrowed)
+        elif sharing != common:
+            if not scheduled or _size(sharing) != _size(common):
+                raise SharingError(f"{path}: its layer map differs from that of {first}; only equal maps are averaged")
+            if not differing:
+                _fill(total, _aliases(total, common))
+            common, differing = _common(common, sharing), True
+        if differing:
+            _fill(tensors, borrowed)
+            always_borrowed &= set(borrowed)
+        shapes = {name: value.shape for name, value in tensors.items()}
+        if total and shapes != {name: value.shape for name, value in total.items()}:
+            name = sorted(set(shapes.items()) ^ {(n, v.shape) for n, v in total.items()})[0][0]
+            raise SharingError(f"{path}: its {name} differs in size from that of {first}, or only one has it")
+        for name, value in tensors.items():
+            # Double precision: the mean does not depend on the order of the files.
+            total[name] = total[name] + value.double() if name in total else value.double()
+    model.update({name: (total[name] / len(paths)).to(value.dtype) for name, value in tensors.items()})
+    if differing:
+        for name in always_borrowed:
+            stack, _, rest = name.partition(".layers.")
+            layer, layer_map = int(rest.split(".")[0]), common[stack].layer_map
+            if layer_map.index(layer_map[layer]) != layer:
+                del model[name]
+        stacks = {name: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for name, s in common.items()}
+        model[EXTRA_STATE] = {**model[EXTRA_STATE], "stacks": stacks, "map_changed_by": "averaging over changes"}
+    checkpoint.pop("last_optimizer_state", None)
+    save_atomically(checkpoint, output)
+
+
+def _size(sharing: Sharing) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Tell what no schedule changes: the number of layers and the scope of each stack."""
+    return {name: (len(stack.layer_map), stack.scope) for name, stack in sharing.items()}
+
+
+def _common(one: Sharing, other: Sharing) -> Sharing:
+    """Share what both do."""
+    maps = {name: relabel(zip(one[name].layer_map, other[name].layer_map, strict=True)) for name in one}
+    return {name: StackSharing(layer_map, one[name].scope) for name, layer_map in maps.items()}
+
+
+def _aliases(tensors: Mapping[str, Any], sharing: Sharing) -> dict[str, str]:
+    return {n: owner for stack, s in sharing.items() for n, owner in layer_aliases(tensors, stack, s).items()}
+
+
+def _fill(tensors: MutableMapping[str, torch.Tensor], aliases: Mapping[str, str]) -> None:
+    tensors.update({name: tensors[owner] for name, owner in aliases.items()})

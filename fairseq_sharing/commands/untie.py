@@ -1,0 +1,33 @@
+"""Untie a training checkpoint: each layer gets parameters and optimizer state of its own, to go on training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "give every layer of a training checkpoint its own parameters"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument("checkpoint", type=Path, help="a training checkpoint of a model with shared layers")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the untied checkpoint."""
+    from rich.console import Console
+
+    from fairseq_sharing.checkpoint import load_checkpoint, save_atomically
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.schedules.at_rest import untie
+
+    try:
+        untied = untie(load_checkpoint(args.checkpoint))
+    except SharingError as error:
+        raise SharingError(f"{args.checkpoint}: {error}") from error
+    save_atomically(untied, args.output)
+    Console(highlight=False, soft_wrap=True).print(
+        f"{args.output}: {args.output.stat().st_size:,} bytes; go on with: "
+        f"fairseq-train DATA --sharing none --restore-file {args.output} and the training's other flags"
+    )

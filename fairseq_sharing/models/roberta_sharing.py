@@ -1,0 +1,94 @@
+"""fairseq's RoBERTa, a masked language model, with layers that share parameters: ``--arch roberta_sharing``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from fairseq.models import register_model
+from fairseq.models.roberta import model as roberta
+from fairseq.models.transformer import TransformerConfig
+from omegaconf import DictConfig
+
+from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.shared_stack import SharingModel
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.models.transformer_sharing import SharedTransformerEncoder
+from fairseq_sharing.modules.fast_attention import one_pass
+
+
+class SharedRobertaEncoder(roberta.RobertaEncoder):
+    """RoBERTa's encoder around a shared stack."""
+
+    def build_encoder(self, args, dictionary, embed_tokens):
+        """Build the shared stack, with BERT's initial values."""
+        encoder = SharedTransformerEncoder(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
+        encoder.apply(roberta.init_bert_params)
+        return encoder
+
+
+@register_model("roberta_sharing")
+class RobertaSharingModel(SharingModel, roberta.RobertaModel):
+    """fairseq's ``roberta`` with layer sharing.
+
+    Source: Yang et al. 2021, Speeding up Deep Model Training by Sharing Weights and Then Unsharing (BERT).
+    """
+
+    stack_names = ("encoder.sentence_encoder",)
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        self.cfg = args
+        self.watch_state_dict()
+        self.start_fast(args.fast)
+
+    @classmethod
+    def hub_models(cls):
+        """No trained models are published."""
+        return {}
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        """Add fairseq's RoBERTa flags and the sharing flags."""
+        roberta.RobertaModel.add_args(parser)
+        add_sharing_args(parser)
+
+    @classmethod
+    def build_model(cls, args: Namespace, task):
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; what they lack is that of ``roberta_sharing``.
+            task: a masked-language-modelling task with its dictionary.
+
+        Raises:
+            SharingError: options that make no layer map or cannot be combined with it.
+        """
+        if isinstance(args, DictConfig):
+            raise SharingError("fairseq-hydra-train cannot build roberta_sharing; use fairseq-train")
+        roberta_sharing(args)
+        if getattr(args, "max_positions", None) is None:
+            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
+        return cls(args, SharedRobertaEncoder(args, task.source_dictionary))
+
+    def forward(self, src_tokens, **kwargs):
+        """Run fairseq's forward pass, in the training precision asked for."""
+        with self.training_autocast(), one_pass():
+            return super().forward(src_tokens, **kwargs)
+
+
+def _check(args: Namespace) -> None:
+    validate(args, ("encoder",))
+    for option in ("admin", "act", "depth_signal"):
+        if getattr(args, option) != "off":
+            flag = f"--{option.replace('_', '-')} {getattr(args, option)}"
+            raise SharingError(f"{flag} is not in roberta_sharing; allowed: off")
+
+
+_SIZES = {
+    "roberta_sharing": roberta.base_architecture,
+    "roberta_sharing_prenorm": roberta.roberta_prenorm_architecture,
+    "roberta_sharing_large": roberta.roberta_large_architecture,
+}
+_architectures = {name: register_size("roberta_sharing", name, size, _check) for name, size in _SIZES.items()}
+roberta_sharing = _architectures["roberta_sharing"]

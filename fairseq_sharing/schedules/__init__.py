@@ -1,0 +1,1 @@
+"""Sharing that changes while a model trains: share-then-unshare, and dynamic layer tying."""

@@ -1,0 +1,112 @@
+"""Untie a training checkpoint at rest: plain training goes on from the file, each layer with its own parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fairseq_sharing.checkpoint import EXTRA_STATE, layer_aliases, recorded_sharing
+from fairseq_sharing.errors import SharingError
+
+# State that fairseq's modules keep beside their parameters.
+_BUFFERS = ("version", "_float_tensor")
+_SHARING_VALUES = re.compile(r"((encoder|decoder)_)?(unique_layers|layer_map|sharing_scope)|(encoder|decoder)_sharing")
+
+
+def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give every layer of a training checkpoint its own parameters, and copies of the optimizer's state of them.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` gave, of any shared model.
+
+    Returns:
+        The checkpoint of a model with ``--sharing none``, without a schedule; fairseq's own architectures load it too.
+
+    Raises:
+        SharingError: no layer is shared, or the file has no optimizer state that can be told apart by parameter.
+    """
+    state = dict(checkpoint["model"])
+    extra = state.pop(EXTRA_STATE, None) or {}
+    sharing = recorded_sharing(checkpoint["model"])
+    aliases = {
+        name: owner for stack, shared in sharing.items() for name, owner in layer_aliases(state, stack, shared).items()
+    }
+    if not aliases:
+        raise SharingError("untie: the checkpoint's layers share nothing")
+    if "last_optimizer_state" not in checkpoint:
+        raise SharingError("untie needs a training checkpoint; this one has no optimizer state")
+    named = [name for name, value in state.items() if torch.is_tensor(value) and not name.endswith(_BUFFERS)]
+    frozen = {f"{stack}.layers.{layer}." for stack, layers in extra.get("frozen", {}).items() for layer in layers}
+    trained = [name for name in named if not name.startswith(tuple(frozen))]
+    order = _in_order(named, list(sharing), aliases)
+    for name, owner in aliases.items():
+        state[name] = state[owner].clone()
+    for name, owner in extra.get("aliases", {}).items():
+        state[name] = state[owner]
+    optimizer = _spread(checkpoint["last_optimizer_state"], trained, order, aliases, state)
+    untied = {**checkpoint, "model": state, "last_optimizer_state": optimizer}
+    untied["extra_state"] = {
+        name: value
+        for name, value in checkpoint["extra_state"].items()
+        if not (isinstance(value, Mapping) and "schedule" in value)
+    }
+    if checkpoint.get("cfg"):
+        untied["cfg"] = {**checkpoint["cfg"], "model": _without_sharing(checkpoint["cfg"]["model"])}
+    return untied
+
+
+def _in_order(named: list[str], stacks: list[str], aliases: Mapping[str, str]) -> list[str]:
+    """Name the parameters of the untied model in its order: layer by layer, each like the first."""
+    order: list[str] = []
+    for name in named:
+        stack = next((stack for stack in stacks if name.startswith(f"{stack}.layers.")), None)
+        if stack is None:
+            order.append(name)
+        elif not any(placed.startswith(f"{stack}.layers.") for placed in order):
+            first = [n.removeprefix(f"{stack}.layers.0.") for n in named if n.startswith(f"{stack}.layers.0.")]
+            known = {*named, *aliases}
+            numbers = sorted({int(n.removeprefix(f"{stack}.layers.").split(".")[0]) for n in known if _of(n, stack)})
+            order += [f"{stack}.layers.{i}.{leaf}" for i in numbers for leaf in first]
+    return order
+
+
+def _of(name: str, stack: str) -> bool:
+    return name.startswith(f"{stack}.layers.")
+
+
+def _spread(
+    optimizer: Mapping[str, Any],
+    trained: list[str],
+    order: list[str],
+    aliases: Mapping[str, str],
+    state: Mapping[str, torch.Tensor],
+) -> dict[str, Any]:
+    """Give each parameter of the untied model the optimizer state of the one that it comes from."""
+    groups = optimizer["param_groups"]
+    if len(groups) != 1 or len(groups[0]["params"]) != len(trained):
+        raise SharingError("untie: the optimizer does not keep one state a parameter (as --fp16 without no-flatten)")
+    place = dict(zip(trained, groups[0]["params"], strict=True))
+    spread: dict[int, Any] = {}
+    for number, name in enumerate(order):
+        kept = optimizer["state"].get(place.get(aliases.get(name, name)))
+        if kept is None:
+            continue
+        moment = kept.get("exp_avg")
+        if moment is not None and moment.shape != state[name].shape:
+            raise SharingError(f"untie: the optimizer's state of {name} has another shape than the parameter")
+        spread[number] = {key: value.clone() if torch.is_tensor(value) else value for key, value in kept.items()}
+    return {**optimizer, "state": spread, "param_groups": [{**groups[0], "params": list(range(len(order)))}]}
+
+
+def _without_sharing(args: Any) -> Any:
+    """Set the sharing options of a model's arguments to none, in a copy."""
+    values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
+    for name in values:
+        if _SHARING_VALUES.fullmatch(name):
+            values[name] = None
+    values["sharing"] = "none"
+    values.update({name: None for name in ("sharing_schedule", "unshare_at", "unshare_when") if name in values})
+    return values if isinstance(args, Mapping) else type(args)(**values)

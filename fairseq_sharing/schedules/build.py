@@ -1,0 +1,40 @@
+"""Make the schedule that the options ask for."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.schedules.dynamic import Dynamic
+from fairseq_sharing.schedules.replay import Replay
+from fairseq_sharing.schedules.schedule import Schedule
+from fairseq_sharing.schedules.unshare import Unshare, UnshareRule
+
+
+def build_schedule(options: Namespace, sharing: Mapping[str, StackSharing]) -> Schedule:
+    """Make a schedule.
+
+    Args:
+        options: as ``read_options`` gives them, with a schedule.
+        sharing: what each stack shares at the start.
+
+    Raises:
+        SharingError: a starting map that the schedule cannot begin with.
+    """
+    maps = {stack: s.layer_map for stack, s in sharing.items()}
+    if options.sharing_schedule == "unshare":
+        if not any(s.shares for s in sharing.values()):
+            raise SharingError("--sharing-schedule unshare has nothing to untie: give --sharing, as universal")
+        rule = UnshareRule(
+            options.unshare_at,
+            options.unshare_when,
+            options.unshare_threshold,
+            options.unshare_interval,
+            options.unshare_patience,
+        )
+        return Unshare(rule, maps)
+    if options.sharing_schedule == "dynamic":
+        return Dynamic(options, maps)
+    return Replay(options.replay_of, maps)

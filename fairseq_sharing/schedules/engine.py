@@ -1,0 +1,256 @@
+"""The engine of every schedule: after an update it lets the schedule decide, makes the change and keeps a record."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.logging import metrics
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import format_map, num_unique
+from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
+from fairseq_sharing.schedules.unit_gradients import UnitGradients
+from fairseq_sharing.tying import alias_names, change_sharing, measure_bytes, stand_ins
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs a schedule in fairseq's trainer.
+
+    Args:
+        schedule: decides.
+        model: the shared model that it decides about.
+        options: the schedule's options.
+    """
+
+    def __init__(self, schedule: Schedule, model: Any, options: Namespace):
+        self._schedule, self._model, self._options = schedule, model, options
+        self._gradients: dict[str, UnitGradients] = {}
+        self._changes: list[dict[str, Any]] = []
+        self._seen = 0  # the last update that was looked at
+        self._parameter_updates = 0  # unique trainable parameters, added up over the updates
+        for stack in model.stacks.values():
+            stack.average_gradients(options.tied_gradients == "mean")
+        begin = schedule.start()
+        if begin is not None:
+            for name, stack in model.stacks.items():
+                stack.freeze(begin.frozen.get(name, ()))
+
+    @contextmanager
+    def training_step(self, update: int) -> Iterator[None]:
+        """Let a forward and backward pass inside be watched, or keep gradients to the first user of each set.
+
+        Args:
+            update: updates made before this one.
+
+        Raises:
+            SharingError: the model goes on from a changed map, but its schedule was left behind.
+        """
+        if not self._seen and self._model.map_changed_by:
+            raise SharingError(
+                f"the checkpoint's map was changed by {self._model.map_changed_by}, but the state of its schedule was "
+                "not loaded; allowed: to go on without --reset-dataloader, or with a task without schedule"
+            )
+        with ExitStack() as inside:
+            for name in self._schedule.watched(update + 1):
+                unit_gradients = self._gradients.setdefault(name, UnitGradients(self._model.stacks[name]))
+                inside.enter_context(unit_gradients.collect())
+            if self._options.tied_gradients == "root":
+                for stack in self._model.stacks.values():
+                    inside.enter_context(stand_ins(stack, alias_names(stack, stack.sharing), requires_grad=False))
+            yield
+
+    def after_update(self, trainer: Any, mean_nll: Callable[[Callable[[int, int], list[int]]], float]) -> None:
+        """Look at the run after an update.
+
+        Args:
+            trainer: fairseq's trainer of the model.
+            mean_nll: as in ``Run``.
+        """
+        update = trainer.get_num_updates()
+        if update == self._seen:
+            return  # fairseq's trainer calls itself to repeat a batch that overflowed
+        self._seen = update
+        if self._changes and "after" not in self._changes[-1]["gradient_norm"]:
+            self._settle(trainer)
+        if self._schedule.due(update):
+            self._decide(trainer, mean_nll)
+        self._tell(trainer)
+
+    def _decide(self, trainer: Any, mean_nll: Callable[[Callable[[int, int], list[int]]], float]) -> None:
+        for gradients in self._gradients.values():
+            gradients.reduce()
+        run = Run(trainer.get_num_updates(), self._maps(), self._gradients, mean_nll)
+        decision = _agreed(self._schedule.decide(run))
+        self._gradients = {}
+        if decision is not None:
+            self._change(trainer, decision)
+            self._schedule.decided(replace(run, maps=self._maps(), gradients={}))
+        _compare_ranks(self._schedule, run.update)
+
+    def _change(self, trainer: Any, decision: Decision) -> None:
+        """Make a change, if it is one, and note it."""
+        model, stacks = self._model, self._model.stacks
+        before = self._describe()
+        changes = {
+            name: (replace(stacks[name].sharing, layer_map=layer_map), decision.frozen.get(name, ()))
+            for name, layer_map in decision.maps.items()
+            if (layer_map, decision.frozen.get(name, ())) != (stacks[name].sharing.layer_map, stacks[name].frozen)
+        }
+        if not changes:
+            return
+        memory = measure_bytes(trainer.get_model(), trainer.optimizer)
+        change_sharing(
+            trainer.get_model(),
+            changes,
+            trainer.optimizer,
+            trainer.model,
+            trainer.criterion.parameters(),
+            inherit=self._options.untied_moments == "inherit",
+        )
+        model.map_changed_by = f"{self._options.sharing_schedule} at update {trainer.get_num_updates()}"
+        self._changes.append(
+            {
+                "update": trainer.get_num_updates(),
+                "reason": decision.reason,
+                "before": before,
+                "after": self._describe(),
+                "bytes": {"before": memory},
+                "gradient_norm": {"before": _gradient_norm()},
+            }
+        )
+        for name in changes:
+            now = format_map(stacks[name].sharing.layer_map)
+            logger.info(f"{name} map at update {trainer.get_num_updates()}: {now} ({decision.reason})")
+
+    def _settle(self, trainer: Any) -> None:
+        """Complete the note of the last change, one update later, when gradients and moments are there again."""
+        change = self._changes[-1]
+        change["bytes"]["after"] = measure_bytes(trainer.get_model(), trainer.optimizer)
+        change["gradient_norm"]["after"] = _gradient_norm()
+        logger.info(json.dumps({"map_change": change}))
+        if trainer.is_data_parallel_master and trainer.cfg.common.tensorboard_logdir:
+            _draw(Path(trainer.cfg.common.tensorboard_logdir), change)
+
+    def _describe(self) -> dict[str, Any]:
+        """Describe what the stacks share: map and frozen layers of each, unique trainable parameters of the model."""
+        described: dict[str, Any] = {
+            name: {"layer_map": list(stack.sharing.layer_map), "frozen": list(stack.frozen)}
+            for name, stack in self._model.stacks.items()
+        }
+        described["parameters"] = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
+        return described
+
+    def _maps(self) -> dict[str, tuple[int, ...]]:
+        return {name: stack.sharing.layer_map for name, stack in self._model.stacks.items()}
+
+    def _tell(self, trainer: Any) -> None:
+        """Put the state of the sharing into the training log and TensorBoard."""
+        parameters = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
+        self._parameter_updates += parameters
+        metrics.log_scalar("parameters", parameters, weight=0, priority=1400)
+        for name, layer_map in self._maps().items():
+            metrics.log_scalar(f"{name}_sets", num_unique(layer_map), weight=0, priority=1400)
+        for name, value in self._schedule.told().items():
+            metrics.log_scalar(name, value, weight=0, round=4, priority=1410)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the run's further changes depend on, and its changes so far."""
+        return {
+            "options": vars(self._options),
+            "schedule": self._schedule.state_dict(),
+            "changes": self._changes,
+            "updates": self._seen,
+            "parameter_updates": self._parameter_updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            SharingError: it is of a run with other options.
+        """
+        now = vars(self._options)
+        for name, value in state["options"].items():
+            if now.get(name) != value:
+                raise SharingError(
+                    f"--{name.replace('_', '-')} is {now.get(name)}, the checkpoint was made with {value}: "
+                    "a schedule goes on with the options that it began with"
+                )
+        self._schedule.load_state_dict(state["schedule"])
+        self._changes = list(state["changes"])
+        self._seen, self._parameter_updates = state["updates"], state["parameter_updates"]
+        shown = state["schedule"].get("phase")
+        if shown:
+            logger.info(f"phase of the checkpoint: {shown}")
+
+
+def _gradient_norm() -> float:
+    """Return the norm of the last update's gradient, before clipping."""
+    return float(metrics.get_meter("train", "gnorm").val)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _agreed(decision: Decision | None) -> Decision | None:
+    """Return the first rank's decision."""
+    if not _distributed():
+        return decision
+    box = [decision]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _compare_ranks(schedule: Schedule, update: int) -> None:
+    """Stop when the ranks no longer agree.
+
+    Raises:
+        SharingError: their schedules differ.
+    """
+    if not _distributed():
+        return
+    written = json.dumps(schedule.state_dict(), default=torch.Tensor.tolist, sort_keys=True)
+    mine = hashlib.sha256(written.encode()).hexdigest()
+    theirs: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(theirs, mine)
+    if len(set(theirs)) > 1:
+        raise SharingError(f"the ranks disagree about the schedule after update {update}")
+
+
+@functools.cache
+def _writer(folder: Path) -> Any:
+    """Open TensorBoard's file, once; None without TensorBoard, which fairseq says by itself."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+def _draw(folder: Path, change: Mapping[str, Any]) -> None:
+    """Show a change in TensorBoard: the set of every layer against updates, and the reason."""
+    writer = _writer(folder / "sharing")
+    if writer is None:
+        return
+    for moment, update in (("before", change["update"] - 1), ("after", change["update"])):
+        for stack, shared in change[moment].items():
+            if stack == "parameters":
+                writer.add_scalar("parameters", shared, update)
+                continue
+            for layer, label in enumerate(shared["layer_map"], 1):
+                writer.add_scalar(f"{stack}_map/layer_{layer:02d}", label + 1, update)
+    writer.add_text("reason", change["reason"], change["update"])
+    writer.flush()

@@ -1,0 +1,210 @@
+"""The flags of the schedules, and what they cannot be combined with."""
+
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+
+from fairseq_sharing.errors import SharingError
+
+SCHEDULES = ("unshare", "dynamic", "replay")
+TIED_GRADIENTS = ("mean", "sum", "root")
+# Their state is kept by parameter and made at a parameter's first update.
+OPTIMIZERS = ("adadelta", "adafactor", "adam", "adamax", "nag", "sgd")
+DDP_BACKENDS = ("legacy_ddp", "no_c10d")
+
+
+def _option(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ScheduleOptions(FairseqDataclass):
+    """Options of ``--task translation_sharing`` and its kin, beside those of fairseq's own task."""
+
+    # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
+
+    sharing_schedule: Optional[str] = _option("how sharing changes while training: " + ", ".join(SCHEDULES))
+    tied_gradients: Optional[str] = _option(
+        "gradient of a shared parameter: mean over the layers that use it (unless given: with unshare), their sum "
+        "(with dynamic and replay), or that of the first of them alone (root)"
+    )
+    untied_moments: str = _option(
+        "optimizer state of a layer that becomes independent: inherit a copy from the parameters it used, or reset",
+        "inherit",
+    )
+    unshare_at: Optional[int] = _option("unshare: the update at which all layers become independent")
+    unshare_when: Optional[str] = _option(
+        "unshare: correlation unties a stack when the gradients of most adjacent units disagree, correlation-split "
+        "splits it between two units that disagree"
+    )
+    unshare_threshold: float = _option("unshare: two gradients disagree when their cosine is below this", 0.5)
+    unshare_interval: int = _option("unshare: updates from one check of the gradients to the next", 1000)
+    unshare_patience: int = _option("unshare: checks in a row that must find disagreement", 3)
+    dynamic_interval: int = _option("dynamic: updates from one decision to the next", 15)
+    dynamic_agent: str = _option(
+        "dynamic: one agent for both stacks (joint), one each (separate), or for one stack only (encoder, decoder)",
+        "joint",
+    )
+    dynamic_policy: str = _option("dynamic: q-learning, or random as a control", "q")
+    dynamic_decide: str = _option("dynamic: all layers at once, or one layer at a time in turn (layer)", "all")
+    dynamic_reward: str = _option(
+        "dynamic: nll (minus the loss per target token, in nats), ppl (minus the perplexity), or ppl-clip10 (that, "
+        "clipped to -10)",
+        "nll",
+    )
+    dynamic_reward_when: str = _option(
+        "dynamic: reward a decision at the next one (after), or at once (immediate)", "after"
+    )
+    dynamic_discount: float = _option("dynamic: discount of the next state's value", 0.99)
+    dynamic_lr: float = _option("dynamic: learning rate of the Q-network", 0.001)
+    dynamic_hidden: int = _option("dynamic: hidden units of the Q-network", 128)
+    dynamic_epsilon_min: float = _option("dynamic: lowest probability of a random action", 0.1)
+    dynamic_epsilon_decay: float = _option("dynamic: factor on that probability, 1 at first", 0.95)
+    dynamic_epsilon_per: str = _option(
+        "dynamic: decay it with every decision, or every sweep over the layers", "decision"
+    )
+    dynamic_state: str = _option("dynamic: the Q-network sees layer numbers scaled by the depth, or raw", "scaled")
+    dynamic_initial: str = _option(
+        "dynamic: freeze all layers but the first until their first decision, or train them all", "freeze"
+    )
+    dynamic_seed: int = _option("dynamic: seed of the agent", 1)
+    freeze_pattern_at: Optional[int] = _option("dynamic: the update from which the map stays as it is")
+    replay_of: Optional[str] = _option("replay: a checkpoint of the run whose changes are made again")
+
+
+# Option -> the values that it can have.
+_CHOICES = {
+    "sharing_schedule": SCHEDULES,
+    "tied_gradients": TIED_GRADIENTS,
+    "untied_moments": ("inherit", "reset"),
+    "unshare_when": ("correlation", "correlation-split"),
+    "dynamic_agent": ("joint", "separate", "encoder", "decoder"),
+    "dynamic_policy": ("q", "random"),
+    "dynamic_decide": ("all", "layer"),
+    "dynamic_reward": ("nll", "ppl", "ppl-clip10"),
+    "dynamic_reward_when": ("after", "immediate"),
+    "dynamic_epsilon_per": ("decision", "sweep"),
+    "dynamic_state": ("scaled", "raw"),
+    "dynamic_initial": ("freeze", "train"),
+}
+# Beginning of an option's name -> the schedule that it belongs to.
+_OWNERS = {"unshare_": "unshare", "dynamic_": "dynamic", "freeze_pattern_": "dynamic", "replay_": "replay"}
+# Option -> its range, ends included.
+_RANGES = {
+    "unshare_at": (1, None),
+    "unshare_threshold": (-1, 1),
+    "unshare_interval": (1, None),
+    "unshare_patience": (1, None),
+    "dynamic_interval": (1, None),
+    "dynamic_discount": (0, 1),
+    "dynamic_hidden": (1, None),
+    "dynamic_epsilon_min": (0, 1),
+    "dynamic_epsilon_decay": (0, 1),
+    "freeze_pattern_at": (1, None),
+}
+
+
+def read_options(cfg: Any) -> Namespace:
+    """Read the schedule's options from a task's configuration.
+
+    Raises:
+        SharingError: a value that is not allowed, options missing or of another schedule.
+    """
+    options = Namespace(
+        **{option.name: getattr(cfg, option.name, None) for option in fields(ScheduleOptions) if option.name != "_name"}
+    )
+    for name, allowed in _CHOICES.items():
+        value = getattr(options, name)
+        if value is not None and value not in allowed:
+            raise SharingError(f"{_flag(name)} must be one of {', '.join(allowed)}, got {value}")
+    for name, (low, high) in _RANGES.items():
+        value = getattr(options, name)
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            limits = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise SharingError(f"{_flag(name)} must be {limits}, got {value}")
+    _check_together(options)
+    if options.tied_gradients is None:
+        options.tied_gradients = "mean" if options.sharing_schedule == "unshare" else "sum"
+    return options
+
+
+def _check_together(options: Namespace) -> None:
+    schedule = options.sharing_schedule
+    for option in fields(ScheduleOptions):
+        owner = next((owner for prefix, owner in _OWNERS.items() if option.name.startswith(prefix)), schedule)
+        if owner != schedule and getattr(options, option.name) not in (None, option.default):
+            raise SharingError(f"{_flag(option.name)} needs --sharing-schedule {owner}, got {schedule or 'none'}")
+    if schedule is None and options.tied_gradients is not None:
+        raise SharingError(f"--tied-gradients {options.tied_gradients} needs --sharing-schedule")
+    if schedule == "unshare" and (options.unshare_at is None) == (options.unshare_when is None):
+        raise SharingError("--sharing-schedule unshare needs either --unshare-at or --unshare-when")
+    if options.unshare_when is not None and options.tied_gradients == "root":
+        raise SharingError("--unshare-when needs every layer's gradient; allowed with it: --tied-gradients mean, sum")
+    if schedule == "replay" and options.replay_of is None:
+        raise SharingError("--sharing-schedule replay needs --replay-of, a checkpoint of the run to replay")
+
+
+def check_training(args: Any) -> None:
+    """Refuse what a changing map cannot be combined with.
+
+    Args:
+        args: all of fairseq's arguments.
+
+    Raises:
+        SharingError: naming the flag and what is allowed.
+    """
+
+    def given(name: str) -> Any:
+        return getattr(args, name, None)
+
+    def refuse(what: str, reason: str, allowed: str) -> None:
+        raise SharingError(f"{what} cannot be combined with --sharing-schedule: {reason}; allowed: {allowed}")
+
+    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if initialised else int(given("distributed_world_size") or 1)
+    backend = given("ddp_backend")
+    if backend is not None and backend not in DDP_BACKENDS and (ranks > 1 or backend in ("fully_sharded", "slowmo")):
+        refuse(
+            f"--ddp-backend {backend}",
+            "it fixes the list of parameters when training starts",
+            f"--ddp-backend {' or '.join(DDP_BACKENDS)}",
+        )
+    optimizer = given("optimizer")
+    if optimizer is not None and optimizer not in OPTIMIZERS:
+        refuse(f"--optimizer {optimizer}", "its state cannot follow the parameters", ", ".join(OPTIMIZERS))
+    efficient = given("memory_efficient_fp16") or given("memory_efficient_bf16")
+    if given("fp16") and not efficient and not given("fp16_no_flatten_grads"):
+        refuse(
+            "--fp16",
+            "its one flat buffer of all gradients is laid out when training starts",
+            "--fp16-no-flatten-grads with it, --memory-efficient-fp16, --amp or --precision bf16",
+        )
+    if (given("zero_sharding") or "none") != "none":
+        refuse(f"--zero-sharding {given('zero_sharding')}", "it shards a fixed list of parameters", "none")
+    for name, reason in (
+        ("use_bmuf", "it keeps its own copies of the parameters"),
+        ("store_ema", "its copies are kept by name and would not follow the map"),
+        ("checkpoint_activations", "recomputed layers could run with another map's parameters"),
+        ("offload_activations", "recomputed layers could run with another map's parameters"),
+        ("encoder_layerdrop", "dropping a layer would not drop its parameters"),
+        ("decoder_layerdrop", "dropping a layer would not drop its parameters"),
+        ("encoder_layers_to_keep", "pruning changes the layers' numbers"),
+        ("decoder_layers_to_keep", "pruning changes the layers' numbers"),
+        ("quant_noise_pq", "the noise would hit a shared weight once a layer"),
+        ("quant_noise_scalar", "the noise would hit a shared weight once a layer"),
+        ("quantization_config_path", "it replaces the layers' weights"),
+        ("base_layers", "expert layers change the layers' numbers"),
+        ("pipeline_model_parallel", "the stacks must be on one device"),
+        ("tpu", "it compiles a fixed set of parameters"),
+    ):
+        if given(name):
+            refuse(_flag(name), reason, "leave it out")
+    if (given("model_parallel_size") or 1) > 1:
+        refuse(f"--model-parallel-size {given('model_parallel_size')}", "the stacks must be on one device", "1")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

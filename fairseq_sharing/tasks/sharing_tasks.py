@@ -1,0 +1,104 @@
+"""fairseq's tasks with a model whose sharing changes while it trains: ``--task translation_sharing`` and its kin."""
+
+from dataclasses import dataclass
+
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from fairseq_sharing import compat  # noqa: F401  lets a task look at the run after every update
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.shared_stack import SharingModel
+from fairseq_sharing.schedules.build import build_schedule
+from fairseq_sharing.schedules.engine import Engine
+from fairseq_sharing.schedules.options import ScheduleOptions, check_training, read_options
+from fairseq_sharing.schedules.training_loss import TrainingLoss
+
+
+class SharingTask:
+    """Mixin for a fairseq task: its model's layer maps change as ``--sharing-schedule`` says."""
+
+    engine = None
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """Build the model and, to train it, its schedule.
+
+        Raises:
+            SharingError: a bad option, one that a schedule cannot be combined with, or a model that shares nothing.
+        """
+        options = read_options(self._configuration)
+        if options.sharing_schedule and not from_checkpoint:
+            check_training(cfg)
+        model = super().build_model(cfg, from_checkpoint)
+        if options.sharing_schedule and not from_checkpoint:
+            self._train_subset = getattr(cfg, "train_subset", "train")
+            if not isinstance(model, SharingModel):
+                arch = getattr(cfg, "arch", type(model).__name__)
+                raise SharingError(f"--sharing-schedule needs an architecture that shares layers, got --arch {arch}")
+            self.engine = Engine(build_schedule(options, model.sharing), model, options)
+            self._loss = TrainingLoss()
+        return model
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        """Make fairseq's iterator; remember the batches of the training set."""
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        if self.engine is not None and dataset is self.datasets.get(self._train_subset):
+            self._loss.batches = iterator
+        return iterator
+
+    @property
+    def _configuration(self):
+        # fairseq's older tasks, language_modeling among them, have it in args.
+        return self.args if self.cfg is None else self.cfg
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        """Run the model forward and backward on a batch, watched by the schedule."""
+        if self.engine is None:
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        with self.engine.training_step(update_num):
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def after_update(self, trainer) -> None:
+        """Let the schedule look at the run; the trainer calls this after each update that was made."""
+        if self.engine is not None:
+            self.engine.after_update(trainer, lambda draw: self._loss.measure(trainer, draw))
+
+    def get_checkpoint_dict(self):
+        """Give what fairseq keeps in a checkpoint for the task."""
+        return {} if self.engine is None else {type(self).__name__: self.engine.state_dict()}
+
+    def set_checkpoint_dict(self, state):
+        """Go on from what a checkpoint has."""
+        if self.engine is not None:
+            self.engine.load_state_dict(state)
+
+
+@dataclass
+class TranslationSharingConfig(ScheduleOptions, TranslationConfig):
+    """Options of ``--task translation_sharing``."""
+
+
+@register_task("translation_sharing", dataclass=TranslationSharingConfig)
+class TranslationSharingTask(SharingTask, TranslationTask):
+    """fairseq's translation with sharing that changes while training."""
+
+
+@dataclass
+class LanguageModelingSharingConfig(ScheduleOptions, LanguageModelingConfig):
+    """Options of ``--task language_modeling_sharing``."""
+
+
+@register_task("language_modeling_sharing", dataclass=LanguageModelingSharingConfig)
+class LanguageModelingSharingTask(SharingTask, LanguageModelingTask):
+    """fairseq's language modelling with sharing that changes while training."""
+
+
+@dataclass
+class MaskedLMSharingConfig(ScheduleOptions, MaskedLMConfig):
+    """Options of ``--task masked_lm_sharing``."""
+
+
+@register_task("masked_lm_sharing", dataclass=MaskedLMSharingConfig)
+class MaskedLMSharingTask(SharingTask, MaskedLMTask):
+    """fairseq's masked language modelling with sharing that changes while training."""
