@@ -34,7 +34,7 @@ class MoEUTStack(SharedStack):
 
         return self.build_tied(build)
 
-    def _apply(self, layer: nn.Module, *inputs):
+    def _run(self, layer: nn.Module, *inputs):
         """Apply a layer; its activations are computed again in the backward pass where the options ask for it."""
         if self.cfg.checkpoint_activations and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
@@ -82,7 +82,7 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
         step = Step(turn, ~padding.t(), mask, count=return_usage)
         states, usage = [x], []
         for layer in self.layers:
-            x, _, used = self._apply(layer, x, step)
+            x, _, used = self._run(layer, x, step)
             states.append(x)
             usage.append(used)
         return {
@@ -161,7 +161,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         states, usage = [x], []
         for depth, layer in enumerate(self.layers):
             memory, used_by_memory = memories[depth] if memories else (None, [])
-            x, attended, used = self._apply(layer, x, step, past[depth], memory)
+            x, attended, used = self._run(layer, x, step, past[depth], memory)
             self._cache(incremental_state, f"self_attn.{depth}", attended)
             states.append(x)
             usage.append([*used, *used_by_memory])
@@ -206,7 +206,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
                 name = f"encoder_attn.{depth}"
                 made[weights] = self._cached(incremental_state, name)
                 if made[weights] is None:
-                    made[weights], used = self._apply(layer.attend_to, memory, step, keep)
+                    made[weights], used = self._run(layer.attend_to, memory, step, keep)
                     self._cache(incremental_state, name, made[weights])
             memories.append((made[weights], used))
         return memories

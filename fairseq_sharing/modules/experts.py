@@ -153,7 +153,7 @@ class _SortedLinear(torch.autograd.Function):
         pairs = dispatch.experts.size(1)
         inputs = len(x) // max(len(dispatch.experts), 1) or 1
         rows = dispatch.order // (pairs // inputs)
-        gathered = x[rows].to(dtype)
+        gathered = x.index_select(0, rows).to(dtype)
         gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
         # The gate goes to the narrower side.
         narrow_input = weight.size(1) <= weight.size(2)
@@ -172,8 +172,8 @@ class _SortedLinear(torch.autograd.Function):
         dispatch, inputs, outputs, dtype, backend = ctx.call
         pairs = dispatch.experts.size(1)
         if gathered is None:
-            gathered = x[dispatch.order // (pairs // inputs)].to(dtype)
-        dy = dy.to(dtype)[dispatch.order // (pairs // outputs)]
+            gathered = x.index_select(0, dispatch.order // (pairs // inputs)).to(dtype)
+        dy = dy.to(dtype).index_select(0, dispatch.order // (pairs // outputs))
         gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
         dx = dweight = dgates = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
@@ -196,7 +196,7 @@ class _SortedLinear(torch.autograd.Function):
 def _sum_back(rows: Tensor, dispatch: Dispatch, count: int) -> Tensor:
     """Put sorted pairs back in the order of tokens and sum those of one row: (M, C) -> (tokens * count, C)."""
     pairs = dispatch.experts.size(1)
-    rows = rows[dispatch.place]
+    rows = rows.index_select(0, dispatch.place)
     return rows if pairs == count else rows.view(-1, pairs // count, rows.size(-1)).sum(1)
 
 

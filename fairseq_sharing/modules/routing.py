@@ -106,8 +106,10 @@ class RouterUsage:
         with torch.autocast(keep.device.type, enabled=False):
             log_probs = routing.logits.log_softmax(-1).view(length, batch, router.heads, router.num_experts)
             log_mass = log_probs.masked_fill(~keep[:, :, None, None], -torch.inf).logsumexp(0)
-        chosen = routing.experts[keep.view(-1)].flatten()
-        counts = torch.bincount(chosen, minlength=router.heads * router.num_experts)
+        total = router.heads * router.num_experts
+        # Padding is counted apart: no index that waits for a GPU.
+        chosen = routing.experts.masked_fill(~keep.reshape(-1, 1, 1), total)
+        counts = torch.bincount(chosen.flatten(), minlength=total + 1)[:total]
         return cls(router.weight, kind, log_mass, keep.sum(0), counts.view(router.heads, router.num_experts))
 
 
