@@ -80,8 +80,11 @@ def fill(args: Namespace, sizes: dict[str, Any]) -> None:
         sizes: values by name. Its ``unique_layers`` are those of the strategies that let M be chosen.
     """
     unique_layers = sizes.get("unique_layers")
+    given = getattr(args, "ffn_experts", None) is not None
     for name, value in sizes.items():
-        if name != "unique_layers" and getattr(args, name, None) is None:
+        # What is given for both stacks goes before a size's value for one.
+        skip = name == "unique_layers" or (given and name.endswith("coder_ffn_experts"))
+        if not skip and getattr(args, name, None) is None:
             setattr(args, name, value)
     strategy = STRATEGIES.get(args.sharing)
     if strategy and not strategy.fixed_unique_layers and getattr(args, "unique_layers", None) is None:

@@ -133,10 +133,10 @@ def _dense(x: Tensor, weight: Tensor, experts: Tensor, gates: Tensor | None, out
     if gates is not None:
         chosen = chosen * gates.to(x.dtype)[..., None]
     if outputs == 1:
-        weights = chosen.view(tokens, inputs, pairs // inputs, -1).sum(2)
-        mixed = torch.einsum("tai,tae->tei", x.view(tokens, inputs, -1), weights)
+        weights = chosen.view(tokens, inputs, pairs // inputs, len(weight)).sum(2)
+        mixed = torch.einsum("tai,tae->tei", x.view(tokens, inputs, x.size(-1)), weights)
         return mixed.flatten(1) @ weight.flatten(0, 1)
-    weights = chosen.view(tokens, outputs, pairs // outputs, -1).sum(2)
+    weights = chosen.view(tokens, outputs, pairs // outputs, len(weight)).sum(2)
     every = torch.einsum("ti,eio->teo", x, weight)
     return torch.einsum("teo,tbe->tbo", every, weights).flatten(0, 1)
 
@@ -197,7 +197,7 @@ def _sum_back(rows: Tensor, dispatch: Dispatch, count: int) -> Tensor:
     """Put sorted pairs back in the order of tokens and sum those of one row: (M, C) -> (tokens * count, C)."""
     pairs = dispatch.experts.size(1)
     rows = rows.index_select(0, dispatch.place)
-    return rows if pairs == count else rows.view(-1, pairs // count, rows.size(-1)).sum(1)
+    return rows if pairs == count else rows.view(len(dispatch.experts) * count, pairs // count, rows.size(-1)).sum(1)
 
 
 def _multiply(rows: Tensor, bank: Tensor, ends: Tensor, backend: str) -> Tensor:
