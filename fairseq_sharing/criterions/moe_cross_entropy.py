@@ -13,7 +13,6 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
-from fairseq.logging.meters import Meter
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.modules.routing import RouterUsage, negative_entropy
@@ -159,27 +158,6 @@ class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         return True
 
 
-class ChoiceCounts(Meter):
-    """How often each expert of a layer was chosen in a validation: (heads, experts)."""
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self):
-        """Forget."""
-        self.counts = None
-
-    def update(self, counts):
-        """Add those of a batch."""
-        counts = counts.double().cpu()
-        self.counts = counts if self.counts is None else self.counts + counts
-
-    @property
-    def smoothed_value(self):
-        """The counts."""
-        return self.counts
-
-
 def evenness(counts: torch.Tensor) -> torch.Tensor:
     """Divide the entropy of choices by that of equally frequent ones: (..., experts) -> (...), from 0 to 1."""
     p = counts / counts.sum(-1, keepdim=True).clamp(min=1)
@@ -213,9 +191,10 @@ def _log_choices(name: str, counts: torch.Tensor, listed: bool) -> None:
     """Log how even a validation's choices are, the share of dead experts, and all counts where they are wanted."""
 
     def log(what: str, measure: Callable[[torch.Tensor], Any]) -> None:
-        metrics.log_derived(f"{name}_{what}", lambda meters: measure(meters[f"_{name}"].counts), priority=900)
+        metrics.log_derived(f"{name}_{what}", lambda meters: measure(meters[f"_{name}"].sum), priority=900)
 
-    metrics.log_custom(ChoiceCounts, f"_{name}", counts)
+    # A name with a line before it is not shown itself.
+    metrics.log_scalar_sum(f"_{name}", counts.cpu())
     log("evenness", lambda counts: round(evenness(counts).mean().item(), 4))
     log("dead", lambda counts: round((counts == 0).double().mean().item(), 4))
     if listed:
