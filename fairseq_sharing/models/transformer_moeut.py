@@ -93,8 +93,9 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 
 
 def _size(layers: int, embed_dim: int, heads: int, head_dim: int, experts: tuple[int, int], **more) -> dict:
-    both = {"layers": layers, "embed_dim": embed_dim, "attention_heads": heads}
+    both = {"layers": layers, "attention_heads": heads}
     return {
+        "encoder_embed_dim": embed_dim,  # that of the decoder follows it, as in fairseq
         **{f"{stack}_{name}": value for stack in _STACKS for name, value in both.items()},
         "encoder_ffn_experts": experts[0],
         "decoder_ffn_experts": experts[1],

@@ -12,7 +12,7 @@ from fairseq_processes import PLUGIN, logged
 from tiny_training import LAYERS, assert_same_bits
 
 BANKS = ["--head-dim", "8", "--attention-experts", "4", "--ffn-experts", "6", "--ffn-top-k", "2", "--expert-dim", "8"]
-MODEL = ["--arch", "transformer_moeut", *LAYERS, *BANKS, "--decoder-attention-heads", "2", "--decoder-embed-dim", "16"]
+MODEL = ["--arch", "transformer_moeut", *LAYERS, *BANKS, "--decoder-attention-heads", "2"]
 BALANCED = ["--criterion", "moe_cross_entropy", "--ffn-entropy", "0.1"]
 
 
