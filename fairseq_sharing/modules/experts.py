@@ -75,17 +75,23 @@ class Dispatch:
         return torch.searchsorted(self._sorted[0], experts, right=True).int()
 
 
-def choose_backend(device: torch.device, num_experts: int, pairs: int) -> str:
+def choose_backend(device: torch.device, shape: torch.Size | tuple[int, int, int], pairs: int, dtype: torch.dtype) -> str:
     """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
 
-    On a CPU, multiplying by all of a small bank is faster than sorting.
+    On a CPU, multiplying by all of a small bank is faster than sorting, and a loop is faster than a copy of a bank whose
+    rows grouped_mm wants longer.
 
     Args:
         device: where the rows are.
-        num_experts: matrices in the bank.
+        shape: of the bank, (num_experts, in, out).
         pairs: matrices that one token uses.
+        dtype: what is multiplied.
     """
-    return "dense" if device.type == "cpu" and num_experts <= _DENSE_WASTE * pairs else "grouped"
+    if device.type != "cpu":
+        return "grouped"
+    if shape[0] <= _DENSE_WASTE * pairs:
+        return "dense"
+    return "loop" if any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:]) else "grouped"
 
 
 def expert_linear(
@@ -117,7 +123,7 @@ def expert_linear(
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    backend = backend or choose_backend(x.device, len(weight), dispatch.experts.size(1))
+    backend = backend or choose_backend(x.device, weight.shape, dispatch.experts.size(1), dtype)
     with torch.autocast(kind, enabled=False):
         if backend == "dense":
             return _dense(x.to(dtype), weight.to(dtype), dispatch.experts, gates, outputs)

@@ -131,11 +131,12 @@ def test_the_bank_is_cast_once_and_not_kept_in_bf16():
     assert {t.dtype for t in kept if t.numel() == weight.numel()} == {torch.float32}
 
 
-def test_cpus_multiply_by_all_of_a_small_bank():
+def test_the_back_end_is_chosen_by_device_and_bank():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_backend(cpu, 8, 4) == "dense"
-    assert choose_backend(cpu, 155, 12) == "grouped"
-    assert choose_backend(cuda, 8, 4) == "grouped"
+    assert choose_backend(cpu, (8, 128, 32), 4, torch.float32) == "dense"
+    assert choose_backend(cpu, (155, 412, 128), 12, torch.float32) == "grouped"
+    assert choose_backend(cpu, (155, 412, 128), 12, torch.bfloat16) == "loop"
+    assert choose_backend(cuda, (8, 128, 32), 4, torch.float32) == "grouped"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
