@@ -135,6 +135,7 @@ def evaluate_run(
         **{name: record.get(name) for name in _RECORD},
         "command": _portable(record.get("command") or [], config),
         "valid": log.valid,
+        **({"experts": log.experts} if log.experts else {}),
         "checkpoint": {"averaged": [file.name for file in checkpoints]},
         "generation": {name: getattr(settings, name) for name in _SEARCH},
         "scores": scores,

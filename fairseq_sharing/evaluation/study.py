@@ -84,9 +84,10 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The strategy in words; both, encoder's first, where the stacks differ."""
+        """The strategy in words; both, encoder's first, where the stacks differ. Models with expert banks are named."""
         names = [LABELS.get(name, name) for name in self["sharing"].values()]
-        return " / ".join(dict.fromkeys(names))
+        label = " / ".join(dict.fromkeys(names))
+        return f"MoEUT ({label})" if "moeut" in str(self.results[0].get("arch")) else label
 
     def sizes(self, field: str) -> str:
         """Write a number by stack (``layers`` or ``unique_layers``): one where they agree, else ``6+3``."""
