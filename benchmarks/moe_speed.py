@@ -1,11 +1,12 @@
-"""Measure expert banks: speed of each back-end beside dense layers, of whole models, and memory kept for the backward pass.
+"""Measure expert banks: speed of the back-ends beside dense layers, of whole models, and memory of the backward pass.
 
 Run: python benchmarks/moe_speed.py [--sizes 44m 244m] [--device cpu|cuda] [--output results/moeut/speed-cpu.json]
 
-A feed-forward bank of each size stands beside a dense layer of equal parameters and one of equal operations, attention's
-banks beside each other only; all are run in turn, and medians of tokens a second are told. The whole model is trained on
-random tokens beside the paper's dense baseline: "of predicted" is its speed divided by that of the baseline times the ratio
-of their operations. Memory is all that autograd keeps besides parameters, in bytes a token, of one layer application.
+A feed-forward bank of each size stands beside a dense layer of equal parameters and one of equal operations,
+attention's banks beside each other only; all are run in turn, and medians of tokens a second are told. The whole model
+is trained on random tokens beside the paper's dense baseline: "of predicted" is its speed divided by that of the
+baseline times the ratio of their operations. Memory is all that autograd keeps besides parameters, in bytes a token, of
+one layer application.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,7 +105,7 @@ def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, set
 
     told = {}
     for title, run in (("forward", forward), ("forward_backward", both)):
-        seconds = in_turn({name: lambda f=layer: run(f) for name, layer in layers.items()}, count, setting)
+        seconds = in_turn({name: partial(run, layer) for name, layer in layers.items()}, count, setting)
         for name, value in seconds.items():
             told.setdefault(name, {})[title] = round(tokens / value, 1)
     return told
@@ -129,7 +131,7 @@ def feed_forward(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -
     for title, experts in (("equal parameters", sizes.ffn_experts), ("equal operations", sizes.ffn_top_k)):
         width = experts * sizes.expert_dim
         dense = nn.Sequential(nn.Linear(sizes.embed_dim, width), nn.ReLU(), nn.Linear(width, sizes.embed_dim))
-        layers[title] = lambda dense=dense.to(setting.device): dense(x)
+        layers[title] = partial(dense.to(setting.device), x)
     return with_choice(speeds(layers, tokens, count, setting), bank.up, sizes.ffn_top_k, setting)
 
 

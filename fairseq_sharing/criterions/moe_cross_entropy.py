@@ -37,8 +37,8 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
     entropy_scope: ChoiceEnum(["auto", "sequence", "batch"]) = field(
         default="auto",
         metadata={
-            "help": "over which tokens a choice is averaged: a sequence, as in the paper, or all of a (micro-)batch; auto: "
-            "sequence for language models, batch for translation, whose sentences are too short to use all experts"
+            "help": "over which tokens a choice is averaged: a sequence, as in the paper, or all of a (micro-)batch; "
+            "auto: sequence for language models, batch for translation, whose sentences are too short for all experts"
         },
     )
     log_expert_usage: bool = field(
@@ -51,9 +51,9 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy minus the weighted entropies of the routers' mean choices, in training only.
 
-    Every sequence weighs as many target tokens as it has (one, with --sentence-avg), as it does in the cross-entropy: how
-    an update's sequences are spread over ranks and --update-freq changes nothing, unless a choice is averaged over a batch.
-    With sequences of equal length that is the paper's mean over sequences.
+    Every sequence weighs as many target tokens as it has (one, with --sentence-avg), as it does in the cross-entropy:
+    how an update's sequences are spread over ranks and --update-freq changes nothing, unless a choice is averaged over
+    a batch. With sequences of equal length that is the paper's mean over sequences.
 
     Source: Csordas et al. 2024, MoEUT, section 2.1.
     """
@@ -111,8 +111,9 @@ class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         if model.training:
             weights = torch.ones_like(lengths) if self.sentence_avg else lengths
             weights = weights * (size / weights.sum())
-            entropies = self.entropies(usage)
-            balance = loss.new_zeros(()) - sum(weight * (entropy * weights).sum() for weight, entropy in self.entropies(usage))
+            balance = loss.new_zeros(()) - sum(
+                weight * (entropy * weights).sum() for weight, entropy in self.entropies(usage)
+            )
             loss = loss + balance
             logged["balance"] = balance.detach()
             logged.update(_mean_evenness(usage))

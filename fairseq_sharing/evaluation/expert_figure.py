@@ -27,8 +27,8 @@ def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str
     """Draw the choices of the last validation: a panel a kind of router, a line a layer, a column an expert.
 
     Args:
-        experts: of each router (``decoder_ffn_3``: stack, kind, layer from 1) its ``choices``, ``evenness`` and ``dead``,
-            as ``training_log.summarise`` reads them.
+        experts: of each router (``decoder_ffn_3``: stack, kind, layer from 1) its ``choices``, ``evenness`` and
+            ``dead``, as ``training_log.summarise`` reads them.
         layer_maps: of each stack, the parameter set of each layer.
 
     Returns:
@@ -84,7 +84,10 @@ def _panel(axes: Axes, title: str, routers: Mapping[int, Mapping[str, Any]], lay
     told = axes.secondary_yaxis("right")
     told.set_yticks(
         range(len(routers)),
-        [f"{100 * float(router['evenness']):.0f}% even, {100 * float(router['dead']):.0f}% dead" for router in routers.values()],
+        [
+            f"{100 * float(router['evenness']):.0f}% even, {100 * float(router['dead']):.0f}% dead"
+            for router in routers.values()
+        ],
     )
     told.tick_params(labelsize=6, length=0)
     return image

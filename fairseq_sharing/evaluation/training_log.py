@@ -20,8 +20,8 @@ class TrainingLog:
     Attributes:
         tokens_per_second: target tokens a second, padding not counted; None when the log is too short.
         valid: parallel lists "epoch", "updates", "loss" (the criterion's, base 2) and "perplexity".
-        experts: of each router in the last validation ("decoder_ffn_3": stack, kind, layer from 1) its "choices" (how often
-            each expert was chosen), "evenness" and "dead" (fractions); empty for models without experts.
+        experts: of each router in the last validation ("decoder_ffn_3": stack, kind, layer from 1) its "choices" (how
+            often each expert was chosen), "evenness" and "dead" (fractions); empty for models without experts.
     """
 
     tokens_per_second: float | None

@@ -17,12 +17,14 @@ from fairseq_sharing.modules.rotary import default_width
 
 @dataclass
 class MoEOptions(FairseqDataclass):
-    """Options of ``--arch transformer_moeut`` and ``transformer_lm_moeut``, beside fairseq's and those of the sharing."""
+    """The options of ``--arch transformer_moeut`` and ``transformer_lm_moeut``, beside fairseq's own."""
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
     head_dim: Optional[int] = _option("width of an attention head; heads times width need not be the model's width")
-    rotary_dim: Optional[int] = _option("channels of a head that carry the position, even; half of the head when left out")
+    rotary_dim: Optional[int] = _option(
+        "channels of a head that carry the position, even; half of the head when left out"
+    )
     attention_experts: Optional[int] = _option("value and output matrices of each head")
     attention_top_k: Optional[int] = _option("value and output matrices of each head that a token uses")
     ffn_experts: Optional[int] = _option("experts of a feed-forward layer")
@@ -47,7 +49,7 @@ class MoEOptions(FairseqDataclass):
 
 # What fairseq's flags must be here, and why.
 _FIXED = {
-    "activation_fn": ("relu", "the stream has no scale of its own: only ReLU leaves it so"),
+    "activation_fn": ("relu", "the stream has no scale of its own, and only ReLU leaves it so"),
     "activation_dropout": (0.0, "experts have no dropout inside; use --expert-dropout"),
     "layernorm_embedding": (False, "the stream is never normalised"),
     "cross_self_attention": (False, "layers attend to themselves and to the encoder apart"),
@@ -58,7 +60,10 @@ _FIXED = {
     "base_layers": (0, "layers have expert banks of their own"),
     "quant_noise_pq": (0, "expert banks are no linear layers"),
     "quant_noise_scalar": (0, "expert banks are no linear layers"),
-    **{f"scale_{name}": (False, "layers have the paper's parameters only") for name in ("fc", "attn", "heads", "resids")},
+    **{
+        f"scale_{name}": (False, "layers have the paper's parameters only")
+        for name in ("fc", "attn", "heads", "resids")
+    },
 }
 _FIXED_OF_STACK = {
     "learned_pos": (False, "positions are rotary"),
@@ -141,7 +146,14 @@ def refuse_experts(args: Namespace) -> None:
     Raises:
         SharingError: naming the flag.
     """
-    for name in ("attention_experts", "attention_top_k", "ffn_experts", "decoder_ffn_experts", "ffn_top_k", "expert_dim"):
+    for name in (
+        "attention_experts",
+        "attention_top_k",
+        "ffn_experts",
+        "decoder_ffn_experts",
+        "ffn_top_k",
+        "expert_dim",
+    ):
         _refuse(args, name, "its layers are dense", None)
 
 

@@ -103,8 +103,8 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
 class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
     """Causal stack, with cross-attention where there is an encoder.
 
-    Its decoding cache has keys and values of each depth, never of a parameter set. The encoder's side of cross-attention
-    is that of a parameter set: it is computed once for all layers that share it, and once a sentence.
+    Its decoding cache has keys and values of each depth, never of a parameter set. The encoder's side of
+    cross-attention is that of a parameter set: it is computed once for all layers that share it, and once a sentence.
     """
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
@@ -116,7 +116,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         return self._build("decoder", cross_attention=not no_encoder_attn)
 
     def build_output_projection(self, cfg, dictionary, embed_tokens):
-        """Build fairseq's output map; one that is not tied to the embeddings is torch's own linear layer, with a bias."""
+        """Build fairseq's output map; one not tied to the embeddings is torch's own linear layer, with a bias."""
         super().build_output_projection(cfg, dictionary, embed_tokens)
         if self.output_projection is not None and not self.share_input_output_embed:
             self.output_projection = nn.Linear(self.output_embed_dim, len(dictionary))
@@ -192,7 +192,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         return Step(turn, new, mask, False, memory_mask, count)
 
     def _memories(self, encoder_out, incremental_state, step: Step):
-        """Make or look up the encoder's side of each layer's cross-attention, with its router's usage at its first use."""
+        """Give the encoder's side of each layer's cross-attention, and its router's usage where it is made."""
         if not encoder_out:
             return None
         memory, made = encoder_out["encoder_out"][0], {}

@@ -131,8 +131,8 @@ def _architecture(size: dict):
 def _check(args: Namespace) -> None:
     if args.encoder_embed_dim != args.decoder_embed_dim:
         raise SharingError(
-            f"--decoder-embed-dim must be that of the encoder ({args.encoder_embed_dim}), got {args.decoder_embed_dim}: "
-            f"values of cross-attention read the encoder's output; nearest: {args.encoder_embed_dim}"
+            f"--decoder-embed-dim must be the encoder's ({args.encoder_embed_dim}), got {args.decoder_embed_dim}, "
+            f"since values of cross-attention read its output; nearest: {args.encoder_embed_dim}"
         )
     check_moe(args, _STACKS)
     validate(args, _STACKS)

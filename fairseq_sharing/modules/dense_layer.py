@@ -1,10 +1,9 @@
-"""The dense layer that MoEUT is compared with: pre-norm, rotary positions, attention without and feed-forward with biases."""
+"""The dense layer that MoEUT is compared with: pre-norm, rotary positions, no biases in attention."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

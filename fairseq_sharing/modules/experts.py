@@ -1,9 +1,9 @@
 """Banks of expert matrices: multiply each row by the matrices chosen for it, and sum.
 
-One function, ``expert_linear``, with three back-ends that give the same: ``dense`` multiplies by all matrices and keeps
-what was chosen; ``loop`` and ``grouped`` sort the (row, expert) pairs by expert and multiply each expert's rows at once,
-in a Python loop or by ``torch.nn.functional.grouped_mm``. None of them adds atomically: equal inputs give equal bits,
-forward and backward.
+One function, ``expert_linear``, with three back-ends that give the same: ``dense`` multiplies by all matrices and
+keeps what was chosen; ``loop`` and ``grouped`` sort the (row, expert) pairs by expert and multiply each expert's rows
+at once, in a Python loop or by ``torch.nn.functional.grouped_mm``. None of them adds atomically: equal inputs give equal
+bits, forward and backward, whether torch is told to be deterministic or not.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ExpertOptions:
         keep_gathered: keep gathered inputs for the backward pass, as ``expert_linear`` tells.
         dropout: probability with which an expert cannot be chosen for a token, in training.
         equal_router_rows: draw router rows of one length, as sigma-MoE prescribes; MoEUT's own runs did not.
-        normalised_banks: scale the initial value and output matrices of attention to one norm over all experts, entry by
-            entry, as MoEUT's runs of all sizes but the smallest did.
+        normalised_banks: scale the initial value and output matrices of attention to one norm over all experts,
+            entry by entry, as MoEUT's runs of all sizes but the smallest did.
     """
 
     backend: str | None = None
@@ -75,11 +75,13 @@ class Dispatch:
         return torch.searchsorted(self._sorted[0], experts, right=True).int()
 
 
-def choose_backend(device: torch.device, shape: torch.Size | tuple[int, int, int], pairs: int, dtype: torch.dtype) -> str:
+def choose_backend(
+    device: torch.device, shape: torch.Size | tuple[int, int, int], pairs: int, dtype: torch.dtype
+) -> str:
     """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
 
-    On a CPU, multiplying by all of a small bank is faster than sorting, and a loop is faster than a copy of a bank whose
-    rows grouped_mm wants longer.
+    On a CPU, multiplying by all of a small bank is faster than sorting, and a loop is faster than a copy of a bank
+    whose rows grouped_mm wants longer.
 
     Args:
         device: where the rows are.
@@ -106,8 +108,8 @@ def expert_linear(
 ) -> Tensor:
     """Multiply rows by the expert matrices chosen for them, weigh and sum.
 
-    A token has A rows of input, P pairs and O rows of output. Pair p reads input row p // (P / A) and is added to output
-    row p // (P / O): y[t, p // (P / O)] += gates[t, p] * x[t, p // (P / A)] @ weight[experts[t, p]].
+    A token has A rows of input, P pairs and O rows of output. Pair p reads input row p // (P / A) and is added to
+    output row p // (P / O): y[t, p // (P / O)] += gates[t, p] * x[t, p // (P / A)] @ weight[experts[t, p]].
 
     Args:
         x: rows, (tokens * A, in).
@@ -116,7 +118,7 @@ def expert_linear(
         gates: weight of each pair, (tokens, P); all 1 when None.
         outputs: O, a divisor of P.
         backend: one of ``BACKENDS``; that of the device when None.
-        keep_gathered: keep each pair's input for the backward pass instead of gathering it again: P / A times the memory.
+        keep_gathered: keep each pair's input for the backward pass, P / A times the rows, not gather it again.
 
     Returns:
         (tokens * O, out), in the precision of autocast where it is on, else in that of ``x``.
@@ -150,8 +152,8 @@ def _dense(x: Tensor, weight: Tensor, experts: Tensor, gates: Tensor | None, out
 class _SortedLinear(torch.autograd.Function):
     """``expert_linear`` over pairs sorted by expert.
 
-    What a pair reads is gathered again in the backward pass, unless it is to be kept; the bank is cast again too, so that
-    layers that share it do not each keep a copy.
+    What a pair reads is gathered again in the backward pass, unless it is to be kept; the bank is cast again too, so
+    that layers that share it do not each keep a copy.
     """
 
     @staticmethod
@@ -235,7 +237,7 @@ def _parts(ends: Tensor) -> list[tuple[int, slice]]:
 
 
 def _pad(x: Tensor, *dims: int) -> Tensor:
-    """Fill dimensions up with zeros to the multiple that grouped_mm wants, as the 44M model's 412 channels need in bf16."""
+    """Fill dimensions up with zeros to the multiple that grouped_mm wants: 412 channels are none in bf16."""
     multiple = _ALIGNMENT // x.element_size()
     missing = [-x.size(dim) % multiple if dim in dims else 0 for dim in reversed(range(x.dim()))]
     return F.pad(x, [side for size in missing for side in (0, size)]) if any(missing) else x

@@ -1,10 +1,9 @@
-"""MoEUT's layer: LayerNorms only in front of what a sigmoid or softmax follows, so that the residual stream is never normalised."""
+"""MoEUT's layer: LayerNorms only in front of what a sigmoid or softmax follows, never on the residual stream."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from fairseq_sharing.modules.experts import ExpertOptions
@@ -41,8 +40,10 @@ class LayerSizes:
     rotary_dim: int
 
     def attention_macs(self, tokens: int) -> tuple[int, int]:
-        """Count the multiply-accumulate operations of attention's maps: source side and destination side, each of T tokens."""
-        side = tokens * self.heads * self.embed_dim * (self.head_dim * (1 + self.attention_top_k) + self.attention_experts)
+        """Count the multiply-accumulate operations of attention's maps, on the source and on the destination side."""
+        side = (
+            tokens * self.heads * self.embed_dim * (self.head_dim * (1 + self.attention_top_k) + self.attention_experts)
+        )
         return side, side
 
     def read_macs(self, tokens: int, attended: int) -> int:
@@ -128,9 +129,7 @@ class PeriLayer(nn.Module):
         self.encoder_attn_layer_norm = nn.LayerNorm(sizes.embed_dim) if cross_attention else None
         self.encoder_attn = attention() if cross_attention else None
         self.final_layer_norm = nn.LayerNorm(sizes.embed_dim)
-        self.ffn = SigmaMoE(
-            sizes.embed_dim, sizes.ffn_experts, sizes.ffn_top_k, sizes.expert_dim, scale, options
-        )
+        self.ffn = SigmaMoE(sizes.embed_dim, sizes.ffn_experts, sizes.ffn_top_k, sizes.expert_dim, scale, options)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -157,6 +156,8 @@ class PeriLayer(nn.Module):
         usages += step.usage(attention.output_router, routing, "self_attn.output")
         x = x + self.dropout(y)
         if memory is not None:
+            assert self.encoder_attn is not None
+            assert self.encoder_attn_layer_norm is not None
             normalised = self.encoder_attn_layer_norm(x)
             y, routing = self.encoder_attn(normalised, memory, step.memory_mask)
             usages += step.usage(self.encoder_attn.output_router, routing, "encoder_attn.output")
@@ -174,5 +175,6 @@ class PeriLayer(nn.Module):
             step: see there.
             keep: True where a source word is no padding, (S, B).
         """
+        assert self.encoder_attn is not None
         attended, routing = self.encoder_attn.attended(memory, memory)
         return attended, step.usage(self.encoder_attn.value_router, routing, "encoder_attn.value", keep)

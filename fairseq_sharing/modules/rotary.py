@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by angles that grow with the position, so that attention sees distances."""
+"""Rotary positions: queries and keys are turned by angles that grow with the position: attention sees distances."""
 
 from __future__ import annotations
 

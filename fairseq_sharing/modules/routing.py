@@ -39,8 +39,8 @@ class Router(nn.Module):
     Shape:
         weight: (heads * num_experts, embed_dim).
 
-    Source: Csordas et al. 2023, sigma-MoE (arXiv 2310.10837), section 5; per-head routers: Csordas et al. 2024, SwitchHead
-        (arXiv 2312.07987), section 2.2.
+    Source: Csordas et al. 2023, sigma-MoE (arXiv 2310.10837), section 5; per-head routers: Csordas et al. 2024,
+        SwitchHead (arXiv 2312.07987), section 2.2.
     """
 
     def __init__(self, embed_dim: int, num_experts: int, top_k: int, heads: int = 1, dropout: float = 0.0):

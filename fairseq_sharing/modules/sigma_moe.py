@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,6 @@ class SigmaMoE(nn.Module):
         """
         routing = self.router(normalised)
         dispatch = Dispatch(routing.experts.flatten(1), self.router.num_experts)
-        how = {"backend": self.options.backend, "keep_gathered": self.options.keep_gathered}
-        hidden = expert_linear(x, self.up, dispatch, outputs=self.router.top_k, **how).relu()
-        return expert_linear(hidden, self.down, dispatch, routing.gates.flatten(1), **how), routing
+        multiply = partial(expert_linear, backend=self.options.backend, keep_gathered=self.options.keep_gathered)
+        hidden = multiply(x, self.up, dispatch, outputs=self.router.top_k).relu()
+        return multiply(hidden, self.down, dispatch, routing.gates.flatten(1)), routing

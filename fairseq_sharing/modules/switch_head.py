@@ -28,9 +28,9 @@ class Attended:
 class SwitchHead(nn.Module):
     """Attention with one map a head and sparse value and output matrices.
 
-    Source side, of the tokens attended to: keys, and values that are sums of N_A matrices' products, weighed by sigmoids
-    of the value router. Destination side, of the tokens that attend: queries, and outputs by the output router. Routers,
-    queries and keys read normalised tokens, values raw ones. No biases.
+    Source side, of the tokens attended to: keys, and values that are sums of K_A matrices' products, weighed by the
+    value router's sigmoids. Destination side, of the tokens that attend: queries, and outputs by the output router.
+    Routers, queries and keys read normalised tokens, values raw ones. No biases.
 
     Args:
         embed_dim: d.

@@ -99,7 +99,9 @@ def _attention_by_loops(attention, normalised: Tensor, x: Tensor) -> Tensor:
 
 def _route(router, token: Tensor, head: int) -> list[tuple[int, float]]:
     first = head * router.num_experts
-    scores = {e: 1 / (1 + math.exp(-(router.weight[e].double() @ token))) for e in range(first, first + router.num_experts)}
+    scores = {
+        e: 1 / (1 + math.exp(-(router.weight[e].double() @ token))) for e in range(first, first + router.num_experts)
+    }
     return sorted(scores.items(), key=lambda item: -item[1])[: router.top_k]
 
 

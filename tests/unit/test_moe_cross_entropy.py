@@ -129,7 +129,7 @@ def test_validation_has_no_regulariser_and_logs_what_was_chosen():
     with metrics.aggregate() as logged:
         outputs = []
         for rows in (slice(0, 1), slice(1, 3)):
-            loss, _, output = criterion(ffn_entropy=1.0, log_expert_usage=True)(model, sample(rows))
+            _, _, output = criterion(ffn_entropy=1.0, log_expert_usage=True)(model, sample(rows))
             outputs.append(output)
             # As fairseq validates: batch by batch.
             MoECrossEntropyCriterion.reduce_metrics([output])

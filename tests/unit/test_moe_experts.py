@@ -78,8 +78,8 @@ def test_sizes_that_are_no_multiple_of_16_bytes_are_filled_up(rows, sizes, dtype
     oracle = run("loop", rows, choices("some"), sizes=sizes, dtype=dtype)
     for ours, theirs in zip(run("grouped", rows, choices("some"), sizes=sizes, dtype=dtype), oracle, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+    bank = torch.randn(NUM, *sizes, dtype=dtype)
     with pytest.raises(RuntimeError, match="multiple of 16"):
-        bank = torch.randn(NUM, *sizes, dtype=dtype)
         F.grouped_mm(torch.randn(4, sizes[0], dtype=dtype), bank, offs=torch.full((NUM,), 4, dtype=torch.int32))
 
 

@@ -36,9 +36,9 @@ def test_a_layer_equals_its_equations_in_loops():
 
 @torch.no_grad()
 def test_the_dense_baseline_equals_fairseq_s_pre_norm_layer_without_positions():
+    from fairseq.models.transformer import TransformerConfig, transformer_legacy
     from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
     from tiny_models import FFN, arguments
-    from fairseq.models.transformer import TransformerConfig, transformer_legacy
 
     args = arguments("pre", dropout=0.0)
     transformer_legacy.base_architecture(args)
@@ -210,7 +210,9 @@ def test_dropout_and_recomputed_activations_give_equal_bits_again(recompute):
         model.zero_grad()
         torch.manual_seed(2)
         scores, extra = model(tokens, return_usage=True)
-        (scores.square().mean() + sum(one.log_mass.sum() for used in extra["usage"]["decoder"] for one in used)).backward()
+        (
+            scores.square().mean() + sum(one.log_mass.sum() for used in extra["usage"]["decoder"] for one in used)
+        ).backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
     if recompute:
@@ -218,7 +220,9 @@ def test_dropout_and_recomputed_activations_give_equal_bits_again(recompute):
         model.zero_grad()
         torch.manual_seed(2)
         scores, extra = model(tokens, return_usage=True)
-        (scores.square().mean() + sum(one.log_mass.sum() for used in extra["usage"]["decoder"] for one in used)).backward()
+        (
+            scores.square().mean() + sum(one.log_mass.sum() for used in extra["usage"]["decoder"] for one in used)
+        ).backward()
         for parameter, recomputed in zip(model.parameters(), gradients[0], strict=True):
             torch.testing.assert_close(parameter.grad, recomputed, rtol=1e-5, atol=1e-7)
 

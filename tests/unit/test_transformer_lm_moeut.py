@@ -141,5 +141,5 @@ def test_the_output_is_untied_with_a_bias_unless_it_is_tied():
 def test_a_dense_baseline_refuses_experts():
     with pytest.raises(SharingError, match="--ffn-experts 6 cannot be combined with this model: its layers are dense"):
         build_moeut(f"{LM}_dense_44m", **{**dict.fromkeys(_EXPERTS), "ffn_experts": 6})
-    with pytest.raises(SharingError, match="--rotary-dim must be even .* got 3; nearest: 2"):
+    with pytest.raises(SharingError, match=r"--rotary-dim must be even .* got 3; nearest: 2"):
         build_moeut(f"{LM}_dense_44m", **dict.fromkeys(_EXPERTS), rotary_dim=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -136,7 +137,7 @@ def test_changing_a_set_changes_all_layers_that_use_it():
     before = model.encoder(batch()["src_tokens"], return_all_hiddens=True)["encoder_states"]
     model.encoder.layers[1].ffn.up.add_(1.0)
     after = model.encoder(batch()["src_tokens"], return_all_hiddens=True)["encoder_states"]
-    steps = [[b - a for a, b in zip(states, states[1:], strict=False)] for states in (before, after)]
+    steps = [[b - a for a, b in pairwise(states)] for states in (before, after)]
     first = [(one - other).abs().max() > 1e-3 for one, other in zip(*steps, strict=True)]
     assert first[:2] == [False, True]
     assert all(first[2:]), "later layers read another stream"
@@ -177,7 +178,9 @@ def test_a_bank_of_another_size_names_the_flag():
 
 
 def test_it_cannot_be_written_for_stock_fairseq():
-    with pytest.raises(SharingError, match="--materialise writes transformer_sharing models, this one is transformer_moeut"):
+    with pytest.raises(
+        SharingError, match="--materialise writes transformer_sharing models, this one is transformer_moeut"
+    ):
         checkpoint.materialise({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
 
 
@@ -229,14 +232,14 @@ BAD = [
     ({"expert_dropout": 1.0}, "--expert-dropout must be at least 0 and below 1, got 1.0; nearest: 0.9"),
     (
         {"decoder_embed_dim": 32, "share_all_embeddings": False},
-        "--decoder-embed-dim must be that of the encoder (16), got 32: values of cross-attention read the encoder's output; "
+        "--decoder-embed-dim must be the encoder's (16), got 32, since values of cross-attention read its output; "
         "nearest: 16",
     ),
     ({"admin": "profile"}, "--admin profile weights the residuals of post-norm layers; allowed here: off"),
     (
         {"activation_fn": "gelu"},
-        "--activation-fn gelu cannot be combined with this model: the stream has no scale of its own: only ReLU leaves it "
-        "so; allowed: relu",
+        "--activation-fn gelu cannot be combined with this model: the stream has no scale of its own, and only ReLU "
+        "leaves it so; allowed: relu",
     ),
     (
         {"encoder_learned_pos": True},
