@@ -1,5 +1,6 @@
 """The options of models with expert banks: their flags, their validation, and the layers that they ask for."""
 
+import logging
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, fields
 from typing import Any, Optional
@@ -13,6 +14,8 @@ from fairseq_sharing.models.sharing_options import _option, _refuse
 from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions
 from fairseq_sharing.modules.peri_layer import LayerSizes
 from fairseq_sharing.modules.rotary import default_width
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -124,6 +127,16 @@ def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
             f"nearest: {0.0 if args.expert_dropout < 0 else 0.9}"
         )
     refuse_fixed(args, stacks)
+
+
+def warn_without_balance(args: Namespace) -> None:
+    """Say that nothing will keep the experts in use where the criterion does not."""
+    criterion = getattr(args, "criterion", None)
+    if criterion not in (None, "moe_cross_entropy"):
+        logger.warning(
+            f"--criterion {criterion} does not reward using all experts; --criterion moe_cross_entropy does, with "
+            "--label-smoothing where it is wanted"
+        )
 
 
 def check_rotary(args: Namespace) -> None:

@@ -12,7 +12,15 @@ from omegaconf import DictConfig
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.moe_counts import MoECounts
-from fairseq_sharing.models.moe_options import add_moe_args, check_moe, check_rotary, fill, refuse_experts, refuse_fixed
+from fairseq_sharing.models.moe_options import (
+    add_moe_args,
+    check_moe,
+    check_rotary,
+    fill,
+    refuse_experts,
+    refuse_fixed,
+    warn_without_balance,
+)
 from fairseq_sharing.models.moeut_stacks import MoEUTDecoder
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
@@ -60,6 +68,8 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
                 "fairseq-hydra-train cannot build transformer_lm_moeut; use fairseq-train or fairseq-sharing train"
             )
         _architectures.get(getattr(args, "arch", None), transformer_lm_moeut)(args)
+        if args.layer_type != "dense":
+            warn_without_balance(args)
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = getattr(args, "tokens_per_sample", DEFAULT_MAX_TARGET_POSITIONS)
         embed_tokens = cls.build_embedding(args, task.source_dictionary, args.decoder_input_dim)

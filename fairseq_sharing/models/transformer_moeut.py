@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.moe_counts import MoECounts
-from fairseq_sharing.models.moe_options import add_moe_args, check_moe, fill
+from fairseq_sharing.models.moe_options import add_moe_args, check_moe, fill, warn_without_balance
 from fairseq_sharing.models.moeut_stacks import MoEUTDecoder, MoEUTEncoder
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
@@ -59,6 +59,7 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
                 "fairseq-hydra-train cannot build transformer_moeut; use fairseq-train or fairseq-sharing train"
             )
         _architectures.get(getattr(args, "arch", None), transformer_moeut)(args)
+        warn_without_balance(args)
         return super().build_model(args, task)
 
     @classmethod

@@ -2,8 +2,8 @@
 
 One function, ``expert_linear``, with three back-ends that give the same: ``dense`` multiplies by all matrices and
 keeps what was chosen; ``loop`` and ``grouped`` sort the (row, expert) pairs by expert and multiply each expert's rows
-at once, in a Python loop or by ``torch.nn.functional.grouped_mm``. None of them adds atomically: equal inputs give equal
-bits, forward and backward, whether torch is told to be deterministic or not.
+at once, in a Python loop or by ``torch.nn.functional.grouped_mm``. None of them adds atomically: equal inputs give
+equal bits, forward and backward, whether torch is told to be deterministic or not.
 """
 
 from __future__ import annotations

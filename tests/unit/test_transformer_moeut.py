@@ -264,6 +264,13 @@ def test_flags_are_read_and_sizes_filled_in():
     assert (args.sharing, args.unique_layers, args.expert_backend) == ("sandwich", None, "auto")
 
 
+def test_a_criterion_that_does_not_balance_experts_is_pointed_out(caplog):
+    build_moeut(**CYCLE, criterion="moe_cross_entropy")
+    assert not caplog.records
+    build_moeut(**CYCLE, criterion="cross_entropy")
+    assert "--criterion cross_entropy does not reward using all experts" in caplog.text
+
+
 def test_half_precision_keeps_what_is_shared():
     model = perturb(build_moeut(**CYCLE)).eval()
     expected = model(**batch())[0]
