@@ -264,6 +264,20 @@ def test_flags_are_read_and_sizes_filled_in():
     assert (args.sharing, args.unique_layers, args.expert_backend) == ("sandwich", None, "auto")
 
 
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"checkpoint_activations": True}], ids=str)
+def test_gradients_are_those_of_fp32_without_recomputation(change):
+    gradients = []
+    for options in ({}, change):
+        model = build_moeut(**CYCLE, **options).train()
+        loss(model, batch()).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert difference < (0.1 if "precision" in change else 1e-5)
+    if "precision" in change:
+        assert model(**batch())[0].dtype == torch.bfloat16
+        assert model.eval()(**batch())[0].dtype == torch.float32
+
+
 def test_a_criterion_that_does_not_balance_experts_is_pointed_out(caplog):
     build_moeut(**CYCLE, criterion="moe_cross_entropy")
     assert not caplog.records
