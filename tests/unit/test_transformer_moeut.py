@@ -267,8 +267,8 @@ def test_flags_are_read_and_sizes_filled_in():
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"checkpoint_activations": True}], ids=str)
 def test_gradients_are_those_of_fp32_without_recomputation(change):
     gradients = []
-    for options in ({}, change):
-        model = build_moeut(**CYCLE, **options).train()
+    for changes in ({}, change):
+        model = build_moeut(**CYCLE, **changes).train()
         loss(model, batch()).backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
