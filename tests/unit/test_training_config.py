@@ -144,7 +144,16 @@ def test_every_experiment_composes_and_says_how_to_launch_it(file):
 def test_shared_rows_differ_from_vanilla_in_sharing_and_depth_only():
     allowed = {"sharing", "unique_layers", "encoder_layers", "decoder_layers"}
     # Rows with expert banks differ in what their layers are, too; never in the recipe.
-    banks = {"arch", "criterion", "ffn_entropy", "attention_entropy", "entropy_scope", "log_expert_usage", "head_dim"}
+    banks = {
+        "arch",
+        "criterion",
+        "ffn_entropy",
+        "attention_entropy",
+        "entropy_scope",
+        "log_expert_usage",
+        "head_dim",
+        "fast",
+    }
     banks |= {"expert_dim", "ffn_top_k", "attention_experts", "attention_top_k"}
     banks |= {f"{s}_{n}" for s in STACKS for n in ("attention_heads", "ffn_embed_dim", "ffn_experts")}
     for dataset in ("toy", "multi30k"):
