@@ -144,6 +144,10 @@ def explain_mismatch(error: RuntimeError) -> str:
     stack = name.split(".")[0] or "encoder"
     if ".fc1." in name or ".fc2." in name:
         flag = f"--{stack}-ffn-embed-dim"
+    elif ".ffn." in name:
+        flag = f"--ffn-experts, --{stack}-ffn-experts and --expert-dim"
+    elif "_experts" in name or "_router." in name:
+        flag = "--attention-experts and --head-dim"
     elif "embed_tokens" in name or "output_projection" in name:
         flag = f"the dictionary or --{stack}-embed-dim"
     elif line.startswith("size mismatch"):

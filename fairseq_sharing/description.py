@@ -10,7 +10,7 @@ import io
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -47,6 +47,8 @@ class Description:
         effective: the same, as if every layer had its own.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
         macs: multiply-accumulate operations of one forward pass over one sentence pair.
+        banks: of a model with expert banks: name, experts, active (of them, for a token) and parameters of each.
+        active: parameters that one token uses when a layer chooses its experts once; None without banks.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Description:
     effective: dict[str, int]
     bytes: dict[str, int | None]
     macs: int
+    banks: list[dict] = field(default_factory=list)
+    active: int | None = None
 
 
 def describe(
@@ -99,6 +103,8 @@ def describe(
         if models[0].depth_steps[stack]:
             console.print(f"{stack}  {models[0].depth_steps[stack]}")
     console.print(_table(models, size, length))
+    if models[0].banks:
+        console.print(_bank_table(models[0]))
     drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
     console.print(f"{drawn}; train it with: fairseq-sharing train {config}")
 
@@ -131,13 +137,14 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
         length: source and target tokens of the counted sentence pair.
 
     Returns:
-        The model; vanilla with N layers; vanilla with M layers a stack, where M < N.
+        The model; vanilla (with expert banks: unshared) with N layers; the same with M layers a stack, where M < N.
     """
     model = measure(name, args, vocabulary, length)
     depth = {stack: len(layer_map) for stack, layer_map in model.layer_map.items()}
     sets = {stack: num_unique(layer_map) for stack, layer_map in model.layer_map.items()}
     described = [model]
-    for title, layers in (("vanilla, N layers", depth), ("vanilla, M layers", sets)):
+    plain_name = "unshared" if model.banks else "vanilla"
+    for title, layers in ((f"{plain_name}, N layers", depth), (f"{plain_name}, M layers", sets)):
         if layers != depth or sets != depth:
             plain = Namespace(
                 **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
@@ -146,7 +153,7 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
             for stack, count in layers.items():
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)
-            plain.layer_map = None
+            plain.layer_map, plain.sharing = None, "none"
             described.append(measure(title, plain, vocabulary, length))
     return described
 
@@ -169,6 +176,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     model = build_without_storage(args, vocabulary)
     unique = _count(model, once=True)
     values = sum(unique.values())
+    banks = model.expert_banks() if hasattr(model, "expert_banks") else []
     states = _OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
     return Description(
         name=name,
@@ -182,6 +190,8 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
             "optimizer": None if states is None else BYTES * values * states,
         },
         macs=count_macs(model, length),
+        banks=banks,
+        active=model.active_parameters() if banks else None,
     )
 
 
@@ -223,6 +233,8 @@ def count_macs(model: torch.nn.Module, length: int) -> int:
         model: a model built on the meta device; a language model has the target side only.
         length: source and target tokens.
     """
+    if hasattr(model, "count_macs"):  # what a token uses of expert banks is known to the model only
+        return model.count_macs(length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run_without_storage(model, length, 1)
     # The counter counts a multiplication and an addition as two.
@@ -289,6 +301,8 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
     for component in COMPONENTS:
         if any(m.unique[component] for m in models):
             add(f"  {component}", [m.unique[component] for m in models])
+    if models[0].banks:
+        add("parameters active for a token", [m.active for m in models])
     add("effective parameters", [sum(m.effective.values()) for m in models])
     for component in COMPONENTS:
         if any(m.effective[component] != m.unique[component] for m in models):
@@ -297,6 +311,16 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
     for part in ("weights", "gradients", "optimizer"):
         add(f"bytes of {part}", [m.bytes[part] for m in models])
     add("MACs a sentence", [m.macs for m in models])
+    add("MACs a token", [m.macs // length for m in models])
+    return table
+
+
+def _bank_table(model: Description) -> Table:
+    table = Table(title="expert banks, each once however many layers share it")
+    for column in ("bank", "experts", "used by a token", "parameters"):
+        table.add_column(column, justify="left" if column == "bank" else "right")
+    for bank in model.banks:
+        table.add_row(*(f"{bank[key]:,}" if key != "name" else bank[key] for key in bank))
     return table
 
 

@@ -21,6 +21,7 @@ _PART_OF = {
     "attn_ln": "layer_norm",
     "c_attn": "self_attn",
     "encoder_attn": "encoder_attn",
+    "ffn": "ffn",
     "fc1": "ffn",
     "fc2": "ffn",
     "w_resid": "ffn",

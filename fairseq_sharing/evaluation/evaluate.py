@@ -146,6 +146,7 @@ def evaluate_run(
         "command": _portable(record.get("command") or [], config),
         **_map_history(load_checkpoint(checkpoints[-1])),
         "valid": log.valid,
+        **({"experts": log.experts} if log.experts else {}),
         "checkpoint": {"averaged": [file.name for file in checkpoints]},
         "generation": {name: getattr(settings, name) for name in _SEARCH},
         "scores": scores,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.evaluation.expert_figure import expert_use
 from fairseq_sharing.evaluation.map_history import draw_map_history
 from fairseq_sharing.evaluation.study import STACKS, Row, scored_sets
 from fairseq_sharing.evaluation.tables import titles
@@ -87,6 +88,16 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
             " the colour is that of the first of them. Grey: not trained yet.",
         ),
     ]
+    for row, title in zip(rows, titles(rows), strict=True):
+        if row.results[0].get("experts"):
+            pictures.append(
+                (
+                    f"expert_use_{row.run}.png",
+                    lambda _, row=row: expert_use(row["experts"], row["layer_map"]),  # type: ignore[misc]
+                    f"How often each layer chose each expert in the last validation, {title}; first seed. A set is used"
+                    " by several layers; dead experts were never chosen.",
+                )
+            )
     written = []
     for name, make, caption in pictures:
         figure = make(rows)

@@ -96,11 +96,12 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The strategy or schedule in words; both strategies, encoder's first, where the stacks differ."""
+        """The schedule, or the strategy in words; both strategies, encoder's first, where the stacks differ."""
         if self.schedule:
             return LABELS.get(self.schedule, self.schedule)
         names = [LABELS.get(name, name) for name in self["sharing"].values()]
-        return " / ".join(dict.fromkeys(names))
+        label = " / ".join(dict.fromkeys(names))
+        return f"MoEUT ({label})" if "moeut" in str(self.results[0].get("arch")) else label
 
     def sizes(self, field: str) -> str:
         """Write a number by stack (``layers`` or ``unique_layers``): one where they agree, else ``6+3``."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # The first entries of a log hold start-up costs: allocation, kernel selection, filling of caches.
@@ -19,10 +20,13 @@ class TrainingLog:
     Attributes:
         tokens_per_second: target tokens a second, padding not counted; None when the log is too short.
         valid: parallel lists "epoch", "updates", "loss" (the criterion's, base 2) and "perplexity".
+        experts: of each router in the last validation ("decoder_ffn_3": stack, kind, layer from 1) its "choices" (how
+            often each expert was chosen), "evenness" and "dead" (fractions); empty for models without experts.
     """
 
     tokens_per_second: float | None
     valid: dict[str, list[float | None]]
+    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
@@ -39,6 +43,7 @@ def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
     inner: dict[int, float] = {}
     epochs: dict[int, float] = {}
     valid: dict[int, tuple[int | None, float | None, float | None]] = {}
+    experts: dict[str, dict[str, Any]] = {}
     for _, record in records:
         if "wps" in record and "num_updates" in record:
             inner[int(record["num_updates"])] = float(record["wps"])
@@ -50,6 +55,7 @@ def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
                 _finite(record["valid_loss"]),
                 _finite(record.get("valid_ppl")),
             )
+            experts = _experts(record)
     speeds = [inner[updates] for updates in sorted(inner)][WARM_UP_ENTRIES:]
     speeds = speeds or [epochs[updates] for updates in sorted(epochs)][1:]
     updates_seen = sorted(valid)
@@ -61,7 +67,17 @@ def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
             "loss": [valid[updates][1] for updates in updates_seen],
             "perplexity": [valid[updates][2] for updates in updates_seen],
         },
+        experts=experts,
     )
+
+
+def _experts(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read how a validation's routers chose."""
+    experts: dict[str, dict[str, Any]] = {}
+    for key, value in record.items():
+        if match := re.fullmatch(r"valid_(.+)_(choices|evenness|dead)", key):
+            experts.setdefault(match[1], {})[match[2]] = value if match[2] == "choices" else float(value)
+    return experts
 
 
 def _finite(value: Any) -> float | None:

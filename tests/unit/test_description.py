@@ -75,6 +75,27 @@ def test_a_language_model_is_described():
     assert ours.macs == LENGTH * (4 * (4 * D * D + 2 * D * FFN) + V * D) + 4 * 2 * LENGTH * LENGTH * D
 
 
+def test_expert_banks_and_what_a_token_uses_of_them_are_told(tmp_path, capsys):
+    banks = {"head_dim": 8, "attention_experts": 4, "ffn_experts": 6, "ffn_top_k": 2, "expert_dim": 8}
+    train = {name: value for name, value in BASE.items() if "ffn_embed" not in name}
+    args = description.model_arguments({**train, **banks, "arch": "transformer_moeut"})
+    ours, deep, _ = description.compare("ours", args, V, LENGTH)
+    assert [m.name for m in (ours, deep)] == ["ours", "unshared, N layers"]
+    values = 2 * 4 * D * 8  # matrices of the values, or outputs, of one attention
+    assert sum(bank["parameters"] for bank in ours.banks) == 2 * (3 * 2 * values + 2 * 2 * 6 * D * 8)
+    unused = 2 * (3 * 2 * values // 2 + 2 * 2 * 4 * D * 8)
+    assert ours.active == sum(ours.unique.values()) - unused
+    assert deep.unique["ffn"] == 6 * (6 * (2 * D * 8 + D)) + 4 * (6 * (2 * D * 8 + D))
+
+    config = tmp_path / "banks.yaml"
+    lines = [f"  {key}: {json.dumps(value)}" for key, value in {**train, **banks, "arch": "transformer_moeut"}.items()]
+    config.write_text("\n".join(["dataset: toy", "train:", *lines]))
+    description.describe(config, vocabulary=V, length=LENGTH)
+    told = capsys.readouterr().out
+    assert "parameters active for a token" in " ".join(told.replace("│", " ").split())
+    assert "decoder.layers.1.encoder_attn.output" in told
+
+
 def test_a_vanilla_model_stands_alone():
     plain = {**BASE, "sharing": "none", "unique_layers": None}
     assert len(description.compare("plain", description.model_arguments(plain), V, LENGTH)) == 1

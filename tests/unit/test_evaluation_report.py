@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import figures, tables
+from fairseq_sharing.evaluation.expert_figure import expert_use
 from fairseq_sharing.evaluation.report import write_report
 from fairseq_sharing.evaluation.study import read_rows
 
@@ -161,6 +162,39 @@ def test_differing_signatures_and_recipes_are_said(study):
     assert any(
         note.startswith("universal (seed 1): ") and "beam 4, length penalty 0.6, 1 for b" in note for note in notes
     )
+
+
+def _experts():
+    """What a model of two layers, one set each, logs; the second never chose its last expert."""
+    return {
+        f"{stack}_{kind}_{layer}": {"choices": [4, 4, 6 * (layer == 1)], "evenness": 0.9, "dead": (layer - 1) / 3}
+        for stack in ("encoder", "decoder")
+        for kind in ("ffn", "self_attn_value")
+        for layer in (1, 2)
+    }
+
+
+def test_use_of_experts_is_drawn_by_layer_and_repeat(tmp_path):
+    banks = result("moeut", "universal", 1, arch="transformer_moeut_tiny", experts=_experts())
+    report = write_report(write(tmp_path, result("vanilla", "none", 1), banks))
+    assert [path.name for path in report.files][-1] == "expert_use_moeut.png"
+    assert "MoEUT (Universal)" in (tmp_path / "table.md").read_text()
+
+    figure = expert_use(_experts(), {"encoder": [0, 0], "decoder": [0, 1]})
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [
+        "encoder: self-attention, values",
+        "encoder: feed-forward",
+        "decoder: self-attention, values",
+        "decoder: feed-forward",
+    ]
+    assert [label.get_text() for label in panels[1].get_yticklabels()] == ["1: set 0, use 1", "2: set 0, use 2"]
+    assert [label.get_text() for label in panels[3].get_yticklabels()] == ["1: set 0, use 1", "2: set 1, use 1"]
+    assert panels[1].images[0].get_array().tolist() == [
+        pytest.approx([12 / 14, 12 / 14, 18 / 14]),
+        pytest.approx([1.5, 1.5, 0]),
+    ]
+    assert expert_use({"decoder_ffn_1": {"evenness": 1.0, "dead": 0.0}}, {}) is None, "choices were not logged"
 
 
 def test_a_result_without_log_has_no_curve_and_no_speed(tmp_path):

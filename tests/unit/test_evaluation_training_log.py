@@ -59,3 +59,18 @@ def test_empty_log_gives_an_empty_curve():
     log = summarise([])
     assert log.tokens_per_second is None
     assert log.valid["loss"] == pytest.approx([])
+
+
+def test_use_of_experts_is_that_of_the_last_validation():
+    first, last = _valid(1, 10, "5", "32"), _valid(2, 20, "4", "16")
+    first[1]["valid_decoder_ffn_1_choices"] = [9, 9]
+    last[1].update(
+        {
+            "valid_decoder_ffn_1_choices": [3, 0],
+            "valid_decoder_ffn_1_evenness": "0",
+            "valid_decoder_ffn_1_dead": "0.5",
+        }
+    )
+    log = summarise([first, last])
+    assert log.experts == {"decoder_ffn_1": {"choices": [3, 0], "evenness": 0.0, "dead": 0.5}}
+    assert summarise([_valid(1, 10, "5", "32")]).experts == {}

@@ -1,0 +1,288 @@
+"""Measure expert banks: speed of the back-ends beside dense layers, of whole models, and memory of the backward pass.
+
+Run: python benchmarks/moe_speed.py [--sizes 44m 244m] [--device cpu|cuda] [--output results/moeut/speed-cpu.json]
+
+A feed-forward bank of each size stands beside a dense layer of equal parameters and one of equal operations,
+attention's banks beside each other only; all are run in turn, and medians of tokens a second are told. The whole model
+is trained on random tokens beside the paper's dense baseline: "of predicted" is its speed divided by that of the
+baseline times the ratio of their operations. Memory is all that autograd keeps besides parameters, in bytes a token, of
+one layer application.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from fairseq import models
+from fairseq.data import Dictionary
+from torch import Tensor, nn
+
+import fairseq_sharing
+from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend
+from fairseq_sharing.modules.peri_layer import LayerSizes, PeriLayer, Step
+from fairseq_sharing.modules.rotary import rotation
+from fairseq_sharing.modules.sigma_moe import SigmaMoE
+from fairseq_sharing.modules.switch_head import SwitchHead
+
+VOCABULARY = 8000
+LENGTH = 128  # tokens of a sentence in the measurements of layers
+TOLERANCE = 0.95  # of the fastest back-end's speed, below which the chosen one counts as slower
+TINY = LayerSizes(64, 2, 16, 4, 2, 16, 2, 16, 8)
+
+
+def size_of(name: str) -> tuple[LayerSizes, int]:
+    """Read sizes of a layer, and the depth, from the registered architecture."""
+    if name == "tiny":
+        return TINY, 4
+    args = Namespace(arch=f"transformer_lm_moeut_{name}")
+    models.ARCH_CONFIG_REGISTRY[args.arch](args)
+    from fairseq_sharing.models.moe_options import layer_sizes
+
+    return layer_sizes(args, "decoder"), args.decoder_layers
+
+
+class Setting:
+    """Where and how precisely everything is run."""
+
+    def __init__(self, device: str, bf16: bool):
+        self.device, self.bf16 = torch.device(device), bf16
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        self.wait()
+        start = time.perf_counter()
+        run()
+        self.wait()
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def in_turn(runs: dict[str, Callable[[], object]], count: int, setting: Setting) -> dict[str, float]:
+    """Time runs in turn, after one of each that does not count; give median seconds."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(count):
+        for name, run in runs.items():
+            times[name].append(setting.seconds(run))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def step(setting: Setting, length: int, batch: int, rotary_dim: int) -> Step:
+    """Make what a stack tells its layers."""
+    keep = torch.ones(length, batch, dtype=torch.bool, device=setting.device)
+    return Step(rotation(0, length, rotary_dim, setting.device), keep, causal=True)
+
+
+def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, setting: Setting) -> dict[str, dict]:
+    """Give tokens a second of forward passes alone and with backward passes."""
+
+    def forward(layer):
+        with torch.no_grad(), setting.precision():
+            layer()
+
+    def both(layer):
+        with setting.precision():
+            y = layer()
+        y.float().square().sum().backward()
+
+    told = {}
+    for title, run in (("forward", forward), ("forward_backward", both)):
+        seconds = in_turn({name: partial(run, layer) for name, layer in layers.items()}, count, setting)
+        for name, value in seconds.items():
+            told.setdefault(name, {})[title] = round(tokens / value, 1)
+    return told
+
+
+def with_choice(measured: dict[str, dict], bank: Tensor, pairs: int, setting: Setting) -> dict:
+    """Add which back-end is chosen, and whether no other one is faster by more than the tolerance."""
+    chosen = choose_backend(setting.device, bank.shape, pairs, torch.bfloat16 if setting.bf16 else torch.float32)
+    best = max(measured[backend]["forward_backward"] for backend in BACKENDS if backend in measured)
+    fastest = measured[chosen]["forward_backward"] >= TOLERANCE * best
+    return {"tokens_per_second": measured, "chosen": chosen, "chosen_is_fastest": fastest}
+
+
+def feed_forward(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> dict:
+    """Measure the feed-forward bank beside dense layers."""
+    x = torch.randn(tokens, sizes.embed_dim, device=setting.device, requires_grad=True)
+    layers: dict[str, Callable[[], Tensor]] = {}
+    for backend in BACKENDS:
+        bank = SigmaMoE(
+            sizes.embed_dim, sizes.ffn_experts, sizes.ffn_top_k, sizes.expert_dim, 0.5, ExpertOptions(backend)
+        ).to(setting.device)
+        layers[backend] = lambda bank=bank: bank(x, x)[0]
+    for title, experts in (("equal parameters", sizes.ffn_experts), ("equal operations", sizes.ffn_top_k)):
+        width = experts * sizes.expert_dim
+        dense = nn.Sequential(nn.Linear(sizes.embed_dim, width), nn.ReLU(), nn.Linear(width, sizes.embed_dim))
+        layers[title] = partial(dense.to(setting.device), x)
+    return with_choice(speeds(layers, tokens, count, setting), bank.up, sizes.ffn_top_k, setting)
+
+
+def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> dict:
+    """Measure attention with its two banks."""
+    batch = tokens // LENGTH
+    x = torch.randn(LENGTH, batch, sizes.embed_dim, device=setting.device, requires_grad=True)
+    layers: dict[str, Callable[[], Tensor]] = {}
+    for backend in BACKENDS:
+        module = SwitchHead(
+            sizes.embed_dim,
+            sizes.heads,
+            sizes.head_dim,
+            sizes.attention_experts,
+            sizes.attention_top_k,
+            0.5,
+            0.0,
+            ExpertOptions(backend),
+        ).to(setting.device)
+        layers[backend] = lambda module=module: module(x, module.attended(x, x)[0], causal=True)[0]
+    pairs = sizes.heads * sizes.attention_top_k
+    return with_choice(speeds(layers, tokens, count, setting), module.value_experts, pairs, setting)
+
+
+def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict[str, float]:
+    """Measure what one layer application keeps for its backward pass, in bytes a token, by back-end."""
+    told = {}
+    for backend in BACKENDS:
+        options = ExpertOptions(backend, keep_gathered)
+        layer = PeriLayer(sizes, 4, options=options).to(setting.device)
+        x = torch.randn(LENGTH, 2, sizes.embed_dim, device=setting.device, requires_grad=True)
+        own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+        storages: dict[int, int] = {}
+
+        def pack(tensor: Tensor, own=own, storages=storages) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), setting.precision():
+            # What is kept stays alive while y is: no two tensors have one address.
+            y = layer(x, step(setting, LENGTH, 2, sizes.rotary_dim))[0]
+        told[backend] = round(sum(storages.values()) / (2 * LENGTH), 1)
+        del y
+    return told
+
+
+def whole_models(name: str, layers: int | None, batch: int, length: int, count: int, setting: Setting) -> dict:
+    """Train MoEUT and its dense baseline on random tokens, in turn."""
+    dictionary = Dictionary()
+    for number in range(VOCABULARY - len(dictionary)):
+        dictionary.add_symbol(str(number))
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    tokens = torch.randint(4, VOCABULARY, (batch, length), device=setting.device)
+    runs, macs = {}, {}
+    for title, arch in (("moeut", f"transformer_lm_moeut_{name}"), ("dense", f"transformer_lm_moeut_dense_{name}")):
+        args = Namespace(arch=arch, tokens_per_sample=length)
+        if layers is not None:
+            args.decoder_layers = layers
+        models.ARCH_CONFIG_REGISTRY[arch](args)
+        model = models.build_model(args, task).to(setting.device).train()
+        macs[title] = model.count_macs(length) // length
+
+        def run(model=model) -> None:
+            model.zero_grad(set_to_none=True)
+            with setting.precision():
+                scores = model(tokens)[0]
+            nn.functional.cross_entropy(scores.float().flatten(0, 1), tokens.flatten()).backward()
+
+        runs[title] = run
+    seconds = in_turn(runs, count, setting)
+    speed = {title: round(tokens.numel() / value, 1) for title, value in seconds.items()}
+    predicted = speed["dense"] * macs["dense"] / macs["moeut"]
+    return {
+        "layers": layers or "all",
+        "tokens": tokens.numel(),
+        "tokens_per_second": speed,
+        "macs_per_token": macs,
+        "of_predicted": round(speed["moeut"] / predicted, 3),
+    }
+
+
+def show(name: str, result: dict) -> None:
+    """Print one size's tables."""
+    for part in ("feed_forward", "attention"):
+        told = result[part]
+        print(f"\n{name} {part}: tokens/s, chosen {told['chosen']}, the fastest: {told['chosen_is_fastest']}")
+        print(f"  {'':18}{'forward':>12}{'and backward':>14}")
+        for title, speed in told["tokens_per_second"].items():
+            print(f"  {title:18}{speed['forward']:12,.0f}{speed['forward_backward']:14,.0f}")
+    print(f"\n{name}: bytes a token kept for the backward pass of one layer application")
+    for title, told in result["kept_bytes_per_token"].items():
+        print(f"  gathered inputs {title:18}" + "".join(f"{backend} {value:,.0f}  " for backend, value in told.items()))
+    if "training" in result:
+        told = result["training"]
+        print(f"\n{name} training, {told['layers']} layers: {told['tokens_per_second']} tokens/s")
+        print(f"  of the speed that its operations predict from the dense model: {told['of_predicted']:.0%}")
+
+
+def main() -> None:
+    """Measure and print; write JSON where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["44m", "244m"], help="of the architectures, or tiny")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--fp32", action="store_true", help="no bf16 autocast on a GPU; a CPU always computes in fp32")
+    parser.add_argument("--tokens", type=int, default=1024, help=f"tokens of a layer's batch, a multiple of {LENGTH}")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
+    parser.add_argument("--batch", type=int, default=4, help="sentences of a training batch")
+    parser.add_argument("--length", type=int, default=256, help="their tokens")
+    parser.add_argument("--layers", type=int, help="train fewer layers than the size has, where time is short")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    if args.tokens % LENGTH or args.tokens < LENGTH:
+        parser.error(f"--tokens must be a multiple of {LENGTH}, got {args.tokens}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    fairseq_sharing.register()
+    setting = Setting(args.device, bf16=args.device != "cpu" and not args.fp32)
+    cuda = setting.device.type == "cuda"
+    result: dict = {
+        "machine": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "precision": "bf16 autocast" if setting.bf16 else "fp32",
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "arguments": {name: value for name, value in vars(args).items() if name != "output"},
+        "sizes": {},
+    }
+    for name in args.sizes:
+        torch.manual_seed(1)
+        sizes, depth = size_of(name)
+        told = {
+            "feed_forward": feed_forward(sizes, args.tokens, args.runs, setting),
+            "attention": attention(sizes, args.tokens, args.runs, setting),
+            "kept_bytes_per_token": {
+                "gathered again": kept_bytes(sizes, setting, keep_gathered=False),
+                "kept": kept_bytes(sizes, setting, keep_gathered=True),
+            },
+            "applications": depth,
+        }
+        if name != "tiny":
+            told["training"] = whole_models(name, args.layers, args.batch, args.length, args.runs, setting)
+        result["sizes"][name] = told
+        show(name, told)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

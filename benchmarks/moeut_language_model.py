@@ -1,0 +1,127 @@
+"""Bring trained language models together: test perplexity, size, operations and speed in a table, with their pictures.
+
+Run: python benchmarks/moeut_language_model.py runs/news_commentary_en/{dense,moeut}-seed1 --output results/moeut
+
+Each run is one of ``fairseq-sharing train``. Its last checkpoint is scored by ``fairseq-eval-lm`` on the test part, in
+sequences as long as those that it was trained on. Written: a JSON file a run, language_model.md, learning curves, and
+how often each layer of a model with expert banks chose each expert.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from fairseq_sharing.checkpoint import describe_checkpoint
+from fairseq_sharing.description import measure, model_arguments
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.expert_figure import expert_use
+from fairseq_sharing.evaluation.figures import DPI
+from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.training.run_directory import RunDirectory
+
+
+def evaluate(path: Path, cpu: bool) -> dict:
+    """Score a run and collect what its log and checkpoint tell."""
+    run = RunDirectory(path)
+    config, record, log = run.config(), run.record(), summarise(run.log_records())
+    checkpoint = run.checkpoints / "checkpoint_last.pt"
+    length = int(config.train.tokens_per_sample)
+    words = [f"{record['data']}/bin", "--user-dir", PACKAGE_DIR, "--path", checkpoint, "--gen-subset", "test"]
+    words += ["--task", "language_modeling", "--tokens-per-sample", length]
+    words += ["--sample-break-mode", config.train.sample_break_mode, "--max-tokens", 32 * length]
+    command = [sys.executable, "-P", "-m", "fairseq_cli.eval_lm", *map(str, words), *(["--cpu"] if cpu else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", done.stdout + done.stderr)
+    if not found:
+        raise SharingError(f"{path}: fairseq-eval-lm gave no perplexity: {done.stderr.strip()[-300:]}")
+    model = describe_checkpoint(checkpoint)
+    vocabulary = len((Path(record["data"]) / "bin/dict.txt").read_text(encoding="utf-8").splitlines()) + 4
+    description = measure(str(config.run), model_arguments(config.train), vocabulary, length)
+    manifest = json.loads((Path(record["data"]) / "manifest.json").read_text(encoding="utf-8"))
+    return {
+        "run": str(config.run),
+        "seed": int(config.seed),
+        "dataset": str(config.dataset),
+        "arch": model["arch"],
+        "layer_map": model["layer_map"],
+        "parameters": {**model["parameters"], "active": description.active or model["parameters"]["unique"]},
+        "macs_per_token": description.macs // length,
+        "updates": model["updates"],
+        "tokens": {"training": manifest["tokens"]["train"], "test": manifest["tokens"]["test"]},
+        "test": {"loss_base_2": float(found[-1][0]), "perplexity": float(found[-1][1])},
+        "valid": log.valid,
+        "experts": log.experts,
+        "tokens_per_second": log.tokens_per_second,
+        **{name: record.get(name) for name in ("train_seconds", "peak_memory_bytes", "device", "versions", "commit")},
+    }
+
+
+def table(results: list[dict]) -> str:
+    """Write the Markdown table."""
+    lines = [
+        "| model | layers, sets | parameters | active for a token | MACs a token | updates | tokens/s | valid | test |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        layer_map = result["layer_map"]["decoder"]
+        valid = min(value for value in result["valid"]["perplexity"] if value is not None)
+        speed = result["tokens_per_second"]
+        lines.append(
+            f"| {result['run']}, seed {result['seed']} | {len(layer_map)}, {len(set(layer_map))} "
+            f"| {result['parameters']['unique']:,} | {result['parameters']['active']:,} "
+            f"| {result['macs_per_token']:,} | {result['updates']:,} | {f'{speed:,.0f}' if speed else '-'} "
+            f"| {valid:.2f} | {result['test']['perplexity']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(results: list[dict], file: Path) -> None:
+    """Draw validation perplexity against updates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for result in results:
+        valid = result["valid"]
+        axes.plot(valid["updates"], valid["perplexity"], marker="o", label=f"{result['run']}, seed {result['seed']}")
+    axes.set_yscale("log")
+    axes.set_xlabel("updates")
+    axes.set_ylabel("validation perplexity")
+    axes.grid(color="#DDDDDD", linewidth=0.6, which="both")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=DPI, metadata={"Software": None})
+
+
+def main() -> None:
+    """Score the runs and write what shows them."""
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq lets all through on import
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories of fairseq-sharing train")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--cpu", action="store_true", help="score on the CPU")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path in args.runs:
+        result = evaluate(path, args.cpu)
+        results.append(result)
+        name = f"lm-{result['run']}-seed{result['seed']}"
+        (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        figure = expert_use(result["experts"], result["layer_map"])
+        if figure is not None:
+            figure.savefig(args.output / f"{name}-expert-use.png", dpi=DPI, metadata={"Software": None})
+    told = table(results)
+    (args.output / "language_model.md").write_text(told, encoding="utf-8")
+    draw_curves(results, args.output / "language_model_curves.png")
+    print(told)
+
+
+if __name__ == "__main__":
+    main()

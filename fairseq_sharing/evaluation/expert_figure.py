@@ -1,0 +1,101 @@
+"""The picture of a model with expert banks: how often each layer, in each of its repeats, chose each expert."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What routers choose for, in the order of a layer, and as it is written.
+_KINDS = {
+    "self_attn_value": "self-attention, values",
+    "self_attn_output": "self-attention, outputs",
+    "encoder_attn_value": "cross-attention, values",
+    "encoder_attn_output": "cross-attention, outputs",
+    "ffn": "feed-forward",
+}
+_MOST = 3.0  # times as often as even choices would be, from which on all have one colour
+_ROW = 0.22  # height of a layer's line, in inches
+
+
+def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str, Sequence[int]]) -> Figure | None:
+    """Draw the choices of the last validation: a panel a kind of router, a line a layer, a column an expert.
+
+    Args:
+        experts: of each router (``decoder_ffn_3``: stack, kind, layer from 1) its ``choices``, ``evenness`` and
+            ``dead``, as ``training_log.summarise`` reads them.
+        layer_maps: of each stack, the parameter set of each layer.
+
+    Returns:
+        The picture; None where no choices were logged.
+    """
+    from matplotlib.figure import Figure
+
+    panels = _panels(experts)
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    tallest = max(len(routers) for routers in panels.values())
+    figure = Figure(figsize=(4.6 * columns, lines * (_ROW * tallest + 0.9) + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for place, ((stack, kind), routers) in zip(axes.flat, panels.items(), strict=False):
+        image = _panel(place, f"{stack}: {_KINDS[kind]}", routers, layer_maps.get(stack, ()))
+    for place in list(axes.flat)[len(panels) :]:
+        place.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="max")
+    bar.set_label("chosen, times as often as evenly", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _panels(experts: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
+    """Sort the routers by stack and kind, then by layer."""
+    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for name, router in experts.items():
+        match = re.fullmatch(rf"(encoder|decoder)_({'|'.join(_KINDS)})_(\d+)", name)
+        if match and router.get("choices"):
+            found.setdefault((match[1], match[2]), {})[int(match[3])] = router
+    order = list(_KINDS)
+    return {
+        key: dict(sorted(found[key].items()))
+        for key in sorted(found, key=lambda key: (key[0] != "encoder", order.index(key[1])))
+    }
+
+
+def _panel(axes: Axes, title: str, routers: Mapping[int, Mapping[str, Any]], layer_map: Sequence[int]) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    shares = []
+    for router in routers.values():
+        choices = router["choices"]
+        shares.append([len(choices) * count / max(1, sum(choices)) for count in choices])
+    image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=_MOST)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("expert", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_yticks(range(len(routers)), [_line(number, layer_map) for number in routers])
+    told = axes.secondary_yaxis("right")
+    told.set_yticks(
+        range(len(routers)),
+        [
+            f"{100 * float(router['evenness']):.0f}% even, {100 * float(router['dead']):.0f}% dead"
+            for router in routers.values()
+        ],
+    )
+    told.tick_params(labelsize=6, length=0)
+    return image
+
+
+def _line(number: int, layer_map: Sequence[int]) -> str:
+    """Name a layer by its number, its parameter set and the repeat of that set."""
+    if number > len(layer_map):
+        return str(number)
+    label = layer_map[number - 1]
+    return f"{number}: set {label}, use {list(layer_map[:number]).count(label)}"

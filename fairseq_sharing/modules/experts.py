@@ -1,0 +1,243 @@
+"""Banks of expert matrices: multiply each row by the matrices chosen for it, and sum.
+
+One function, ``expert_linear``, with three back-ends that give the same: ``dense`` multiplies by all matrices and
+keeps what was chosen; ``loop`` and ``grouped`` sort the (row, expert) pairs by expert and multiply each expert's rows
+at once, in a Python loop or by ``torch.nn.functional.grouped_mm``. None of them adds atomically: equal inputs give
+equal bits, forward and backward, whether torch is told to be deterministic or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BACKENDS = ("dense", "loop", "grouped")
+_DENSE_WASTE = 2  # times the products needed that a CPU still makes faster than it sorts
+_ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
+
+
+@dataclass(frozen=True)
+class ExpertOptions:
+    """What all banks of a model have in common.
+
+    Attributes:
+        backend: of ``expert_linear``; chosen by device when None.
+        keep_gathered: keep gathered inputs for the backward pass, as ``expert_linear`` tells.
+        dropout: probability with which an expert cannot be chosen for a token, in training.
+        equal_router_rows: draw router rows of one length, as sigma-MoE prescribes; MoEUT's own runs did not.
+        normalised_banks: scale the initial value and output matrices of attention to one norm over all experts,
+            entry by entry, as MoEUT's runs of all sizes but the smallest did.
+    """
+
+    backend: str | None = None
+    keep_gathered: bool = False
+    dropout: float = 0.0
+    equal_router_rows: bool = False
+    normalised_banks: bool = False
+
+
+class Dispatch:
+    """Which experts each token uses, and the order of the (token, expert) pairs by expert, made when it is needed.
+
+    Args:
+        experts: expert of each pair, (tokens, pairs a token).
+        num_experts: matrices in the bank.
+    """
+
+    def __init__(self, experts: Tensor, num_experts: int):
+        self.experts, self.num_experts = experts, num_experts
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        return self.experts.flatten().sort(stable=True)
+
+    @property
+    def order(self) -> Tensor:
+        """The pairs, those of the first expert first: (M,)."""
+        return self._sorted[1]
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Where each pair stands in ``order``: (M,)."""
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(len(place), device=place.device)
+        return place
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Where the pairs of each expert end in ``order``: (num_experts,), int32. Counted without waiting for a GPU."""
+        experts = torch.arange(self.num_experts, device=self.experts.device)
+        return torch.searchsorted(self._sorted[0], experts, right=True).int()
+
+
+def choose_backend(
+    device: torch.device, shape: torch.Size | tuple[int, int, int], pairs: int, dtype: torch.dtype
+) -> str:
+    """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
+
+    On a CPU, multiplying by all of a small bank is faster than sorting, and a loop is faster than a copy of a bank
+    whose rows grouped_mm wants longer.
+
+    Args:
+        device: where the rows are.
+        shape: of the bank, (num_experts, in, out).
+        pairs: matrices that one token uses.
+        dtype: what is multiplied.
+    """
+    if device.type != "cpu":
+        return "grouped"
+    if shape[0] <= _DENSE_WASTE * pairs:
+        return "dense"
+    return "loop" if any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:]) else "grouped"
+
+
+def expert_linear(
+    x: Tensor,
+    weight: Tensor,
+    dispatch: Dispatch,
+    gates: Tensor | None = None,
+    *,
+    outputs: int = 1,
+    backend: str | None = None,
+    keep_gathered: bool = False,
+) -> Tensor:
+    """Multiply rows by the expert matrices chosen for them, weigh and sum.
+
+    A token has A rows of input, P pairs and O rows of output. Pair p reads input row p // (P / A) and is added to
+    output row p // (P / O): y[t, p // (P / O)] += gates[t, p] * x[t, p // (P / A)] @ weight[experts[t, p]].
+
+    Args:
+        x: rows, (tokens * A, in).
+        weight: the bank, (num_experts, in, out).
+        dispatch: the choice, (tokens, P).
+        gates: weight of each pair, (tokens, P); all 1 when None.
+        outputs: O, a divisor of P.
+        backend: one of ``BACKENDS``; that of the device when None.
+        keep_gathered: keep each pair's input for the backward pass, P / A times the rows, not gather it again.
+
+    Returns:
+        (tokens * O, out), in the precision of autocast where it is on, else in that of ``x``.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    backend = backend or choose_backend(x.device, weight.shape, dispatch.experts.size(1), dtype)
+    with torch.autocast(kind, enabled=False):
+        if backend == "dense":
+            return _dense(x.to(dtype), weight.to(dtype), dispatch.experts, gates, outputs)
+        return _SortedLinear.apply(x, weight, gates, dispatch, outputs, dtype, backend, keep_gathered)
+
+
+def _dense(x: Tensor, weight: Tensor, experts: Tensor, gates: Tensor | None, outputs: int) -> Tensor:
+    """Multiply by every expert; the choice is a matrix of gates that is 0 where an expert was not chosen."""
+    tokens, pairs = experts.shape
+    inputs = len(x) // tokens if tokens else 1
+    assert inputs == 1 or outputs == 1, "no use has several rows on both sides"
+    chosen = (experts[..., None] == torch.arange(len(weight), device=x.device)).to(x.dtype)  # (T, P, E)
+    if gates is not None:
+        chosen = chosen * gates.to(x.dtype)[..., None]
+    if outputs == 1:
+        weights = chosen.view(tokens, inputs, pairs // inputs, len(weight)).sum(2)
+        mixed = torch.einsum("tai,tae->tei", x.view(tokens, inputs, x.size(-1)), weights)
+        return mixed.flatten(1) @ weight.flatten(0, 1)
+    weights = chosen.view(tokens, outputs, pairs // outputs, len(weight)).sum(2)
+    every = torch.einsum("ti,eio->teo", x, weight)
+    return torch.einsum("teo,tbe->tbo", every, weights).flatten(0, 1)
+
+
+class _SortedLinear(torch.autograd.Function):
+    """``expert_linear`` over pairs sorted by expert.
+
+    What a pair reads is gathered again in the backward pass, unless it is to be kept; the bank is cast again too, so
+    that layers that share it do not each keep a copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, gates, dispatch, outputs, dtype, backend, keep_gathered):  # type: ignore[no-untyped-def]
+        pairs = dispatch.experts.size(1)
+        inputs = len(x) // max(len(dispatch.experts), 1) or 1
+        rows = dispatch.order // (pairs // inputs)
+        gathered = x.index_select(0, rows).to(dtype)
+        gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
+        # The gate goes to the narrower side.
+        narrow_input = weight.size(1) <= weight.size(2)
+        sorted_in = gathered * gate if gate is not None and narrow_input else gathered
+        y = _multiply(sorted_in, weight.to(dtype), dispatch.ends, backend)
+        if gate is not None and not narrow_input:
+            y = y * gate
+        ctx.save_for_backward(x, weight, gates, gathered if keep_gathered else None)
+        ctx.call = dispatch, inputs, outputs, dtype, backend
+        return _sum_back(y, dispatch, outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy):  # type: ignore[no-untyped-def]
+        x, weight, gates, gathered = ctx.saved_tensors
+        dispatch, inputs, outputs, dtype, backend = ctx.call
+        pairs = dispatch.experts.size(1)
+        if gathered is None:
+            gathered = x.index_select(0, dispatch.order // (pairs // inputs)).to(dtype)
+        dy = dy.to(dtype).index_select(0, dispatch.order // (pairs // outputs))
+        gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
+        dx = dweight = dgates = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+            ungated = _multiply(dy, weight.to(dtype).transpose(1, 2), dispatch.ends, backend)
+            if gates is not None and ctx.needs_input_grad[2]:
+                products = (ungated * gathered).sum(-1, dtype=gates.dtype)
+                dgates = products[dispatch.place].view_as(gates)
+            if ctx.needs_input_grad[0]:
+                dx = _sum_back(ungated if gate is None else ungated * gate, dispatch, inputs).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            if gate is not None:
+                if weight.size(1) <= weight.size(2):
+                    gathered = gathered * gate
+                else:
+                    dy = dy * gate
+            dweight = _outer(gathered, dy, dispatch.ends, backend).to(weight.dtype)
+        return dx, dweight, dgates, None, None, None, None, None
+
+
+def _sum_back(rows: Tensor, dispatch: Dispatch, count: int) -> Tensor:
+    """Put sorted pairs back in the order of tokens and sum those of one row: (M, C) -> (tokens * count, C)."""
+    pairs = dispatch.experts.size(1)
+    rows = rows.index_select(0, dispatch.place)
+    return rows if pairs == count else rows.view(len(dispatch.experts) * count, pairs // count, rows.size(-1)).sum(1)
+
+
+def _multiply(rows: Tensor, bank: Tensor, ends: Tensor, backend: str) -> Tensor:
+    """Multiply sorted rows by their experts' matrices: (M, in), (E, in, out) -> (M, out)."""
+    if backend == "grouped" and rows.dtype != torch.float64:
+        width = bank.size(2)
+        return F.grouped_mm(_pad(rows, 1), _pad(bank, 1, 2), offs=ends)[:, :width]
+    out = rows.new_zeros(len(rows), bank.size(2))
+    for expert, part in _parts(ends):
+        out[part] = rows[part] @ bank[expert]
+    return out
+
+
+def _outer(left: Tensor, right: Tensor, ends: Tensor, backend: str) -> Tensor:
+    """Sum the outer products of each expert's rows: (M, in), (M, out) -> (E, in, out)."""
+    if backend == "grouped" and left.dtype != torch.float64:
+        sums = F.grouped_mm(_pad(left, 1).t(), _pad(right, 1), offs=ends)
+        return sums[:, : left.size(1), : right.size(1)]
+    sums = left.new_zeros(len(ends), left.size(1), right.size(1))
+    for expert, part in _parts(ends):
+        sums[expert] = left[part].t() @ right[part]
+    return sums
+
+
+def _parts(ends: Tensor) -> list[tuple[int, slice]]:
+    """List the experts that have rows, and where those are."""
+    bounds = [0, *ends.tolist()]
+    return [(e, slice(bounds[e], bounds[e + 1])) for e in range(len(ends)) if bounds[e] < bounds[e + 1]]
+
+
+def _pad(x: Tensor, *dims: int) -> Tensor:
+    """Fill dimensions up with zeros to the multiple that grouped_mm wants: 412 channels are none in bf16."""
+    multiple = _ALIGNMENT // x.element_size()
+    missing = [-x.size(dim) % multiple if dim in dims else 0 for dim in reversed(range(x.dim()))]
+    return F.pad(x, [side for size in missing for side in (0, size)]) if any(missing) else x
