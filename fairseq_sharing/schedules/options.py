@@ -12,7 +12,7 @@ from fairseq_sharing.errors import SharingError
 SCHEDULES = ("unshare", "dynamic", "replay")
 TIED_GRADIENTS = ("mean", "sum", "root")
 # Their state is kept by parameter and made at a parameter's first update.
-OPTIMIZERS = ("adadelta", "adafactor", "adam", "adamax", "nag", "sgd")
+OPTIMIZERS = ("adadelta", "adafactor", "adam", "adamax", "nag", "sgd", "fused_adam")
 DDP_BACKENDS = ("legacy_ddp", "no_c10d")
 
 
