@@ -268,7 +268,7 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
         if any(m.unique[component] for m in models):
             add(f"  {component}", [m.unique[component] for m in models])
     if models[0].banks:
-        add("parameters active for a token", [m.active for m in models])
+        add("active parameters", [m.active for m in models])
     add("effective parameters", [sum(m.effective.values()) for m in models])
     for component in COMPONENTS:
         if any(m.effective[component] != m.unique[component] for m in models):
