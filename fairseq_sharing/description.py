@@ -283,7 +283,7 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
 
 def _bank_table(model: Description) -> Table:
     table = Table(title="expert banks, each once however many layers share it")
-    for column in ("bank", "experts", "used by a token", "parameters"):
+    for column in ("bank", "experts", "active", "parameters"):
         table.add_column(column, justify="left" if column == "bank" else "right")
     for bank in model.banks:
         table.add_row(*(f"{bank[key]:,}" if key != "name" else bank[key] for key in bank))
