@@ -302,7 +302,7 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
         if any(m.unique[component] for m in models):
             add(f"  {component}", [m.unique[component] for m in models])
     if models[0].banks:
-        add("parameters active for a token", [m.active for m in models])
+        add("active parameters", [m.active for m in models])
     add("effective parameters", [sum(m.effective.values()) for m in models])
     for component in COMPONENTS:
         if any(m.effective[component] != m.unique[component] for m in models):
@@ -317,7 +317,7 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
 
 def _bank_table(model: Description) -> Table:
     table = Table(title="expert banks, each once however many layers share it")
-    for column in ("bank", "experts", "used by a token", "parameters"):
+    for column in ("bank", "experts", "active", "parameters"):
         table.add_column(column, justify="left" if column == "bank" else "right")
     for bank in model.banks:
         table.add_row(*(f"{bank[key]:,}" if key != "name" else bank[key] for key in bank))

@@ -34,6 +34,10 @@ class MoEUTStack(SharedStack):
 
         return self.build_tied(build)
 
+    def describe_depth_steps(self) -> str:
+        """Say in words what is added to the stack's layers: nothing."""
+        return ""
+
     def _run(self, layer: nn.Module, *inputs):
         """Apply a layer; its activations are computed again in the backward pass where the options ask for it."""
         if self.cfg.checkpoint_activations and self.training and torch.is_grad_enabled():

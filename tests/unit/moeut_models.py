@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 from fairseq import models
-from sharing_cases import LAYERS, Case
+from sharing_cases import CASES, LAYERS, Case
 from tiny_models import EMBED, arguments, dictionary, perturb
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ BANKS = {
     "ffn_top_k": 2,
     "expert_dim": 8,
 }
+# Without those for fairseq's own layers only.
+MOEUT_CASES = [case for case in CASES if "fast" not in case.options]
 SIZES = LayerSizes(EMBED, 2, 8, 4, 2, 6, 2, 8, 4)
 
 

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fairseq import models
-from moeut_models import build_moeut, decoder_options
-from sharing_cases import CASES
+from moeut_models import MOEUT_CASES, build_moeut, decoder_options
 from tiny_models import EMBED, EOS, VOCABULARY, assert_equal_models, dictionary, perturb
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,7 +95,7 @@ def test_active_parameters_are_those_of_chosen_experts():
     assert model.active_parameters() == 243_326_784 - inactive
 
 
-SHARED = [pytest.param(decoder_options(case), id=case.name) for case in CASES if decoder_options(case)]
+SHARED = [pytest.param(decoder_options(case), id=case.name) for case in MOEUT_CASES if decoder_options(case)]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fairseq import models, options
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from moeut_models import build_moeut, build_moeut_case
+from moeut_models import MOEUT_CASES, build_moeut, build_moeut_case
 from sharing_cases import BY_NAME, LAYERS
 from test_decoding import check_step_by_step
 from tiny_models import PAD, assert_equal_models, batch, dictionary, loss, perturb
@@ -21,6 +21,12 @@ from fairseq_sharing.layer_map import StackSharing, num_unique
 from fairseq_sharing.models import moeut_stacks
 
 CYCLE = {"sharing": "cycle", "unique_layers": 3}
+
+
+@pytest.fixture(params=MOEUT_CASES, ids=lambda case: case.name)
+def case(request):
+    """Each strategy, a custom map, partial scopes, and stacks that differ."""
+    return request.param
 
 
 @pytest.fixture
