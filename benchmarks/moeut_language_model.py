@@ -1,8 +1,8 @@
 """Bring trained language models together: test perplexity, size, operations and speed in a table, with their pictures.
 
-Run: python benchmarks/moeut_language_model.py runs/news_commentary_en/{dense,moeut}-seed1 --output results/moeut
+Run: python benchmarks/moeut_language_model.py runs/news_commentary_lm/{dense,moeut}-seed1 --output results/moeut
 
-Each run is one of ``fairseq-sharing train``. Its last checkpoint is scored by ``fairseq-eval-lm`` on the test part, in
+Each run is one of ``fairseq-sharing train``. Its last checkpoint is scored by ``fairseq-eval-lm`` on every test set, in
 sequences as long as those that it was trained on. Written: a JSON file a run, language_model.md, learning curves, and
 how often each layer of a model with expert banks chose each expert.
 """
@@ -33,18 +33,15 @@ def evaluate(path: Path, cpu: bool) -> dict:
     config, record, log = run.config(), run.record(), summarise(run.log_records())
     checkpoint = run.checkpoints / "checkpoint_last.pt"
     length = int(config.train.tokens_per_sample)
-    words = [f"{record['data']}/bin", "--user-dir", PACKAGE_DIR, "--path", checkpoint, "--gen-subset", "test"]
+    manifest = json.loads((Path(record["data"]) / "manifest.json").read_text(encoding="utf-8"))
+    words = [f"{record['data']}/bin", "--user-dir", PACKAGE_DIR, "--path", checkpoint]
     words += ["--task", "language_modeling", "--tokens-per-sample", length]
     words += ["--sample-break-mode", config.train.sample_break_mode, "--max-tokens", 32 * length]
     command = [sys.executable, "-P", "-m", "fairseq_cli.eval_lm", *map(str, words), *(["--cpu"] if cpu else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", done.stdout + done.stderr)
-    if not found:
-        raise SharingError(f"{path}: fairseq-eval-lm gave no perplexity: {done.stderr.strip()[-300:]}")
+    tests = {test["name"]: _score([*command, "--gen-subset", test["subset"]]) for test in manifest["tests"]}
     model = describe_checkpoint(checkpoint)
     vocabulary = len((Path(record["data"]) / "bin/dict.txt").read_text(encoding="utf-8").splitlines()) + 4
     description = measure(str(config.run), model_arguments(config.train), vocabulary, length)
-    manifest = json.loads((Path(record["data"]) / "manifest.json").read_text(encoding="utf-8"))
     return {
         "run": str(config.run),
         "seed": int(config.seed),
@@ -54,8 +51,8 @@ def evaluate(path: Path, cpu: bool) -> dict:
         "parameters": {**model["parameters"], "active": description.active or model["parameters"]["unique"]},
         "macs_per_token": description.macs // length,
         "updates": model["updates"],
-        "tokens": {"training": manifest["tokens"]["train"], "test": manifest["tokens"]["test"]},
-        "test": {"loss_base_2": float(found[-1][0]), "perplexity": float(found[-1][1])},
+        "training_sentences": manifest["train"]["lines"],
+        "tests": tests,
         "valid": log.valid,
         "experts": log.experts,
         "tokens_per_second": log.tokens_per_second,
@@ -63,11 +60,22 @@ def evaluate(path: Path, cpu: bool) -> dict:
     }
 
 
+def _score(command: list[str]) -> dict[str, float]:
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", done.stdout + done.stderr)
+    if not found:
+        raise SharingError(f"{' '.join(command)}: gave no perplexity: {done.stderr.strip()[-300:]}")
+    return {"loss_base_2": float(found[-1][0]), "perplexity": float(found[-1][1])}
+
+
 def table(results: list[dict]) -> str:
     """Write the Markdown table."""
+    tests = list(results[0]["tests"])
     lines = [
-        "| model | layers, sets | parameters | active for a token | MACs a token | updates | tokens/s | valid | test |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| model | layers, sets | parameters | active for a token | MACs a token | updates | tokens/s | valid | "
+        + " | ".join(tests)
+        + " |",
+        "|---|---|" + "---:|" * (6 + len(tests)),
     ]
     for result in results:
         layer_map = result["layer_map"]["decoder"]
@@ -77,7 +85,7 @@ def table(results: list[dict]) -> str:
             f"| {result['run']}, seed {result['seed']} | {len(layer_map)}, {len(set(layer_map))} "
             f"| {result['parameters']['unique']:,} | {result['parameters']['active']:,} "
             f"| {result['macs_per_token']:,} | {result['updates']:,} | {f'{speed:,.0f}' if speed else '-'} "
-            f"| {valid:.2f} | {result['test']['perplexity']:.2f} |"
+            f"| {valid:.2f} | " + " | ".join(f"{result['tests'][name]['perplexity']:.2f}" for name in tests) + " |"
         )
     return "\n".join(lines) + "\n"
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from types import SimpleNamespace
 
 import pytest
 from sharing_cases import CASES, NORMS
 
-# Before torch is imported: some virtual machines announce matrix units (AMX) that they then refuse to run.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+from fairseq_sharing import compat  # noqa: F401  mends bf16 on some machines, before the first matrix product
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
