@@ -150,7 +150,7 @@ class FastAttention(MultiheadAttention):
             # Hypotheses of a beam look at one source: to the kernel they are more positions of one query.
             q = q.view(k.size(0), -1, heads, length, width).transpose(1, 2).flatten(2, 3)
         dropping = self.training or self.dropout_module.apply_during_inference
-        with torch.autocast(q.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
         if batch != k.size(0):
             x = x.unflatten(2, (-1, length)).transpose(1, 2).reshape(batch, heads, length, width)
