@@ -112,9 +112,10 @@ def test_gradient_of_a_shared_tensor_is_the_sum_over_separate_copies(case, model
         summed[source] = summed.get(source, 0) + parameter.grad
     ours = dict(model.named_parameters())
     assert ours.keys() == summed.keys()
+    rounding = 1e-5 if case.options.get("fast") else 2e-6  # other kernels, another order of adding up
     for name, parameter in ours.items():
         scale = summed[name].abs().max().clamp(min=1.0)
-        torch.testing.assert_close(parameter.grad / scale, summed[name] / scale, rtol=0, atol=2e-6, msg=name)
+        torch.testing.assert_close(parameter.grad / scale, summed[name] / scale, rtol=0, atol=rounding, msg=name)
 
 
 def test_optimizer_sees_each_tensor_once(case, norm):
@@ -125,7 +126,9 @@ def test_optimizer_sees_each_tensor_once(case, norm):
     loss(model, batch()).backward()
     optimizer.step()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), before[name] - 0.1 * parameter.grad, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            parameter.detach(), before[name] - 0.1 * parameter.grad, rtol=1e-6, atol=1e-6, msg=name
+        )
 
 
 def test_ties_survive_half_precision_and_copying(case, model):
