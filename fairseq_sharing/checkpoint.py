@@ -230,12 +230,13 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
         raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
-    if model_args.get("admin", "off") != "off":
-        raise SharingError("--materialise: stock fairseq has no --admin; allowed: --to ctranslate2")
-    for option in ("depth_signal", "act"):
+    for option in ("admin", "depth_signal", "act"):
         if model_args.get(option, "off") != "off":
             flag = f"--{option.replace('_', '-')} {model_args[option]}"
-            raise SharingError(f"--materialise cannot write a model with {flag}: stock fairseq has no such layers")
+            allowed = "; allowed: --to ctranslate2" if option == "admin" else ""
+            raise SharingError(
+                f"--materialise cannot write a model with {flag}: stock fairseq has no such layers{allowed}"
+            )
     if model_args.get("position_per_depth"):
         raise SharingError("--materialise cannot write a model with --position-per-depth: stock fairseq has it not")
     state = dict(checkpoint["model"])
