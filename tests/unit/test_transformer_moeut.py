@@ -16,6 +16,7 @@ from test_decoding import check_step_by_step
 from tiny_models import PAD, assert_equal_models, batch, dictionary, loss, perturb
 
 from fairseq_sharing import checkpoint
+from fairseq_sharing.averaging import average_checkpoints
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing, num_unique
 from fairseq_sharing.models import moeut_stacks
@@ -169,7 +170,7 @@ def test_a_saved_model_loads_each_tensor_once(case, moeut, tmp_path):
     paths = [tmp_path / "1.pt", tmp_path / "2.pt"]
     for path in paths:
         checkpoint.save_atomically({"model": state}, path)
-    checkpoint.average_checkpoints(paths, tmp_path / "average.pt")
+    average_checkpoints(paths, tmp_path / "average.pt")
     loaded = build_moeut(seed=8, **{"sharing": "none", **case.options})
     loaded.load_state_dict(checkpoint.load_checkpoint(tmp_path / "average.pt")["model"])
     assert_equal_models(moeut, loaded)

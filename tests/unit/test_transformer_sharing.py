@@ -149,7 +149,7 @@ def test_activations_are_recomputed_in_bf16(option, fast):
 
 def test_bf16_trains_in_bf16_and_evaluates_in_fp32(case, norm):
     model = build_case(case, norm, precision="bf16")
-    fp32 = build_case(case, norm)
+    fp32 = build_case(case, norm).eval()
     output = model.train()(**batch())[0]
     assert output.dtype == torch.bfloat16
     with torch.no_grad():
