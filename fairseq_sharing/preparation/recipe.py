@@ -263,7 +263,7 @@ def build_recipe(
         generator=content.get("generator"),
         exclude_held_out=bool(content.get("exclude_held_out", False)),
         cleaning=_cleaning(where, content, given),
-        tokenizer=_tokenizer(content, given, subword["name"]),
+        tokenizer=_tokenizer(where, content, given, subword["name"]),
         subword=subword,
     )
 
@@ -294,7 +294,9 @@ def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], p
     return {"name": "none"}
 
 
-def _tokenizer(content: Mapping[str, Any], given: Mapping[str, Any], subword: str) -> dict[str, Any]:
+def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any], subword: str) -> dict[str, Any]:
+    if not isinstance(content.get("tokenizer", {}), Mapping):
+        raise SharingError(f"{where}: tokenizer may have name and its settings, got {content['tokenizer']}")
     tokenizer = dict(content.get("tokenizer", {}))
     if "tokenizer" in given:
         tokenizer["name"] = given["tokenizer"]

@@ -88,6 +88,10 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
             },
             "train.en needs a path, or a url or file and its sha256 (64 digits, or unknown)",
         ),
+        (
+            {"source_lang": "en", "splits": {}, "tokenizer": "none"},
+            "dataset mine: tokenizer may have name and its settings, got none",
+        ),
     ],
 )
 def test_bad_recipes_are_refused(content: dict, message: str):
