@@ -17,8 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-from record import write
-
 SHARED = ["--sharing", "cycle_rev", "--unique-layers", "6"]
 FAST = ["--fast", "--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
 PLAIN = ["--optimizer", "adam", "--criterion", "label_smoothed_cross_entropy"]
@@ -170,6 +168,9 @@ def main() -> None:
     if args.data is None:
         parser.error("--data is needed: a directory that fairseq-sharing prepare has made")
 
+    # Not for the timed processes: stock fairseq runs without this package.
+    from record import environment, write
+
     data = args.data / "bin"
     vocabulary = 4 + len((data / "dict.de.txt").read_text(encoding="utf-8").splitlines())
     peak = matmul_peak(args.device, args.threads, args.precision)
@@ -191,8 +192,8 @@ def main() -> None:
             flush=True,
         )
     write(
-        args.output,
         {
+            **environment(),
             "device": args.device,
             "threads": args.threads,
             "precision": {"ours": args.precision, "fairseq": args.stock_precision},
@@ -202,6 +203,7 @@ def main() -> None:
             "matmul_peak_flops": peak,
             "pairs": rows,
         },
+        args.output,
     )
 
 
