@@ -261,7 +261,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 _SHARING_OPTION = re.compile(
-    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|"
+    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|compile|"
     r"admin|depth_signal|position_per_depth|act|act_epsilon"
 )
 

@@ -63,6 +63,7 @@ _FIXED = {
     "position_per_depth": (False, "positions are rotary"),
     "act": ("off", "all layers are applied to every token"),
     "fast": (False, "its dropout and attention are those of fairseq's layers"),
+    "compile": (False, "it compiles fairseq's layers"),
     "offload_activations": (False, "use --checkpoint-activations"),
     "base_layers": (0, "layers have expert banks of their own"),
     "quant_noise_pq": (0, "expert banks are no linear layers"),

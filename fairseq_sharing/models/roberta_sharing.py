@@ -40,7 +40,7 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
         super().__init__(args, encoder)
         self.cfg = args
         self.watch_state_dict()
-        self.start_fast(args.fast)
+        self.start_fast(args)
 
     @classmethod
     def hub_models(cls):

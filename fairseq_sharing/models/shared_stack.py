@@ -24,6 +24,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
 from fairseq_sharing.models.depth_steps import DepthSteps
 from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
+from fairseq_sharing.modules.compiled_layer import compile_layers
 from fairseq_sharing.modules.dropout import use_fast_dropout
 from fairseq_sharing.modules.fast_attention import use_fast_attention
 from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names
@@ -182,11 +183,13 @@ class SharingModel:
                     torch.distributed.broadcast(layer.residual_weight.data, src=0)
         self.admin_pending = False
 
-    def start_fast(self, fast: bool) -> None:
-        """Let dropout and attention run fast where asked for; call it when the model is built."""
-        if fast:
+    def start_fast(self, options: Any) -> None:
+        """Let dropout and attention run fast, and layers compiled, where asked for; call it when the model is built."""
+        if options.fast:
             use_fast_dropout(self)
             use_fast_attention(self)
+        if options.compile:
+            compile_layers(self)
 
     def with_ponder(self, output: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
         """Put what each stack with ACT spent on this forward pass beside the model's output, for the criterion."""

@@ -69,6 +69,11 @@ class SharingOptions(FairseqDataclass):
         "fused_label_smoothed_cross_entropy",
         False,
     )
+    compile: bool = _option(
+        "with --fast: train the layers in compiled form, one graph for all depths of a stack; the first updates wait "
+        "for the compiler",
+        False,
+    )
 
 
 def add_sharing_args(parser: ArgumentParser) -> None:
@@ -132,6 +137,12 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _validate_depth_steps(args, stacks)
+    if getattr(args, "compile", False):
+        for flag in ("checkpoint_activations", "offload_activations"):
+            _refuse(args, flag, "a layer recomputed by --compile would draw other dropout masks", False)
+        _refuse(args, "cross_self_attention", "--compile projects the source before the layer", False)
+        if not getattr(args, "fast", False):
+            raise SharingError("--compile needs --fast, whose attention it compiles")
     if getattr(args, "precision", "fp32") == "bf16":
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)

@@ -30,7 +30,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         super().__init__(decoder)
         self.cfg = decoder.cfg
         self.watch_state_dict()
-        self.start_fast(self.cfg.fast)
+        self.start_fast(self.cfg)
 
     @classmethod
     def hub_models(cls):

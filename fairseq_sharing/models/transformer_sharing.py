@@ -68,7 +68,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         super().__init__(args, encoder, decoder)
         self.watch_state_dict()
         self.start_admin(args.admin)
-        self.start_fast(args.fast)
+        self.start_fast(args)
 
     @classmethod
     def hub_models(cls):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from fairseq.modules import MultiheadAttention
@@ -45,13 +46,16 @@ class FastAttention(MultiheadAttention):
 
     In cross-attention, layers that share their projections project the source once. Where attention weights are asked
     for, fairseq's own code runs.
+
+    A compiled layer gets what its graph should not have to make: as ``key`` the pair of ``shared_source``, as
+    ``key_padding_mask`` what ``full_mask`` gives.
     """
 
     def forward(
         self,
         query: Tensor,
-        key: Tensor | None,
-        value: Tensor | None,
+        key: Tensor | tuple[Tensor, Tensor] | None,
+        value: Tensor | tuple[Tensor, Tensor] | None,
         key_padding_mask: Tensor | None = None,
         incremental_state: State | None = None,
         need_weights: bool = True,
@@ -64,9 +68,9 @@ class FastAttention(MultiheadAttention):
 
         Args:
             query: T x B x C.
-            key: S x B x C, or None where the decoding cache has it; T x B x C in self-attention.
+            key: S x B x C, or None where the decoding cache has it; T x B x C in self-attention; or a projected source.
             value: the same as the key.
-            key_padding_mask: B x S, True at padding.
+            key_padding_mask: B x S, True at padding; or a whole mask to add, B x 1 x (1 or T) x S.
             incremental_state: the decoding cache of all modules.
             need_weights: whether the attention weights are wanted.
             static_kv: whether keys in the cache are complete.
@@ -77,6 +81,14 @@ class FastAttention(MultiheadAttention):
         Returns:
             The attended values, T x B x C, and the weights where asked for.
         """
+        if key_padding_mask is not None and key_padding_mask.is_floating_point():
+            if isinstance(key, tuple):
+                (q,), (k, v) = self._project(query, "q_proj"), key
+            else:
+                q, k, v = self._project(query, "q_proj", "k_proj", "v_proj")
+            return self._attend(q, k, v, key_padding_mask), None
+        assert not isinstance(key, tuple)
+        assert not isinstance(value, tuple)
         if need_weights or need_head_weights or before_softmax:
             return super().forward(
                 query,
@@ -101,7 +113,7 @@ class FastAttention(MultiheadAttention):
                 assert key is not None
                 # The hypotheses of a beam have the same source.
                 step = self.beam_size if incremental_state is not None and key.size(1) == query.size(1) else 1
-                k, v = self._project_source(key[:, ::step]) if step > 1 else self._shared_source(key)
+                k, v = self._project_source(key[:, ::step]) if step > 1 else self.shared_source(key)
                 if key_padding_mask is not None:
                     key_padding_mask = key_padding_mask[::step]
         if saved is not None:
@@ -115,6 +127,10 @@ class FastAttention(MultiheadAttention):
             saved.update(prev_key=k, prev_value=v, prev_key_padding_mask=key_padding_mask)
             self._set_input_buffer(incremental_state, saved)
         return self._attend(q, k, v, _mask(key_padding_mask, attn_mask, q)), None
+
+    def _get_input_buffer(self, incremental_state: State | None) -> dict[str, Any]:
+        # fairseq looks up a name that each module has for itself, which would make a compiled graph that module's only.
+        return {} if incremental_state is None else super()._get_input_buffer(incremental_state)
 
     def _project(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
         # T x B x C -> for each name B x H x T x D
@@ -134,7 +150,8 @@ class FastAttention(MultiheadAttention):
     def _project_source(self, source: Tensor) -> tuple[Tensor, ...]:
         return self._project(source, "k_proj", "v_proj")
 
-    def _shared_source(self, source: Tensor) -> tuple[Tensor, ...]:
+    def shared_source(self, source: Tensor) -> tuple[Tensor, ...]:
+        """Project a source, S x B x C, to keys and values, B x H x S x D each; once a pass for all that share them."""
         cache = _cache.get()
         if cache is None:
             return self._project_source(source)
@@ -174,16 +191,34 @@ def _supported(attention: MultiheadAttention) -> bool:
     return plain and attention.bias_k is None and not attention.add_zero_attn and not attention.use_xformers
 
 
-def _mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Give one mask to add to the scores, B x 1 x (1 or T) x S; None where nothing is masked."""
-    if key_padding_mask is None and attn_mask is None:
+def full_mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tensor, src_len: int) -> Tensor:
+    """Give the mask to add to the scores, B x 1 x (1 or T) x S, also where nothing is masked.
+
+    Args:
+        key_padding_mask: B x S, True at padding.
+        attn_mask: T x S, added to the scores.
+        x: what attends, T x B x C.
+        src_len: S.
+    """
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    shape = (x.size(1), 1, 1 if attn_mask is None else x.size(0), src_len)
+    made = _mask(key_padding_mask, attn_mask, x.new_empty((), dtype=dtype), shape)
+    assert made is not None
+    return made
+
+
+def _mask(
+    key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor, shape: tuple[int, ...] | None = None
+) -> Tensor | None:
+    """Give one mask to add to the scores, B x 1 x (1 or T) x S; None where nothing is masked and no shape is wanted."""
+    if key_padding_mask is None and attn_mask is None and shape is None:
         return None
     cache = _cache.get()
     dtype = torch.float32 if q.device.type == "cpu" else q.dtype
-    identity = (id(key_padding_mask), id(attn_mask), dtype)
+    identity = (id(key_padding_mask), id(attn_mask), dtype, shape)
     if cache is not None and identity in cache.masks:
         return cache.masks[identity][1]
-    mask = q.new_zeros((), dtype=dtype)
+    mask = q.new_zeros(shape or (), dtype=dtype)
     if attn_mask is not None:
         mask = mask + attn_mask.to(dtype)
     if key_padding_mask is not None:
