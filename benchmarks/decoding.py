@@ -2,7 +2,8 @@
 
 Run: python benchmarks/decoding.py RUN [--output results/speed/decoding.json]
 
-RUN is a run directory of fairseq-sharing train. fairseq-generate is timed by its own clock, which counts the search
+RUN is a run directory of fairseq-sharing train; translated are --sentences of its test set, spread over all of it.
+fairseq-generate is timed by its own clock, which counts the search
 alone, at the --max-tokens with which it is fastest. CTranslate2 is timed from plain text to plain text, preparation
 included. "one by one" gives both one sentence at a time, the same --shards-th part of the sentences. All of one round
 are timed before the next round begins; the table has medians. "same" is the share of sentences of which both write the
@@ -15,13 +16,14 @@ ratio on a machine that is busy with other work.
 import argparse
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,27 @@ class Task:
     @property
     def cores(self) -> int:
         return 1 if self.clock == "cpu" else cpu_cores()
+
+
+def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) -> ModelFiles:
+    """Write chosen sentences of a binarised test set as a data directory of their own, for fairseq-generate."""
+    from fairseq.data import Dictionary, data_utils, indexed_dataset
+
+    assert files.dictionaries is not None
+    assert files.languages is not None
+    folder.mkdir()
+    pair = "-".join(files.languages[side] for side in ("source", "target"))
+    for language in files.languages.values():
+        name = f"dict.{language}.txt"
+        shutil.copy(files.dictionaries / name, folder / name)
+        dictionary = Dictionary.load(str(folder / name))
+        sentences = data_utils.load_indexed_dataset(str(files.dictionaries / f"{subset}.{pair}.{language}"), dictionary)
+        prefix = str(folder / f"{subset}.{pair}.{language}")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", vocab_size=len(dictionary))
+        for number in chosen:
+            builder.add_item(sentences[number])
+        builder.finalize(f"{prefix}.idx")
+    return replace(files, dictionaries=folder)
 
 
 @dataclass
@@ -171,6 +194,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     references = list(read_lines(files.manifest / test["reference"]))
     search = Search(beam=args.beam, lenpen=args.lenpen)
     exported = export(files, folder / "model")
+    count = min(args.sentences, len(lines))
+    chosen = [number * len(lines) // count for number in range(count)]
+    files = choose(files, test["subset"], chosen, folder / "data")
+    lines, references = ([text[number] for number in chosen] for text in (lines, references))
 
     task = Task(files, test["subset"], search, args.clock)
     fastest = fastest_setting(task, args.max_tokens)
@@ -252,6 +279,7 @@ def main() -> None:
     parser.add_argument("model", metavar="RUN")
     parser.add_argument("--data", type=Path, help="prepared data, if they moved")
     parser.add_argument("--test", help="name of the test set; the first of the data")
+    parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--lenpen", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)

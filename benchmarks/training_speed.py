@@ -8,14 +8,12 @@ of 4,096 target tokens of the data's own lengths. Stock fairseq runs without thi
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
-import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from record import environment, write
+from training_process import Side
 
 SHARED = ["--sharing", "cycle_rev", "--unique-layers", "6"]
 FAST = ["--fast", "--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
@@ -40,85 +38,6 @@ def flags(data: str, ours: bool, layers: int, options: list[str], device: str, p
     plugin = Path(__file__).resolve().parents[1] / "fairseq_sharing"
     words += ["--user-dir", str(plugin), "--arch", "transformer_sharing", "--precision", precision]
     return [*words, *FAST, *options]
-
-
-def serve(words: list[str], threads: int, batches: int) -> None:
-    """Build a trainer in this process; for every line on standard input, time an update on each batch."""
-    import torch
-    from fairseq import options, tasks, utils
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-    from fairseq.trainer import Trainer
-
-    torch.set_num_threads(threads)
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
-    utils.import_user_module(cfg.common)
-    torch.manual_seed(1)
-    task = tasks.setup_task(cfg.task)
-    model = task.build_model(cfg.model)
-    trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
-    task.load_dataset("train")
-    iterator = task.get_batch_iterator(
-        task.dataset("train"), max_tokens=4096, max_positions=(1024, 1024), ignore_invalid_inputs=True, seed=1
-    ).next_epoch_itr(shuffle=True)
-    samples = [sample for _, sample in zip(range(batches), iterator, strict=False)]
-    trainer.begin_epoch(1)
-    trainer.train_step([samples[0]])
-    print(json.dumps({"ready": sum(p.numel() for p in model.parameters())}), flush=True)
-    for _ in sys.stdin:
-        seconds, tokens = 0.0, 0
-        for sample in samples:
-            began = time.perf_counter()
-            trainer.train_step([sample])
-            if not cfg.common.cpu:
-                torch.cuda.synchronize()
-            seconds += time.perf_counter() - began
-            tokens += sample["ntokens"]
-        peak = torch.cuda.max_memory_allocated() if not cfg.common.cpu else resource.getrusage(0).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak}), flush=True)
-
-
-class Side:
-    """One side of a pair, in a process of its own that lives as long as the pair is timed."""
-
-    def __init__(self, words: list[str], threads: int, batches: int):
-        job = json.dumps({"words": words, "threads": threads, "batches": batches})
-        command = [sys.executable, __file__, "--serve", job]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        self.parameters = self._answer()["ready"]
-        self.runs: list[dict] = []
-
-    def _answer(self) -> dict:
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit(f"a training ended early; run it to see why: {' '.join(self.process.args)}")
-
-    def time(self) -> None:
-        """Run all batches once."""
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.runs.append(self._answer())
-
-    def close(self) -> dict:
-        """End the process and give the medians."""
-        self.process.stdin.close()
-        self.process.wait()
-        speeds = [run["tokens"] / run["seconds"] for run in self.runs]
-        return {
-            "tokens_per_second": statistics.median(speeds),
-            "fastest": max(speeds),
-            "slowest": min(speeds),
-            "parameters": self.parameters,
-            "peak_bytes": max(run["peak_bytes"] for run in self.runs),
-        }
 
 
 def matmul_peak(device: str, threads: int, precision: str) -> float:
@@ -152,37 +71,32 @@ def training_flops(layers: int, vocabulary: int, width: int = 512, ffn: int = 20
 def main() -> None:
     """Time every pair in turn, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a prepared data directory")
+    parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batches", type=int, default=4, help="updates of a timed turn")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="ours")
     parser.add_argument("--stock-precision", choices=["fp32", "fp16", "bf16", "amp"], default="fp32", help="fairseq's")
+    parser.add_argument("--compile", action="store_true", help="ours with --compile")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the pairs")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve:
-        serve(**json.loads(args.serve))
-        return
-    if args.data is None:
-        parser.error("--data is needed: a directory that fairseq-sharing prepare has made")
-
-    # Not for the timed processes: stock fairseq runs without this package.
-    from record import environment, write
-
     data = args.data / "bin"
     vocabulary = 4 + len((data / "dict.de.txt").read_text(encoding="utf-8").splitlines())
     peak = matmul_peak(args.device, args.threads, args.precision)
     rows = {}
-    for name, (options, layers, stock_layers) in PAIRS.items():
+    for name in args.pairs:
+        options, layers, stock_layers = PAIRS[name]
+        options = [*options, "--compile"] if args.compile else options
         ours = flags(str(data), True, layers, options, args.device, args.precision)
         stock = flags(str(data), False, stock_layers, [], args.device, args.stock_precision)
         sides = [Side(words, args.threads, args.batches) for words in (ours, stock)]
         for _ in range(args.runs):
             for side in sides:
                 side.time()
-        measured, peer = (side.close() for side in sides)
+        profiles = [side.profile() for side in sides]
+        measured, peer = ({**side.close(), "profile": told} for side, told in zip(sides, profiles, strict=True))
         ratio = measured["tokens_per_second"] / peer["tokens_per_second"]
         share = measured["tokens_per_second"] * training_flops(layers, vocabulary) / peak
         rows[name] = {"ours": measured, "fairseq": peer, "ratio": ratio, "share_of_matmul_peak": share}
@@ -197,6 +111,7 @@ def main() -> None:
             "device": args.device,
             "threads": args.threads,
             "precision": {"ours": args.precision, "fairseq": args.stock_precision},
+            "compile": args.compile,
             "runs": args.runs,
             "updates_a_run": args.batches,
             "vocabulary": vocabulary,

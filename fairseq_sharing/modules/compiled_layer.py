@@ -55,7 +55,7 @@ def compiled(kind: type[nn.Module]) -> Callable[..., Any]:
 def _run(layer: Any, *args: Any, **kwargs: Any) -> Any:
     # Lengths that happen to be equal in a first batch must not be taken for one length.
     with _shapes.patch(use_duck_shape=False):
-        return compiled(type(layer))(layer, *args, **kwargs)  # type: ignore[arg-type]  mypy knows no hash of classes
+        return compiled(type(layer))(layer, *args, **kwargs)  # type: ignore[arg-type]
 
 
 def _encoder_layer(

@@ -1,0 +1,65 @@
+"""Time the training of the rows of the paper's table, relative to Vanilla, beside the paper's own column.
+
+Run: python benchmarks/row_speed.py --data data/news_commentary [--output results/speed/rows_cpu.json]
+
+Each row trains as its file in configs/wmt16_en_de/ says (d_model 512 or 1024, dropout 0.3, the fast path), but for the
+tokens of a batch and the precision. All rows are timed in turn, whole updates, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from record import environment, write
+from training_process import Side
+
+from fairseq_sharing.evaluation.paper import ROWS
+from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.training.config import compose, fairseq_arguments
+
+
+def flags(row: str, data: Path, device: str, precision: str, tokens: int) -> list[str]:
+    """Give the flags of fairseq-train for a row."""
+    config = compose(f"configs/wmt16_en_de/{row}.yaml", [f"train.precision={precision}", f"train.max_tokens={tokens}"])
+    words = [str(data / "bin"), "--user-dir", str(PACKAGE_DIR), *fairseq_arguments(config.train)]
+    return [*words, "--distributed-world-size", "1", *(["--cpu"] if device == "cpu" else [])]
+
+
+def main() -> None:
+    """Time all rows in turn, print the column and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="prepared data with a vocabulary of about 32,000")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="vanilla is always among them")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a batch")
+    parser.add_argument("--batches", type=int, default=1, help="updates of a timed turn")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    rows = [row for row in ROWS if row == "vanilla" or row in args.rows]
+    sides = {}
+    for row in rows:
+        words = flags(row, args.data, args.device, args.precision, args.tokens)
+        sides[row] = Side(words, args.threads, args.batches)
+    for _ in range(args.runs):
+        for side in sides.values():
+            side.time()
+    measured = {row: side.close() for row, side in sides.items()}
+    vanilla = measured["vanilla"]["tokens_per_second"]
+    print(f"{'row':20} {'parameters':>12} {'tokens/s':>9} {'relative':>9} {'paper':>6}")
+    for row, found in measured.items():
+        found.update(relative=found["tokens_per_second"] / vanilla, paper=ROWS[row].speed)
+        told = "-" if found["paper"] is None else f"{found['paper']:.2f}"
+        speed = f"{found['tokens_per_second']:9.0f} {found['relative']:9.2f}"
+        print(f"{ROWS[row].title:20} {found['parameters']:12,} {speed} {told:>6}")
+    settings = {"device": args.device, "threads": args.threads, "precision": args.precision}
+    sizes = {"tokens": args.tokens, "batches": args.batches, "runs": args.runs}
+    write({**environment(), **settings, **sizes, "rows": measured}, args.output)
+
+
+if __name__ == "__main__":
+    main()
