@@ -1,0 +1,59 @@
+"""Train the same real run in fp32 with several seeds and in bf16, and compare the final validation losses.
+
+Run: python benchmarks/precision_loss.py --runs runs/precision [--output results/speed/precision_loss.json]
+
+The runs are those of configs/speed/precision.yaml, on data/multi30k; what is trained already is not trained again.
+Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from record import environment, write
+
+from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.training.run_directory import RunDirectory
+
+CONFIG = "configs/speed/precision.yaml"
+
+
+def train(precision: str, seed: int, runs: Path, changes: list[str]) -> RunDirectory:
+    """Train a run, or go on with it."""
+    path = runs / f"{precision}-seed{seed}"
+    words = [CONFIG, f"seed={seed}", f"train.precision={precision}", *changes, "--out", str(path)]
+    subprocess.run([sys.executable, "-P", "-m", "fairseq_sharing", "train", *words], check=True)
+    return RunDirectory(path)
+
+
+def main() -> None:
+    """Train all runs, print their losses and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of fp32")
+    parser.add_argument("--bf16-seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
+    args = parser.parse_args()
+    rows = []
+    for precision, seeds in (("fp32", args.seeds), ("bf16", args.bf16_seeds)):
+        for seed in seeds:
+            curve = summarise(train(precision, seed, args.runs, args.changes).log_records()).valid
+            row = {"precision": precision, "seed": seed, "updates": curve["updates"], "valid_loss": curve["loss"]}
+            rows.append(row)
+            print(f"{precision} seed {seed}: validation loss {row['valid_loss'][-1]:.3f}", flush=True)
+    final = {p: [row["valid_loss"][-1] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}
+    mean, deviation = statistics.mean(final["fp32"]), statistics.stdev(final["fp32"])
+    within = [min(final["fp32"]) <= loss <= max(final["fp32"]) for loss in final["bf16"]]
+    spread = f"{min(final['fp32']):.3f} to {max(final['fp32']):.3f}"
+    print(f"fp32: mean {mean:.3f}, standard deviation {deviation:.3f}, {spread}; bf16 within: {within}")
+    summary = {"mean": mean, "standard_deviation": deviation, "least": min(final["fp32"]), "most": max(final["fp32"])}
+    write({**environment(), "config": CONFIG, "changes": args.changes, "runs": rows, "fp32": summary}, args.output)
+
+
+if __name__ == "__main__":
+    main()
