@@ -3,7 +3,7 @@
 Run: python benchmarks/precision_loss.py --runs runs/precision [--output results/speed/precision_loss.json]
 
 The runs are those of configs/speed/precision.yaml, on data/multi30k; what is trained already is not trained again.
-Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees the same batches.
+Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees its batches.
 """
 
 from __future__ import annotations

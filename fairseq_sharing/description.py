@@ -1,6 +1,6 @@
-"""What an experiment will train, told before it does: layer maps, parameters, bytes and operations.
+"""What an experiment will train, told before it does: layer maps, parameters, memory and operations.
 
-The models are built without storage, so the largest is described in seconds and in no memory.
+The models are built without storage, so the largest is described in no memory.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -27,12 +28,21 @@ from fairseq_sharing.colours import ink, set_colours
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.training import config as configuration
+from fairseq_sharing.training.step_memory import (
+    DEVICES,
+    OPTIMIZER_STATES,
+    MemoryEstimate,
+    estimate,
+    stand_in_task,
+)
 from fairseq_sharing.tying import part_of
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
 BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
-# Tensors of the weight's size that fairseq's optimizers keep.
-_OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
+# Of the estimates of memory: what the forward pass made is kept for the backward pass, or made again.
+STORED, RECOMPUTED = "stored", "recomputed"
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Description:
         macs: multiply-accumulate operations of one forward pass over one sentence pair.
         banks: of a model with expert banks: name, experts, active (of them, for a token) and parameters of each.
         active: parameters that one token uses when a layer chooses its experts once; None without banks.
+        memory: of training, with activations ``stored`` and ``recomputed``; None where nobody can tell.
     """
 
     name: str
@@ -60,6 +71,7 @@ class Description:
     macs: int
     banks: list[dict] = field(default_factory=list)
     active: int | None = None
+    memory: dict[str, MemoryEstimate | None] = field(default_factory=dict)
 
 
 def describe(
@@ -69,6 +81,8 @@ def describe(
     data: Path | None = None,
     vocabulary: int | None = None,
     length: int = 25,
+    memory: float = 80,
+    device: str = "cuda",
     svg: Path | None = None,
     as_json: bool = False,
 ) -> None:
@@ -79,7 +93,9 @@ def describe(
         overrides: OmegaConf dot-list changes to it.
         data: a prepared data directory, for the size of its dictionary.
         vocabulary: that size, where there is no data yet.
-        length: source and target tokens of the sentence pair whose operations are counted.
+        length: source and target tokens of the sentence pair whose operations are counted, and of those of a batch.
+        memory: of the device that the longest batch is to fit, in GB (10^9 bytes).
+        device: ``cuda`` or ``cpu``.
         svg: where to draw the layer maps.
         as_json: print JSON instead of tables.
 
@@ -88,21 +104,26 @@ def describe(
     """
     if length < 1:
         raise SharingError(f"--length must be at least 1 token, got {length}")
+    if memory <= 0:
+        raise SharingError(f"--memory must be more than 0 GB, got {memory:g}")
+    if device not in DEVICES:
+        raise SharingError(f"--device must be one of {', '.join(DEVICES)}, got {device}")
     composed = configuration.compose(config, overrides)
     args = model_arguments(composed.train)
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
-    models = compare(str(composed.run), args, size, length)
+    models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print_json(json.dumps({"vocabulary": size, "length": length, "models": [asdict(m) for m in models]}))
+        told = {"vocabulary": size, "length": length, "memory": memory, "device": device}
+        console.print_json(json.dumps({**told, "models": [asdict(model) for model in models]}))
         return
     for stack, layer_map in models[0].layer_map.items():
         console.print(_map_line(stack, layer_map))
         if models[0].depth_steps[stack]:
             console.print(f"{stack}  {models[0].depth_steps[stack]}")
-    console.print(_table(models, size, length))
+    console.print(_table(models, size, length, f"{memory:g} GB"))
     if models[0].banks:
         console.print(_bank_table(models[0]))
     drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
@@ -127,7 +148,9 @@ def model_arguments(train: Mapping[str, object]) -> Namespace:
         raise SharingError(f"train block: {line[:300]}") from error
 
 
-def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[Description]:
+def compare(
+    name: str, args: Namespace, vocabulary: int, length: int, *, memory: float | None = None, device: str = "cuda"
+) -> list[Description]:
     """Describe a model beside the vanilla models of N and of M layers.
 
     Args:
@@ -135,11 +158,20 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
         args: its arguments.
         vocabulary: symbols of the joined dictionary, the four special ones included.
         length: source and target tokens of the counted sentence pair.
+        memory: of the device, in bytes; None to leave out the memory of training, which takes longer to count.
+        device: ``cuda`` or ``cpu``.
 
     Returns:
         The model; vanilla (with expert banks: unshared) with N layers; the same with M layers a stack, where M < N.
     """
-    model = measure(name, args, vocabulary, length)
+
+    def described_as(title: str, args: Namespace) -> Description:
+        described = measure(title, args, vocabulary, length)
+        if memory is None:
+            return described
+        return replace(described, memory=estimate_memory(args, vocabulary, length, memory, device))
+
+    model = described_as(name, args)
     depth = {stack: len(layer_map) for stack, layer_map in model.layer_map.items()}
     sets = {stack: num_unique(layer_map) for stack, layer_map in model.layer_map.items()}
     described = [model]
@@ -154,7 +186,7 @@ def compare(name: str, args: Namespace, vocabulary: int, length: int) -> list[De
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)
             plain.layer_map, plain.sharing = None, "none"
-            described.append(measure(title, plain, vocabulary, length))
+            described.append(described_as(title, plain))
     return described
 
 
@@ -162,10 +194,7 @@ def build_without_storage(args: Namespace, vocabulary: int) -> torch.nn.Module:
     """Build a model on torch's meta device: sizes only, no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    dictionary = Dictionary()
-    for number in range(vocabulary - len(dictionary)):
-        dictionary.add_symbol(f"{number}")
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    task = stand_in_task(vocabulary)
     with torch.device("meta"):
         model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task)
     return model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
@@ -177,7 +206,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     unique = _count(model, once=True)
     values = sum(unique.values())
     banks = model.expert_banks() if hasattr(model, "expert_banks") else []
-    states = _OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
+    states = OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
     return Description(
         name=name,
         layer_map={stack: sharing.layer_map for stack, sharing in model.sharing.items()},
@@ -193,6 +222,21 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
         banks=banks,
         active=model.active_parameters() if banks else None,
     )
+
+
+def estimate_memory(
+    args: Namespace, vocabulary: int, length: int, memory: float, device: str
+) -> dict[str, MemoryEstimate | None]:
+    """Estimate the memory of training, with and without ``--checkpoint-activations``; None where nobody can tell."""
+    told: dict[str, MemoryEstimate | None] = {}
+    for way in (STORED, RECOMPUTED):
+        changed = Namespace(**{**vars(args), "checkpoint_activations": way == RECOMPUTED})
+        try:
+            told[way] = estimate(changed, vocabulary, length, memory, device)
+        except SharingError as error:
+            logger.info(f"no estimate of memory, {way}: {error}")
+            told[way] = None
+    return told
 
 
 def run_without_storage(model: torch.nn.Module, length: int, sentences: int) -> torch.Tensor:
@@ -284,7 +328,7 @@ def _map_line(stack: str, layer_map: LayerMap) -> Text:
     return line
 
 
-def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table:
+def _table(models: Sequence[Description], vocabulary: int, length: int, memory: str) -> Table:
     table = Table(title=f"{models[0].name}: vocabulary {vocabulary:,}, {length} + {length} tokens")
     table.add_column("")
     for model in models:
@@ -310,6 +354,15 @@ def _table(models: Sequence[Description], vocabulary: int, length: int) -> Table
     table.add_section()
     for part in ("weights", "gradients", "optimizer"):
         add(f"bytes of {part}", [m.bytes[part] for m in models])
+    for way in models[0].memory:
+        told = [m.memory[way] for m in models]
+        tokens = next((t.tokens for t in told if t), 0)
+        table.add_section()
+        add(f"activations a token, {way}", [t and t.activations_a_token for t in told])
+        add(f"workspace at {tokens:,} tokens", [t and t.workspace for t in told])
+        add(f"peak at {tokens:,} tokens", [t and t.peak for t in told])
+        add(f"longest batch in {memory}", [t and t.longest_batch for t in told])
+    table.add_section()
     add("MACs a sentence", [m.macs for m in models])
     add("MACs a token", [m.macs // length for m in models])
     return table

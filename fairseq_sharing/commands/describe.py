@@ -1,11 +1,11 @@
-"""Show what an experiment will train, before it does: its layer map, parameters, bytes and operations."""
+"""Show what an experiment will train, before it does: its layer map, parameters, memory and operations."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "show an experiment's layer map, parameters, bytes and operations"
+HELP = "show an experiment's layer map, parameters, memory and operations"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length",
         type=int,
         default=25,
-        help="source and target tokens of the sentence whose operations are counted",
+        help="source and target tokens of the sentence whose operations are counted, and of those of a batch",
     )
+    parser.add_argument(
+        "--memory", type=float, default=80, metavar="GB", help="of a device, for the longest batch that fits it"
+    )
+    parser.add_argument("--device", default="cuda", help="cuda or cpu: whose memory is estimated; neither is needed")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the layer maps into an SVG file")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
@@ -36,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
         data=args.data,
         vocabulary=args.vocabulary,
         length=args.length,
+        memory=args.memory,
+        device=args.device,
         svg=args.svg,
         as_json=args.json,
     )

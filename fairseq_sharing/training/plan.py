@@ -173,7 +173,7 @@ def make_plan(
         from fairseq_sharing.training.memory import fit_max_tokens  # torch, which no other plan needs
 
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
-        config = fit_max_tokens(config, devices * machines.nodes, memory, data)
+        config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")
     configuration.update_freq(config, devices * machines.nodes)
     directory = run or runs / config.dataset / f"{config.run}-seed{config.seed}"
     return Plan(config, RunDirectory(directory), data, devices, cuda, machines)

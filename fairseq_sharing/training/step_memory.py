@@ -6,10 +6,7 @@ run, so that all that a configuration changes is in the figures: kernels, dropou
 
 from __future__ import annotations
 
-import weakref
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +15,20 @@ from fairseq import criterions
 from fairseq.data import Dictionary
 from fairseq.modules import FairseqDropout, MultiheadAttention
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.modules.dropout import FastDropout
 from fairseq_sharing.modules.fast_attention import FastAttention
+from fairseq_sharing.training.stand_ins import Allocations, Replaced
 
 DEVICES = ("cuda", "cpu")
 # Tensors of the weight's size that fairseq's optimizers keep; one that is not named here is taken for Adam.
 OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
 # Tokens of the counted batch where the configuration names none.
 TOKENS = 4096
+# Longer batches are not counted, but reckoned from this one and its half.
+_MOST_COUNTED = 1 << 17
+_FP32 = 4  # bytes of a value
 _WORD = 5  # any that is no special symbol
 
 
@@ -69,20 +66,22 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a configuration takes, in bytes, and what fits.
+    """What a configuration takes in training, in bytes, and the longest batch that fits.
 
     Args:
+        tokens: of each side of the configuration's longest batch, padding included; 4,096 where it names none.
+        static: weights, gradients and optimizer.
         activations_a_token: what one more source and one more target token keep for the backward pass.
-        tokens: source tokens, and target tokens, of the configuration's longest batch; None where it names none.
         workspace: of that batch.
         peak: of that batch.
-        longest_batch: tokens, padding included, of each side of the longest batch that fits.
+        longest_batch: tokens of each side, padding included, of the longest batch that fits; 0 if none does.
     """
 
+    tokens: int
+    static: int
     activations_a_token: int
-    tokens: int | None
-    workspace: int | None
-    peak: int | None
+    workspace: int
+    peak: int
     longest_batch: int
 
 
@@ -109,10 +108,14 @@ class TrainingStep:
         from fairseq.models import ARCH_MODEL_REGISTRY
 
         task = stand_in_task(vocabulary)
-        self._mode = FakeTensorMode()
-        with self._mode:
+        # Of the ways to train on several devices one criterion refuses fairseq's default; it changes no size here.
+        options = {"criterion": "cross_entropy", **vars(args), "ddp_backend": "legacy_ddp"}
+        self._allocations = Allocations()
+        with self._allocations:
             self._model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task).train()
-            self._criterion = criterions.build_criterion(Namespace(**{"criterion": "cross_entropy", **vars(args)}), task)
+            self._criterion = criterions.build_criterion(Namespace(**options), task)
+        if hasattr(self._model, "expert_banks") and self._model.expert_banks():
+            raise SharingError(f"--arch {args.arch}: what experts take depends on the tokens that choose them")
         self._model.admin_pending = False  # the pass that sets Admin's weights keeps nothing
         self._states = OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)), 2)
         if device == "cuda":
@@ -124,32 +127,27 @@ class TrainingStep:
         Args:
             tokens: of the source and of the target side, rounded down to whole sentences, but one at least.
             length: tokens of a sentence.
+
+        Raises:
+            SharingError: sizes depend on what the model or the criterion computes.
         """
-        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        with ExitStack() as stack:
-            # fairseq reads a shape in a way that looks at memory.
-            for mode in (self._mode, _Replaced({torch._shape_as_tensor: lambda x: tuple(x.shape)})):
-                stack.enter_context(mode)
-            allocations = stack.enter_context(_Allocations())
-            for parameter in self._model.parameters():
-                allocations.add(parameter)
-            weights = allocations.alive
-            for parameter in parameters:
+        allocations = self._allocations
+        parameters = list(self._model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        weights, gradients = (_FP32 * sum(p.numel() for p in some) for some in (parameters, trained))
+        buffers = allocations.alive - weights
+        # fairseq reads a shape in a way that looks at memory.
+        with allocations, Replaced({torch._shape_as_tensor: lambda x: tuple(x.shape)}):
+            for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-            static = allocations.alive
-            sample = self._sample(max(1, tokens // length), length)
-            loss = self._criterion(self._model, sample)[0]
-            activations = allocations.alive - static
+            before = allocations.peak = allocations.alive
+            loss = self._criterion(self._model, self._sample(max(1, tokens // length), length))[0]
+            activations = allocations.alive - before
             loss.backward()
-            for parameter in parameters:
+            for parameter in trained:
                 parameter.grad = None
-        return StepMemory(
-            weights=weights,
-            gradients=static - weights,
-            optimizer=self._states * (static - weights),
-            activations=activations,
-            workspace=allocations.peak - static - activations,
-        )
+        workspace = buffers + allocations.peak - before - activations
+        return StepMemory(weights, gradients, self._states * gradients, activations, workspace)
 
     def _sample(self, sentences: int, length: int) -> dict[str, Any]:
         words = torch.full((sentences, length), _WORD)
@@ -160,13 +158,13 @@ class TrainingStep:
 
 
 def estimate(args: Namespace, vocabulary: int, length: int, memory: float, device: str) -> MemoryEstimate:
-    """Tell what a configuration takes in training, and the longest batch that a device holds.
+    """Tell what a configuration takes in training, and the longest batch that fits.
 
     Args:
         args: fairseq's arguments.
         vocabulary: symbols of the joined dictionary.
         length: source and target tokens of a sentence.
-        memory: bytes of the device.
+        memory: bytes that a training may take.
         device: ``cuda`` or ``cpu``.
 
     Raises:
@@ -174,13 +172,50 @@ def estimate(args: Namespace, vocabulary: int, length: int, memory: float, devic
     """
     step = TrainingStep(args, vocabulary, device)
     tokens = getattr(args, "max_tokens", None)
-    if not tokens and getattr(args, "batch_size", None) and getattr(args, "tokens_per_sample", None):
-        tokens = args.batch_size * args.tokens_per_sample
-    first, longest, second = _fit(step, tokens or TOKENS, length, memory)
+    if tokens is None:
+        sentences, block = getattr(args, "batch_size", None), getattr(args, "tokens_per_sample", None)
+        tokens = sentences * block if sentences and block else TOKENS
+    told = step.count(tokens, length)
+    # Long batches grow in a straight line; shorter ones need not, for the scores are made some positions at a time.
+    guess = int(tokens * (memory - told.static) / (told.peak - told.static))
+    many = max(2 * length, min(guess, _MOST_COUNTED)) // length * length
+    few = many // 2 // length * length
+    more, less = step.count(many, length), step.count(few, length)
+    room = many + (memory - more.peak) * (many - few) / (more.peak - less.peak)
     return MemoryEstimate(
-        activations_a_token=second,
         tokens=tokens,
-        workspace=first.workspace if tokens else None,
-        peak=first.peak if tokens else None,
-        longest_batch=longest,
+        static=told.static,
+        activations_a_token=(more.activations - less.activations) // (many - few),
+        workspace=told.workspace,
+        peak=told.peak,
+        longest_batch=max(0, int(room) // length * length),
     )
+
+
+class _CudaDropout(FairseqDropout):
+    """Dropout with a mask of a byte an element, as torch keeps it on CUDA."""
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        if self.p > 0 and (self.training or self.apply_during_inference):
+            return torch.native_dropout(x, self.p, True)[0]
+        return x
+
+
+class _CudaAttention(FastAttention):
+    """``FastAttention`` in the precision of autocast, as it is elsewhere than on CPU."""
+
+    def _project(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
+        with Replaced({Tensor.float: lambda projected: projected}):
+            return super()._project(x, *names)
+
+
+def _use_cuda_kernels(model: nn.Module) -> None:
+    """Let a model on CPU keep for the backward pass what it keeps on CUDA."""
+    for module in model.modules():
+        if isinstance(module, MultiheadAttention):
+            # Fused attention draws its mask of the probabilities anew; the one for CPU, of the same sizes, has none.
+            module.dropout_module.p = 0.0
+        elif type(module) in (FairseqDropout, FastDropout):
+            module.__class__ = _CudaDropout
+        if type(module) is FastAttention:
+            module.__class__ = _CudaAttention
