@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-PROFILED = 12  # operations that a profile names, the longest
+PROFILED = 40  # operations that a profile names, the longest
 
 
 def serve(words: list[str], threads: int, batches: int) -> None:

@@ -1,0 +1,298 @@
+"""Make the page of results/speed: tables and plots of the JSON that the benchmarks wrote there.
+
+Run: python benchmarks/page.py [FOLDER]
+A file that is not there is left out; the page names the command that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from fairseq_sharing.colours import set_colours
+
+OURS, THEIRS, *OTHERS = set_colours(8)
+# What was aimed at, on CPU and on a GPU: times fairseq's speed, and the share of the machine's matmul peak.
+AIMS = {
+    "6 layers": ("3x", "1.8x"),
+    "12 layers": ("3x", "1.8x"),
+    "12 shared against 6 vanilla": ("1.4x", "1.0x"),
+    "share of the matmul peak": ("65%", "45%"),
+    "together": ("5x", "3x"),
+    "one by one": ("10x", "-"),
+}
+# Operations of a profile by what they do.
+KINDS = {
+    "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear"),
+    "attention": ("scaled_dot_product",),
+    "softmax and loss": ("log_softmax", "softmax", "logsumexp", "gather", "nll_loss", "max", "exp", "scatter", "sub_"),
+    "dropout": ("bernoulli", "random_", "dropout", "ge", "fused_dropout"),
+    "copies and casts": ("copy_", "cat", "clone", "fill_", "zero_", "contiguous"),
+    "norms and activation": ("layer_norm", "threshold", "clamp_min", "relu"),
+    "optimizer": ("adam", "addcmul", "addcdiv", "foreach", "lerp"),
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Write a Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def bars(ax: Any, groups: Sequence[str], series: dict[str, Sequence[float]], form: str = "{:.0f}") -> None:
+    """Draw groups of bars side by side, each with its value."""
+    width = 0.8 / len(series)
+    for number, ((name, values), colour) in enumerate(zip(series.items(), (OURS, THEIRS, *OTHERS), strict=False)):
+        places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
+        drawn = ax.bar(places, values, width * 0.92, label=name, color=colour)
+        ax.bar_label(drawn, [form.format(value) for value in values], fontsize=8, padding=2)
+    ax.set_xticks(range(len(groups)), groups)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(y=0.12)
+    ax.legend(frameon=False)
+
+
+def by_kind(profile: dict[str, float]) -> dict[str, float]:
+    """Add up the shares of a profile's operations by what they do; the rest is what it does not name."""
+    shares = dict.fromkeys([*KINDS, "other"], 0.0)
+    for name, share in profile.items():
+        plain = name.removeprefix("aten::").removeprefix("_")
+        kind = next((kind for kind, names in KINDS.items() if plain.startswith(names)), "other")
+        shares["matrix products" if plain in KINDS["matrix products"] else kind] += share
+    shares["other"] += 1 - sum(shares.values())
+    return shares
+
+
+def training(found: dict, folder: Path) -> str:
+    """Training against stock fairseq."""
+    rows = []
+    for name, pair in found["pairs"].items():
+        speeds = [f"{pair[side]['tokens_per_second']:.0f}" for side in ("ours", "fairseq")]
+        peaks = [f"{pair[side]['peak_bytes'] / 2**30:.1f}" for side in ("ours", "fairseq")]
+        share = f"{pair['share_of_matmul_peak']:.0%}"
+        rows.append([name, *speeds, f"**{pair['ratio']:.2f}x**", *AIMS[name], share, *peaks])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    pairs = found["pairs"]
+    sides = {"fairseq-sharing": "ours", "stock fairseq": "fairseq"}
+    values = {title: [pair[side]["tokens_per_second"] for pair in pairs.values()] for title, side in sides.items()}
+    bars(left, [name.replace(" against", "\nagainst") for name in pairs], values)
+    left.set_ylabel("target tokens a second")
+    left.set_title("training speed")
+    pair = next(iter(pairs.values()))
+    labels, bottoms = list(sides), [0.0, 0.0]
+    shares = [by_kind(pair[side]["profile"]) for side in sides.values()]
+    # As long as the update takes, relative to ours.
+    lengths = [1.0, pair["ratio"]]
+    for kind, colour in zip([*KINDS, "other"], set_colours(len(KINDS) + 1), strict=True):
+        heights = [share[kind] * length for share, length in zip(shares, lengths, strict=True)]
+        right.barh(labels, heights, left=bottoms, label=kind, color=colour)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    right.set_xlabel("time of an update, ours = 1")
+    right.set_title(f"where an update's time goes, {next(iter(pairs))}")
+    right.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    save(figure, folder / "training.png")
+    head = [
+        "pair",
+        "ours, tokens/s",
+        "fairseq, tokens/s",
+        "ratio",
+        "aim, CPU",
+        "aim, GPU",
+        "ours, share of matmul peak",
+    ]
+    settings = f"{found['precision']['ours']} against fairseq's {found['precision']['fairseq']}"
+    peak = f"{found['matmul_peak_flops'] / 1e9:.0f} GFLOP/s for a large product in {found['precision']['ours']}"
+    turns = f"medians of {found['runs']} turns of {found['updates_a_run']} update(s)"
+    text = f"{settings}, {found['threads']} threads, {turns}; {peak}."
+    profiles = [
+        [kind, *(f"{share[kind]:.1%}" for share in shares)]
+        for kind in [*KINDS, "other"]
+        if any(s[kind] for s in shares)
+    ]
+    return "\n\n".join(
+        [
+            text,
+            table([*head, "ours, peak GiB", "fairseq, peak GiB"], rows),
+            f"Shares of an update's time, {next(iter(pairs))}:",
+            table(["", *labels], profiles),
+            "![training](training.png)",
+        ]
+    )
+
+
+def rows(found: dict, folder: Path) -> str:
+    """Training speed of the paper's rows."""
+    from fairseq_sharing.evaluation.paper import ROWS
+
+    told = [
+        [ROWS[row].title, f"{one['parameters']:,}", f"{one['tokens_per_second']:.0f}"]
+        for row, one in found["rows"].items()
+    ]
+    for line, one in zip(told, found["rows"].values(), strict=True):
+        line += [f"{one['relative']:.2f}", "-" if one["paper"] is None else f"{one['paper']:.2f}"]
+    figure, ax = plt.subplots(figsize=(12, 4), layout="constrained")
+    names = [ROWS[row].title.replace(", ", "\n").replace(" (", "\n(") for row in found["rows"]]
+    ours = [one["relative"] for one in found["rows"].values()]
+    bars(
+        ax, names, {"measured here": ours, "the paper": [one["paper"] or 0 for one in found["rows"].values()]}, "{:.2f}"
+    )
+    ax.set_ylabel("tokens a second, Vanilla = 1")
+    ax.tick_params(axis="x", labelsize=8)
+    save(figure, folder / "rows.png")
+    settings = f"{found['precision']}, {found['tokens']} tokens a batch, {found['threads']} threads"
+    text = f"{settings}, medians of {found['runs']} turns."
+    head = ["row", "parameters", "tokens/s", "relative to Vanilla", "the paper's"]
+    return "\n\n".join([text, table(head, told), "![rows](rows.png)"])
+
+
+def decoding(found: dict, folder: Path) -> str:
+    """Translating against fairseq-generate."""
+    told = []
+    for row in found["speed"]:
+        aims = AIMS[row["load"]] if row["engine"] != "fairseq-generate" else ("", "")
+        spread = f"{row['least']:.1f} to {row['most']:.1f}"
+        told.append(
+            [row["engine"], row["load"], row["sentences_per_second"], spread, f"**{row['ratio']:.2f}x**", *aims]
+        )
+    loads = list(dict.fromkeys(row["load"] for row in found["speed"]))
+    engines = list(dict.fromkeys(row["engine"] for row in found["speed"]))
+    speed = {(row["engine"], row["load"]): row["sentences_per_second"] for row in found["speed"]}
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    bars(ax, loads, {engine: [speed[engine, load] for load in loads] for engine in engines}, "{:.1f}")
+    ax.set_ylabel("sentences a second")
+    ax.set_yscale("log")
+    save(figure, folder / "decoding.png")
+    search, tried = found["search"], found["fairseq_generate"]
+    text = (
+        f"{found['test']['sentences']:,} sentences of {found['test']['name']}, beam {search['beam']}, length penalty "
+        f"{search['lenpen']}, medians of {found['rounds']} rounds; fairseq-generate at its fastest of those tried: "
+        f"{tried['threads']} thread(s), --max-tokens {tried['max_tokens']}."
+    )
+    same = [
+        [
+            f"CTranslate2 {kind}",
+            f"{one['same']:.1%}",
+            f"{one['bleu']:.2f}",
+            f"{one['bleu'] - found['bleu_of_fairseq_generate']:+.2f}",
+        ]
+        for kind, one in found["agreement"].items()
+    ]
+    head = ["engine", "load", "sentences/s", "least to most", "ratio", "aim, CPU", "aim, GPU"]
+    theirs = f"{found['bleu_of_fairseq_generate']:.2f}"
+    beams = f"The same hypotheses as fairseq-generate's, and BLEU (fairseq-generate's: {theirs}):"
+    return "\n\n".join(
+        [text, table(head, told), beams, table(["", "same", "BLEU", "difference"], same), "![decoding](decoding.png)"]
+    )
+
+
+def reuse(found: dict, _folder: Path) -> str:
+    """Sequence against Cycle, one sentence at a time."""
+    told = [
+        [row["embed_dim"], row["type"], row["sequence_ms"], row["cycle_ms"], *row["cycle_to_sequence_quartiles"]]
+        for row in found["rows"]
+    ]
+    head = [
+        "d_model",
+        "type",
+        "Sequence, ms a sentence",
+        "Cycle",
+        "Cycle / Sequence, lower quartile",
+        "median",
+        "upper",
+    ]
+    return table(head, told)
+
+
+def precision(found: dict, _folder: Path) -> str:
+    """bf16 beside fp32 seeds."""
+    told = [
+        [row["precision"], row["seed"], row["updates"][-1], *(f"{loss:.3f}" for loss in row["valid_loss"])]
+        for row in found["runs"]
+    ]
+    epochs = [f"epoch {number}" for number in range(1, len(found["runs"][0]["valid_loss"]) + 1)]
+    fp32 = found["fp32"]
+    spread = f"{fp32['least']:.3f} to {fp32['most']:.3f}, standard deviation {fp32['standard_deviation']:.3f}"
+    text = f"Validation loss (base 2, label-smoothed) of {found['config']}; fp32 seeds end at {spread}."
+    return "\n\n".join([text, table(["precision", "seed", "updates", *epochs], told)])
+
+
+# File, title, the command that makes it, and what tells it.
+PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
+    "training": (
+        "Training against stock fairseq",
+        "python benchmarks/training_speed.py --data data/news_commentary --precision fp32 --batches 1",
+        training,
+    ),
+    "training_compile": (
+        "The same with --compile",
+        "python benchmarks/training_speed.py --data data/news_commentary --precision fp32 --batches 1 --compile",
+        lambda found, folder: training(found, folder / "compile"),
+    ),
+    "rows": (
+        "Speed of the paper's rows",
+        "python benchmarks/row_speed.py --data data/news_commentary",
+        rows,
+    ),
+    "decoding": (
+        "Translating against fairseq-generate",
+        "python benchmarks/decoding.py runs/news_commentary_8k/decoding-seed1 --test newstest2014",
+        decoding,
+    ),
+    "layer_reuse": (
+        "Does reuse of a layer from the processor's cache show?",
+        "python benchmarks/layer_reuse.py",
+        reuse,
+    ),
+    "precision_loss": (
+        "bf16 beside the spread of fp32 seeds",
+        "python benchmarks/precision_loss.py --runs runs/precision",
+        precision,
+    ),
+}
+
+
+def machine(found: dict) -> str:
+    """Tell what a result was measured on."""
+    device, versions = found["machine"], found["versions"]
+    memory = f"{(device.get('memory_bytes') or 0) / 2**30:.0f} GiB"
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "fairseq-fixed", "ctranslate2"))
+    return f"{device['name']}, {device['count']} {device['kind']} core(s), {memory}; {packages}; load {found['load']}."
+
+
+def save(figure: Any, file: Path) -> None:
+    """Write a figure."""
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Write README.md and the plots beside the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/speed"))
+    args = parser.parse_args()
+    mpl.use("Agg")
+    parts = [
+        "# Speed and memory",
+        "Made from the JSON beside it by `python benchmarks/page.py`. No GPU was at hand: its cells are not measured.",
+    ]
+    for name, (title, command, tell) in PARTS.items():
+        parts += [f"## {title}", f"`{command} --output results/speed/{name}.json`"]
+        file = args.folder / f"{name}.json"
+        if not file.exists():
+            parts.append("Not measured here.")
+            continue
+        found = json.loads(file.read_text())
+        parts += [machine(found), tell(found, args.folder)]
+    (args.folder / "README.md").write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
