@@ -127,6 +127,17 @@ def training(found: dict, folder: Path) -> str:
     )
 
 
+def parts(found: dict, _folder: Path) -> str:
+    """Each part of the fast path."""
+    told = [
+        [part, f"{row['tokens_per_second']:.0f}", *(f"{row[to]:.2f}x" for to in ("to_plain", "to_before"))]
+        for part, row in found["rows"].items()
+    ]
+    settings = f"{found['precision']}, {found['tokens']} tokens a batch, {found['threads']} threads"
+    text = f"Cycle (rev), M = 6, N = 12, d_model 512; {settings}, medians of {found['runs']} turns."
+    return "\n\n".join([text, table(["", "tokens/s", "of plain", "of the row above"], told)])
+
+
 def rows(found: dict, folder: Path) -> str:
     """Training speed of the paper's rows."""
     from fairseq_sharing.evaluation.paper import ROWS
@@ -230,10 +241,10 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "python benchmarks/training_speed.py --data data/news_commentary --precision fp32 --batches 1",
         training,
     ),
-    "training_compile": (
-        "The same with --compile",
-        "python benchmarks/training_speed.py --data data/news_commentary --precision fp32 --batches 1 --compile",
-        lambda found, folder: training(found, folder / "compile"),
+    "training_parts": (
+        "Each part of the fast path",
+        "python benchmarks/training_parts.py --data data/news_commentary",
+        parts,
     ),
     "rows": (
         "Speed of the paper's rows",

@@ -26,8 +26,10 @@ PAIRS = {
 }
 
 
-def flags(data: str, ours: bool, layers: int, options: list[str], device: str, precision: str) -> list[str]:
-    """Give the flags of fairseq-train for one side of a pair."""
+def flags(
+    data: str, ours: bool, layers: int, options: list[str], device: str, precision: str, path: list[str] | None = None
+) -> list[str]:
+    """Give the flags of fairseq-train for one side of a pair; ``path``: others than those of the fast path."""
     words = [data, "--task", "translation", "--source-lang", "en", "--target-lang", "de", "--max-tokens", "4096"]
     words += ["--encoder-layers", str(layers), "--decoder-layers", str(layers), "--share-all-embeddings"]
     words += ["--dropout", "0.1", "--label-smoothing", "0.1", "--adam-betas", "(0.9,0.98)", "--lr", "0.0005"]
@@ -37,7 +39,7 @@ def flags(data: str, ours: bool, layers: int, options: list[str], device: str, p
         return [*words, "--arch", "transformer", *PLAIN, *([f"--{precision}"] if precision != "fp32" else [])]
     plugin = Path(__file__).resolve().parents[1] / "fairseq_sharing"
     words += ["--user-dir", str(plugin), "--arch", "transformer_sharing", "--precision", precision]
-    return [*words, *FAST, *options]
+    return [*words, *(FAST if path is None else path), *options]
 
 
 def matmul_peak(device: str, threads: int, precision: str) -> float:
