@@ -2,7 +2,7 @@
 
 Run: python benchmarks/precision_loss.py --runs runs/precision [--output results/speed/precision_loss.json]
 
-The runs are those of configs/speed/precision.yaml, on data/multi30k; what is trained already is not trained again.
+The runs are those of configs/precision/cycle.yaml, on data/multi30k; what is trained already is not trained again.
 Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees its batches.
 """
 
@@ -19,7 +19,7 @@ from record import environment, write
 from fairseq_sharing.evaluation.training_log import summarise
 from fairseq_sharing.training.run_directory import RunDirectory
 
-CONFIG = "configs/speed/precision.yaml"
+CONFIG = "configs/precision/cycle.yaml"
 
 
 def train(precision: str, seed: int, runs: Path, changes: list[str]) -> RunDirectory:

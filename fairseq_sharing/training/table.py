@@ -30,12 +30,14 @@ class Preset:
     """A table that can be made.
 
     Args:
-        dataset: name of the data's recipe.
+        dataset: name of the data: its folder in ``data/``.
         rows: configurations, the baseline first.
         configs: what stands before a row's name in ``configs/``.
         results: folder of the results.
         pairs: sentence pairs to train on, for estimates; those of the corpus before cleaning.
         vocabulary: entries of the dictionary, for estimates before the data is prepared.
+        recipe: name of the data's recipe; that of the data if not given.
+        settings: flags of ``prepare`` that change the recipe.
     """
 
     dataset: str
@@ -44,6 +46,8 @@ class Preset:
     results: Path
     pairs: int
     vocabulary: int
+    recipe: str | None = None
+    settings: tuple[str, ...] = ()
 
 
 _MULTI30K = ("vanilla", "sequence", "cycle", "cycle_rev", "universal", "vanilla_deep")
@@ -52,7 +56,9 @@ PRESETS = {
     "wmt16_en_de": Preset("wmt16_en_de", PAPER_ROWS, "wmt16_en_de/", Path("results/wmt16_en_de"), 4_500_000, 32_768),
     "news_commentary": Preset("news_commentary", PAPER_ROWS, "news_commentary/", _NEWS, 230_000, 32_768),
     "news_commentary_cpu": Preset(
-        "news_commentary", PAPER_ROWS, "news_commentary/cpu_", _NEWS / "cpu", 230_000, 32_768
+        *("news_commentary_8k", PAPER_ROWS, "news_commentary_8k/", _NEWS / "cpu", 230_000, 8_192),
+        recipe="news_commentary",
+        settings=("--subword-size", "8000"),
     ),
     "multi30k": Preset("multi30k", _MULTI30K, "multi30k/", Path("results/multi30k"), 29_000, 10_000),
 }
@@ -117,8 +123,9 @@ class Table:
 
     def prepare(self) -> list[str]:
         """Return the command that prepares the data."""
-        words = ["fairseq-sharing", "prepare", self.preset.dataset, "--out", f"data/{self.preset.dataset}"]
-        return [*words, "--mirror", self.mirror] if self.mirror else words
+        preset = self.preset
+        words = ["fairseq-sharing", "prepare", preset.recipe or preset.dataset, "--out", f"data/{preset.dataset}"]
+        return [*words, *preset.settings, *(["--mirror", self.mirror] if self.mirror else [])]
 
     def train(self, run: Run) -> list[str]:
         """Return the command that trains a run."""
