@@ -62,6 +62,7 @@ class Task:
     subset: str
     search: Search
     clock: str
+    device: str
 
     @property
     def cores(self) -> int:
@@ -101,7 +102,8 @@ def generate(task: Task, threads: int, *batch: str) -> Generated:
     """Run fairseq-generate."""
     files, search = task.files, task.search
     words = [str(files.dictionaries), "--path", str(files.checkpoints[0]), "--gen-subset", task.subset]
-    words += ["--task", "translation", "--user-dir", str(PACKAGE_DIR), "--no-progress-bar", "--cpu"]
+    words += ["--task", "translation", "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
+    words += ["--cpu"] if task.device == "cpu" else []
     words += ["--beam", str(search.beam), "--lenpen", str(search.lenpen), *batch]
     command = [sys.executable, "-P", "-c", GENERATE, CLOCKS[task.clock].__name__, *words]
     threads_of = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -199,13 +201,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files = choose(files, test["subset"], chosen, folder / "data")
     lines, references = ([text[number] for number in chosen] for text in (lines, references))
 
-    task = Task(files, test["subset"], search, args.clock)
+    task = Task(files, test["subset"], search, args.clock, args.device)
     fastest = fastest_setting(task, args.max_tokens)
     ways = {
         "together": ("--max-tokens", str(fastest["max_tokens"])),
         "one by one": ("--batch-size", "1", "--num-shards", str(args.shards), "--shard-id", "0"),
     }
-    translators = {kind: Translator(exported.path, quantization=kind, threads=task.cores) for kind in TYPES}
+    translators = {
+        kind: Translator(exported.path, quantization=kind, threads=task.cores, device=task.device) for kind in TYPES
+    }
     for translator in translators.values():
         translator.hypotheses(lines[:50], search)  # what a first use loads is no part of the translation
     measured: dict[tuple[str, str], list[float]] = {}
@@ -226,7 +230,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     prepared = [pipeline.encode(line) for line in lines]
     compared = {}
     for kind in TYPES:
-        plain = Translator(exported.path, quantization=kind, prepared=True)
+        plain = Translator(exported.path, quantization=kind, prepared=True, device=task.device)
         found = plain.translate(prepared, beam=search.beam, lenpen=search.lenpen)
         compared[kind] = agreement(wanted, found, references, pipeline.decode)
     baseline = {load: statistics.median(measured["fairseq-generate", load]) for load in ways}
@@ -237,6 +241,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "search": {"beam": search.beam, "lenpen": search.lenpen},
         "rounds": args.rounds,
         "clock": args.clock,
+        "device": args.device,
         "fairseq_generate": fastest,
         "speed": [
             {
@@ -252,7 +257,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "bleu_of_fairseq_generate": agreement(wanted, wanted, references, pipeline.decode)["bleu"],
         "agreement": compared,
     }
-    if args.clock == "wall":
+    if args.clock == "wall" and args.device == "cpu":
         result["threads"] = threads_table(exported.path, [line.split() for line in prepared], search, args.rounds)
     return result
 
@@ -283,6 +288,7 @@ def main() -> None:
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--lenpen", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--max-tokens", type=int, nargs="+", default=MAX_TOKENS, help="tried with fairseq-generate")
     parser.add_argument("--shards", type=int, default=5)

@@ -27,13 +27,23 @@ PAIRS = {
 
 
 def flags(
-    data: str, ours: bool, layers: int, options: list[str], device: str, precision: str, path: list[str] | None = None
+    data: str,
+    ours: bool,
+    layers: int,
+    options: list[str],
+    device: str,
+    precision: str,
+    path: list[str] | None = None,
+    width: int = 512,
 ) -> list[str]:
     """Give the flags of fairseq-train for one side of a pair; ``path``: others than those of the fast path."""
     words = [data, "--task", "translation", "--source-lang", "en", "--target-lang", "de", "--max-tokens", "4096"]
     words += ["--encoder-layers", str(layers), "--decoder-layers", str(layers), "--share-all-embeddings"]
     words += ["--dropout", "0.1", "--label-smoothing", "0.1", "--adam-betas", "(0.9,0.98)", "--lr", "0.0005"]
     words += ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000", "--distributed-world-size", "1"]
+    for stack in ("encoder", "decoder"):
+        words += [f"--{stack}-embed-dim", str(width), f"--{stack}-ffn-embed-dim", str(4 * width)]
+        words += [f"--{stack}-attention-heads", str(width // 64)]
     words += ["--cpu"] if device == "cpu" else []
     if not ours:
         return [*words, "--arch", "transformer", *PLAIN, *([f"--{precision}"] if precision != "fp32" else [])]
@@ -60,14 +70,13 @@ def matmul_peak(device: str, threads: int, precision: str) -> float:
     return 2 * size**3 / best
 
 
-def training_flops(layers: int, vocabulary: int, width: int = 512, ffn: int = 2048) -> int:
+def training_flops(layers: int, vocabulary: int, width: int) -> int:
     """Count the floating-point operations of an update per target token, with as many source tokens.
 
     Matrix products with weights only, three times the forward pass; attention over a sentence adds a few percent.
     """
-    encoder = 4 * width * width + 2 * width * ffn
-    decoder = 8 * width * width + 2 * width * ffn
-    return 6 * (layers * (encoder + decoder) + width * vocabulary)
+    # Attention has 4 matrices of width x width, the decoder's layers two of it; feed-forward two of width x 4 width.
+    return 6 * (layers * (4 + 8 + 2 * 8) * width * width + width * vocabulary)
 
 
 def main() -> None:
@@ -80,6 +89,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="ours")
     parser.add_argument("--stock-precision", choices=["fp32", "fp16", "bf16", "amp"], default="fp32", help="fairseq's")
+    parser.add_argument("--width", type=int, default=512, help="d_model; d_ffn is four times, a head 64 wide")
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the pairs")
     parser.add_argument("--output", type=Path)
@@ -91,8 +101,8 @@ def main() -> None:
     for name in args.pairs:
         options, layers, stock_layers = PAIRS[name]
         options = [*options, "--compile"] if args.compile else options
-        ours = flags(str(data), True, layers, options, args.device, args.precision)
-        stock = flags(str(data), False, stock_layers, [], args.device, args.stock_precision)
+        ours = flags(str(data), True, layers, options, args.device, args.precision, width=args.width)
+        stock = flags(str(data), False, stock_layers, [], args.device, args.stock_precision, width=args.width)
         sides = [Side(words, args.threads, args.batches) for words in (ours, stock)]
         for _ in range(args.runs):
             for side in sides:
@@ -100,7 +110,7 @@ def main() -> None:
         profiles = [side.profile() for side in sides]
         measured, peer = ({**side.close(), "profile": told} for side, told in zip(sides, profiles, strict=True))
         ratio = measured["tokens_per_second"] / peer["tokens_per_second"]
-        share = measured["tokens_per_second"] * training_flops(layers, vocabulary) / peak
+        share = measured["tokens_per_second"] * training_flops(layers, vocabulary, args.width) / peak
         rows[name] = {"ours": measured, "fairseq": peer, "ratio": ratio, "share_of_matmul_peak": share}
         print(
             f"{name:28} {measured['tokens_per_second']:9.0f} tokens/s, fairseq {peer['tokens_per_second']:9.0f}: "
@@ -113,6 +123,7 @@ def main() -> None:
             "device": args.device,
             "threads": args.threads,
             "precision": {"ours": args.precision, "fairseq": args.stock_precision},
+            "width": args.width,
             "compile": args.compile,
             "runs": args.runs,
             "updates_a_run": args.batches,

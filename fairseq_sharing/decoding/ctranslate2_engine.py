@@ -27,19 +27,18 @@ def import_ctranslate2() -> Any:
     return ctranslate2
 
 
-def divide_threads(sentences: int, threads: int) -> tuple[int, int]:
-    """Divide processors between batches that run side by side and the threads of each batch.
+def batch_tokens(sentences: Sequence[Sequence[str]], threads: int) -> int:
+    """Choose the tokens of a batch, small enough that every processor gets one.
 
-    Side by side is faster than together, and the threads of one small batch wait for each other longer than they work.
+    Batches run side by side, each in one thread: that is faster than one after the other in several, since the threads
+    of one small batch wait for each other longer than they work.
 
     Args:
-        sentences: number of sentences to translate.
+        sentences: the subwords of each.
         threads: number of processors.
-
-    Returns:
-        Batches at a time, and threads of each.
     """
-    return max(1, min(sentences, threads)), 1
+    tokens = sum(map(len, sentences))
+    return max(1, min(_MAX_TOKENS, -(-tokens // threads)))
 
 
 class CTranslate2Engine:
@@ -54,17 +53,26 @@ class CTranslate2Engine:
     """
 
     def __init__(self, folder: Path, limits: dict[str, int], quantization: str | None, threads: int, device: str):
-        self._library = import_ctranslate2()
-        if device == "cuda" and not self._library.get_cuda_device_count():
+        library = import_ctranslate2()
+        if device == "cuda" and not library.get_cuda_device_count():
             raise SharingError("--device cuda: CTranslate2 finds no GPU; allowed: cpu")
-        supported = sorted(self._library.get_supported_compute_types(device))
+        supported = sorted(library.get_supported_compute_types(device))
         if quantization is not None and quantization not in supported:
             raise SharingError(
                 f"--quantization {quantization} is not for this {device}; allowed: {', '.join(supported)}"
             )
-        self._folder, self._limits, self._threads, self._device = folder, limits, threads, device
-        self._compute_type = quantization or "default"
-        self._loaded: tuple[tuple[int, int], Any] | None = None
+        self._limits, self._threads = limits, 1 if device == "cuda" else threads
+        try:
+            self._translator = library.Translator(
+                str(folder),
+                device=device,
+                compute_type=quantization or "default",
+                inter_threads=self._threads,
+                intra_threads=1,
+                max_queued_batches=-1,
+            )
+        except RuntimeError as error:  # a damaged file
+            raise SharingError(f"{folder}: CTranslate2 cannot read it ({str(error)[:200]})") from error
 
     @property
     def max_source(self) -> int:
@@ -81,12 +89,9 @@ class CTranslate2Engine:
         Yields:
             The number of a sentence and its hypotheses.
         """
-        batches, threads = (1, 1) if self._device == "cuda" else divide_threads(len(sentences), self._threads)
-        tokens = sum(map(len, sentences))
-        found = self._translator(batches, threads).translate_batch(
+        found = self._translator.translate_batch(
             sentences,
-            # Small enough that every processor gets a batch.
-            max_batch_size=search.max_tokens or max(1, min(_MAX_TOKENS, -(-tokens // batches))),
+            max_batch_size=search.max_tokens or batch_tokens(sentences, self._threads),
             batch_type="tokens",
             asynchronous=True,
             beam_size=search.beam,
@@ -105,20 +110,3 @@ class CTranslate2Engine:
                     for words, score in zip(translated.hypotheses, translated.scores, strict=True)
                 ],
             )
-
-    def _translator(self, batches: int, threads: int) -> Any:
-        if self._loaded is None or self._loaded[0] != (batches, threads):
-            self._loaded = None
-            try:
-                translator = self._library.Translator(
-                    str(self._folder),
-                    device=self._device,
-                    compute_type=self._compute_type,
-                    inter_threads=batches,
-                    intra_threads=threads,
-                    max_queued_batches=-1,
-                )
-            except RuntimeError as error:  # a damaged file
-                raise SharingError(f"{self._folder}: CTranslate2 cannot read it ({str(error)[:200]})") from error
-            self._loaded = (batches, threads), translator
-        return self._loaded[1]

@@ -92,6 +92,8 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
     manifest = read_manifest(data)
     if manifest is None:
         raise SharingError(f"{data / 'manifest.json'}: no such file; name the prepared data directory with --data")
+    if not manifest.get("target_lang"):
+        raise SharingError(f"{path}: was trained as a language model; allowed: translation models")
     averaged, *_ = average_last_epochs(run, settings.average_last, Steps(run.evaluation / "steps.json"), console)
     return ModelFiles(
         str(path),

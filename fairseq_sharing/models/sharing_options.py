@@ -137,6 +137,13 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _validate_depth_steps(args, stacks)
+    if str(getattr(args, "criterion", None)).startswith("fused_"):
+        _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
+        if getattr(args, "ddp_backend", None) == "fully_sharded":
+            raise SharingError(
+                "--ddp-backend fully_sharded hides the output projection from the fused loss; "
+                f"allowed with --criterion {args.criterion}: c10d, legacy_ddp, no_c10d, pytorch_ddp"
+            )
     if getattr(args, "compile", False):
         for flag in ("checkpoint_activations", "offload_activations"):
             _refuse(args, flag, "a layer recomputed by --compile would draw other dropout masks", False)

@@ -31,6 +31,11 @@ class AdminResidual:
         self.residual_weight = nn.Parameter(torch.ones(num_sublayers, embed_dim))
         self._sublayer = 0
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer from its first sub-layer, also after a pass that ended early, as when memory ran out."""
+        self._sublayer = 0
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add what a sub-layer made to what it was given.
 

@@ -14,7 +14,7 @@ class FastDropout(FairseqDropout):
     """fairseq's dropout, on CPU with a mask of 16 random bits an element.
 
     There the probability is rounded to 1/65536, and what is kept is scaled by the rounded one, so that the
-    expectation stays exact. Elsewhere it is torch's own.
+    expectation stays exact (in bf16 to that type's rounding of the scale). Elsewhere it is torch's own.
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
@@ -27,7 +27,7 @@ class FastDropout(FairseqDropout):
         dropping = self.p > 0 and (self.training or self.apply_during_inference)
         if not dropping or x.device.type != "cpu":
             return super().forward(x, inplace)
-        return x * keep_mask(x, self.p)
+        return x * (_mask_operator(x.detach(), self.p) if torch.compiler.is_compiling() else keep_mask(x, self.p))
 
 
 def keep_mask(x: Tensor, p: float) -> Tensor:
@@ -47,6 +47,19 @@ def keep_mask(x: Tensor, p: float) -> Tensor:
     bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
     kept = bits >= dropped - _LEVELS // 2
     return kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+# The compiler cannot look into the drawing of random numbers: in its graph the mask is one operation.
+@torch.library.custom_op(
+    "fairseq_sharing::keep_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,), device_types="cpu"
+)
+def _mask_operator(x: Tensor, p: float) -> Tensor:
+    return keep_mask(x, p)
+
+
+@_mask_operator.register_fake
+def _(x: Tensor, _p: float) -> Tensor:
+    return torch.empty_like(x)
 
 
 def use_fast_dropout(model: nn.Module) -> None:

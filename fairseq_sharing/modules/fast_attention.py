@@ -111,11 +111,7 @@ class FastAttention(MultiheadAttention):
                 k, v = saved["prev_key"], saved["prev_value"]
             else:
                 assert key is not None
-                # The hypotheses of a beam have the same source.
-                step = self.beam_size if incremental_state is not None and key.size(1) == query.size(1) else 1
-                k, v = self._project_source(key[:, ::step]) if step > 1 else self.shared_source(key)
-                if key_padding_mask is not None:
-                    key_padding_mask = key_padding_mask[::step]
+                k, v = self.shared_source(key)
         if saved is not None:
             if saved and not static_kv:
                 k = torch.cat((saved["prev_key"], k), 2)
@@ -163,16 +159,13 @@ class FastAttention(MultiheadAttention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, length, width = q.shape
-        if batch != k.size(0):
-            # Hypotheses of a beam look at one source: to the kernel they are more positions of one query.
-            q = q.view(k.size(0), -1, heads, length, width).transpose(1, 2).flatten(2, 3)
         dropping = self.training or self.dropout_module.apply_during_inference
         with torch.autocast("cpu", enabled=False):
             x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
-        if batch != k.size(0):
-            x = x.unflatten(2, (-1, length)).transpose(1, 2).reshape(batch, heads, length, width)
         # B x H x T x D -> T x B x C
-        return self.out_proj(x.permute(2, 0, 1, 3).reshape(length, batch, heads * width).to(self.out_proj.weight.dtype))
+        x = x.permute(2, 0, 1, 3).reshape(length, batch, heads * width)
+        # Autocast casts by itself, once.
+        return self.out_proj(x if torch.is_autocast_enabled(x.device.type) else x.to(self.out_proj.weight.dtype))
 
 
 def use_fast_attention(model: nn.Module) -> None:
@@ -187,7 +180,9 @@ def use_fast_attention(model: nn.Module) -> None:
 
 
 def _supported(attention: MultiheadAttention) -> bool:
-    plain = all(type(getattr(attention, name)) is nn.Linear for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
+    # Quantisation noise is a hook that changes a weight just before its own module uses it.
+    plain = all(type(module) is nn.Linear and not module._forward_pre_hooks for module in projections)
     return plain and attention.bias_k is None and not attention.add_zero_attn and not attention.use_xformers
 
 

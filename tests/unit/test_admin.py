@@ -159,3 +159,14 @@ def test_what_admin_cannot_be_combined_with_is_named(option):
 
 def test_cases_cover_every_strategy():
     assert {"none", "universal", "sequence", "cycle", "cycle_rev", "sandwich", "custom"} <= {c.name for c in CASES}
+
+
+def test_a_pass_that_ends_early_leaves_nothing_behind(monkeypatch):
+    model = perturb(build("post", admin="closed_form")).train()
+    before = model(**batch())[0]
+    layer = model.encoder.layers[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(layer.fc1, "forward", lambda _x: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model(**batch())
+    assert torch.equal(model(**batch())[0], before)

@@ -129,6 +129,9 @@ def test_what_ctranslate2_does_not_compute_is_refused(checkpoint, tmp_path, monk
         ({"no_token_positional_embeddings": True}, "no counterpart of --no-token-positional-embeddings True"),
         ({"activation_fn": "tanh"}, "no --activation-fn tanh; allowed: gelu"),
         ({"share_all_embeddings": False, "decoder_output_dim": 8}, "no counterpart of --decoder-output-dim 8"),
+        ({"act": "both"}, "no counterpart of --act both"),
+        ({"depth_signal": "learned"}, "no counterpart of --depth-signal learned"),
+        ({"position_per_depth": True}, "no counterpart of --position-per-depth True"),
     ],
 )
 def test_options_without_counterpart_are_named(checkpoint, options, told, tmp_path):

@@ -52,7 +52,8 @@ def decoder_options(case):
     if not scope:
         return None
     labels = ",".join(map(str, case.decoder))
-    return {"sharing": "custom", "layer_map": labels, "sharing_scope": ",".join(scope)}
+    fast = case.options.get("fast", False)
+    return {"sharing": "custom", "layer_map": labels, "sharing_scope": ",".join(scope), "fast": fast}
 
 
 SHARED = [pytest.param(decoder_options(case), id=case.name) for case in CASES if decoder_options(case)]

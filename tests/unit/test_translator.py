@@ -17,7 +17,7 @@ from tiny_models import make_trainer, save
 
 from fairseq_sharing import Translator
 from fairseq_sharing.commands import main
-from fairseq_sharing.decoding.ctranslate2_engine import divide_threads
+from fairseq_sharing.decoding.ctranslate2_engine import batch_tokens
 from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.decoding.search import Search
@@ -149,10 +149,11 @@ def test_engine_ctranslate2_exports_by_itself(checkpoint, exported, prepared):
     assert direct.translate(LINES) == Translator(exported, quantization="int8", threads=1).translate(LINES)
 
 
-def test_every_processor_gets_sentences_and_a_thread_each():
-    assert divide_threads(sentences=1000, threads=8) == (8, 1)
-    assert divide_threads(sentences=3, threads=8) == (3, 1)
-    assert divide_threads(sentences=1, threads=8) == (1, 1)
+def test_every_processor_gets_a_batch_of_a_limited_size():
+    assert batch_tokens([["a"] * 10] * 1000, threads=8) == 1250
+    assert batch_tokens([["a"] * 10] * 100_000, threads=8) == 2048
+    assert batch_tokens([["a"] * 10] * 8, threads=8) == 10
+    assert batch_tokens([["a"]], threads=8) == 1
 
 
 def test_command_gives_a_line_for_each(call, exported, translator, tmp_path):
