@@ -2,7 +2,8 @@
 
 Run: python benchmarks/precision_loss.py --runs runs/precision [--output results/speed/precision_loss.json]
 
-The runs are those of configs/precision/cycle.yaml, on data/multi30k; what is trained already is not trained again.
+The runs are those of configs/precision/cycle.yaml, on data/multi30k; what is trained already is not trained again. With
+--after-epoch the runs are left as they are, and their losses after that epoch are compared, for runs stopped early.
 Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees its batches.
 """
 
@@ -22,12 +23,11 @@ from fairseq_sharing.training.run_directory import RunDirectory
 CONFIG = "configs/precision/cycle.yaml"
 
 
-def train(precision: str, seed: int, runs: Path, changes: list[str]) -> RunDirectory:
+def train(precision: str, seed: int, runs: Path, changes: list[str]) -> None:
     """Train a run, or go on with it."""
     path = runs / f"{precision}-seed{seed}"
     words = [CONFIG, f"seed={seed}", f"train.precision={precision}", *changes, "--out", str(path)]
     subprocess.run([sys.executable, "-P", "-m", "fairseq_sharing", "train", *words], check=True)
-    return RunDirectory(path)
 
 
 def main() -> None:
@@ -36,14 +36,22 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of fp32")
     parser.add_argument("--bf16-seeds", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--after-epoch", type=int, metavar="N", help="train nothing; compare the losses after this epoch"
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
     args = parser.parse_args()
     rows = []
     for precision, seeds in (("fp32", args.seeds), ("bf16", args.bf16_seeds)):
         for seed in seeds:
-            curve = summarise(train(precision, seed, args.runs, args.changes).log_records()).valid
-            row = {"precision": precision, "seed": seed, "updates": curve["updates"], "valid_loss": curve["loss"]}
+            if args.after_epoch is None:
+                train(precision, seed, args.runs, args.changes)
+            run = RunDirectory(args.runs / f"{precision}-seed{seed}")
+            curve = summarise(run.log_records()).valid
+            last = args.after_epoch or len(curve["loss"])
+            row = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
+            row = {"precision": precision, "seed": seed, **row}
             rows.append(row)
             print(f"{precision} seed {seed}: validation loss {row['valid_loss'][-1]:.3f}", flush=True)
     final = {p: [row["valid_loss"][-1] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}
@@ -52,7 +60,17 @@ def main() -> None:
     spread = f"{min(final['fp32']):.3f} to {max(final['fp32']):.3f}"
     print(f"fp32: mean {mean:.3f}, standard deviation {deviation:.3f}, {spread}; bf16 within: {within}")
     summary = {"mean": mean, "standard_deviation": deviation, "least": min(final["fp32"]), "most": max(final["fp32"])}
-    write({**environment(), "config": CONFIG, "changes": args.changes, "runs": rows, "fp32": summary}, args.output)
+    write(
+        {
+            **environment(),
+            "config": CONFIG,
+            "changes": args.changes,
+            "after_epoch": args.after_epoch,
+            "runs": rows,
+            "fp32": summary,
+        },
+        args.output,
+    )
 
 
 if __name__ == "__main__":
