@@ -203,6 +203,54 @@ def decoding(found: dict, folder: Path) -> str:
     )
 
 
+def memory(found: dict, folder: Path) -> str:
+    """Peak memory of training and its parts."""
+    parts = ["weights", "gradients", "optimizer", "activations", "workspace"]
+    told, shown = [], {}
+    for model, ways in found["models"].items():
+        for way, one in ways.items():
+            measured, estimate = one["measured"], one["estimate"]
+            sizes = [f"{measured[part] / 1e9:.2f}" for part in [*parts, "peak"]]
+            longest = f"{one['longest_batch_80_gb_estimated']:,}"
+            told.append([model, way, *sizes, f"{estimate['peak'] / 1e9:.2f}", f"{measured['seconds']:.1f}", longest])
+            shown[f"{model}, {way}"] = measured
+    figure, ax = plt.subplots(figsize=(10, 5.4), layout="constrained")
+    labels, lefts = list(shown), [0.0] * len(shown)
+    for part, colour in zip(parts, set_colours(len(parts)), strict=True):
+        lengths = [one[part] / 1e9 for one in shown.values()]
+        ax.barh(labels, lengths, left=lefts, label=part, color=colour)
+        lefts = [left + length for left, length in zip(lefts, lengths, strict=True)]
+    ax.invert_yaxis()
+    ax.set_xlabel("GB at the peak of an update")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    save(figure, folder / "memory.png")
+    head = [
+        "model",
+        "activations are",
+        *parts,
+        "peak",
+        "estimated peak",
+        "seconds",
+        "longest batch in 80 GB, estimated",
+    ]
+    checks = [
+        [model, way, f"{one['tokens']:,}", f"{one['measured']['peak'] / 1e9:.2f}", f"{one['filled']:.1%}"]
+        for model, ways in found["longest"].items()
+        if isinstance(ways, dict)
+        for way, one in ways.items()
+    ]
+    limit = f"{found['longest']['memory'] / 1e9:.0f} GB"
+    text = (
+        f"d_model 512, vocabulary 32,768, {found['tokens']:,} + {found['tokens']:,} tokens, fp32, the fast path, Adam; "
+        "GB. The estimate is that of `fairseq-sharing describe`, made without training. Seconds are processor seconds "
+        "of an update on a busy machine: they show what recomputation costs, no more."
+    )
+    check = f"The longest batch that the estimate allows in {limit}, trained for one update:"
+    rows = table(["model", "activations are", "tokens a side", "measured peak, GB", "of the memory"], checks)
+    return "\n\n".join([text, table(head, told), "![memory](memory.png)", check, rows])
+
+
 def reuse(found: dict, _folder: Path) -> str:
     """Sequence against Cycle, one sentence at a time."""
     told = [
@@ -261,9 +309,14 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "python benchmarks/layer_reuse.py",
         reuse,
     ),
+    "training_memory": (
+        "Memory of training",
+        "python benchmarks/training_memory.py",
+        memory,
+    ),
     "precision_loss": (
         "bf16 beside the spread of fp32 seeds",
-        "python benchmarks/precision_loss.py --runs runs/precision",
+        "python benchmarks/precision_loss.py --runs runs/precision [--after-epoch N]",
         precision,
     ),
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,21 +27,11 @@ from fairseq_sharing.colours import ink, set_colours
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.training import config as configuration
-from fairseq_sharing.training.step_memory import (
-    DEVICES,
-    OPTIMIZER_STATES,
-    MemoryEstimate,
-    estimate,
-    stand_in_task,
-)
+from fairseq_sharing.training.step_memory import DEVICES, OPTIMIZER_STATES, MemoryEstimate, estimate_both, stand_in_task
 from fairseq_sharing.tying import part_of
-
-logger = logging.getLogger(__name__)
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
 BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
-# Of the estimates of memory: what the forward pass made is kept for the backward pass, or made again.
-STORED, RECOMPUTED = "stored", "recomputed"
 
 
 @dataclass(frozen=True)
@@ -169,7 +158,7 @@ def compare(
         described = measure(title, args, vocabulary, length)
         if memory is None:
             return described
-        return replace(described, memory=estimate_memory(args, vocabulary, length, memory, device))
+        return replace(described, memory=estimate_both(args, vocabulary, length, memory, device))
 
     model = described_as(name, args)
     depth = {stack: len(layer_map) for stack, layer_map in model.layer_map.items()}
@@ -191,12 +180,12 @@ def compare(
 
 
 def build_without_storage(args: Namespace, vocabulary: int) -> torch.nn.Module:
-    """Build a model on torch's meta device: sizes only, no values."""
+    """Build a model on torch's meta device: sizes, no values. The fast path, which counts the same, is left out."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    task = stand_in_task(vocabulary)
+    options = Namespace(**{**vars(args), "fast": False, "compile": False})
     with torch.device("meta"):
-        model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task)
+        model = ARCH_MODEL_REGISTRY[args.arch].build_model(options, stand_in_task(vocabulary))
     return model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
 
 
@@ -222,21 +211,6 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
         banks=banks,
         active=model.active_parameters() if banks else None,
     )
-
-
-def estimate_memory(
-    args: Namespace, vocabulary: int, length: int, memory: float, device: str
-) -> dict[str, MemoryEstimate | None]:
-    """Estimate the memory of training, with and without ``--checkpoint-activations``; None where nobody can tell."""
-    told: dict[str, MemoryEstimate | None] = {}
-    for way in (STORED, RECOMPUTED):
-        changed = Namespace(**{**vars(args), "checkpoint_activations": way == RECOMPUTED})
-        try:
-            told[way] = estimate(changed, vocabulary, length, memory, device)
-        except SharingError as error:
-            logger.info(f"no estimate of memory, {way}: {error}")
-            told[way] = None
-    return told
 
 
 def run_without_storage(model: torch.nn.Module, length: int, sentences: int) -> torch.Tensor:
@@ -356,11 +330,11 @@ def _table(models: Sequence[Description], vocabulary: int, length: int, memory: 
         add(f"bytes of {part}", [m.bytes[part] for m in models])
     for way in models[0].memory:
         told = [m.memory[way] for m in models]
-        tokens = next((t.tokens for t in told if t), 0)
+        at = next((f" at {t.tokens:,} tokens" for t in told if t), "")
         table.add_section()
         add(f"activations a token, {way}", [t and t.activations_a_token for t in told])
-        add(f"workspace at {tokens:,} tokens", [t and t.workspace for t in told])
-        add(f"peak at {tokens:,} tokens", [t and t.peak for t in told])
+        add(f"workspace{at}", [t and t.workspace for t in told])
+        add(f"peak{at}", [t and t.peak for t in told])
         add(f"longest batch in {memory}", [t and t.longest_batch for t in told])
     table.add_section()
     add("MACs a sentence", [m.macs for m in models])

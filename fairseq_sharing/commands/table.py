@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         raise SharingError(f"no table {args.preset}; allowed: {', '.join(tables.PRESETS)}")
     if args.nodes > 1 and args.slurm is None:
         raise SharingError(f"--nodes {args.nodes} needs --slurm; without it start scripts/train.sh on each machine")
+    if args.slurm is not None and not args.gpus:
+        raise SharingError("--slurm needs --gpus: how many GPUs of a machine each training gets")
     table = tables.Table(
         preset=tables.PRESETS[args.preset],
         rows=tuple(args.rows),

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_sharing.evaluation.study import Row, scored_sets
 
@@ -71,18 +72,30 @@ class Difference:
 
         The interval is the bootstrap's of the test set for a single seed, and Student's of the mean for several.
         """
-        scores = [result["scores"][test] for result in row.results if test in result["scores"]]
-        if not scores:
+        seeds = [[result["scores"][test]] for result in row.results if test in result["scores"]]
+        return cls._of_seeds(seeds, paper) if seeds else None
+
+    @classmethod
+    def of_average(cls, row: Row, paper: float) -> Difference | None:
+        """Compare a row's mean over all test sets of the paper; None where one was not scored."""
+        if any(test not in result["scores"] for result in row.results for test in TESTS):
             return None
-        values = [score["bleu"] for score in scores]
+        return cls._of_seeds([[result["scores"][test] for test in TESTS] for result in row.results], paper)
+
+    @classmethod
+    def _of_seeds(cls, seeds: Sequence[Sequence[dict[str, Any]]], paper: float) -> Difference:
+        values = [statistics.fmean(score["bleu"] for score in scores) for scores in seeds]
         mean = statistics.fmean(values)
         if len(values) == 1:
-            low, high = scores[0]["bleu_interval"]
+            # The bootstraps of the test sets are independent: their half-widths add up as squares.
+            below, above = (
+                math.hypot(*(score["bleu"] - score["bleu_interval"][end] for score in seeds[0])) / len(seeds[0])
+                for end in (0, 1)
+            )
         else:
             t = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
-            half = t * statistics.stdev(values) / math.sqrt(len(values))
-            low, high = mean - half, mean + half
-        return cls(mean, paper, (low - paper, high - paper))
+            below = above = t * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, paper, (mean - below - paper, mean + above - paper))
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -91,7 +104,7 @@ class Difference:
 
 def paper_row(row: Row) -> PaperRow | None:
     """Find a row of ours in the paper's table, by its name; None where it is not there."""
-    return ROWS.get(row.run.removeprefix("cpu_"))
+    return ROWS.get(row.run)
 
 
 def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -107,8 +120,8 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     headers = ["Model", "Parameters", "paper's", "Speed", "paper's", "Average"]
     vanilla = next((row for row in rows if paper_row(row) is ROWS["vanilla"]), None)
     cells = []
-    for row in sorted((row for row in rows if paper_row(row)), key=lambda row: list(ROWS).index(_name(row))):
-        paper = ROWS[_name(row)]
+    for row in sorted((row for row in rows if paper_row(row)), key=lambda row: list(ROWS).index(row.run)):
+        paper = ROWS[row.run]
         cells.append(
             [
                 paper.title,
@@ -157,10 +170,6 @@ def markdown(rows: Sequence[Row], title: str) -> str:
     return "\n\n".join([f"# {title}: beside the paper", table, "\n".join(f"- {note}" for note in notes(rows))]) + "\n"
 
 
-def _name(row: Row) -> str:
-    return row.run.removeprefix("cpu_")
-
-
 def _speed(row: Row, vanilla: Row | None) -> str:
     if vanilla is None or row.speed is None or vanilla.speed is None:
         return "-"
@@ -168,11 +177,7 @@ def _speed(row: Row, vanilla: Row | None) -> str:
 
 
 def _average(row: Row, paper: PaperRow) -> str:
-    means = [score.mean for test in TESTS if (score := row.score(test, "bleu"))]
-    if len(means) < len(TESTS):
-        return f"- / {paper.average:.2f}"
-    ours = statistics.fmean(means)
-    return f"{ours:.2f} / {paper.average:.2f} / {ours - paper.average:+.2f}"
+    return str(Difference.of_average(row, paper.average) or f"- / {paper.average:.2f}")
 
 
 def _cell(row: Row, paper: PaperRow, test: str) -> str:

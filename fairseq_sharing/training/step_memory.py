@@ -6,6 +6,7 @@ run, so that all that a configuration changes is in the figures: kernels, dropou
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,16 @@ from fairseq_sharing.modules.dropout import FastDropout
 from fairseq_sharing.modules.fast_attention import FastAttention
 from fairseq_sharing.training.stand_ins import Allocations, Replaced
 
+logger = logging.getLogger(__name__)
+
 DEVICES = ("cuda", "cpu")
 # Tensors of the weight's size that fairseq's optimizers keep; one that is not named here is taken for Adam.
 OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
 # Tokens of the counted batch where the configuration names none.
 TOKENS = 4096
 # Longer batches are not counted, but reckoned from this one and its half.
-_MOST_COUNTED = 1 << 17
+_MOST_COUNTED = 1 << 15
+_SECANTS = 3
 _FP32 = 4  # bytes of a value
 _WORD = 5  # any that is no special symbol
 
@@ -96,7 +100,8 @@ def stand_in_task(vocabulary: int) -> Namespace:
 class TrainingStep:
     """A model and its criterion without storage, whose training steps are counted.
 
-    fairseq's ``--fp16``, ``--bf16`` and ``--amp`` are counted as fp32; ``--precision bf16`` as it is.
+    fairseq's ``--fp16``, ``--bf16`` and ``--amp`` are counted as fp32, ``--compile`` as not compiled; ``--precision
+    bf16`` as it is.
 
     Args:
         args: fairseq's arguments.
@@ -109,10 +114,10 @@ class TrainingStep:
 
         task = stand_in_task(vocabulary)
         # Of the ways to train on several devices one criterion refuses fairseq's default; it changes no size here.
-        options = {"criterion": "cross_entropy", **vars(args), "ddp_backend": "legacy_ddp"}
+        options = {"criterion": "cross_entropy", **vars(args), "ddp_backend": "legacy_ddp", "compile": False}
         self._allocations = Allocations()
         with self._allocations:
-            self._model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), task).train()
+            self._model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**options), task).train()
             self._criterion = criterions.build_criterion(Namespace(**options), task)
         if hasattr(self._model, "expert_banks") and self._model.expert_banks():
             raise SharingError(f"--arch {args.arch}: what experts take depends on the tokens that choose them")
@@ -176,20 +181,50 @@ def estimate(args: Namespace, vocabulary: int, length: int, memory: float, devic
         sentences, block = getattr(args, "batch_size", None), getattr(args, "tokens_per_sample", None)
         tokens = sentences * block if sentences and block else TOKENS
     told = step.count(tokens, length)
-    # Long batches grow in a straight line; shorter ones need not, for the scores are made some positions at a time.
+    # Long batches grow in a straight line; shorter ones need not: the scores are made some positions at a time, and it
+    # is at another moment that a step holds most. So the batch is looked for where it will be, along secants.
     guess = int(tokens * (memory - told.static) / (told.peak - told.static))
     many = max(2 * length, min(guess, _MOST_COUNTED)) // length * length
     few = many // 2 // length * length
     more, less = step.count(many, length), step.count(few, length)
-    room = many + (memory - more.peak) * (many - few) / (more.peak - less.peak)
+    a_token = (more.activations - less.activations) // (many - few)
+    for _ in range(_SECANTS):
+        room = many + (memory - more.peak) * (many - few) / (more.peak - less.peak)
+        longest = max(0, int(room) // length * length)
+        if longest > _MOST_COUNTED or abs(longest - many) <= many // 50 or not longest:
+            break
+        few, less, many, more = many, more, longest, step.count(longest, length)
     return MemoryEstimate(
         tokens=tokens,
         static=told.static,
-        activations_a_token=(more.activations - less.activations) // (many - few),
+        activations_a_token=a_token,
         workspace=told.workspace,
         peak=told.peak,
-        longest_batch=max(0, int(room) // length * length),
+        longest_batch=longest,
     )
+
+
+def estimate_both(
+    args: Namespace, vocabulary: int, length: int, memory: float, device: str
+) -> dict[str, MemoryEstimate | None]:
+    """Estimate with activations ``stored``, and ``recomputed`` (``--checkpoint-activations``); None if nobody can tell.
+
+    Args:
+        args: fairseq's arguments.
+        vocabulary: symbols of the joined dictionary.
+        length: source and target tokens of a sentence.
+        memory: bytes that a training may take.
+        device: ``cuda`` or ``cpu``.
+    """
+    told: dict[str, MemoryEstimate | None] = {}
+    for way, recompute in {"stored": False, "recomputed": True}.items():
+        changed = Namespace(**{**vars(args), "checkpoint_activations": recompute})
+        try:
+            told[way] = estimate(changed, vocabulary, length, memory, device)
+        except SharingError as error:
+            logger.info(f"no estimate of memory, {way}: {error}")
+            told[way] = None
+    return told
 
 
 class _CudaDropout(FairseqDropout):

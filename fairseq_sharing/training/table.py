@@ -16,6 +16,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.config import compose
 from fairseq_sharing.training.processes import forwarded_signals
+from fairseq_sharing.training.run_directory import RunDirectory
 
 # The rows of Takase & Kiyono 2023, Table 2, in its order.
 PAPER_ROWS = (
@@ -164,18 +165,34 @@ class Table:
 
 
 def make(table: Table, console: Console) -> None:
-    """Run every stage; started again, it goes on where it was.
+    """Run every stage; a row that fails holds up no other. Started again, it goes on where it was.
 
     Args:
         table: what is asked for.
         console: where the commands are shown.
 
     Raises:
-        SharingError: a stage failed; it has told why.
+        SharingError: the data, the report, or, when all others are made, some rows failed; each has told why.
         KeyboardInterrupt, SystemExit: after a signal, when the stage has ended.
     """
-    for stage in table.stages():
-        call(stage, console)
+    call(table.prepare(), console)
+    failed = []
+    for run in table.runs():
+        try:
+            # A finished run is scored on any machine, also on one without the devices that trained it.
+            if table.overrides or not _is_trained(run):
+                call(table.train(run), console)
+            call(table.evaluate(run), console)
+        except SharingError as error:
+            console.print(f"{error}; the other rows go on", highlight=False, markup=False, soft_wrap=True)
+            failed.append(str(run.path))
+    call(table.report(), console)
+    if failed:
+        raise SharingError(f"not in the table: {', '.join(failed)}; started again, it goes on with them")
+
+
+def _is_trained(run: Run) -> bool:
+    return RunDirectory(run.path).record().get("exit_status") == 0
 
 
 def submit(table: Table, flags: str, console: Console) -> str:

@@ -56,6 +56,11 @@ def test_macs_equal_the_closed_form(models):
     assert models[0].macs == models[1].macs == LENGTH * projections + attention
 
 
+def test_the_fast_path_counts_the_same(models):
+    fast = description.compare("ours", description.model_arguments({**BASE, "fast": True}), V, LENGTH)
+    assert [(m.macs, m.unique) for m in fast] == [(m.macs, m.unique) for m in models]
+
+
 def test_a_language_model_is_described():
     train = {
         "task": "language_modeling",
@@ -93,6 +98,8 @@ def test_expert_banks_and_what_a_token_uses_of_them_are_told(tmp_path, capsys):
     description.describe(config, vocabulary=V, length=LENGTH)
     told = capsys.readouterr().out
     assert "active parameters" in told
+    fits = [line.split("│")[2:4] for line in told.splitlines() if "longest batch" in line]
+    assert [[cell.strip() for cell in row] for row in fits] == [["-", "-"], ["-", "-"]]
     assert "decoder.layers.1.encoder_attn.output" in told
 
 
@@ -133,12 +140,33 @@ def test_the_drawing_has_a_cell_a_layer():
 
 def test_the_command_prints_json(tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
-    lines = [f"  {key}: {json.dumps(value)}" for key, value in BASE.items()]
+    train = {**BASE, "encoder_layers": 3, "decoder_layers": 2}
+    lines = [f"  {key}: {json.dumps(value)}" for key, value in train.items()]
     config.write_text("\n".join(["dataset: toy", "train:", *lines]))
-    description.describe(config, vocabulary=V, length=LENGTH, svg=tmp_path / "map.svg", as_json=True)
+    options = {"memory": 1, "device": "cpu", "svg": tmp_path / "map.svg", "as_json": True}
+    description.describe(config, vocabulary=V, length=LENGTH, **options)
     told = json.loads(capsys.readouterr().out)
-    assert told["models"][0]["layer_map"] == {"encoder": [0, 1, 0, 1, 0, 1], "decoder": [0, 1, 0, 1]}
+    assert told["models"][0]["layer_map"] == {"encoder": [0, 1, 0], "decoder": [0, 1]}
     assert (tmp_path / "map.svg").read_text().startswith("<svg")
+    stored, recomputed = (told["models"][0]["memory"][way] for way in ("stored", "recomputed"))
+    assert stored["static"] == sum(told["models"][0]["bytes"].values())
+    assert stored["tokens"] == recomputed["tokens"] == 4096
+    assert recomputed["peak"] < stored["peak"]
+    assert (told["memory"], told["device"]) == (1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"memory": 0}, "--memory must be more than 0 GB, got 0"),
+        ({"device": "tpu"}, "--device must be one of cuda, cpu, got tpu"),
+        ({"length": 0}, "--length must be at least 1 token, got 0"),
+    ],
+)
+def test_bad_figures_are_told_in_one_line(tmp_path, change, message):
+    with pytest.raises(SharingError) as error:
+        description.describe(tmp_path / "none.yaml", **change)
+    assert str(error.value) == message
 
 
 def test_an_unknown_vocabulary_is_told(tmp_path):

@@ -43,7 +43,7 @@ def test_a_row_stands_beside_the_paper_with_difference_interval_and_speed(tmp_pa
     vanilla, cycle = (dict(zip([f"{i} {h}" for i, h in enumerate(headers)], line, strict=True)) for line in cells)
     assert vanilla["0 Model"] == "Vanilla"
     assert (vanilla["3 Speed"], cycle["3 Speed"], cycle["4 paper's"]) == ("1.00", "0.64", "0.63")
-    assert vanilla["5 Average"] == "27.07 / 26.57 / +0.50"
+    assert vanilla["5 Average"] == "27.07 / 26.57 / +0.50 (+0.12 to +0.88)"
     assert vanilla["6 newstest2010"] == "24.66 / 24.16 / +0.50 (-0.50 to +1.50)"
     assert cycle["6 newstest2010"] == "25.16 / 24.51 / +0.65 (-0.35 to +1.65)"
     assert not any("WMT16 (4.5M pairs)" in note for note in paper.notes(found))
@@ -55,11 +55,14 @@ def test_several_seeds_have_the_interval_of_their_mean(tmp_path):
     half = 4.303 / 3**0.5  # Student's t of 2 degrees of freedom, a standard deviation of 1
     assert difference.ours == pytest.approx(27.13 + 2)
     assert difference.interval == pytest.approx((2 - half, 2 + half))
+    average = paper.Difference.of_average(found[0], 26.57)
+    assert average.ours == pytest.approx(26.57 + 2, abs=0.01)
+    assert average.interval == pytest.approx((2 - half, 2 + half), abs=0.01)
 
 
 def test_other_data_is_said_to_be_other_data_and_missing_sets_leave_gaps(tmp_path):
     some = scores(0, paper.TESTS[3:])
-    found = rows(tmp_path, result("cpu_universal_n12", "universal", dataset="news_commentary", scores=some))
+    found = rows(tmp_path, result("universal_n12", "universal", dataset="news_commentary", scores=some))
     assert any("these rows on news_commentary" in note for note in paper.notes(found))
     headers, ((model, _, _, speed, _, average, *cells),) = paper.compare(found)
     assert (model, speed, average) == ("Universal, N=12", "-", "- / 26.77")

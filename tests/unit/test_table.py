@@ -85,17 +85,27 @@ def programs(monkeypatch, tmp_path):
     return calls
 
 
-def test_a_failed_stage_ends_it_and_is_named(programs, tmp_path):
+def test_a_row_that_fails_is_named_and_holds_up_no_other(programs, tmp_path):
     (tmp_path / "fails").touch()
-    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12"))
+    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12", "cycle_n18"))
     told = io.StringIO()
-    with pytest.raises(
-        SharingError, match=r"^fairseq-sharing evaluate runs/\S+ failed \(exit status 2\); started again"
-    ):
+    failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; started again, it goes on with them$"
+    with pytest.raises(SharingError, match=failed):
         tables.make(table, Console(file=told))
-    called = programs.read_text().splitlines()
-    assert called == [" ".join(stage[1:]) for stage in table.stages()[:5]]
+    assert programs.read_text().splitlines() == [" ".join(stage[1:]) for stage in table.stages()]
     assert told.getvalue().splitlines()[0] == "$ fairseq-sharing prepare wmt16_en_de --out data/wmt16_en_de"
+    assert "fairseq-sharing evaluate runs/wmt16_en_de/cycle_n12-seed1 failed (exit status 2)" in told.getvalue()
+
+
+def test_a_finished_run_is_scored_where_it_could_not_be_trained(programs, tmp_path):
+    run = tmp_path / "runs/wmt16_en_de/vanilla-seed1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"exit_status": 0}')
+    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12"), devices=4)
+    tables.make(table, Console(file=io.StringIO()))
+    prepare, vanilla, *others, report = [" ".join(stage[1:]) for stage in table.stages()]
+    assert vanilla.startswith("train ")
+    assert programs.read_text().splitlines() == [prepare, *others, report]
 
 
 def test_slurm_gets_an_array_of_one_line_a_run(programs, tmp_path):

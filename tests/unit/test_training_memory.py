@@ -1,38 +1,15 @@
-"""The memory of a training, counted without storage: beside what a real forward pass keeps; and what fits in it."""
+"""The largest part of a batch that a device trains on in one step."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from omegaconf import OmegaConf
-from tiny_models import EOS, VOCABULARY, arguments, build, dictionary
+from tiny_models import VOCABULARY, dictionary
 
+from fairseq_sharing.description import model_arguments
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.training.memory import LENGTH, USABLE, fit_max_tokens, training_bytes
-
-OPTIONS = {"sharing": "cycle", "unique_layers": 3, "dropout": 0.1}
-
-
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_bytes_a_token_are_those_that_a_real_forward_pass_keeps(norm):
-    model = build(norm, **OPTIONS).train()
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    words = torch.randint(4, VOCABULARY, (4, LENGTH))
-    words[:, -1] = EOS
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(words, torch.full((4,), LENGTH), words)[0].log_softmax(-1)
-    real = sum(storage.nbytes() for storage in kept.values()) / words.numel() + 2 * 4 * VOCABULARY
-    fixed, each = training_bytes(arguments(norm, **OPTIONS), VOCABULARY)
-    assert real <= each <= 1.25 * real, "an upper bound, and a close one"
-    assert fixed == 16 * sum(parameter.numel() for parameter in model.parameters())
+from fairseq_sharing.training.memory import LENGTH, USABLE, fit_max_tokens
+from fairseq_sharing.training.step_memory import TrainingStep
 
 
 @pytest.fixture
@@ -48,13 +25,11 @@ def config(**changes):
 
 
 @pytest.mark.parametrize(
-    ("room", "devices", "chosen"), [(1_000, 1, 960), (1_000, 2, 960), (5_000, 2, 4800), (50, 1, 50)]
+    ("room", "devices", "chosen"), [(1_000, 1, 960), (1_000, 2, 960), (5_000, 2, 4800), (50, 1, 32)]
 )
 def test_the_largest_part_of_the_batch_that_fits_is_taken(data, room, devices, chosen):
-    from fairseq_sharing.description import model_arguments
-
-    fixed, each = training_bytes(model_arguments(config().train), VOCABULARY)
-    memory = int((fixed + (room + 0.5) * each) / USABLE)
+    step = TrainingStep(model_arguments(config().train), VOCABULARY, "cuda")
+    memory = int(1.001 * step.count(room, LENGTH).peak / USABLE)
     fitted = fit_max_tokens(config(), devices, memory, data)
     assert fitted.train.max_tokens == chosen
     assert fitted.tokens_per_batch == 9600

@@ -1,0 +1,165 @@
+"""Tensors that have sizes and no values, and the bytes that they would take.
+
+Whatever torch computes runs on them as on a CPU: the same kernels, autocast and autograd, without time or memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairseq_sharing.errors import SharingError
+
+_aten = torch.ops.aten
+
+
+class StandIn(Tensor):
+    """A tensor on CPU without values. torch's meta device has the sizes, but none of the kernels of a CPU."""
+
+    meta: Tensor
+
+    @staticmethod
+    def __new__(cls, meta: Tensor) -> StandIn:
+        """Stand in for a CPU tensor of the sizes of one on the meta device."""
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            meta.size(),
+            strides=meta.stride(),
+            storage_offset=meta.storage_offset(),
+            dtype=meta.dtype,
+            device=torch.device("cpu"),
+        )
+        made.meta = meta
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Refuse: stand-ins compute in the context of ``Allocations`` alone."""
+        raise AssertionError(f"{func} on a stand-in, outside Allocations")
+
+    # All that sets a stand-in apart is below autograd.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+class Allocations(TorchDispatchMode):
+    """Every tensor made in its context is a stand-in; counts the bytes that live, and the most that ever did.
+
+    Sizes that depend on values are those of a batch with padding that is no smaller for it; of an adaptive softmax or
+    input those of every token in every band, an upper bound.
+
+    Attributes:
+        alive: bytes of all storages in use.
+        peak: the most that ``alive`` was since it was last set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run an operation without values."""
+        kwargs = kwargs or {}
+        changes_values_only, takes_device = _traits(func)
+        if changes_values_only:
+            return args[0]
+        options = {name: _map_tensors(_to_meta, value) for name, value in kwargs.items()}
+        if takes_device:
+            options["device"] = "meta"
+        made = _WITHOUT_VALUES.get(func, func)(*_map_tensors(_to_meta, args), **options)
+        return kwargs["out"] if "out" in kwargs else _map_tensors(self._stand_in, made)
+
+    def _stand_in(self, meta: Tensor) -> Tensor:
+        storage = meta.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._free, key)
+        return StandIn(meta)
+
+    def _free(self, key: int) -> None:
+        self.alive -= self._sizes.pop(key)
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], found: Any) -> Any:
+    """Change every tensor of what an operation takes or gives: values, and tuples and lists of them."""
+    if isinstance(found, Tensor):
+        return change(found)
+    if type(found) in (tuple, list):
+        return type(found)(_map_tensors(change, inner) for inner in found)
+    return found
+
+
+def _to_meta(x: Tensor) -> Tensor:
+    return x.meta if isinstance(x, StandIn) else x.to("meta")
+
+
+@functools.cache
+def _traits(func: Any) -> tuple[bool, bool]:
+    """Tell whether an operation does no more than change the values of its first argument; and if it takes a device."""
+    arguments = func._schema.arguments
+    in_place = bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
+    changes_values_only = in_place and torch.Tag.inplace_view not in func.tags
+    return changes_values_only, any(argument.name == "device" for argument in arguments)
+
+
+def _item(x: Tensor) -> bool:
+    if x.dtype != torch.bool:
+        raise SharingError("the sizes of its tensors depend on values that only a training has")
+    return True
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    return x.new_empty((x.numel(), x.dim()), dtype=torch.int64)
+
+
+def _index(x: Tensor, indices: list[Tensor | None]) -> Tensor:
+    given: list[Tensor | None] = []
+    for index in indices:
+        given.extend(_nonzero(index).unbind(1) if index is not None and index.dtype == torch.bool else [index])
+    return _aten.index.Tensor(x, given)
+
+
+def _layer_norm_backward(_gradient: Tensor, x: Tensor, _shape: Any, _mean: Tensor, _rstd: Tensor, *rest: Any) -> Any:
+    weight, bias, wanted = rest
+    return tuple(torch.empty_like(of) if want else None for of, want in zip((x, weight, bias), wanted, strict=True))
+
+
+def _pointwise(func: Any) -> Callable[..., Tensor]:
+    def make(x: Tensor, other: Any, **options: Any) -> Tensor:
+        alike = isinstance(other, Tensor) and x.shape == other.shape and x.dtype == other.dtype
+        return torch.empty_like(x) if alike else func(x, other, **options)
+
+    return make
+
+
+_WITHOUT_VALUES: dict[Any, Callable[..., Any]] = {
+    _aten._local_scalar_dense.default: _item,
+    _aten.nonzero.default: _nonzero,
+    _aten.index.Tensor: _index,
+    # torch derives these sizes, too, but takes half of the time of a whole step for them.
+    _aten.native_layer_norm_backward.default: _layer_norm_backward,
+    _aten.add.Tensor: _pointwise(_aten.add.Tensor),
+    _aten.mul.Tensor: _pointwise(_aten.mul.Tensor),
+}
+
+
+class Replaced(TorchFunctionMode):
+    """Call other functions of torch in the place of some."""
+
+    def __init__(self, replacements: dict[Callable[..., Any], Callable[..., Any]]):
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call a function, or what replaces it."""
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
