@@ -29,9 +29,9 @@ DEVICES = ("cuda", "cpu")
 OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
 # Tokens of the counted batch where the configuration names none.
 TOKENS = 4096
-# Longer batches are not counted, but reckoned from this one and its half.
-_MOST_COUNTED = 1 << 15
-_SECANTS = 3
+# In the search for the longest batch: tokens of the first, how many times as long the next may be, how many are tried,
+# and the share of it that does not matter.
+_FIRST, _STRETCH, _SECANTS, _CLOSE = 1 << 15, 4, 4, 0.005
 _FP32 = 4  # bytes of a value
 _WORD = 5  # any that is no special symbol
 
@@ -181,19 +181,23 @@ def estimate(args: Namespace, vocabulary: int, length: int, memory: float, devic
         sentences, block = getattr(args, "batch_size", None), getattr(args, "tokens_per_sample", None)
         tokens = sentences * block if sentences and block else TOKENS
     told = step.count(tokens, length)
-    # Long batches grow in a straight line; shorter ones need not: the scores are made some positions at a time, and it
-    # is at another moment that a step holds most. So the batch is looked for where it will be, along secants.
+    # Peaks grow in straight lines with bends: the scores are made some positions at a time, and it is at another moment
+    # that a step of a longer batch holds most. So the batch is looked for along secants, up to where they are straight.
     guess = int(tokens * (memory - told.static) / (told.peak - told.static))
-    many = max(2 * length, min(guess, _MOST_COUNTED)) // length * length
+    many = max(2 * length, min(guess, _FIRST)) // length * length
     few = many // 2 // length * length
     more, less = step.count(many, length), step.count(few, length)
     a_token = (more.activations - less.activations) // (many - few)
     for _ in range(_SECANTS):
-        room = many + (memory - more.peak) * (many - few) / (more.peak - less.peak)
-        longest = max(0, int(room) // length * length)
-        if longest > _MOST_COUNTED or abs(longest - many) <= many // 50 or not longest:
+        slope = (more.peak - less.peak) / (many - few)
+        longest = max(0, int(many + (memory - more.peak) / slope) // length * length)
+        if not longest or abs(longest - many) <= _CLOSE * many:
             break
-        few, less, many, more = many, more, longest, step.count(longest, length)
+        few, less, many = many, more, min(longest, _STRETCH * many)
+        more = step.count(many, length)
+        bent = more.peak - less.peak - slope * (many - few)
+        if abs(bent) <= _CLOSE * more.peak and many < longest:
+            break
     return MemoryEstimate(
         tokens=tokens,
         static=told.static,

@@ -34,6 +34,11 @@ class Case:
     def scope(self) -> tuple[str, ...]:
         return tuple(self.options.get("sharing_scope", "layer").split(","))
 
+    @property
+    def rounding(self) -> float:
+        """How far an output of the order of 1 may lie from fairseq's own: the fast path adds up in another order."""
+        return 1e-5 if self.options.get("fast") else 1e-6
+
     def layer_map(self, stack: str) -> tuple[int, ...]:
         return getattr(self, stack)
 

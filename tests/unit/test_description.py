@@ -140,13 +140,13 @@ def test_the_drawing_has_a_cell_a_layer():
 
 def test_the_command_prints_json(tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
-    train = {**BASE, "encoder_layers": 3, "decoder_layers": 2}
+    train = {**BASE, "encoder_layers": 2, "decoder_layers": 2}
     lines = [f"  {key}: {json.dumps(value)}" for key, value in train.items()]
     config.write_text("\n".join(["dataset: toy", "train:", *lines]))
     options = {"memory": 1, "device": "cpu", "svg": tmp_path / "map.svg", "as_json": True}
     description.describe(config, vocabulary=V, length=LENGTH, **options)
     told = json.loads(capsys.readouterr().out)
-    assert told["models"][0]["layer_map"] == {"encoder": [0, 1, 0], "decoder": [0, 1]}
+    assert told["models"][0]["layer_map"] == {"encoder": [0, 1], "decoder": [0, 1]}
     assert (tmp_path / "map.svg").read_text().startswith("<svg")
     stored, recomputed = (told["models"][0]["memory"][way] for way in ("stored", "recomputed"))
     assert stored["static"] == sum(told["models"][0]["bytes"].values())

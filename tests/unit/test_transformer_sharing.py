@@ -25,15 +25,15 @@ from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 SIZES = ("", "_tiny", "_iwslt_de_en", "_wmt_en_de", "_wmt_en_de_big")
 
 
-def test_output_equals_a_vanilla_model_with_the_weights_copied(model, vanilla):
+def test_output_equals_a_vanilla_model_with_the_weights_copied(case, model, vanilla):
     with torch.no_grad():
         ours, output = model(**batch())[0], vanilla(**batch())[0]
     assert output.shape == (3, 8, VOCABULARY)
-    torch.testing.assert_close(ours, output, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, output, rtol=0, atol=case.rounding)
     assert output.std() > 0.5, "the outputs are too small to tell anything"
 
 
-def test_every_layer_s_output_equals_that_of_the_vanilla_model(model, vanilla):
+def test_every_layer_s_output_equals_that_of_the_vanilla_model(case, model, vanilla):
     inputs = batch()
     with torch.no_grad():
         states = [
@@ -41,9 +41,9 @@ def test_every_layer_s_output_equals_that_of_the_vanilla_model(model, vanilla):
         ]
         extras = [m(**inputs)[1] for m in (model, vanilla)]
     assert len(states[0]) == LAYERS + 1
-    torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-6)
-    torch.testing.assert_close(extras[0]["inner_states"], extras[1]["inner_states"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(extras[0]["attn"], extras[1]["attn"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=case.rounding)
+    torch.testing.assert_close(extras[0]["inner_states"], extras[1]["inner_states"], rtol=0, atol=case.rounding)
+    torch.testing.assert_close(extras[0]["attn"], extras[1]["attn"], rtol=0, atol=case.rounding)
 
 
 def test_dropout_draws_the_same_numbers_as_in_the_vanilla_model(case, norm):
