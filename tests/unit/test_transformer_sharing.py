@@ -101,11 +101,12 @@ def test_checkpointed_activations_change_neither_outputs_nor_gradients(case, nor
     for model in (plain, checkpointed):
         outputs.append(model.train()(**batch())[0])
         outputs[-1].softmax(-1)[..., ::3].sum().backward()
-    assert torch.equal(*outputs)
+    # torch's kernels of attention may differ with and without gradients.
+    torch.testing.assert_close(*outputs, rtol=0, atol=case.rounding if case.options.get("fast") else 0)
     recomputed = dict(checkpointed.named_parameters())
     for name, parameter in plain.named_parameters():
         scale = parameter.grad.abs().max().clamp(min=1.0)
-        torch.testing.assert_close(recomputed[name].grad / scale, parameter.grad / scale, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(recomputed[name].grad / scale, parameter.grad / scale, rtol=0, atol=case.rounding)
 
 
 @pytest.mark.parametrize("strategy", ["cycle", "sequence", "attention_scope"])
