@@ -110,7 +110,8 @@ def training(found: dict, folder: Path) -> str:
     settings = f"{found['precision']['ours']} against fairseq's {found['precision']['fairseq']}"
     peak = f"{found['matmul_peak_flops'] / 1e9:.0f} GFLOP/s for a large product in {found['precision']['ours']}"
     turns = f"medians of {found['runs']} turns of {found['updates_a_run']} update(s)"
-    text = f"{settings}, {found['threads']} threads, {turns}; {peak}."
+    aims = "{} on CPU, {} on a GPU".format(*AIMS["share of the matmul peak"])
+    text = f"{settings}, {found['threads']} threads, {turns}; {peak}; aimed at for its share, in bf16: {aims}."
     profiles = [
         [kind, *(f"{share[kind]:.1%}" for share in shares)]
         for kind in [*KINDS, "other"]
@@ -136,6 +137,14 @@ def parts(found: dict, _folder: Path) -> str:
     settings = f"{found['precision']}, {found['tokens']} tokens a batch, {found['threads']} threads"
     text = f"Cycle (rev), M = 6, N = 12, d_model 512; {settings}, medians of {found['runs']} turns."
     return "\n\n".join([text, table(["", "tokens/s", "of plain", "of the row above"], told)])
+
+
+def padding(found: dict, _folder: Path) -> str:
+    """Padding, which batches without it would save."""
+    shares = ", ".join(f"{side} {share:.2%}" for side, share in found["padding_share"].items())
+    return (
+        f"Padding in {found['batches']} random batches of {found['max_tokens']:,} tokens of {found['data']}: {shares}."
+    )
 
 
 def rows(found: dict, folder: Path) -> str:
@@ -278,7 +287,8 @@ def precision(found: dict, _folder: Path) -> str:
     epochs = [f"epoch {number}" for number in range(1, len(found["runs"][0]["valid_loss"]) + 1)]
     fp32 = found["fp32"]
     spread = f"{fp32['least']:.3f} to {fp32['most']:.3f}, standard deviation {fp32['standard_deviation']:.3f}"
-    text = f"Validation loss (base 2, label-smoothed) of {found['config']}; fp32 seeds end at {spread}."
+    early = f", compared after epoch {found['after_epoch']}, before the runs' end" if found["after_epoch"] else ""
+    text = f"Validation loss (base 2, label-smoothed) of {found['config']}{early}; fp32 seeds: {spread}."
     return "\n\n".join([text, table(["precision", "seed", "updates", *epochs], told)])
 
 
@@ -293,6 +303,11 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "Each part of the fast path",
         "python benchmarks/training_parts.py --data data/news_commentary",
         parts,
+    ),
+    "padding": (
+        "Padding in the batches",
+        "python benchmarks/padding.py --data data/news_commentary",
+        padding,
     ),
     "rows": (
         "Speed of the paper's rows",
@@ -343,18 +358,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results/speed"))
     args = parser.parse_args()
     mpl.use("Agg")
-    parts = [
-        "# Speed and memory",
-        "Made from the JSON beside it by `python benchmarks/page.py`. No GPU was at hand: its cells are not measured.",
-    ]
+    files = {name: args.folder / f"{name}.json" for name in PARTS}
+    results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    made = "Made from the JSON beside it by `python benchmarks/page.py`."
+    if not any(found["machine"]["kind"] == "cuda" for found in results.values()):
+        made += " No GPU was at hand: nothing is measured on one."
+    parts = ["# Speed and memory", made]
     for name, (title, command, tell) in PARTS.items():
         parts += [f"## {title}", f"`{command} --output results/speed/{name}.json`"]
-        file = args.folder / f"{name}.json"
-        if not file.exists():
-            parts.append("Not measured here.")
-            continue
-        found = json.loads(file.read_text())
-        parts += [machine(found), tell(found, args.folder)]
+        found = results.get(name)
+        parts += [machine(found), tell(found, args.folder)] if found else ["Not measured here."]
     (args.folder / "README.md").write_text("\n\n".join(parts) + "\n")
 
 

@@ -43,21 +43,17 @@ def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
 
     import torch
     from fairseq import options, tasks
-    from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
+    from synthetic import write_dictionaries
 
     import fairseq_sharing
     from fairseq_sharing.tying import measure_bytes
 
     fairseq_sharing.register()
     logging.disable(logging.INFO)
-    dictionary = Dictionary()
-    for number in range(vocabulary - len(dictionary)):
-        dictionary.add_symbol(str(number))
-    for language in ("en", "de"):
-        dictionary.save(f"{folder}/dict.{language}.txt")
+    write_dictionaries(folder, vocabulary)
     training = TRAININGS[name]
     words = [folder, "--task=translation_sharing", "--source-lang=en", "--target-lang=de", "--cpu"]
     words += ["--arch=transformer_sharing", "--share-all-embeddings", f"--sharing={training['sharing']}"]

@@ -67,21 +67,17 @@ def measure(model: str, recompute: bool, tokens: int, device: str, threads: int)
     """
     import torch
     from fairseq import tasks
-    from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
+    from synthetic import write_dictionaries
 
     from fairseq_sharing.tying import measure_bytes
 
     torch.set_num_threads(threads)
     args = arguments(model, recompute)
-    dictionary = Dictionary()
-    for number in range(VOCABULARY - len(dictionary)):
-        dictionary.add_symbol(str(number))
     with tempfile.TemporaryDirectory() as folder:
-        for language in ("en", "de"):
-            dictionary.save(f"{folder}/dict.{language}.txt")
+        write_dictionaries(folder, VOCABULARY)
         args.data, args.cpu = folder, device == "cpu"
         cfg = convert_namespace_to_omegaconf(args)
         task = tasks.setup_task(cfg.task)

@@ -3,6 +3,7 @@
 Run: python benchmarks/training_speed.py --data data/news_commentary [--output results/speed/training.json]
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 8 heads, dropout 0.1, shared embeddings, batches
 of 4,096 target tokens of the data's own lengths. Stock fairseq runs without this package, in its best precision.
+After the timing an update of each side is profiled: the shares of its time by operation.
 """
 
 from __future__ import annotations

@@ -29,21 +29,17 @@ def measure(updates: int) -> dict[str, object]:
     """Train; every second update collects. Return seconds by update and bytes of what is collected."""
     import torch
     from fairseq import options, tasks
-    from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
+    from synthetic import write_dictionaries
 
     import fairseq_sharing
 
     fairseq_sharing.register()
     logging.disable(logging.INFO)
-    dictionary = Dictionary()
-    for number in range(VOCABULARY - len(dictionary)):
-        dictionary.add_symbol(str(number))
     with tempfile.TemporaryDirectory() as folder:
-        for language in ("en", "de"):
-            dictionary.save(f"{folder}/dict.{language}.txt")
+        write_dictionaries(folder, VOCABULARY)
         args = options.parse_args_and_arch(options.get_training_parser(), [folder, *WORDS])
         cfg = convert_namespace_to_omegaconf(args)
         task = tasks.setup_task(cfg.task)

@@ -100,7 +100,8 @@ def describe(
     composed = configuration.compose(config, overrides)
     args = model_arguments(composed.train)
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
-    models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
+    with Console(stderr=True).status("counting parameters, operations and the memory of training"):
+        models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
     console = Console(highlight=False, soft_wrap=True)
@@ -180,12 +181,11 @@ def compare(
 
 
 def build_without_storage(args: Namespace, vocabulary: int) -> torch.nn.Module:
-    """Build a model on torch's meta device: sizes, no values. The fast path, which counts the same, is left out."""
+    """Build a model on torch's meta device: sizes only, no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    options = Namespace(**{**vars(args), "fast": False, "compile": False})
     with torch.device("meta"):
-        model = ARCH_MODEL_REGISTRY[args.arch].build_model(options, stand_in_task(vocabulary))
+        model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), stand_in_task(vocabulary))
     return model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
 
 

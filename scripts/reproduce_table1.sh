@@ -12,7 +12,8 @@ usage: bash scripts/reproduce_table1.sh [--preset NAME] [--rows "ROW ..."] [--se
   --rows          some of the rows, by the names of their files in configs/ (default: all)
   --seeds         seeds of every row (default: 1 2 3 for wmt16_en_de, as in the paper; 1 otherwise)
   --gpus N        GPUs of a machine (default: every one)
-  --slurm FLAGS   submit one array job that trains all runs, with these flags of sbatch, as in "--time 24:00:00";
+  --slurm FLAGS   submit one array job that trains all runs, with these flags of sbatch, as in "--time 24:00:00", and
+                  with --gpus;
                   when it has ended, the same command without --slurm evaluates and reports
   --nodes K       machines of a training, with --slurm
   --mirror DIR    a folder or URL that has the corpus's files, for a machine that cannot download them

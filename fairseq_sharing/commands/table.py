@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLAGS",
         nargs="?",
         const="",
-        help="submit one array job that trains all runs, with these flags of sbatch; then start it again without",
+        help="submit one array job that trains all runs, with these flags of sbatch and --gpus; then start it again "
+        "without",
     )
     parser.add_argument(
         "--tflops", type=float, metavar="X", help="what a GPU sustains, TFLOP/s, for the estimate; 40 if not given"

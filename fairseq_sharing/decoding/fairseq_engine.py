@@ -55,17 +55,16 @@ class FairseqEngine:
 
     Args:
         files: the checkpoints.
-        threads: processors to use; torch's own choice when None.
+        threads: processors to use.
         device: ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, files: ModelFiles, threads: int | None, device: str):
+    def __init__(self, files: ModelFiles, threads: int, device: str):
         if device == "cuda" and not torch.cuda.is_available():
             raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
         self._models, self._task = load_models(files)
         self._device = device
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         for model in self._models:
             model.make_generation_fast_(need_attn=False)
             if device == "cuda":

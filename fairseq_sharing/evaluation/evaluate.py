@@ -35,7 +35,7 @@ class EvaluationSettings:
         lenpen: length penalty; above 1 favours longer translations.
         max_tokens: source tokens a batch, padding included.
         baseline: run name of the baseline, looked up beside the run at the same seed.
-        test_lenpen: length penalty by test set, where it differs.
+        test_lenpen: length penalty by test set, where it differs; null, which leaves out what a base names, is lenpen.
         max_len_a: with max_len_b, the longest translation: max_len_a x source words + max_len_b.
         max_len_b: see max_len_a; the defaults are fairseq's.
         compound_split: also score tokenised text with German compounds split, as early papers did; an extra.
@@ -62,7 +62,8 @@ class EvaluationSettings:
         for key in block:
             if key not in known:
                 raise SharingError(f"evaluate: unknown key {key!r}; allowed: {', '.join(known)}")
-        return cls(**block)
+        lenpens = block.get("test_lenpen") or {}
+        return cls(**{**block, "test_lenpen": {test: value for test, value in lenpens.items() if value is not None}})
 
     def __post_init__(self) -> None:
         for name in ("average_last", "beam", "max_tokens", "max_len_b"):

@@ -12,6 +12,7 @@ from fairseq_sharing.evaluation.study import Row, scored_sets
 
 TESTS = tuple(f"newstest{year}" for year in range(2010, 2017))
 DATASET = "wmt16_en_de"
+_MACHINE = ("kind", "name", "count")  # fields of a result's device
 # Two-sided 95% quantiles of Student's t, by degrees of freedom; 1.96 beyond.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -142,8 +143,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "Scores: sacreBLEU, ours / the paper's / the difference (its 95% interval: the bootstrap's of the test set for "
         "one seed, Student's of the mean for several; the paper's own spread is not in it). Average: over newstest2010 "
         "to 2016, where all of them are scored.",
-        "Speed: target tokens a second in training, relative to Vanilla on the same machine, measured in these runs; "
-        "the paper's on its GPUs.",
+        "Speed: target tokens a second in training, relative to Vanilla where both were trained on the same kind of "
+        "machine, measured in these runs; the paper's on its GPUs.",
     ]
     dataset = rows[0]["dataset"]
     if dataset != DATASET:
@@ -172,6 +173,10 @@ def markdown(rows: Sequence[Row], title: str) -> str:
 
 def _speed(row: Row, vanilla: Row | None) -> str:
     if vanilla is None or row.speed is None or vanilla.speed is None:
+        return "-"
+    # Speeds of different machines, or of some seeds on another, say nothing about the models.
+    machines = {tuple(result["device"][key] for key in _MACHINE) for result in row.results + vanilla.results}
+    if len(machines) > 1:
         return "-"
     return f"{row.speed.mean / vanilla.speed.mean:.2f}"
 

@@ -9,6 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
 
+from fairseq_sharing.checkpoint import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
 
@@ -137,7 +138,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _validate_depth_steps(args, stacks)
-    if str(getattr(args, "criterion", None)).startswith("fused_"):
+    if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":
             raise SharingError(

@@ -72,28 +72,17 @@ def _decoder_layer(
     encoder_out: Tensor | None = None,
     encoder_padding_mask: Tensor | None = None,
     incremental_state: dict | None = None,
-    prev_self_attn_state: list[Tensor] | None = None,
-    prev_attn_state: list[Tensor] | None = None,
+    *,
     self_attn_mask: Tensor | None = None,
     self_attn_padding_mask: Tensor | None = None,
     need_attn: bool = False,
-    need_head_weights: bool = False,
+    **others: Any,
 ) -> Any:
     attends = layer.encoder_attn is not None and encoder_out is not None
-    asked = incremental_state is not None or prev_self_attn_state or prev_attn_state or need_head_weights
-    if not _trains(layer) or asked or (need_attn and attends):
+    if not _trains(layer) or incremental_state is not None or (need_attn and attends) or any(others.values()):
+        masks = {"self_attn_mask": self_attn_mask, "self_attn_padding_mask": self_attn_padding_mask}
         return type(layer).forward(
-            layer,
-            x,
-            encoder_out,
-            encoder_padding_mask,
-            incremental_state,
-            prev_self_attn_state,
-            prev_attn_state,
-            self_attn_mask,
-            self_attn_padding_mask,
-            need_attn,
-            need_head_weights,
+            layer, x, encoder_out, encoder_padding_mask, incremental_state, need_attn=need_attn, **masks, **others
         )
     source = source_mask = None
     if layer.encoder_attn is not None and encoder_out is not None:

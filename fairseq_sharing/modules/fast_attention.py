@@ -13,6 +13,8 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairseq_sharing.modules.precision import product_dtype
+
 State = dict[str, dict[str, Tensor | None]]
 
 
@@ -164,8 +166,7 @@ class FastAttention(MultiheadAttention):
             x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
         # B x H x T x D -> T x B x C
         x = x.permute(2, 0, 1, 3).reshape(length, batch, heads * width)
-        # Autocast casts by itself, once.
-        return self.out_proj(x if torch.is_autocast_enabled(x.device.type) else x.to(self.out_proj.weight.dtype))
+        return self.out_proj(x.to(product_dtype(self.out_proj.weight)))
 
 
 def use_fast_attention(model: nn.Module) -> None:
@@ -195,29 +196,31 @@ def full_mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tens
         x: what attends, T x B x C.
         src_len: S.
     """
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     shape = (x.size(1), 1, 1 if attn_mask is None else x.size(0), src_len)
-    made = _mask(key_padding_mask, attn_mask, x.new_empty((), dtype=dtype), shape)
-    assert made is not None
-    return made
+    return _add_masks(key_padding_mask, attn_mask, x, product_dtype(x), shape)
 
 
-def _mask(
-    key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor, shape: tuple[int, ...] | None = None
-) -> Tensor | None:
-    """Give one mask to add to the scores, B x 1 x (1 or T) x S; None where nothing is masked and no shape is wanted."""
-    if key_padding_mask is None and attn_mask is None and shape is None:
+def _mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """Give one mask to add to the scores, B x 1 x (1 or T) x S; None where nothing is masked."""
+    if key_padding_mask is None and attn_mask is None:
         return None
+    return _add_masks(key_padding_mask, attn_mask, q, q.dtype, ())
+
+
+def _add_masks(
+    key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    """Add masks up, of this shape at least, once a pass."""
     cache = _cache.get()
-    dtype = torch.float32 if q.device.type == "cpu" else q.dtype
+    dtype = torch.float32 if x.device.type == "cpu" else dtype
     identity = (id(key_padding_mask), id(attn_mask), dtype, shape)
     if cache is not None and identity in cache.masks:
         return cache.masks[identity][1]
-    mask = q.new_zeros(shape or (), dtype=dtype)
+    mask = x.new_zeros(shape, dtype=dtype)
     if attn_mask is not None:
         mask = mask + attn_mask.to(dtype)
     if key_padding_mask is not None:
-        padding = torch.zeros(key_padding_mask.shape, dtype=dtype, device=q.device)
+        padding = torch.zeros(key_padding_mask.shape, dtype=dtype, device=x.device)
         mask = mask + padding.masked_fill_(key_padding_mask.bool(), float("-inf"))[:, None, None]
     if cache is not None:
         cache.masks[identity] = ((key_padding_mask, attn_mask), mask)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairseq_sharing.modules.precision import product_dtype
+
 # Positions scored at a time: enough scores to fill 4 MiB, which stays in a processor's cache; and twice the width of
 # the features, or else adding up the weight's gradient takes longer than the scores.
 _CHUNK_ELEMENTS = 1 << 20
@@ -44,10 +46,10 @@ def label_smoothed_loss(
     target = target.reshape(-1)
     counted = target.ne(ignore_index).nonzero().squeeze(1)
     rows = features.reshape(-1, features.size(-1)).index_select(0, counted)
-    device = features.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     need_gradient = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
-    return SmoothedLoss(*_SmoothedLoss.apply(rows, weight, target[counted], epsilon, dtype, need_gradient))
+    return SmoothedLoss(
+        *_SmoothedLoss.apply(rows, weight, target[counted], epsilon, product_dtype(weight), need_gradient)
+    )
 
 
 class _SmoothedLoss(torch.autograd.Function):

@@ -24,9 +24,12 @@ console = Console(stderr=True)
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Show units a second."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+        """Show units a second since the beginning: what is done in batches comes in bursts."""
+        seconds = task.finished_time or task.elapsed
+        if not task.completed or not seconds:
+            return Text("")
+        rate = task.completed / seconds
+        return Text(f"{rate:,.{0 if rate >= 10 else 1}f} {task.fields['unit']}/s")
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fairseq_sharing.resources import PACKAGE_DIR
 
 PACKAGES = (
@@ -24,6 +26,8 @@ PACKAGES = (
 )
 # NVIDIA, AMD, and NVIDIA under WSL: with none of them torch need not be imported to know that there is no GPU.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+# A core is idle that works for less than this part, in percent, of some time, in seconds.
+_BUSY, _LOOK = 50.0, 0.2
 
 
 def versions() -> dict[str, str]:
@@ -76,6 +80,17 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def idle_cores() -> int:
+    """Return how many CPU cores this process may use that nothing else is using; at least 1.
+
+    For work whose threads wait for each other, as torch's do: with one thread more than there are free cores, each step
+    waits until the system lets that thread run, and the whole is slower many times.
+    """
+    busy = psutil.cpu_percent(interval=_LOOK, percpu=True)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
+    return max(1, sum(core >= len(busy) or busy[core] < _BUSY for core in cores))
 
 
 def _cpu() -> dict[str, Any]:

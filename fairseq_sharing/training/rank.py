@@ -51,19 +51,21 @@ def planned_world_size(words: Sequence[str]) -> int:
 
 
 def after_roll_call(train: Callable[..., None]) -> Callable[..., None]:
-    """Make a training tell who takes part, and stop where two ranks would share a GPU."""
+    """Make a training tell who takes part, and stop where two ranks would share a GPU or train differently."""
 
     @functools.wraps(train)
     def checked(cfg: Any, **kwargs: Any) -> None:
         import torch
 
         rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        places: list[Any] = [None] * count
-        torch.distributed.all_gather_object(places, _place(cfg))
+        told: list[Any] = [None] * count
+        torch.distributed.all_gather_object(told, (_place(cfg), batch_settings(cfg)))
+        places, settings = zip(*told, strict=True)
         if rank == 0:
             for number, (host, device, name) in enumerate(places):
                 logger.info(f"rank {number}: {host}, {device}, {name}")
         check_places(places)
+        check_settings(settings)
         train(cfg, **kwargs)
 
     return checked
@@ -83,6 +85,34 @@ def check_places(places: Sequence[tuple[str, str, str]]) -> None:
         other = first.setdefault((host, device), rank)
         if device != "cpu" and other != rank:
             raise SharingError(f"ranks {other} and {rank} are both on {device} of {host}; allowed: a GPU for each")
+
+
+def batch_settings(cfg: Any) -> dict[str, Any]:
+    """Return the flags that decide what is in a batch; each machine of several is started with its own."""
+    return {
+        "--max-tokens": cfg.dataset.max_tokens,
+        "--batch-size": cfg.dataset.batch_size,
+        "--required-batch-size-multiple": cfg.dataset.required_batch_size_multiple,
+        "--update-freq": list(cfg.optimization.update_freq),
+        "--seed": cfg.common.seed,
+    }
+
+
+def check_settings(settings: Sequence[dict[str, Any]]) -> None:
+    """Refuse ranks whose batches would be put together differently.
+
+    Args:
+        settings: flags and values of each rank.
+
+    Raises:
+        SharingError: naming the flag, the rank and both values.
+    """
+    for rank, others in enumerate(settings):
+        for flag, value in settings[0].items():
+            if others[flag] != value:
+                raise SharingError(
+                    f"{flag} is {value} on rank 0 and {others[flag]} on rank {rank}; allowed: one for all"
+                )
 
 
 def _place(cfg: Any) -> tuple[str, str, str]:

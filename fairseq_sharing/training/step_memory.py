@@ -213,12 +213,7 @@ def estimate_both(
 ) -> dict[str, MemoryEstimate | None]:
     """Estimate with activations ``stored``, and ``recomputed`` (``--checkpoint-activations``); None if nobody can tell.
 
-    Args:
-        args: fairseq's arguments.
-        vocabulary: symbols of the joined dictionary.
-        length: source and target tokens of a sentence.
-        memory: bytes that a training may take.
-        device: ``cuda`` or ``cpu``.
+    Args: those of ``estimate``.
     """
     told: dict[str, MemoryEstimate | None] = {}
     for way, recompute in {"stored": False, "recomputed": True}.items():

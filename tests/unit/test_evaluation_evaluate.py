@@ -39,7 +39,7 @@ def test_no_epoch_checkpoint_is_an_error(tmp_path):
         ({"average_last": 2.5}, "evaluate.average_last must be a whole number from 1, got 2.5"),
         ({"max_tokens": True}, "evaluate.max_tokens must be a whole number from 1, got True"),
         ({"lenpen": "long"}, "evaluate: length penalty lenpen must be a number, got 'long'"),
-        ({"test_lenpen": {"newstest2014": None}}, "evaluate: length penalty newstest2014 must be a number"),
+        ({"test_lenpen": {"newstest2014": "0.6"}}, "evaluate: length penalty newstest2014 must be a number"),
         ({"bean": 4}, "evaluate: unknown key 'bean'; allowed: average_last, beam, "),
     ],
 )
@@ -47,6 +47,11 @@ def test_bad_settings_are_named(block, message):
     with pytest.raises(SharingError) as caught:
         EvaluationSettings.of(block)
     assert str(caught.value).startswith(message)
+
+
+def test_a_length_penalty_of_a_base_is_left_out_by_null():
+    settings = EvaluationSettings.of({"test_lenpen": {"newstest2014": 0.6, "newstest2014_cleaned": None}})
+    assert settings.test_lenpen == {"newstest2014": 0.6}
 
 
 def test_step_is_done_only_with_the_same_inputs_and_output(tmp_path):

@@ -49,6 +49,18 @@ def test_a_row_stands_beside_the_paper_with_difference_interval_and_speed(tmp_pa
     assert not any("WMT16 (4.5M pairs)" in note for note in paper.notes(found))
 
 
+def test_speeds_of_other_machines_are_not_compared(tmp_path):
+    gpu = {"kind": "cuda", "name": "Some GPU", "count": 1}
+    found = rows(
+        tmp_path,
+        result("vanilla", scores=scores(0)),
+        result("cycle_n12", "cycle", scores=scores(0)),
+        result("cycle_n12", "cycle", seed=2, scores=scores(0), device=gpu),
+    )
+    _, (vanilla, cycle) = paper.compare(found)
+    assert (vanilla[3], cycle[3]) == ("1.00", "-")
+
+
 def test_several_seeds_have_the_interval_of_their_mean(tmp_path):
     found = rows(tmp_path, *(result("vanilla", seed=seed, scores=scores(seed)) for seed in (1, 2, 3)))
     difference = paper.Difference.of(found[0], "newstest2014", 27.13)

@@ -111,6 +111,21 @@ def test_the_same_is_allowed_without_sharing(name, value):
     assert not validate(arguments(**{name: value}))["encoder"].shares
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("find_unused_parameters", True, "--find-unused-parameters True cannot be combined with this model: the fused"),
+        ("ddp_backend", "fully_sharded", "--ddp-backend fully_sharded hides the output projection from the fused loss"),
+    ],
+)
+def test_what_hides_the_output_projection_is_refused_with_the_fused_loss(name, value, message):
+    validate(arguments(criterion="label_smoothed_cross_entropy", **{name: value}))
+    with pytest.raises(SharingError) as caught:
+        validate(arguments(criterion="fused_label_smoothed_cross_entropy", **{name: value}))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
 def test_only_the_stack_that_shares_refuses_layerdrop():
     validate(arguments(decoder_sharing="universal", encoder_layerdrop=0.1))
     with pytest.raises(SharingError, match=r"^--decoder-layerdrop 0\.1 "):

@@ -169,4 +169,6 @@ def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path
     assert "in all, 2 seeds: " in told
     assert main(["table", "nothing"]) == 2
     assert "no table nothing; allowed: wmt16_en_de, news_commentary, " in capsys.readouterr().err
+    assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2
+    assert "--slurm needs --gpus" in capsys.readouterr().err
     assert not list(Path().iterdir()), "a dry run writes nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,14 @@ def test_device_tells_kind_count_and_memory():
     assert device["kind"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device["count"] >= 1
     assert device["memory_bytes"] > 2**28
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
+@pytest.mark.parametrize(("busy", "idle"), [([3.0, 0.0, 98.0], 2), ([99.0, 20.0, 0.0], 1), ([100.0, 80.0, 0.0], 1)])
+def test_idle_cores_are_those_of_this_process_that_nothing_uses(monkeypatch, busy, idle):
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(environment.psutil, "cpu_percent", lambda interval, percpu: busy)
+    assert environment.idle_cores() == idle
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -20,7 +20,7 @@ from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Machines, make_plan
 from fairseq_sharing.training.processes import Process, wait
 from fairseq_sharing.training.progress import TrainingProgress
-from fairseq_sharing.training.rank import check_places
+from fairseq_sharing.training.rank import check_places, check_settings
 
 CPU = {"kind": "cpu", "name": "cpu", "count": 4, "memory_bytes": 1}
 GPUS = {"kind": "cuda", "name": "gpu", "count": 4, "memory_bytes": 80 * 1024**3}
@@ -198,6 +198,15 @@ def test_two_ranks_on_one_gpu_are_refused():
     check_places([("a", "cpu", "")] * 2)
     with pytest.raises(SharingError, match=r"^ranks 2 and 3 are both on cuda:0 of b; allowed: a GPU for each$"):
         check_places(places)
+
+
+def test_ranks_whose_batches_would_differ_are_refused():
+    settings = {"--max-tokens": 4096, "--update-freq": [2], "--seed": 1}
+    check_settings([settings, dict(settings)])
+    with pytest.raises(
+        SharingError, match=r"^--update-freq is \[2\] on rank 0 and \[4\] on rank 1; allowed: one for all$"
+    ):
+        check_settings([settings, {**settings, "--update-freq": [4]}])
 
 
 def test_status_and_memory_of_a_failed_process_are_kept():

@@ -212,3 +212,14 @@ def test_lines_are_answered_one_by_one_and_a_closed_pipe_ends_it(exported):
         assert process.wait() == 141
     assert "Error" not in told
     assert "Traceback" not in told
+
+
+def test_the_run_of_a_language_model_is_refused_by_name(tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data"
+    run.mkdir()
+    data.mkdir()
+    (run / "config.yaml").write_text("run: lm\n")
+    (run / "run.json").write_text(json.dumps({"data": str(data)}))
+    (data / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": ""}))
+    with pytest.raises(SharingError, match=r"/run: was trained as a language model; allowed: translation models$"):
+        Translator(run)
