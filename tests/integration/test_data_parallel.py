@@ -8,15 +8,16 @@ from fairseq_processes import logged
 
 # Plain gradient descent: Adam would blow up the rounding of gradients that are zero.
 FLAGS = ["--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--max-update", "3"]
+FAST = ["--fast", "--criterion", "fused_label_smoothed_cross_entropy"]
 
 
-@pytest.fixture(scope="module")
-def updates(tmp_path_factory, train_on_ranks):
+@pytest.fixture(scope="module", params=[[], FAST], ids=["plain", "fast"])
+def updates(request, tmp_path_factory, train_on_ranks):
     """(ranks, update frequency) -> the words per batch of each update, and the weights after the last."""
     done = {}
     for ranks, update_freq in ((1, 1), (1, 2), (2, 1)):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        log = train_on_ranks(folder, ranks, *FLAGS, "--update-freq", update_freq)
+        log = train_on_ranks(folder, ranks, *FLAGS, *request.param, "--update-freq", update_freq)
         words = [float(entry["wpb"]) for entry in logged(log, "wpb")]
         state = torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"]
         done[ranks, update_freq] = words, {name: value for name, value in state.items() if torch.is_tensor(value)}

@@ -1,4 +1,4 @@
-"""A training that stops and goes on ends with the same bits as one that never stopped, on one rank and on two."""
+"""A training that stops and goes on ends with the same bits as one that never stopped, on one rank and on two, plain and fast."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ FLAGS = ["--dropout", "0.2", "--attention-dropout", "0.1", "--activation-dropout
 FLAGS += ["--num-workers", "1", "--save-interval-updates", "3", "--max-update", "17"]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=lambda ranks: f"{ranks} ranks")
-def uninterrupted(request, tmp_path_factory, train_on_ranks) -> tuple[int, Path]:
-    """The number of ranks, and the checkpoints of a training that ran to its end."""
-    folder = tmp_path_factory.mktemp(f"uninterrupted{request.param}")
-    train_on_ranks(folder, request.param, *FLAGS)
-    return request.param, folder
+FAST = ["--fast", "--criterion", "fused_label_smoothed_cross_entropy", "--optimizer", "fused_adam"]
+
+
+@pytest.fixture(
+    scope="module", params=[(1, FLAGS), (2, FLAGS), (2, FLAGS + FAST)], ids=["1 rank", "2 ranks", "2 ranks, fast"]
+)
+def uninterrupted(request, tmp_path_factory, train_on_ranks) -> tuple[int, list[str], Path]:
+    """The number of ranks, the flags, and the checkpoints of a training that ran to its end."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    ranks, flags = request.param
+    train_on_ranks(folder, ranks, *flags)
+    return ranks, flags, folder
 
 
 @pytest.mark.parametrize("place", ["in the first epoch", "between epochs", "in a later epoch"])
 def test_going_on_gives_the_same_bits(uninterrupted, train_on_ranks, tmp_path, place):
-    ranks, folder = uninterrupted
+    ranks, flags, folder = uninterrupted
     inside = sorted(folder.glob("checkpoint_*_*.pt"), key=lambda path: path.stat().st_mtime_ns)
     start = {
         "in the first epoch": inside[0],
@@ -31,6 +37,6 @@ def test_going_on_gives_the_same_bits(uninterrupted, train_on_ranks, tmp_path, p
         "in a later epoch": inside[-2],
     }[place]
     shutil.copy(start, tmp_path / "checkpoint_last.pt")
-    train_on_ranks(tmp_path, ranks, *FLAGS)
+    train_on_ranks(tmp_path, ranks, *flags)
     assert_same_bits(tmp_path / "checkpoint_last.pt", folder / "checkpoint_last.pt")
     assert {path.name for path in tmp_path.iterdir()} < {path.name for path in folder.iterdir()}, "it began anew"

@@ -27,8 +27,8 @@ DYNAMIC = (*TASK, "dynamic", "--dynamic-interval", "3", "--dynamic-epsilon-decay
 
 @pytest.mark.parametrize(
     ("ranks", "model", "schedule", "stops"),
-    [(1, OWN, DYNAMIC, (2, 8)), (2, SHARED, SPLIT, (6,))],
-    ids=["dynamic, one rank", "unshare, two ranks"],
+    [(1, OWN, DYNAMIC, (2, 8)), (2, SHARED, SPLIT, (6,)), (1, (*SHARED, "--fast"), SPLIT, (6,))],
+    ids=["dynamic, one rank", "unshare, two ranks", "unshare, fast"],
 )
 def test_a_run_that_stopped_ends_with_the_same_bits(ranks, model, schedule, stops, train_on_ranks, tmp_path):
     """Stopped during the initial freezing, between a decision and its reward, and between two checks."""

@@ -19,6 +19,7 @@ RUNS = {
     ),
     "dynamic": ("--sharing-schedule=dynamic", "--dynamic-interval=1", "--dynamic-epsilon-decay=0.5"),
 }
+RUNS["split, fast"] = (*RUNS["split"], "--fast")
 # The ranks only: their arithmetic is not that of one rank.
 BF16 = {"dynamic, bf16": (*RUNS["dynamic"], "--precision=bf16")}
 MICRO_BATCHES = 2  # of all ranks together, an update
@@ -30,7 +31,7 @@ def run(data: str, rank: int, ranks: int) -> dict[str, list[dict]]:
     """Train and note everything."""
     noted = {}
     for name, words in (RUNS | BF16 if ranks > 1 else RUNS).items():
-        options = {"sharing": "universal"} if name == "split" else {}
+        options = {"sharing": "universal"} if name.startswith("split") else {}
         frequency = MICRO_BATCHES // ranks
         parallel = (f"--distributed-world-size={ranks}", f"--update-freq={frequency}")
         trainer = make_trainer(data, *words, *WORDS, *parallel, **options)

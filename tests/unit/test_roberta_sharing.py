@@ -31,7 +31,7 @@ def source(case, name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", ["universal", "cycle_rev", "none"])
+@pytest.mark.parametrize("name", ["universal", "cycle_rev", "none", "cycle-fast"])
 def test_outputs_are_those_of_fairseq_s_roberta_with_copies(name):
     case = BY_NAME[name]
     model, stock = build_roberta(**case.options), build_roberta("roberta", seed=9)

@@ -56,6 +56,7 @@ def assert_optimizer_holds_the_model(trainer) -> None:
     [
         (("--sharing-schedule=unshare", "--unshare-at=2"), {"sharing": "cycle", "unique_layers": 2}),
         (SPLIT, {"sharing": "universal"}),
+        (SPLIT, {"sharing": "universal", "fast": True}),
         ((*RANDOM, "--dynamic-initial=train"), {}),
     ],
 )
@@ -123,6 +124,7 @@ def resume(path, trainer):
     ("words", "options"),
     [
         (SPLIT, {"sharing": "universal"}),
+        (SPLIT, {"sharing": "universal", "fast": True}),
         (("--sharing-schedule=dynamic", "--dynamic-interval=2", "--dynamic-epsilon-decay=0.5"), {}),
         ((*RANDOM, "--tied-gradients=root", "--dynamic-reward-when=immediate", "--dynamic-agent=separate"), {}),
     ],
@@ -314,9 +316,10 @@ def test_loading_to_translate_makes_no_schedule(data_dir, tmp_path):
     assert task.engine is None
 
 
-def test_decoding_and_materialising_after_changes(data_dir, tmp_path):
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_decoding_and_materialising_after_changes(fast, data_dir, tmp_path):
     """Word by word as in one pass, and the same translations by fairseq's own transformer."""
-    trainer = make_run(data_dir, *RANDOM, "--dynamic-interval=1")
+    trainer = make_run(data_dir, *RANDOM, "--dynamic-interval=1", fast=fast)
     train(trainer, 6)
     assert len({tuple(c["after"]["decoder"]["layer_map"]) for c in changes(trainer)}) > 2, "ties and unties"
     model = trainer.get_model().eval()

@@ -46,10 +46,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 @pytest.mark.parametrize("name", CASES)
-def test_sharing_equals_separate_copies_kept_alike(name, data_dir):
+def test_sharing_equals_separate_copies_kept_alike(name, fast, data_dir):
     words, model_options, micro_batches = CASES[name]
-    shared = make_trainer(data_dir, *words, *PLAIN, **model_options)
+    shared = make_trainer(data_dir, *words, *PLAIN, fast=fast, **model_options)
     shared.task._loss.batches = TrainingBatches()
     gradients = "root" if "root" in name else "sum" if "dynamic" in name or "sum" in name else "mean"
     copies = Copies(data_dir, shared, gradients, *PLAIN)
