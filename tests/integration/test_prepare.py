@@ -257,6 +257,47 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(prepared: Path, texts
     assert not list(directory.rglob("*.tmp"))
 
 
+# Waits, once a text is half read and once half of the merges are learned, for a kill.
+WAITING = """
+import itertools, sys, time
+from pathlib import Path
+from fairseq_sharing.commands import main
+from fairseq_sharing.preparation import sources, subwords
+place, here = sys.argv.pop(1), Path(sys.argv.pop(1))
+def waiting(items, after):
+    for number, item in enumerate(items):
+        if number == after:
+            here.touch()
+            time.sleep(300)
+        yield item
+if place == "reading":
+    lines = sources.Text.lines
+    sources.Text.lines = lambda text: waiting(lines(text), 1200)
+else:
+    advancing = subwords._advancing
+    subwords._advancing = lambda items, advance: waiting(advancing(items, advance), 200)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_killed_while_it_reads_or_learns_goes_on(prepared: Path, texts: Path, tmp_path: Path):
+    directory, here = tmp_path / "data", tmp_path / "here"
+    words = ["prepare", *map(str, file_flags(texts)), "--out", str(directory), "--workers", "1"]
+    for place, missing in (("reading", "raw/train.en"), ("learning", "codes.bpe")):
+        command = [sys.executable, "-c", WAITING, place, str(here), *words]
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not here.exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before it was killed while {place}"
+        here.unlink()
+        assert not (directory / missing).exists()
+    assert "tokenise train" not in run(*file_flags(texts), "--out", directory).stderr
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (directory, prepared)]
+    assert manifests[0]["files"] == manifests[1]["files"]
+    assert not list(directory.rglob("*.tmp"))
+
+
 # Below, what is tested is which steps run, in this process, with one call each.
 
 

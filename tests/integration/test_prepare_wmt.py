@@ -1,12 +1,14 @@
-"""The WMT recipe from a mirror that has all its archives, with the right names and members but small texts in them."""
+"""Recipes of archives, from a mirror that has them all, with the right names and members but small texts in them."""
 
 import hashlib
 import io
 import tarfile
+import zipfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import sacrebleu.dataset.base
 from sacrebleu.dataset import DATASETS
@@ -35,9 +37,9 @@ def of_any_content(corpus: Corpus) -> Corpus:
     return replace(corpus, texts=texts, lines=None)
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    recipe = load_recipe("wmt16_en_de", {"subword_size": 200, "max_ratio": 9.0})
+@pytest.fixture(params=["wmt16_en_de", "wmt14_en_de"])
+def recipe(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    recipe = load_recipe(request.param, {"subword_size": 200, "max_ratio": 9.0})
     mirror, corpora = tmp_path / "mirror", toy.generate({"train": 3 * PAIRS, "test": 5})
     mirror.mkdir()
     archives: dict[str, dict[str, str]] = defaultdict(dict)
@@ -66,15 +68,36 @@ def test_three_corpora_and_the_sets_of_sacrebleu(recipe: Recipe, tmp_path: Path)
     assert [test["segments"] for test in manifest["tests"]] == [5] * 8
     for name, known in (("newstest2014", "wmt14/full"), ("newstest2014_cleaned", "wmt14"), ("newstest2010", "wmt10")):
         assert next(read_lines(out / f"raw/{name}.de")).startswith(f"{known} ")
+    news = f"training-parallel-nc-v{11 if recipe.dataset == 'wmt16_en_de' else 9}.tgz"
     recorded = {path.name for path in (out / "download").iterdir()}
-    assert recorded == {
-        "training-parallel-europarl-v7.tgz.sha256",
-        "training-parallel-commoncrawl.tgz.sha256",
-        "training-parallel-nc-v11.tgz.sha256",
-    }
+    archives = ("training-parallel-europarl-v7.tgz", "training-parallel-commoncrawl.tgz", news)
+    assert recorded == {f"{archive}.sha256" for archive in archives}
     assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"]
-    archive = tmp_path / "mirror" / "training-parallel-nc-v11.tgz"
+    archive = tmp_path / "mirror" / news
     archive.write_bytes(archive.read_bytes() + b"\0")
     assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"], (
         "a finished directory needs its archives no more"
     )
+
+
+def test_wikitext_keeps_every_line_and_word(tmp_path: Path):
+    recipe = load_recipe("wikitext103")
+    texts = {
+        "train": " \n = Dogs = \n \n A <unk> dog @-@ like one . \n" * 20,
+        "valid": " A dog . \n",
+        "test": " \n A cat . \n",
+    }
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    with zipfile.ZipFile(mirror / "wikitext-103-v1.zip", "w") as archive:
+        for split, text in texts.items():
+            archive.writestr(f"wikitext-103/wiki.{split}.tokens", text)
+    recipe = replace(recipe, splits={name: (*map(of_any_content, corpora),) for name, corpora in recipe.splits.items()})
+    out = tmp_path / "data"
+    manifest = prepare(recipe, out, mirror=str(mirror), workers=1)
+    assert manifest["train"]["raw_lines"] == 80
+    words = {line.split(" ")[0] for line in read_lines(out / "bin/dict.txt")}
+    assert {"Dogs", "@-@", "like"} <= words
+    # Each line ends with one </s>, an empty one too: perplexity is over all of them.
+    index = (out / "bin/test.idx").read_bytes()
+    assert numpy.frombuffer(index, numpy.int32, 2, 26).tolist() == [1, 4]

@@ -1,4 +1,4 @@
-"""A training that stops and goes on ends with the same bits as one that never stopped, on one rank and on two, plain and fast."""
+"""A training that stops and goes on ends with the same bits as one that never stopped: one rank, two, and fast."""
 
 from __future__ import annotations
 
