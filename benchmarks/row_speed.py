@@ -3,13 +3,15 @@
 Run: python benchmarks/row_speed.py --data data/news_commentary [--output results/speed/rows_cpu.json]
 
 Each row trains as its file in configs/wmt16_en_de/ says (d_model 512 or 1024, dropout 0.3, the fast path), but for the
-tokens of a batch and the precision. All rows are timed in turn, whole updates, in the same run.
+tokens of a batch and the precision. Whole updates are timed in turn, some rows at a time beside Vanilla, as many as
+memory holds; each row's speed is relative to the Vanilla timed in turn with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from record import environment, write
@@ -27,6 +29,22 @@ def flags(row: str, data: Path, device: str, precision: str, tokens: int) -> lis
     return [*words, "--distributed-world-size", "1", *(["--cpu"] if device == "cpu" else [])]
 
 
+def in_turn(rows: Sequence[str], args: argparse.Namespace) -> dict[str, dict]:
+    """Time rows in turn, the first being Vanilla."""
+    sides = {}
+    for row in rows:
+        words = flags(row, args.data, args.device, args.precision, args.tokens)
+        sides[row] = Side(words, args.threads, args.batches)
+    for _ in range(args.runs):
+        for side in sides.values():
+            side.time()
+    measured = {row: side.close() for row, side in sides.items()}
+    for row, found in measured.items():
+        relative = found["tokens_per_second"] / measured["vanilla"]["tokens_per_second"]
+        found.update(relative=relative, paper=ROWS[row].speed)
+    return measured
+
+
 def main() -> None:
     """Time all rows in turn, print the column and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,21 +56,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a batch")
     parser.add_argument("--batches", type=int, default=1, help="updates of a timed turn")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--together", type=int, default=4, help="rows timed in turn with each other and Vanilla")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    rows = [row for row in ROWS if row == "vanilla" or row in args.rows]
-    sides = {}
-    for row in rows:
-        words = flags(row, args.data, args.device, args.precision, args.tokens)
-        sides[row] = Side(words, args.threads, args.batches)
-    for _ in range(args.runs):
-        for side in sides.values():
-            side.time()
-    measured = {row: side.close() for row, side in sides.items()}
-    vanilla = measured["vanilla"]["tokens_per_second"]
+    others = [row for row in ROWS if row != "vanilla" and row in args.rows]
+    measured: dict[str, dict] = {}
+    for start in range(0, max(1, len(others)), args.together):
+        measured = in_turn(["vanilla", *others[start : start + args.together]], args) | measured
+    measured = {row: measured[row] for row in ROWS if row in measured}
     print(f"{'row':20} {'parameters':>12} {'tokens/s':>9} {'relative':>9} {'paper':>6}")
     for row, found in measured.items():
-        found.update(relative=found["tokens_per_second"] / vanilla, paper=ROWS[row].speed)
         told = "-" if found["paper"] is None else f"{found['paper']:.2f}"
         speed = f"{found['tokens_per_second']:9.0f} {found['relative']:9.2f}"
         print(f"{ROWS[row].title:20} {found['parameters']:12,} {speed} {told:>6}")
