@@ -212,6 +212,24 @@ def decoding(found: dict, folder: Path) -> str:
     )
 
 
+def decoding_parts(found: dict, folder: Path) -> str:
+    """Where the time of translating goes."""
+    kinds = found["seconds"]
+    parts = list(next(iter(kinds.values())))
+    told = [[f"CTranslate2 {kind}", *(f"{seconds[part]:.2f} s" for part in parts)] for kind, seconds in kinds.items()]
+    shares = found["fairseq_operations"].items()
+    text = f"{found['sentences']:,} sentences of {found['test']}, medians of {found['rounds']} passes."
+    operations = "fairseq's search, shares of the longest operations:"
+    return "\n\n".join(
+        [
+            text,
+            table(["", *parts], told),
+            operations,
+            table(["operation", "share"], [[f"`{name}`", f"{share:.1%}"] for name, share in shares]),
+        ]
+    )
+
+
 def memory(found: dict, folder: Path) -> str:
     """Peak memory of training and its parts."""
     parts = ["weights", "gradients", "optimizer", "activations", "workspace"]
@@ -318,6 +336,11 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "Translating against fairseq-generate",
         "python benchmarks/decoding.py runs/news_commentary_8k/decoding-seed1 --test newstest2014",
         decoding,
+    ),
+    "decoding_parts": (
+        "Where the time of translating goes",
+        "python benchmarks/decoding_parts.py runs/news_commentary_8k/decoding-seed1 --test newstest2014",
+        decoding_parts,
     ),
     "layer_reuse": (
         "Does reuse of a layer from the processor's cache show?",

@@ -1,0 +1,100 @@
+"""Show where the time of translating goes: the parts around CTranslate2's search, and the operations of fairseq's.
+
+Run: python benchmarks/decoding_parts.py RUN [--test NAME] [--output results/speed/decoding_parts.json]
+
+The same sentences as those of benchmarks/decoding.py. Seconds are medians of --rounds passes, the types in turn.
+fairseq's search is profiled once, on one thread, on the first --profiled sentences.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import environment, write
+from rich.console import Console
+
+from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
+from fairseq_sharing.decoding.ctranslate2_export import export
+from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
+from fairseq_sharing.decoding.model_files import find_model, read_manifest
+from fairseq_sharing.decoding.search import Search
+from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.training.environment import cpu_cores
+
+TYPES = ("float32", "int8")
+PARTS = ("prepare", "search", "detokenise")
+SHOWN = 12  # operations of fairseq's search, the longest
+
+
+def one_pass(engine: CTranslate2Engine, pipeline: Pipeline, lines: list[str], search: Search) -> dict[str, float]:
+    """Translate lines; return the seconds of each part."""
+    clock = [time.perf_counter()]
+    tokens = [pipeline.encode(line).split() for line in lines]
+    clock.append(time.perf_counter())
+    found = dict(engine.translate(tokens, search))
+    clock.append(time.perf_counter())
+    for hypotheses in found.values():
+        pipeline.decode(hypotheses[0].text)
+    clock.append(time.perf_counter())
+    return {part: end - start for part, (start, end) in zip(PARTS, itertools.pairwise(clock), strict=True)}
+
+
+def operations(engine: FairseqEngine, tokens: list[list[str]], search: Search) -> dict[str, float]:
+    """Return the shares of the longest operations of fairseq's search."""
+    with torch.profiler.profile() as profiler:
+        list(engine.translate(tokens, search))
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(times.values())
+    return {name: round(times[name] / whole, 4) for name in sorted(times, key=lambda name: -times[name])[:SHOWN]}
+
+
+def main() -> None:
+    """Time the parts, print them and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="RUN")
+    parser.add_argument("--test", help="name of the test set; the first of the data")
+    parser.add_argument("--sentences", type=int, default=1000)
+    parser.add_argument("--profiled", type=int, default=100)
+    parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    files = find_model(args.model, None, Console(stderr=True))
+    assert files.manifest is not None
+    test = next(t for t in (read_manifest(files.manifest) or {})["tests"] if args.test in (None, t["name"]))
+    lines = list(read_lines(files.manifest / test["source"]))
+    count = min(args.sentences, len(lines))
+    lines = [lines[number * len(lines) // count] for number in range(count)]
+    pipeline, search = Pipeline.from_manifest(files.manifest), Search(beam=args.beam)
+    result: dict[str, Any] = {**environment(), "test": test["name"], "sentences": count, "rounds": args.rounds}
+    with tempfile.TemporaryDirectory() as folder:
+        exported = find_model(str(export(files, Path(folder) / "model").path), None, Console(stderr=True))
+        assert exported.exported is not None
+        assert exported.max_tokens is not None
+        engines = {
+            kind: CTranslate2Engine(exported.exported, exported.max_tokens, kind, cpu_cores(), "cpu") for kind in TYPES
+        }
+        passes: dict[str, list[dict[str, float]]] = {kind: [] for kind in TYPES}
+        for _ in range(args.rounds):
+            for kind, engine in engines.items():
+                passes[kind].append(one_pass(engine, pipeline, lines, search))
+    result["seconds"] = {
+        kind: {part: round(statistics.median(found[part] for found in some), 3) for part in some[0]}
+        for kind, some in passes.items()
+    }
+    tokens = [pipeline.encode(line).split() for line in lines[: args.profiled]]
+    result["fairseq_operations"] = operations(FairseqEngine(files, 1, "cpu"), tokens, search)
+    for kind, parts in result["seconds"].items():
+        print(f"{kind:8}", ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items()))
+    print(", ".join(f"{name} {share:.1%}" for name, share in result["fairseq_operations"].items()))
+    write(result, args.output)
+
+
+if __name__ == "__main__":
+    main()
