@@ -27,6 +27,7 @@ from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
 from fairseq_sharing.modules.compiled_layer import compile_layers
 from fairseq_sharing.modules.dropout import use_fast_dropout
 from fairseq_sharing.modules.fast_attention import use_fast_attention
+from fairseq_sharing.modules.precision import warn_of_slow_bf16
 from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names
 
 logger = logging.getLogger(__name__)
@@ -201,5 +202,7 @@ class SharingModel:
         """Run in bf16 where ``--precision bf16`` asks for it: in training only."""
         if not self.training or getattr(self.cfg, "precision", "fp32") != "bf16":
             return nullcontext()
+        device = next(self.parameters()).device.type
+        warn_of_slow_bf16(device)
         # A cached cast would sum the gradients of all layers that share a weight in bf16.
-        return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16, cache_enabled=False)
+        return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)

@@ -21,6 +21,7 @@ from tiny_models import (
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
+from fairseq_sharing.modules.precision import warn_of_slow_bf16
 
 SIZES = ("", "_tiny", "_iwslt_de_en", "_wmt_en_de", "_wmt_en_de_big")
 
@@ -213,6 +214,17 @@ def test_hydra_configuration_is_refused_by_name():
     text = "^fairseq-hydra-train cannot build transformer_sharing; use fairseq-train or fairseq-sharing train$"
     with pytest.raises(SharingError, match=text):
         TransformerSharingModel.build_model(OmegaConf.create({"encoder_layers": 2}), None)
+
+
+@pytest.mark.parametrize(
+    ("device", "units", "warned"), [("cpu", {}, 1), ("cpu", {"amx_bf16": True}, 0), ("cuda", {}, 0)]
+)
+def test_slow_bf16_is_told_once(device, units, warned, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **units}, raising=False)
+    warn_of_slow_bf16.cache_clear()
+    for _ in range(2):
+        warn_of_slow_bf16(device)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["--precision bf16"] * warned
 
 
 def test_half_precision_model_shares_and_computes():
