@@ -5,7 +5,7 @@ Run: python benchmarks/decoding.py RUN [--output results/speed/decoding.json]
 RUN is a run directory of fairseq-sharing train; translated are --sentences of its test set, spread over all of it.
 fairseq-generate is timed by its own clock, which counts the search
 alone, at the --max-tokens with which it is fastest. CTranslate2 is timed from plain text to plain text, preparation
-included. "one by one" gives both one sentence at a time, the same --shards-th part of the sentences. All of one round
+included. "one by one" gives both one sentence at a time, every --every-th of the sentences. All of one round
 are timed before the next round begins; the table has medians. "same" is the share of sentences of which both write the
 same subwords.
 
@@ -198,14 +198,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     exported = export(files, folder / "model")
     count = min(args.sentences, len(lines))
     chosen = [number * len(lines) // count for number in range(count)]
+    few = choose(files, test["subset"], chosen[:: args.every], folder / "few")
     files = choose(files, test["subset"], chosen, folder / "data")
     lines, references = ([text[number] for number in chosen] for text in (lines, references))
 
     task = Task(files, test["subset"], search, args.clock, args.device)
     fastest = fastest_setting(task, args.max_tokens)
     ways = {
-        "together": ("--max-tokens", str(fastest["max_tokens"])),
-        "one by one": ("--batch-size", "1", "--num-shards", str(args.shards), "--shard-id", "0"),
+        "together": (task, lines, ("--max-tokens", str(fastest["max_tokens"]))),
+        "one by one": (replace(task, files=few), lines[:: args.every], ("--batch-size", "1")),
     }
     translators = {
         kind: Translator(exported.path, quantization=kind, threads=task.cores, device=task.device) for kind in TYPES
@@ -214,14 +215,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         translator.hypotheses(lines[:50], search)  # what a first use loads is no part of the translation
     measured: dict[tuple[str, str], list[float]] = {}
     for number in range(args.rounds):
-        for load, batch in ways.items():
-            made = generate(task, fastest["threads"], *batch)
+        for load, (asked, some, batch) in ways.items():
+            made = generate(asked, fastest["threads"], *batch)
             measured.setdefault(("fairseq-generate", load), []).append(made.speed)
             if load == "together":
                 wanted = [made.hypotheses[sentence] for sentence in range(len(lines))]
-            same_lines = [lines[sentence] for sentence in made.hypotheses]
             for kind, translator in translators.items():
-                speed = timed(translator, same_lines, task, load == "one by one")
+                speed = timed(translator, some, task, load == "one by one")
                 measured.setdefault((f"CTranslate2 {kind}", load), []).append(speed)
         told = ", ".join(f"{engine} {load} {speeds[-1]:.1f}" for (engine, load), speeds in measured.items())
         print(f"round {number + 1} of {args.rounds}, sentences/s: {told}", file=sys.stderr)
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--max-tokens", type=int, nargs="+", default=MAX_TOKENS, help="tried with fairseq-generate")
-    parser.add_argument("--shards", type=int, default=5)
+    parser.add_argument("--every", type=int, default=5, help="of the sentences, for one by one")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
