@@ -198,5 +198,6 @@ def _compound_splits(rows: Sequence[Row]) -> list[str]:
         scores = [result["scores"].get("newstest2014", {}).get("compound_split_bleu") for result in row.results]
         known = [score for score in scores if score is not None]
         if known:
-            found.append(f"{row.title} {statistics.fmean(known):.2f}")
+            paper = paper_row(row)
+            found.append(f"{paper.title if paper else row.title} {statistics.fmean(known):.2f}")
     return found

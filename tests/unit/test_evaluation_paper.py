@@ -89,7 +89,7 @@ def test_report_has_the_page_only_for_the_paper_s_test_sets(tmp_path):
     (file,) = [file for file in page.files if file.name == "paper.md"]
     text = file.read_text()
     assert "27.13 / 27.13 / +0.00" in text
-    assert "compounds split, newstest2014: Vanilla, M=2, N=2 28.40." in text
+    assert "compounds split, newstest2014: Vanilla 28.40." in text
     other = write_report(write(tmp_path / "b", result("vanilla")))
     assert "paper.md" not in {file.name for file in other.files}
 
