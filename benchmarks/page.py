@@ -195,6 +195,8 @@ def decoding(found: dict, folder: Path) -> str:
         f"{search['lenpen']}, medians of {found['rounds']} rounds; fairseq-generate at its fastest of those tried: "
         f"{tried['threads']} thread(s), --max-tokens {tried['max_tokens']}."
     )
+    if found["clock"] == "cpu":
+        text += " Both on one thread, by the processor's time (--clock cpu): the machine had other work."
     same = [
         [
             f"CTranslate2 {kind}",
