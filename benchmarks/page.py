@@ -55,7 +55,7 @@ def bars(ax: Any, groups: Sequence[str], series: dict[str, Sequence[float]], for
     ax.set_xticks(range(len(groups)), groups)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(y=0.12)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def by_kind(profile: dict[str, float]) -> dict[str, float]:
@@ -187,7 +187,6 @@ def decoding(found: dict, folder: Path) -> str:
     figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
     bars(ax, loads, {engine: [speed[engine, load] for load in loads] for engine in engines}, "{:.1f}")
     ax.set_ylabel("sentences a second")
-    ax.set_yscale("log")
     save(figure, folder / "decoding.png")
     search, tried = found["search"], found["fairseq_generate"]
     text = (
