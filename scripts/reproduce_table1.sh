@@ -13,8 +13,7 @@ usage: bash scripts/reproduce_table1.sh [--preset NAME] [--rows "ROW ..."] [--se
   --seeds         seeds of every row (default: 1 2 3 for wmt16_en_de, as in the paper; 1 otherwise)
   --gpus N        GPUs of a machine (default: every one)
   --slurm FLAGS   submit one array job that trains all runs, with these flags of sbatch, as in "--time 24:00:00", and
-                  with --gpus;
-                  when it has ended, the same command without --slurm evaluates and reports
+                  with --gpus; when it has ended, the same command without --slurm evaluates and reports
   --nodes K       machines of a training, with --slurm
   --mirror DIR    a folder or URL that has the corpus's files, for a machine that cannot download them
   --tflops X      what a GPU sustains in TFLOP/s, for the estimate (default: 40, an assumption)

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="lines read before they are translated; 10,000, or 1 from a terminal, if not given",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="processors to use; by default those that are idle")
+    parser.add_argument("--threads", type=int, metavar="N", help="processors to use; all, with fairseq the idle ones")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
     parser.add_argument(

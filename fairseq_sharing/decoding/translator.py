@@ -17,7 +17,7 @@ from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.text import Pipeline
-from fairseq_sharing.training.environment import cpu_cores, idle_cores
+from fairseq_sharing.training.environment import cpu_cores, torch_threads
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Translator:
         quantization: type of CTranslate2's arithmetic, such as ``int8``; None for that of the stored weights.
         data: prepared data directory, where it is not the one that the model was trained on.
         threads: processors to use; when None all of them with CTranslate2, whose threads do not wait for each other,
-            and with fairseq those that are idle.
+            and with fairseq OMP_NUM_THREADS, or those that are idle.
         device: ``cpu`` or ``cuda``.
         prepared: the sentences are tokenised and cut into subwords already, and the translations are to be likewise.
 
@@ -126,7 +126,7 @@ class Translator:
             return self._ctranslate2()
         from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
 
-        return FairseqEngine(self._files, self._threads or idle_cores(), self._device)
+        return FairseqEngine(self._files, self._threads or torch_threads(), self._device)
 
     def _ctranslate2(self) -> CTranslate2Engine:
         if self._files.exported:

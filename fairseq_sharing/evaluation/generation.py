@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training.environment import idle_cores
+from fairseq_sharing.training.environment import torch_threads
 
 
 def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:
@@ -36,7 +36,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
     shown = shlex.join(["fairseq-generate", *words])
     console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
-    environment = {"OMP_NUM_THREADS": str(idle_cores()), **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch_threads()), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     # -P: as with fairseq-generate itself, no file of the current directory stands in for a library.
     command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
     partial, errors = output.with_name(output.name + ".partial"), output.with_name(output.name + ".errors")

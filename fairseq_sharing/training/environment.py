@@ -93,6 +93,12 @@ def idle_cores() -> int:
     return max(1, sum(core >= len(busy) or busy[core] < _BUSY for core in cores))
 
 
+def torch_threads() -> int:
+    """Return how many threads torch's products should have: OMP_NUM_THREADS where it is set, else the idle cores."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(chosen) if chosen.isdecimal() and int(chosen) else idle_cores()
+
+
 def _cpu() -> dict[str, Any]:
     return {"kind": "cpu", "name": _cpu_name(), "count": cpu_cores(), "memory_bytes": _memory_bytes()}
 

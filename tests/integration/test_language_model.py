@@ -47,7 +47,7 @@ SIZES = {
     **{"decoder_layers": 4, "unique_layers": 2, "decoder_ffn_embed_dim": 64, "decoder_attention_heads": 2},
     **{"decoder_embed_dim": 32, "decoder_input_dim": 32, "decoder_output_dim": 32, "tokens_per_sample": 64},
     **{"adaptive_input_cutoff": "'10,20'", "adaptive_softmax_cutoff": "'10,20'"},
-    **{"max_tokens": 512, "precision": "fp32", "warmup_updates": 10, "lr_period_updates": 50},
+    **{"max_tokens": 512, "precision": "fp32", "warmup_updates": 10, "lr_period_updates": 110},
 }
 WIKITEXT = fairseq_arguments(
     compose("wikitext103/cycle_rev_n12.yaml", [f"train.{name}={value}" for name, value in SIZES.items()]).train
@@ -67,10 +67,10 @@ def train(corpus: Path, save: Path, recipe: list[object], updates: int) -> str:
     )
 
 
-@pytest.mark.parametrize("recipe", [SMALL, WIKITEXT], ids=["small", "wikitext103"])
-def test_train_resume_and_perplexity(recipe, corpus, tmp_path):
+@pytest.mark.parametrize(("recipe", "updates"), [(SMALL, 60), (WIKITEXT, 120)], ids=["small", "wikitext103"])
+def test_train_resume_and_perplexity(recipe, updates, corpus, tmp_path):
     train(corpus, tmp_path / "lm", recipe, 20)
-    told = train(corpus, tmp_path / "lm", recipe, 60)
+    told = train(corpus, tmp_path / "lm", recipe, updates)
     assert "@ 20 updates" in told, "the second training goes on from the first"
     state = load_checkpoint(tmp_path / "lm" / "checkpoint_last.pt")["model"]
     assert state["_extra_state"]["stacks"]["decoder"]["layer_map"] == [0, 1, 1, 0]
@@ -81,4 +81,4 @@ def test_train_resume_and_perplexity(recipe, corpus, tmp_path):
     )
     perplexity = float(re.findall(r"Perplexity: ([\d.]+)", told)[-1])
     # Of 30 words each is followed by one of two: far from 30 once anything was learned.
-    assert 2.0 < perplexity < 20.0
+    assert 2.0 < perplexity < 12.0

@@ -34,6 +34,13 @@ def test_idle_cores_are_those_of_this_process_that_nothing_uses(monkeypatch, bus
     assert environment.idle_cores() == idle
 
 
+@pytest.mark.parametrize(("chosen", "threads"), [("3", 3), ("2,1", 2), ("", 7), ("0", 7), ("many", 7)])
+def test_chosen_threads_go_before_idle_cores(monkeypatch, chosen, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    monkeypatch.setattr(environment, "idle_cores", lambda: 7)
+    assert environment.torch_threads() == threads
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit_is_that_of_a_clone_and_tells_changes(tmp_path, monkeypatch):
     package = tmp_path / "package"
