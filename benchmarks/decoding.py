@@ -69,6 +69,17 @@ class Task:
         return 1 if self.clock == "cpu" else cpu_cores()
 
 
+def find_test(manifest: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Find a test set of prepared data by its name; the first where none is given."""
+    return next(test for test in manifest["tests"] if name in (None, test["name"]))
+
+
+def spread(total: int, wanted: int) -> list[int]:
+    """Choose so many sentences, spread over all."""
+    count = min(wanted, total)
+    return [number * total // count for number in range(count)]
+
+
 def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) -> ModelFiles:
     """Write chosen sentences of a binarised test set as a data directory of their own, for fairseq-generate."""
     from fairseq.data import Dictionary, data_utils, indexed_dataset
@@ -191,13 +202,12 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files = find_model(args.model, args.data, Console(stderr=True))
     assert files.manifest is not None
     manifest = read_manifest(files.manifest) or {}
-    test = next(test for test in manifest["tests"] if args.test in (None, test["name"]))
+    test = find_test(manifest, args.test)
     lines = list(read_lines(files.manifest / test["source"]))
     references = list(read_lines(files.manifest / test["reference"]))
     search = Search(beam=args.beam, lenpen=args.lenpen)
     exported = export(files, folder / "model")
-    count = min(args.sentences, len(lines))
-    chosen = [number * len(lines) // count for number in range(count)]
+    chosen = spread(len(lines), args.sentences)
     few = choose(files, test["subset"], chosen[:: args.every], folder / "few")
     files = choose(files, test["subset"], chosen, folder / "data")
     lines, references = ([text[number] for number in chosen] for text in (lines, references))

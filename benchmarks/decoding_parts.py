@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from decoding import TYPES, find_test, spread
 from record import environment, write
 from rich.console import Console
+from training_process import profile
 
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.ctranslate2_export import export
@@ -27,9 +28,7 @@ from fairseq_sharing.preparation.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.training.environment import cpu_cores
 
-TYPES = ("float32", "int8")
 PARTS = ("prepare", "search", "detokenise")
-SHOWN = 12  # operations of fairseq's search, the longest
 
 
 def one_pass(engine: CTranslate2Engine, pipeline: Pipeline, lines: list[str], search: Search) -> dict[str, float]:
@@ -45,15 +44,6 @@ def one_pass(engine: CTranslate2Engine, pipeline: Pipeline, lines: list[str], se
     return {part: end - start for part, (start, end) in zip(PARTS, itertools.pairwise(clock), strict=True)}
 
 
-def operations(engine: FairseqEngine, tokens: list[list[str]], search: Search) -> dict[str, float]:
-    """Return the shares of the longest operations of fairseq's search."""
-    with torch.profiler.profile() as profiler:
-        list(engine.translate(tokens, search))
-    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    whole = sum(times.values())
-    return {name: round(times[name] / whole, 4) for name in sorted(times, key=lambda name: -times[name])[:SHOWN]}
-
-
 def main() -> None:
     """Time the parts, print them and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,12 +57,11 @@ def main() -> None:
     args = parser.parse_args()
     files = find_model(args.model, None, Console(stderr=True))
     assert files.manifest is not None
-    test = next(t for t in (read_manifest(files.manifest) or {})["tests"] if args.test in (None, t["name"]))
+    test = find_test(read_manifest(files.manifest) or {}, args.test)
     lines = list(read_lines(files.manifest / test["source"]))
-    count = min(args.sentences, len(lines))
-    lines = [lines[number * len(lines) // count] for number in range(count)]
+    lines = [lines[number] for number in spread(len(lines), args.sentences)]
     pipeline, search = Pipeline.from_manifest(files.manifest), Search(beam=args.beam)
-    result: dict[str, Any] = {**environment(), "test": test["name"], "sentences": count, "rounds": args.rounds}
+    result: dict[str, Any] = {**environment(), "test": test["name"], "sentences": len(lines), "rounds": args.rounds}
     with tempfile.TemporaryDirectory() as folder:
         exported = find_model(str(export(files, Path(folder) / "model").path), None, Console(stderr=True))
         assert exported.exported is not None
@@ -89,10 +78,11 @@ def main() -> None:
         for kind, some in passes.items()
     }
     tokens = [pipeline.encode(line).split() for line in lines[: args.profiled]]
-    result["fairseq_operations"] = operations(FairseqEngine(files, 1, "cpu"), tokens, search)
+    fairseq = FairseqEngine(files, 1, "cpu")
+    result["fairseq_operations"] = profile(lambda: list(fairseq.translate(tokens, search)))
     for kind, parts in result["seconds"].items():
         print(f"{kind:8}", ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items()))
-    print(", ".join(f"{name} {share:.1%}" for name, share in result["fairseq_operations"].items()))
+    print(", ".join(f"{name} {share:.1%}" for name, share in list(result["fairseq_operations"].items())[:12]))
     write(result, args.output)
 
 

@@ -213,12 +213,12 @@ def decoding(found: dict, folder: Path) -> str:
     )
 
 
-def decoding_parts(found: dict, folder: Path) -> str:
+def decoding_parts(found: dict, _folder: Path) -> str:
     """Where the time of translating goes."""
     kinds = found["seconds"]
     parts = list(next(iter(kinds.values())))
     told = [[f"CTranslate2 {kind}", *(f"{seconds[part]:.2f} s" for part in parts)] for kind, seconds in kinds.items()]
-    shares = found["fairseq_operations"].items()
+    shares = list(found["fairseq_operations"].items())[:12]
     text = f"{found['sentences']:,} sentences of {found['test']}, medians of {found['rounds']} passes."
     operations = "fairseq's search, shares of the longest operations:"
     return "\n\n".join(
@@ -335,7 +335,7 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "decoding": (
         "Translating against fairseq-generate",
-        "python benchmarks/decoding.py runs/news_commentary_8k/decoding-seed1 --test newstest2014",
+        "python benchmarks/decoding.py runs/news_commentary_8k/decoding-seed1 --test newstest2014 [--clock cpu]",
         decoding,
     ),
     "decoding_parts": (

@@ -48,7 +48,7 @@ def serve(words: list[str], threads: int, batches: int) -> None:
     print(json.dumps({"ready": sum(p.numel() for p in model.parameters())}), flush=True)
     for line in sys.stdin:
         if line.strip() == "profile":
-            print(json.dumps(_profile(lambda: trainer.train_step([samples[0]]))), flush=True)
+            print(json.dumps(profile(lambda: trainer.train_step([samples[0]]))), flush=True)
             continue
         seconds, tokens = 0.0, 0
         for sample in samples:
@@ -62,11 +62,12 @@ def serve(words: list[str], threads: int, batches: int) -> None:
         print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak}), flush=True)
 
 
-def _profile(update) -> dict[str, float]:
+def profile(work) -> dict[str, float]:
+    """Do a piece of work; return the shares of its time of the operations that take longest."""
     import torch
 
     with torch.profiler.profile() as profiler:
-        update()
+        work()
     on_cpu = not torch.cuda.is_available()
     times = {
         event.key: event.self_cpu_time_total if on_cpu else event.self_device_time_total
