@@ -3,6 +3,7 @@
 Run: python benchmarks/decoding_parts.py RUN [--test NAME] [--output results/speed/decoding_parts.json]
 
 The same sentences as those of benchmarks/decoding.py. Seconds are medians of --rounds passes, the types in turn.
+Words that were prepared once are cached, so the medians are those of a program that has run for a while.
 fairseq's search is profiled once, on one thread, on the first --profiled sentences.
 """
 
