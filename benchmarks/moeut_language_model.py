@@ -2,9 +2,9 @@
 
 Run: python benchmarks/moeut_language_model.py runs/news_commentary_lm/{dense,moeut}-seed1 --output results/moeut
 
-Each run is one of ``fairseq-sharing train``. Its last checkpoint is scored by ``fairseq-eval-lm`` on every test set, in
-sequences as long as those that it was trained on. Written: a JSON file a run, language_model.md, learning curves, and
-how often each layer of a model with expert banks chose each expert.
+Each run is one of ``fairseq-sharing train``, or the JSON file that this wrote of one before. A run's last checkpoint is
+scored by ``fairseq-eval-lm`` on every test set, in sequences as long as those that it was trained on. Written: a JSON
+file a run, language_model.md, learning curves, and how often each layer of a model with expert banks chose each expert.
 """
 
 from __future__ import annotations
@@ -111,14 +111,14 @@ def main() -> None:
     """Score the runs and write what shows them."""
     logging.getLogger().setLevel(logging.WARNING)  # fairseq lets all through on import
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories of fairseq-sharing train")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories of fairseq-sharing train, or their JSON")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--cpu", action="store_true", help="score on the CPU")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     results = []
     for path in args.runs:
-        result = evaluate(path, args.cpu)
+        result = evaluate(path, args.cpu) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
         results.append(result)
         name = f"lm-{result['run']}-seed{result['seed']}"
         (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -71,6 +71,11 @@ def mend_broadcast() -> None:
     distributed_utils._broadcast_object_slow = broadcast
 
 
+def avoid_cudnn_attention() -> None:
+    """Keep torch from cuDNN's attention, which plans anew for each shape of a batch."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def mend_numpy() -> None:
     """Give numpy 2 the name that fairseq's language-model blocks and bucketing still use."""
     if not hasattr(np, "compat"):
@@ -316,6 +321,7 @@ def mend() -> None:
     avoid_half_hidden_amx()
     allow_fairseq_checkpoints()
     mend_broadcast()
+    avoid_cudnn_attention()
     mend_numpy()
     mend_batching()
     mend_batches_of_later_epochs()
