@@ -365,8 +365,11 @@ def machine(found: dict) -> str:
     """Tell what a result was measured on."""
     device, versions = found["machine"], found["versions"]
     memory = f"{(device.get('memory_bytes') or 0) / 2**30:.0f} GiB"
-    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "fairseq-fixed", "ctranslate2"))
-    return f"{device['name']}, {device['count']} {device['kind']} core(s), {memory}; {packages}; load {found['load']}."
+    told = ("python", "torch", "fairseq-fixed", "ctranslate2")
+    packages = ", ".join(f"{name} {versions[name]}" for name in told if name in versions)
+    units = "cpu core(s)" if device["kind"] == "cpu" else "GPU(s)"
+    load = f"; load {found['load']}" if "load" in found else ""
+    return f"{device['name']}, {device['count']} {units}, {memory}; {packages}{load}."
 
 
 def save(figure: Any, file: Path) -> None:
@@ -385,8 +388,8 @@ def main() -> None:
     files = {name: args.folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     made = "Made from the JSON beside it by `python benchmarks/page.py`."
-    if not any(found["machine"]["kind"] == "cuda" for found in results.values()):
-        made += " No GPU was at hand: nothing is measured on one."
+    on_gpu = [PARTS[name][0] for name, found in results.items() if found["machine"]["kind"] == "cuda"]
+    made += f" On a GPU: {'; '.join(on_gpu) or 'nothing'}."
     parts = ["# Speed and memory", made]
     for name, (title, command, tell) in PARTS.items():
         parts += [f"## {title}", f"`{command} --output results/speed/{name}.json`"]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from record import environment, write
+from record import write
 
 from fairseq_sharing.evaluation.training_log import summarise
 from fairseq_sharing.training.run_directory import RunDirectory
@@ -51,6 +51,7 @@ def main() -> None:
             curve = summarise(run.log_records()).valid
             last = args.after_epoch or len(curve["loss"])
             row = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
+            record = run.record()
             row = {"precision": precision, "seed": seed, **row}
             rows.append(row)
             print(f"{precision} seed {seed}: validation loss {row['valid_loss'][-1]:.3f}", flush=True)
@@ -62,10 +63,12 @@ def main() -> None:
     summary = {"mean": mean, "standard_deviation": deviation, "least": min(final["fp32"]), "most": max(final["fp32"])}
     write(
         {
-            **environment(),
+            "machine": record["device"],
+            "versions": record["versions"],
+            "commit": record["commit"],
             "config": CONFIG,
             "changes": args.changes,
-            "after_epoch": args.after_epoch,
+            "after_epoch": args.after_epoch if args.after_epoch != run.config().train.max_epoch else None,
             "runs": rows,
             "fp32": summary,
         },

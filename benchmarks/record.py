@@ -2,7 +2,6 @@
 
 import json
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from fairseq_sharing.training.environment import commit, device, versions
 
 def environment() -> dict[str, Any]:
     """Tell what a benchmark runs on; ``load`` is the mean number of busy processes in the last minute."""
-    found = {**versions(), "ctranslate2": metadata.version("ctranslate2")}
-    return {"machine": device(), "load": round(os.getloadavg()[0], 1), "versions": found, "commit": commit()}
+    return {"machine": device(), "load": round(os.getloadavg()[0], 1), "versions": versions(), "commit": commit()}
 
 
 def write(result: dict[str, Any], output: Path | None) -> None:

@@ -23,6 +23,7 @@ PACKAGES = (
     "sacremoses",
     "subword-nmt",
     "sentencepiece",
+    "ctranslate2",
 )
 # NVIDIA, AMD, and NVIDIA under WSL: with none of them torch need not be imported to know that there is no GPU.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
