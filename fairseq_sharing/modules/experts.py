@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BACKENDS = ("dense", "loop", "grouped")
-_DENSE_WASTE = 2  # times the products needed that a CPU still makes faster than it sorts
+# Times the products needed that a device still makes faster than it sorts.
+_DENSE_WASTE = {"cpu": 2, "cuda": 5}
 _ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
 
 
@@ -80,8 +81,8 @@ def choose_backend(
 ) -> str:
     """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
 
-    On a CPU, multiplying by all of a small bank is faster than sorting, and a loop is faster than a copy of a bank
-    whose rows grouped_mm wants longer.
+    Multiplying by all of a small bank, as those of attention are, is faster than sorting. On a CPU a loop is faster than
+    a copy of a bank whose rows grouped_mm wants longer.
 
     Args:
         device: where the rows are.
@@ -89,10 +90,10 @@ def choose_backend(
         pairs: matrices that one token uses.
         dtype: what is multiplied.
     """
+    if shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs:
+        return "dense"
     if device.type != "cpu":
         return "grouped"
-    if shape[0] <= _DENSE_WASTE * pairs:
-        return "dense"
     return "loop" if any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:]) else "grouped"
 
 

@@ -70,7 +70,7 @@ class ScheduleOptions(FairseqDataclass):
     dynamic_initial: str = _option(
         "dynamic: freeze all layers but the first until their first decision, or train them all", "freeze"
     )
-    dynamic_seed: int = _option("dynamic: seed of the agent", 1)
+    dynamic_seed: Optional[int] = _option("dynamic: seed of the agent; that of the training if not given")
     freeze_pattern_at: Optional[int] = _option("dynamic: the update from which the map stays as it is")
     replay_of: Optional[str] = _option("replay: a checkpoint of the run whose changes are made again")
 
@@ -107,8 +107,12 @@ _RANGES = {
 }
 
 
-def read_options(cfg: Any) -> Namespace:
+def read_options(cfg: Any, seed: int = 1) -> Namespace:
     """Read the schedule's options from a task's configuration.
+
+    Args:
+        cfg: the configuration.
+        seed: of the training.
 
     Raises:
         SharingError: a value that is not allowed, options missing or of another schedule.
@@ -128,6 +132,8 @@ def read_options(cfg: Any) -> Namespace:
     _check_together(options)
     if options.tied_gradients is None:
         options.tied_gradients = "mean" if options.sharing_schedule == "unshare" else "sum"
+    if options.dynamic_seed is None:
+        options.dynamic_seed = seed
     return options
 
 

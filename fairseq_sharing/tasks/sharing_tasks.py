@@ -27,7 +27,7 @@ class SharingTask:
         Raises:
             SharingError: a bad option, one that a schedule cannot be combined with, or a model that shares nothing.
         """
-        options = read_options(self._configuration)
+        options = read_options(self._configuration, getattr(cfg, "seed", 1))
         if options.sharing_schedule and not from_checkpoint:
             check_training(cfg)
         model = super().build_model(cfg, from_checkpoint)

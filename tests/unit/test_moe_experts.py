@@ -136,7 +136,8 @@ def test_the_back_end_is_chosen_by_device_and_bank():
     assert choose_backend(cpu, (8, 128, 32), 4, torch.float32) == "dense"
     assert choose_backend(cpu, (155, 412, 128), 12, torch.float32) == "grouped"
     assert choose_backend(cpu, (155, 412, 128), 12, torch.bfloat16) == "loop"
-    assert choose_backend(cuda, (8, 128, 32), 4, torch.float32) == "grouped"
+    assert choose_backend(cuda, (40, 1024, 128), 8, torch.bfloat16) == "dense"
+    assert choose_backend(cuda, (387, 1024, 128), 16, torch.bfloat16) == "grouped"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

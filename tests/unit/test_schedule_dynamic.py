@@ -212,6 +212,11 @@ def test_agents_have_the_stacks_that_they_are_given(choice, teams):
     assert [len(agent["network"]["2.bias"]) for agent in agents] == [20 * len(team) for team in teams]
 
 
+def test_the_agent_has_the_seed_of_the_training_unless_given_its_own():
+    assert read_options(ScheduleOptions(sharing_schedule="dynamic"), seed=5).dynamic_seed == 5
+    assert read_options(ScheduleOptions(sharing_schedule="dynamic", dynamic_seed=2), seed=5).dynamic_seed == 2
+
+
 def test_state_between_a_decision_and_its_reward_goes_on_the_same():
     one, losses = make_dynamic(), Losses()
     for update in (15, 30, 45):
