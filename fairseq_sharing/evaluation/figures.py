@@ -79,7 +79,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
             "layer_maps.png",
             _layer_maps,
             "Which parameter set each layer uses, input at the left: layers of one number and colour share"
-            " their parameters. Encoder and decoder have sets of their own.",
+            " their parameters. Encoder and decoder have sets of their own. Where each seed found its own map: the"
+            " first's.",
         ),
         (
             "map_history.png",

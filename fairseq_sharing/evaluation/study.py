@@ -133,6 +133,13 @@ class Row:
         """Unique parameters that were trained, on average over the updates; of a fixed map all."""
         return self._range([result.get("mean_parameters", result["parameters"]["unique"]) for result in self.results])
 
+    @property
+    def peak_memory(self) -> str:
+        """Peak memory of training in GiB, of the GPU or of a CPU process; a range where the seeds differ."""
+        peaks = [result.get("peak_memory_bytes") for result in self.results]
+        known = [round(peak / 2**30, 2) for peak in peaks if peak]
+        return " to ".join(f"{peak:.2f}" for peak in dict.fromkeys((min(known), max(known)))) if known else "-"
+
     @staticmethod
     def _range(values: Sequence[int]) -> str:
         return " to ".join(f"{value:,}" for value in dict.fromkeys((min(values), max(values))))

@@ -29,7 +29,7 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
     tests = scored_sets(rows)
     changing = any(row.schedule for row in rows)
     headers = ["Model", "M", "N", "Unique parameters", "Effective parameters"]
-    headers += [*(["Mean unique parameters"] if changing else []), "Tokens/s", "Updates", "Seeds"]
+    headers += [*(["Mean unique parameters", "Peak memory, GiB"] if changing else []), "Tokens/s", "Updates", "Seeds"]
     cells = []
     for row, name in zip(rows, names(rows), strict=True):
         line = [
@@ -38,7 +38,7 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
             row.sizes("layers"),
             row.parameters("unique"),
             row.parameters("effective"),
-            *([row.mean_parameters] if changing else []),
+            *([row.mean_parameters, row.peak_memory] if changing else []),
             row.speed.format(0) if row.speed else "-",
             row.updates,
             str(len(row.results)),
@@ -49,15 +49,19 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
 
 def names(rows: Sequence[Row]) -> list[str]:
     """Name each row by its strategy, with the run's name where strategy, M and N don't tell rows apart."""
-    return [f"{row.label}, {row.run}" if _is_repeated(row, rows) else row.label for row in rows]
+    return [f"{row.label}, {row.run}" if _is_ambiguous(row, rows) else row.label for row in rows]
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
     """Name each row by strategy, M and N, with the run's name where that isn't enough: a legend's entries."""
-    return [f"{row.title}, {row.run}" if _is_repeated(row, rows) else row.title for row in rows]
+    return [f"{row.title}, {row.run}" if _is_ambiguous(row, rows) else row.title for row in rows]
 
 
-def _is_repeated(row: Row, rows: Sequence[Row]) -> bool:
+def _is_ambiguous(row: Row, rows: Sequence[Row]) -> bool:
+    if row.strategy == "custom":
+        return True
+    if row.schedule:  # M is what it came to, not what sets it apart
+        return sum(other.label == row.label for other in rows) > 1
     return sum(other.title == row.title for other in rows) > 1
 
 
@@ -193,17 +197,20 @@ def stacked(cell: str) -> str:
 
 
 def terminal(rows: Sequence[Row], title: str) -> RichTable:
-    """Make the main table for a terminal: narrow, so without the effective parameters."""
+    """Make the main table for a terminal: narrow, so without what M, N and the page tell."""
     headers, cells = summary(rows)
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    left_out = {"Effective parameters"} | ({"Seeds"} if all(len(row.results) == 1 for row in rows) else set())
+    left_out = {"Effective parameters", "Peak memory, GiB"}
+    left_out |= {"Seeds"} if all(len(row.results) == 1 for row in rows) else set()
+    left_out |= {"Unique parameters", "Tokens/s", "Seeds"} if "Mean unique parameters" in headers else set()
     shown = [index for index, header in enumerate(headers) if header not in left_out]
     for index in shown:
         is_text = headers[index] in TEXT_COLUMNS
         header = headers[index].replace(" ", "\n").replace("_", "_\n")
         table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for line in cells:
-        table.add_row(*(escape(stacked(line[index]).replace(" ±", "\n±")) for index in shown))
+        cells_shown = (stacked(line[index]).replace(" ±", "\n±").replace(" to ", "\nto ") for index in shown)
+        table.add_row(*map(escape, cells_shown))
     return table
 
 
