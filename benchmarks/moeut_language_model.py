@@ -100,6 +100,8 @@ def draw_curves(results: list[dict], file: Path) -> None:
         valid = result["valid"]
         axes.plot(valid["updates"], valid["perplexity"], marker="o", label=f"{result['run']}, seed {result['seed']}")
     axes.set_yscale("log")
+    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_formatter("{x:.0f}")
     axes.set_xlabel("updates")
     axes.set_ylabel("validation perplexity")
     axes.grid(color="#DDDDDD", linewidth=0.6, which="both")
