@@ -39,4 +39,5 @@ check shellcheck .ci/run scripts/*.sh scripts/slurm/*.sbatch data-prep/*.sh data
 if [[ -z ${FAIRSEQ_SHARING_MIRROR:-} ]]; then
   echo "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" >&2
 fi
-check pytest -q -ra --durations=5 --numprocesses "$((jobs < 4 ? jobs : 4))" --dist loadfile "$@"
+# In the order of the files: those of tests/integration take longest, and none of them is to be the last.
+check pytest -q -ra --durations=5 --numprocesses "$((jobs < 4 ? jobs : 4))" --dist loadfile --no-loadscope-reorder "$@"
