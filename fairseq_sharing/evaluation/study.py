@@ -138,11 +138,11 @@ class Row:
         """Peak memory of training in GiB, of the GPU or of a CPU process; a range where the seeds differ."""
         peaks = [result.get("peak_memory_bytes") for result in self.results]
         known = [round(peak / 2**30, 2) for peak in peaks if peak]
-        return " to ".join(f"{peak:.2f}" for peak in dict.fromkeys((min(known), max(known)))) if known else "-"
+        return self._range(known, ".2f") if known else "-"
 
     @staticmethod
-    def _range(values: Sequence[int]) -> str:
-        return " to ".join(f"{value:,}" for value in dict.fromkeys((min(values), max(values))))
+    def _range(values: Sequence[float], form: str = ",") -> str:
+        return " to ".join(f"{value:{form}}" for value in dict.fromkeys((min(values), max(values))))
 
     def score(self, test: str, metric: str) -> Spread | None:
         """Summarise BLEU or chrF on a test set; None where it wasn't scored."""

@@ -353,3 +353,7 @@ def test_a_chosen_instruction_set_is_left_alone(tmp_path, monkeypatch):
     compat.avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
     compat.avoid_half_hidden_amx(str(tmp_path / "none"))
     assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+
+
+def test_attention_is_never_cudnn_s():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
