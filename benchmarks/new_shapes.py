@@ -1,0 +1,45 @@
+"""Time attention on batches that each have a new shape, with and without cuDNN's kernels.
+
+Run: python benchmarks/new_shapes.py [--output results/speed/new_shapes.json]
+A GPU is needed. Forward and backward passes in bf16 with a mask of padding, 4 heads of 32 channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from record import environment, write
+from torch.nn import functional as F
+
+
+def seconds(number: int) -> float:
+    """Time one forward and backward pass of a shape that no other number has."""
+    batch, length = 200 + number, 17 + number
+    x = torch.randn(batch, 4, length, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    mask = torch.zeros(batch, 1, 1, length, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    F.scaled_dot_product_attention(x, x, x, attn_mask=mask).sum().backward()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Time both, print and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", type=int, default=12)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    found = {}
+    for name, allowed in (("without cuDNN", False), ("with cuDNN", True)):
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
+        found[name] = [round(1000 * seconds(number), 1) for number in range(args.shapes)]
+        print(f"{name}: {found[name]} ms")
+    write({**environment(), "milliseconds": found}, args.output)
+
+
+if __name__ == "__main__":
+    main()
