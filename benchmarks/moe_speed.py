@@ -12,8 +12,6 @@ one layer application.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from argparse import Namespace
@@ -25,6 +23,7 @@ from pathlib import Path
 import torch
 from fairseq import models
 from fairseq.data import Dictionary
+from record import environment, write
 from torch import Tensor, nn
 
 import fairseq_sharing
@@ -252,14 +251,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     fairseq_sharing.register()
     setting = Setting(args.device, bf16=args.device != "cpu" and not args.fp32)
-    cuda = setting.device.type == "cuda"
     result: dict = {
-        "machine": {
-            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "precision": "bf16 autocast" if setting.bf16 else "fp32",
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **environment(),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16 autocast" if setting.bf16 else "fp32",
         "arguments": {name: value for name, value in vars(args).items() if name != "output"},
         "sizes": {},
     }
@@ -279,9 +274,7 @@ def main() -> None:
             told["training"] = whole_models(name, args.layers, args.batch, args.length, args.runs, setting)
         result["sizes"][name] = told
         show(name, told)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, args.output)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ as it does for a user.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -25,7 +26,10 @@ PATIENCE = 240  # seconds that a command may take on a busy machine
 
 _server = multiprocessing.get_context("forkserver")
 # fairseq_cli.train comes first: it sends the log to standard output before fairseq's own modules choose otherwise.
-_server.set_forkserver_preload(["fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.validate", "pytest"])
+# Every optimizer imports torch._dynamo.
+_server.set_forkserver_preload(
+    ["fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.validate", "torch._dynamo", "pytest"]
+)
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Commands:
 def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[], None] | None) -> None:
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    gc.freeze()  # what the server imported
     os.chdir(cwd)
     sys.path[:0] = [str(cwd), str(ROOT)]
     if before is not None:

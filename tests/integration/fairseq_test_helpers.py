@@ -18,6 +18,9 @@ from fairseq_cli import generate, interactive, preprocess, train, validate
 
 # Imported by tests that are not chosen.
 create_laser_data_and_config_json = preprocess_summarization_data = None
+# Seconds that torch waits for a loader's worker, in vain where the loader is freed with a cycle of objects, as those of
+# one command are while the next one runs in the same process.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 LANGUAGES = ["--source-lang", "in", "--target-lang", "out"]
 
 

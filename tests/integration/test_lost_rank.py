@@ -87,8 +87,8 @@ LOSSES = [
 
 
 @pytest.mark.timeout(900)
-def test_whatever_is_lost_the_next_start_goes_on(tmp_path):
-    place = make_place(tmp_path)
+def test_whatever_is_lost_the_next_start_goes_on(tmp_path, commands):
+    place = make_place(tmp_path, commands)
     saved = 0
     for lost, number, error in LOSSES:
         training = Training(place, nodes=2 if lost == "machine 1" else 1)

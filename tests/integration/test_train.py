@@ -18,9 +18,9 @@ from fairseq_sharing.training.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, commands) -> Path:
     """A directory with data/words and words.yaml."""
-    return make_place(tmp_path_factory.mktemp("train"))
+    return make_place(tmp_path_factory.mktemp("train"), commands)
 
 
 def _train(place: Path, *words, status: int = 0) -> str:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fairseq_processes import Commands
+
 from fairseq_sharing.resources import PACKAGE_DIR
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_DIR.parent), "CUDA_VISIBLE_DEVICES": ""}
@@ -41,7 +43,7 @@ def call(*words, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]
     return done
 
 
-def make_place(place: Path) -> Path:
+def make_place(place: Path, commands: Commands) -> Path:
     """Fill a directory with data/words and words.yaml."""
     raw = place / "data" / "words" / "raw"
     raw.mkdir(parents=True)
@@ -49,10 +51,9 @@ def make_place(place: Path) -> Path:
         lines = [" ".join("abcdefgh"[(i * j + i) % 8] for j in range(1, TOKENS)) + "\n" for i in range(count)]
         for lang in ("en", "de"):
             (raw / f"{split}.{lang}").write_text("".join(lines))
-    call(
-        *("-m", "fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary"),
+    commands.run(
+        *("fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary"),
         *("--trainpref", raw / "train", "--validpref", raw / "valid", "--destdir", place / "data" / "words" / "bin"),
-        cwd=place,
     )
     (place / "data" / "words" / "manifest.json").write_text('{"source_lang": "en", "target_lang": "de"}')
     (place / "words.yaml").write_text(CONFIG)

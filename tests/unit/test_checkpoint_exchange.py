@@ -80,9 +80,11 @@ def test_vanilla_model_with_copied_weights_loads_into_the_shared_one(case, norm,
 
 
 @pytest.fixture
-def materialised(trained, tmp_path):
-    path = tmp_path / "materialised.pt"
-    checkpoint.save_atomically(checkpoint.materialise(checkpoint.load_checkpoint(trained.path)), path)
+def materialised(trained):
+    """The file that is made of a case's checkpoint, beside it; not to be changed."""
+    path = trained.path.with_name("materialised.pt")
+    if not path.exists():
+        checkpoint.save_atomically(checkpoint.materialise(checkpoint.load_checkpoint(trained.path)), path)
     return path
 
 

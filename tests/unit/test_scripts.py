@@ -125,10 +125,10 @@ def test_install_takes_the_first_python_that_runs(programs):
     _program(programs, "python3.12", 0)
     told = _bash(ROOT / "scripts/install.sh", "--dry-run", PATH=str(programs)).stdout
     assert told.startswith(f"{programs}/python3.12 -m venv")
-    first, second = told.splitlines()[1:]
-    assert first.endswith("torch numpy cython setuptools wheel ninja ")
-    assert "--no-build-isolation" in second
-    assert "--no-build-isolation" not in first
+    tools, fairseq, others, project = told.splitlines()[1:]
+    assert tools.endswith("torch numpy cython setuptools wheel ninja ")
+    assert fairseq.endswith("fairseq-fixed ")
+    assert ["--no-build-isolation" in line for line in (tools, fairseq, others, project)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(
