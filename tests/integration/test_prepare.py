@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from fairseq_processes import Commands
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation import toy
@@ -133,15 +134,15 @@ def test_the_joined_dictionary_is_that_of_the_training_text(prepared: Path):
     assert {word for word in dictionary if not word.startswith("madeupword")} == words
 
 
-def test_fairseq_preprocess_makes_the_same_files(prepared: Path, tmp_path: Path):
+def test_fairseq_preprocess_makes_the_same_files(commands: Commands, prepared: Path, tmp_path: Path):
     arguments = preprocess_arguments(["en", "de"], ["small"])
-    fairseq_preprocess(prepared, arguments, tmp_path / "bin")
+    fairseq_preprocess(commands, prepared, arguments, tmp_path / "bin")
     names = [f"{subset}.en-de.{lang}.{end}" for subset in SUBSETS for lang in ("en", "de") for end in ("bin", "idx")]
     assert sorted(path.name for path in (prepared / "bin").iterdir()) == sorted([*names, "dict.de.txt", "dict.en.txt"])
     assert_same_files(prepared / "bin", tmp_path / "bin")
 
 
-def test_texts_of_one_language_are_those_of_a_language_model(texts: Path, tmp_path: Path):
+def test_texts_of_one_language_are_those_of_a_language_model(commands: Commands, texts: Path, tmp_path: Path):
     splits = {name: {"en": {"path": f"{texts}/{name}.en"}} for name in ("train", "valid", "test")}
     content = {"source_lang": "en", "splits": splits, "subword": {"name": "bpe", "size": 300}}
     manifest = prepare(build_recipe("mine", content), tmp_path / "data", workers=1)
@@ -149,15 +150,14 @@ def test_texts_of_one_language_are_those_of_a_language_model(texts: Path, tmp_pa
     assert manifest["target_lang"] == ""
     test = {"name": "test", "subset": "test", "segments": 30, "source": "raw/test.en"}
     assert manifest["tests"] == [test]
-    fairseq_preprocess(tmp_path / "data", preprocess_arguments(["en"], ["test"]), tmp_path / "bin")
+    fairseq_preprocess(commands, tmp_path / "data", preprocess_arguments(["en"], ["test"]), tmp_path / "bin")
     assert_same_files(tmp_path / "data/bin", tmp_path / "bin")
     assert Pipeline.from_manifest(tmp_path / "data").encode("The dog.") != ""
 
 
-def fairseq_preprocess(directory: Path, arguments: list[str], destination: Path) -> None:
+def fairseq_preprocess(commands: Commands, directory: Path, arguments: list[str], destination: Path) -> None:
     """Run fairseq-preprocess, in the directory because it splits its paths at commas."""
-    command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", *arguments[:-1], str(destination)]
-    subprocess.run(command, cwd=directory, capture_output=True, check=True)
+    commands.run("fairseq_cli.preprocess", *arguments[:-1], destination, cwd=directory)
     (destination / "preprocess.log").unlink()
 
 
