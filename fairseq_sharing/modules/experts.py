@@ -162,7 +162,7 @@ class _SortedLinear(torch.autograd.Function):
         pairs = dispatch.experts.size(1)
         inputs = len(x) // max(len(dispatch.experts), 1) or 1
         rows = dispatch.order // (pairs // inputs)
-        gathered = x.index_select(0, rows).to(dtype)
+        gathered = x.to(dtype).index_select(0, rows)
         gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
         # The gate goes to the narrower side.
         narrow_input = weight.size(1) <= weight.size(2)
@@ -181,7 +181,7 @@ class _SortedLinear(torch.autograd.Function):
         dispatch, inputs, outputs, dtype, backend = ctx.call
         pairs = dispatch.experts.size(1)
         if gathered is None:
-            gathered = x.index_select(0, dispatch.order // (pairs // inputs)).to(dtype)
+            gathered = x.to(dtype).index_select(0, dispatch.order // (pairs // inputs))
         dy = dy.to(dtype).index_select(0, dispatch.order // (pairs // outputs))
         gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
         dx = dweight = dgates = None
@@ -204,9 +204,11 @@ class _SortedLinear(torch.autograd.Function):
 
 def _sum_back(rows: Tensor, dispatch: Dispatch, count: int) -> Tensor:
     """Put sorted pairs back in the order of tokens and sum those of one row: (M, C) -> (tokens * count, C)."""
-    pairs = dispatch.experts.size(1)
-    rows = rows.index_select(0, dispatch.place)
-    return rows if pairs == count else rows.view(len(dispatch.experts) * count, pairs // count, rows.size(-1)).sum(1)
+    each = dispatch.experts.size(1) // count
+    if each == 1:
+        return rows.index_select(0, dispatch.place)
+    # Reads every row once and writes only sums, in the precision of fp32 before it rounds.
+    return F.embedding_bag(dispatch.place.view(-1, each), rows, mode="sum")
 
 
 def _multiply(rows: Tensor, bank: Tensor, ends: Tensor, backend: str) -> Tensor:
