@@ -126,6 +126,7 @@ if $dry_run; then
   step "fairseq" "${compile[@]}"
 else
   mapfile -t others < <(other_requirements)
+  others+=(bitarray cffi hydra-core regex scikit-learn torchaudio) # which fairseq needs
   "${compile[@]}" >"$venv/compile.log" 2>&1 &
   compiling=$!
   trap 'kill "$compiling" 2>/dev/null || true' EXIT
