@@ -131,7 +131,7 @@ else
   compiling=$!
   trap 'kill "$compiling" 2>/dev/null || true' EXIT
 fi
-step "the other packages, while fairseq compiles" "${install[@]}" "${others[@]}"
+step "the other packages, while fairseq compiles" "${install[@]}" --no-build-isolation "${others[@]}"
 $dry_run || log=$venv/compile.log step "fairseq (compiles for a minute or two)" wait "$compiling"
 step "this project" \
   "${install[@]}" --no-build-isolation --find-links "$venv/wheels" --editable "${root}[$extra]"
