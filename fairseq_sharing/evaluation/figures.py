@@ -36,6 +36,7 @@ _FILLS = ("full", "none", "left", "top")
 _SETS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 _POINTS_APART = 8.0  # between the markers of models of one size or speed, in typographic points
 _PANEL_POINTS = 150.0  # about as wide as the data of a panel
+_LEAST_EXTENT = 0.1  # of an axis, as a fraction of its middle: 0.2% between two sizes is to look as small as it is
 _SETTLED = 0.1  # fraction of the updates after which the axis of the learning curves holds all of a curve
 
 
@@ -180,6 +181,7 @@ def _bleu_panels(rows: Sequence[Row], xs: Sequence[tuple[float, float | None] | 
     figure = _new_figure(max(5.0, 3.6 * columns), 3.1 * lines + 0.4 + 0.22 * len(rows) / max(1, columns))
     panels = figure.subplots(lines, columns, squeeze=False)
     offsets = _offsets(xs)
+    low, high = _extent(xs)
     for index, panel in enumerate(panels.flat):
         if index >= len(tests):
             panel.set_visible(False)
@@ -194,6 +196,8 @@ def _bleu_panels(rows: Sequence[Row], xs: Sequence[tuple[float, float | None] | 
         if index % columns == 0:
             panel.set_ylabel("BLEU")
         panel.margins(x=0.2, y=0.1)
+        left, right = panel.get_xlim()
+        panel.set_xlim(min(left, low), max(right, high))
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         _finish(panel)
@@ -250,10 +254,10 @@ def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
         The way of each point, in typographic points.
     """
     placed = sorted((x[0], index) for index, x in enumerate(xs) if x is not None)
-    extent = placed[-1][0] - placed[0][0] if placed else 0.0
+    low, high = _extent(xs)
     clusters: list[list[tuple[float, int]]] = []
     for value, index in placed:
-        clusters.append([(_PANEL_POINTS * (value - placed[0][0]) / extent if extent else 0.0, index)])
+        clusters.append([(_PANEL_POINTS * (value - low) / (high - low), index)])
         while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(clusters[-2]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
     offsets = [0.0] * len(xs)
@@ -261,6 +265,14 @@ def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
         for place, (position, index) in enumerate(cluster):
             offsets[index] = _start(cluster) + _POINTS_APART * place - position
     return offsets
+
+
+def _extent(xs: Sequence[tuple[float, float | None] | None]) -> tuple[float, float]:
+    """Give the ends of what an axis shows of these values, at least."""
+    values = [x[0] for x in xs if x is not None] or [1.0]
+    low, high = min(values), max(values)
+    missing = max(0.0, _LEAST_EXTENT * (low + high) / 2 - (high - low))
+    return low - missing / 2, high + missing / 2
 
 
 def _start(cluster: Sequence[tuple[float, int]]) -> float:
