@@ -121,18 +121,21 @@ install=("${pip[@]}" install --constraint "$root/requirements.lock")
 step "torch and build tools (a large download)" "${install[@]}" torch numpy cython setuptools wheel ninja
 compile=(env CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" "${pip[@]}" wheel --no-deps --no-build-isolation
   --constraint "$root/requirements.lock" --wheel-dir "$venv/wheels" fairseq-fixed)
+compiling=
 if $dry_run; then
   others=("OTHER REQUIREMENTS")
   step "fairseq" "${compile[@]}"
 else
   mapfile -t others < <(other_requirements)
   others+=(bitarray cffi hydra-core regex scikit-learn torchaudio) # which fairseq needs
-  "${compile[@]}" >"$venv/compile.log" 2>&1 &
-  compiling=$!
-  trap 'kill "$compiling" 2>/dev/null || true' EXIT
+  if ! "${pip[@]}" show --quiet fairseq-fixed 2>/dev/null; then
+    "${compile[@]}" >"$venv/compile.log" 2>&1 &
+    compiling=$!
+    trap 'kill "$compiling" 2>/dev/null || true' EXIT
+  fi
 fi
 step "the other packages, while fairseq compiles" "${install[@]}" --no-build-isolation "${others[@]}"
-$dry_run || log=$venv/compile.log step "fairseq (compiles for a minute or two)" wait "$compiling"
+[[ -z $compiling ]] || log=$venv/compile.log step "fairseq (compiles for a minute or two)" wait "$compiling"
 step "this project" \
   "${install[@]}" --no-build-isolation --find-links "$venv/wheels" --editable "${root}[$extra]"
-$dry_run || { rm -r "$venv/wheels" && echo "$fingerprint" >"$stamp"; }
+$dry_run || { rm -rf "$venv/wheels" && echo "$fingerprint" >"$stamp"; }

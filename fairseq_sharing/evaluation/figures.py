@@ -271,7 +271,7 @@ def _extent(xs: Sequence[tuple[float, float | None] | None]) -> tuple[float, flo
     """Give the ends of what an axis shows of these values, at least."""
     values = [x[0] for x in xs if x is not None] or [1.0]
     low, high = min(values), max(values)
-    missing = max(0.0, _LEAST_EXTENT * (low + high) / 2 - (high - low))
+    missing = max(0.0, (_LEAST_EXTENT * (low + high) / 2 or 1.0) - (high - low))
     return low - missing / 2, high + missing / 2
 
 

@@ -234,6 +234,7 @@ def test_points_of_one_size_do_not_hide_each_other():
     offsets = figures._offsets([(100.0, None), (100.0, None), None, (100.0, None), (500.0, None)])
     assert offsets == pytest.approx([-8.0, 0.0, 0.0, 8.0, 0.0])
     assert figures._offsets([(7.0, None)]) == [0.0]
+    assert figures._offsets([(0.0, None)]) == [0.0]
     assert figures._offsets([(1000.0, None), (1001.0, None)]) == pytest.approx([-3.25, 3.25], abs=0.01), (
         "0.1% is no distance"
     )
