@@ -116,11 +116,15 @@ $dry_run || touch "$log"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 install=("${pip[@]}" install --constraint "$root/requirements.lock")
 # fairseq compiles against an installed torch, and pip's build isolation would download another one: hence first
-# what it is built with, then the rest without isolation. One file compiles at a time, so that the other packages come
-# meanwhile; without debugging symbols (-g0) it takes little more than half as long.
+# what it is built with, then the rest without isolation. The other packages come while it compiles. Its extensions
+# compile at the same time, which torch does only where it finds no ninja (of all extensions it would make one file
+# build.ninja); without debugging symbols (-g0) they take little more than half as long.
 step "torch and build tools (a large download)" "${install[@]}" torch numpy cython setuptools wheel ninja
-compile=(env CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" "${pip[@]}" wheel --no-deps --no-build-isolation
-  --constraint "$root/requirements.lock" --wheel-dir "$venv/wheels" fairseq-fixed)
+build=$venv/build
+optimised="-O2 -DNDEBUG -fwrapv -g0" # given at all, CFLAGS take the place of Python's own
+compile=(env PATH="$build:$PATH" DIST_EXTRA_CONFIG="$build/parallel.cfg"
+  CFLAGS="$optimised ${CFLAGS:-}" CXXFLAGS="$optimised ${CXXFLAGS:-}" "${pip[@]}" wheel --no-deps --no-build-isolation
+  --constraint "$root/requirements.lock" --wheel-dir "$build" fairseq-fixed)
 compiling=
 if $dry_run; then
   others=("OTHER REQUIREMENTS")
@@ -129,6 +133,9 @@ else
   mapfile -t others < <(other_requirements)
   others+=(bitarray cffi hydra-core regex scikit-learn torchaudio) # which fairseq needs
   if ! "${pip[@]}" show --quiet fairseq-fixed 2>/dev/null; then
+    mkdir -p "$build"
+    printf '[build_ext]\nparallel = %s\n' "$(getconf _NPROCESSORS_ONLN)" >"$build/parallel.cfg"
+    printf '#!/bin/sh\nexit 1\n' >"$build/ninja" && chmod +x "$build/ninja"
     "${compile[@]}" >"$venv/compile.log" 2>&1 &
     compiling=$!
     trap 'kill "$compiling" 2>/dev/null || true' EXIT
@@ -137,5 +144,5 @@ fi
 step "the other packages, while fairseq compiles" "${install[@]}" --no-build-isolation "${others[@]}"
 [[ -z $compiling ]] || log=$venv/compile.log step "fairseq (compiles for a minute or two)" wait "$compiling"
 step "this project" \
-  "${install[@]}" --no-build-isolation --find-links "$venv/wheels" --editable "${root}[$extra]"
-$dry_run || { rm -rf "$venv/wheels" && echo "$fingerprint" >"$stamp"; }
+  "${install[@]}" --no-build-isolation --find-links "$build" --editable "${root}[$extra]"
+$dry_run || { rm -rf "$build" && echo "$fingerprint" >"$stamp"; }

@@ -34,10 +34,18 @@ check() {
 
 check ruff format --check .
 check ruff check .
-check mypy fairseq_sharing
 check shellcheck .ci/run scripts/*.sh scripts/slurm/*.sbatch data-prep/*.sh data-prep/*/*.sh
+# Half a minute on one core, beside the tests.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+check mypy fairseq_sharing >"$types" 2>&1 &
 if [[ -z ${FAIRSEQ_SHARING_MIRROR:-} ]]; then
   echo "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" >&2
 fi
 # In the order of the files: those of tests/integration take longest, and none of them is to be the last.
-check pytest -q -ra --durations=5 --numprocesses "$((jobs < 4 ? jobs : 4))" --dist loadfile --no-loadscope-reorder "$@"
+status=0
+check pytest -q -ra --durations=5 --numprocesses "$((jobs < 4 ? jobs : 4))" --dist loadfile --no-loadscope-reorder "$@" ||
+  status=$?
+wait $! || status=$?
+cat "$types" >&2
+exit "$status"

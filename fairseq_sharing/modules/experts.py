@@ -55,7 +55,7 @@ class Dispatch:
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        return self.experts.flatten().sort(stable=True)
+        return self.experts.flatten().int().sort(stable=True)  # half the bits to sort
 
     @property
     def order(self) -> Tensor:
@@ -72,8 +72,8 @@ class Dispatch:
     @cached_property
     def ends(self) -> Tensor:
         """Where the pairs of each expert end in ``order``: (num_experts,), int32. Counted without waiting for a GPU."""
-        experts = torch.arange(self.num_experts, device=self.experts.device)
-        return torch.searchsorted(self._sorted[0], experts, right=True).int()
+        experts = torch.arange(self.num_experts, device=self.experts.device, dtype=torch.int32)
+        return torch.searchsorted(self._sorted[0], experts, right=True, out_int32=True)
 
 
 def choose_backend(
@@ -154,52 +154,51 @@ class _SortedLinear(torch.autograd.Function):
     """``expert_linear`` over pairs sorted by expert.
 
     What a pair reads is gathered again in the backward pass, unless it is to be kept; the bank is cast again too, so
-    that layers that share it do not each keep a copy.
+    that layers that share it do not each keep a copy. Gates meet the narrower side of a bank, forward and backward:
+    the wider one is what takes the time.
     """
 
     @staticmethod
     def forward(ctx: Any, x, weight, gates, dispatch, outputs, dtype, backend, keep_gathered):  # type: ignore[no-untyped-def]
         pairs = dispatch.experts.size(1)
         inputs = len(x) // max(len(dispatch.experts), 1) or 1
-        rows = dispatch.order // (pairs // inputs)
-        gathered = x.to(dtype).index_select(0, rows)
-        gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
-        # The gate goes to the narrower side.
-        narrow_input = weight.size(1) <= weight.size(2)
-        sorted_in = gathered * gate if gate is not None and narrow_input else gathered
-        y = _multiply(sorted_in, weight.to(dtype), dispatch.ends, backend)
-        if gate is not None and not narrow_input:
-            y = y * gate
-        ctx.save_for_backward(x, weight, gates, gathered if keep_gathered else None)
+        gathered = x.to(dtype).index_select(0, dispatch.order // (pairs // inputs))
+        gate = _sorted_gates(gates, dispatch, dtype)
+        gates_input = gate is not None and weight.size(1) <= weight.size(2)
+        y = _multiply(gathered * gate if gates_input else gathered, weight.to(dtype), dispatch.ends, backend)
+        ungated = None
+        if gate is not None and not gates_input:
+            ungated, y = y, y * gate
+        ctx.save_for_backward(x, weight, gates, gathered if keep_gathered else None, ungated)
         ctx.call = dispatch, inputs, outputs, dtype, backend
         return _sum_back(y, dispatch, outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy):  # type: ignore[no-untyped-def]
-        x, weight, gates, gathered = ctx.saved_tensors
+        x, weight, gates, gathered, ungated = ctx.saved_tensors
         dispatch, inputs, outputs, dtype, backend = ctx.call
         pairs = dispatch.experts.size(1)
         if gathered is None:
             gathered = x.to(dtype).index_select(0, dispatch.order // (pairs // inputs))
         dy = dy.to(dtype).index_select(0, dispatch.order // (pairs // outputs))
-        gate = None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
-        dx = dweight = dgates = None
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            ungated = _multiply(dy, weight.to(dtype).transpose(1, 2), dispatch.ends, backend)
-            if gates is not None and ctx.needs_input_grad[2]:
-                products = (ungated * gathered).sum(-1, dtype=gates.dtype)
-                dgates = products[dispatch.place].view_as(gates)
-            if ctx.needs_input_grad[0]:
-                dx = _sum_back(ungated if gate is None else ungated * gate, dispatch, inputs).to(x.dtype)
+        gate = _sorted_gates(gates, dispatch, dtype)
+        dweight = dgates = None
+        if ungated is not None:
+            products, dy = dy * ungated, dy * gate
+        dx = _multiply(dy, weight.to(dtype).transpose(1, 2), dispatch.ends, backend)
+        if gate is not None and ungated is None:
+            products, dx, gathered = dx * gathered, dx * gate, gathered * gate
+        if gate is not None:
+            dgates = products.sum(-1, dtype=gates.dtype)[dispatch.place].view_as(gates)
         if ctx.needs_input_grad[1]:
-            if gate is not None:
-                if weight.size(1) <= weight.size(2):
-                    gathered = gathered * gate
-                else:
-                    dy = dy * gate
             dweight = _outer(gathered, dy, dispatch.ends, backend).to(weight.dtype)
-        return dx, dweight, dgates, None, None, None, None, None
+        return _sum_back(dx, dispatch, inputs).to(x.dtype), dweight, dgates, None, None, None, None, None
+
+
+def _sorted_gates(gates: Tensor | None, dispatch: Dispatch, dtype: torch.dtype) -> Tensor | None:
+    """Put gates in the order of the sorted pairs, a column: (tokens, P) -> (M, 1)."""
+    return None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
 
 
 def _sum_back(rows: Tensor, dispatch: Dispatch, count: int) -> Tensor:

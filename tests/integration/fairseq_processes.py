@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "fairseq_sharing"
@@ -98,9 +100,9 @@ class Commands:
         process.start()
         return Command(process, log)
 
-    def run(self, module: str, *words: object, status: int | None = 0, cwd: Path = ROOT) -> Command:
-        """Run a command to its end."""
-        return self.start(module, *words, cwd=cwd).wait(status)
+    def run(self, module: str, *words: object, status: int | None = 0, **choices: Any) -> Command:
+        """Run a command to its end; takes what ``start`` takes."""
+        return self.start(module, *words, **choices).wait(status)
 
 
 def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[], None] | None) -> None:
@@ -111,15 +113,42 @@ def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[
     sys.path[:0] = [str(cwd), str(ROOT)]
     if before is not None:
         before()
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
+    _become(module, words)
+
+
+def _become(module: str, words: list[str]) -> None:
     sys.argv = [module, *words]
     sys.modules.pop(module, None)
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Exception:
         # As the interpreter does: fairseq_sharing tells its errors through this hook.
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
+
+
+def fork_trainings() -> None:
+    """Let ``fairseq-sharing train`` in this process start fairseq-train as a fork, in which all is imported."""
+    from fairseq_sharing.training import launch
+
+    launch.spawn = _fork
+
+
+def _fork(command: list[str], output: int, inherited: object, variables: dict[str, str]) -> SimpleNamespace:
+    process = multiprocessing.Process(target=_program, args=(command, output, variables))
+    process.start()
+    return SimpleNamespace(pid=process.pid, returncode=None)
+
+
+def _program(command: list[str], output: int, variables: dict[str, str]) -> None:
+    from fairseq_sharing.training.processes import PROGRAMS
+
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(variables)
+    _become(PROGRAMS[command[0]], command[1:])
 
 
 def lines_by_kind(output: str) -> dict[str, dict[int, list[str]]]:

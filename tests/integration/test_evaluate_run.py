@@ -4,10 +4,11 @@ import json
 import random
 
 import pytest
+from fairseq_processes import fork_trainings
 
 from fairseq_sharing.commands import main
 
-# Ten processes that each import torch: half a minute alone on two cores, minutes on a busy machine.
+# Each translation is a process that imports torch: half a minute alone on two cores, minutes on a busy machine.
 pytestmark = pytest.mark.timeout(1200)
 
 WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "a": "ein"}
@@ -55,7 +56,7 @@ def _texts(folder, name, lines, seed):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, commands):
     folder = tmp_path_factory.mktemp("evaluate")
     texts = [_texts(folder, name, lines, seed) for seed, (name, lines) in enumerate((("train", 200), ("valid", 20)))]
     tests = [f"{name}={_texts(folder, name, lines, lines)}" for name, lines in (("five", 5), ("more", 21))]
@@ -66,8 +67,8 @@ def place(tmp_path_factory):
     for run, sharing in (("vanilla", "none"), ("universal", "universal")):
         config = folder / f"{run}.yaml"
         config.write_text(CONFIG.format(run=run, sharing=sharing), encoding="utf-8")
-        out = folder / "runs" / f"{run}-seed1"
-        assert main(["train", str(config), "--data", data, "--out", str(out)]) == 0
+        words = ["train", config, "--data", data, "--out", folder / "runs" / f"{run}-seed1"]
+        commands.run("fairseq_sharing", *words, before=fork_trainings)
     return folder
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from words_corpus import ENVIRONMENT, call, make_place
+from fairseq_processes import fork_trainings
+from words_corpus import call, make_place
 
 from fairseq_sharing.training.run_directory import RunDirectory
 
@@ -23,18 +21,30 @@ def place(tmp_path_factory, commands) -> Path:
     return make_place(tmp_path_factory.mktemp("train"), commands)
 
 
-def _train(place: Path, *words, status: int = 0) -> str:
-    """Run the command; returns what it wrote to standard error."""
+def _train_as_a_user(place: Path, *words: str, status: int = 0) -> str:
+    """Run the command in processes of its own; returns what it wrote to standard error."""
     done = call("-m", "fairseq_sharing", "train", "words.yaml", *words, cwd=place, status=status)
     assert done.stdout == ""
     return done.stderr
 
 
 @pytest.fixture(scope="module")
+def train(place, commands):
+    """Does the same with forks, which takes a tenth of the time."""
+
+    def run(*words: str, status: int = 0) -> str:
+        told = ["fairseq_sharing", "train", "words.yaml", *words]
+        done = commands.run(*told, status=status, cwd=place, before=fork_trainings)
+        assert done.stdout == ""
+        return done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def trained(place) -> tuple[Path, str]:
     """A finished run of 6 updates, and what the command told."""
-    told = _train(place)
-    return place / "runs" / "words" / "words-seed1", told
+    return place / "runs" / "words" / "words-seed1", _train_as_a_user(place)
 
 
 def _words_per_batch(run: RunDirectory) -> list[int]:
@@ -60,12 +70,12 @@ def test_run_keeps_configuration_record_log_curves_and_checkpoints(trained):
     assert "finished; 1 epochs, 6 updates" in told
 
 
-def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, place):
+def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, train):
     path, _ = trained
     before = RunDirectory(path).record()
-    assert "nothing to do" in _train(place)
+    assert "nothing to do" in train()
     assert RunDirectory(path).record() == before
-    told = _train(place, "train.max_update=9")
+    told = train("train.max_update=9")
     assert "going on from its last checkpoint" in told
     assert "9 updates" in told
     updates = [int(record["num_updates"]) for kind, record in RunDirectory(path).log_records() if kind == "train_inner"]
@@ -82,25 +92,25 @@ def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, pl
         (["train.max_update=9", "--data", "nowhere"], "data directory nowhere: no binarised data"),
     ],
 )
-def test_run_under_another_recipe_is_refused_in_one_line(trained, place, words, message):
-    (line,) = _train(place, *words, status=2).splitlines()
+def test_run_under_another_recipe_is_refused_in_one_line(trained, train, words, message):
+    (line,) = train(*words, status=2).splitlines()
     assert line.startswith("fairseq-sharing train: error: ")
     assert message in line
 
 
-def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(place):
-    told = _train(place, "run=wrong", "train.unique_layers=9", status=2)
+def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(place, train):
+    told = _train_as_a_user(place, "run=wrong", "train.unique_layers=9", status=2)
     assert told.splitlines()[-1] == (
         "fairseq-sharing train: error: fairseq-train failed: --unique-layers must be between 1 and the number of"
         " layers (4), got 9 (log: runs/words/wrong-seed1/train.log)"
     )
     assert "Traceback" not in told
-    assert "finished" in _train(place, "run=wrong", "train.max_update=1")
+    assert "finished" in train("run=wrong", "train.max_update=1")
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
-def test_two_processes_see_twice_the_words_per_batch(trained, place):
-    told = _train(place, "run=parallel", "--devices", "2")
+def test_two_processes_see_twice_the_words_per_batch(trained, train, place):
+    told = train("run=parallel", "--devices", "2")
     assert "world size 2 (CPU processes), 112 tokens per batch" in told
     assert [line.partition(":")[0] for line in told.splitlines() if line.startswith("  rank")] == [
         "  rank 0",
@@ -114,24 +124,14 @@ def test_two_processes_see_twice_the_words_per_batch(trained, place):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_training_and_it_goes_on_when_started_again(place, number, status):
+def test_signal_ends_training_and_it_goes_on_when_started_again(place, commands, train, number, status):
     name = number.name.lower()
-    words = ["-m", "fairseq_sharing", "train", "words.yaml", f"run={name}"]
-    process = subprocess.Popen(
-        [sys.executable, *words, "train.max_update=100000"],
-        cwd=place,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["fairseq_sharing", "train", "words.yaml", f"run={name}"]
+    command = commands.start(*words, "train.max_update=100000", cwd=place, before=fork_trainings)
     run = RunDirectory(place / "runs" / "words" / f"{name}-seed1")
-    deadline = time.monotonic() + 120
-    while not (run.checkpoints / "checkpoint_last.pt").is_file():
-        assert time.monotonic() < deadline, "no checkpoint after two minutes"
-        time.sleep(0.1)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == status
+    command.wait_until((run.checkpoints / "checkpoint_last.pt").is_file)
+    os.kill(command.process.pid, number)
+    command.wait(status, patience=60)
     record = json.loads(run.record_file.read_text())
     assert record["finished"] is None
     assert record["exit_status"] != 0
@@ -140,5 +140,5 @@ def test_signal_ends_training_and_it_goes_on_when_started_again(place, number, s
     if number == signal.SIGTERM:
         return
     updates = max(int(r["num_updates"]) for kind, r in run.log_records() if kind == "train_inner")
-    told = _train(place, f"run={name}", f"train.max_update={updates + 3}")
+    told = train(f"run={name}", f"train.max_update={updates + 3}")
     assert "going on from its last checkpoint" in told
