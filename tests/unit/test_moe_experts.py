@@ -14,6 +14,8 @@ from fairseq_sharing.modules.switch_head import SwitchHead
 SORTED = [(backend, kept) for backend in ("loop", "grouped") for kept in (False, True)]
 # (input rows, output rows) of a token: as for values, outputs and both sides of a feed-forward layer.
 ROWS = [(1, 2), (2, 1), (1, 4), (4, 1)]
+# Gates meet the narrower side of a bank.
+SIZES = [(12, 8), (8, 12)]
 TOKENS, PAIRS, NUM = 7, 4, 6
 
 
@@ -43,31 +45,32 @@ def run(backend, rows, ids, *, kept=False, gated=True, sizes=(12, 8), dtype=torc
     return [y.detach(), x.grad, weight.grad, *([gates.grad] if gated else [])]
 
 
-def by_loops(rows, ids):
+def by_loops(rows, ids, sizes):
     """The same output from the definition."""
     generator = torch.Generator().manual_seed(9)
     inputs, outputs = rows
-    x = torch.randn(len(ids) * inputs, 12, generator=generator).view(len(ids), inputs, 12)
-    weight = torch.randn(NUM, 12, 8, generator=generator)
+    x = torch.randn(len(ids) * inputs, sizes[0], generator=generator).view(len(ids), inputs, sizes[0])
+    weight = torch.randn(NUM, *sizes, generator=generator)
     gates = torch.randn(len(ids), PAIRS, generator=generator)
-    y = torch.zeros(len(ids), outputs, 8)
+    y = torch.zeros(len(ids), outputs, sizes[1])
     for t, chosen in enumerate(ids.tolist()):
         for p, expert in enumerate(chosen):
             y[t, p // (PAIRS // outputs)] += gates[t, p] * (x[t, p // (PAIRS // inputs)] @ weight[expert])
-    return y.view(-1, 8)
+    return y.flatten(0, 1)
 
 
 @pytest.mark.parametrize("kind", ["some", "same", "no token"])
 @pytest.mark.parametrize("rows", ROWS)
-def test_back_ends_equal_the_definition_and_each_other(rows, kind):
+@pytest.mark.parametrize("sizes", SIZES)
+def test_back_ends_equal_the_definition_and_each_other(rows, kind, sizes):
     ids = choices(kind)
-    oracle = run("dense", rows, ids)
-    torch.testing.assert_close(oracle[0], by_loops(rows, ids), rtol=0, atol=1e-5)
+    oracle = run("dense", rows, ids, sizes=sizes)
+    torch.testing.assert_close(oracle[0], by_loops(rows, ids, sizes), rtol=0, atol=1e-5)
     for backend, kept in SORTED:
-        for ours, theirs in zip(run(backend, rows, ids, kept=kept), oracle, strict=True):
+        for ours, theirs in zip(run(backend, rows, ids, kept=kept, sizes=sizes), oracle, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    ungated = run("dense", rows, ids, gated=False)
-    for ours, theirs in zip(run("grouped", rows, ids, gated=False), ungated, strict=True):
+    ungated = run("dense", rows, ids, gated=False, sizes=sizes)
+    for ours, theirs in zip(run("grouped", rows, ids, gated=False, sizes=sizes), ungated, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -95,10 +98,11 @@ def test_equal_inputs_give_equal_bits_where_torch_is_told_to_be_deterministic(ba
 
 @pytest.mark.parametrize("backend", ["dense", "loop"])
 @pytest.mark.parametrize("rows", ROWS[:2])
-def test_gradients_equal_finite_differences(backend, rows):
+@pytest.mark.parametrize("sizes", [(3, 2), (2, 3)])
+def test_gradients_equal_finite_differences(backend, rows, sizes):
     generator = torch.Generator().manual_seed(2)
     ids = choices("some")[:3]
-    shapes = (len(ids) * rows[0], 3), (NUM, 3, 2), (len(ids), PAIRS)
+    shapes = (len(ids) * rows[0], sizes[0]), (NUM, *sizes), (len(ids), PAIRS)
     tensors = [torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
 
     def call(x, weight, gates):
