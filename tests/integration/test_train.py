@@ -30,11 +30,11 @@ def _train_as_a_user(place: Path, *words: str, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def train(place, commands):
-    """Does the same with forks, which takes a tenth of the time."""
+    """Runs the command as ``_train_as_a_user`` does, but forks what would import torch and fairseq anew."""
 
     def run(*words: str, status: int = 0) -> str:
-        told = ["fairseq_sharing", "train", "words.yaml", *words]
-        done = commands.run(*told, status=status, cwd=place, before=fork_trainings)
+        command = ["fairseq_sharing", "train", "words.yaml", *words]
+        done = commands.run(*command, status=status, cwd=place, before=fork_trainings)
         assert done.stdout == ""
         return done.stderr
 
