@@ -27,7 +27,7 @@ from record import environment, write
 from torch import Tensor, nn
 
 import fairseq_sharing
-from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend
+from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend, has_kernels
 from fairseq_sharing.modules.peri_layer import LayerSizes, PeriLayer, Step
 from fairseq_sharing.modules.rotary import rotation
 from fairseq_sharing.modules.sigma_moe import SigmaMoE
@@ -67,6 +67,11 @@ class Setting:
         run()
         self.wait()
         return time.perf_counter() - start
+
+    @property
+    def backends(self) -> list[str]:
+        """Those that run there."""
+        return [name for name in BACKENDS if name != "triton" or has_kernels(self.device.type)]
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -113,7 +118,7 @@ def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, set
 def with_choice(measured: dict[str, dict], bank: Tensor, pairs: int, setting: Setting) -> dict:
     """Add which back-end is chosen, and whether no other one is faster by more than the tolerance."""
     chosen = choose_backend(setting.device, bank.shape, pairs, torch.bfloat16 if setting.bf16 else torch.float32)
-    best = max(measured[backend]["forward_backward"] for backend in BACKENDS if backend in measured)
+    best = max(measured[backend]["forward_backward"] for backend in setting.backends)
     fastest = measured[chosen]["forward_backward"] >= TOLERANCE * best
     return {"tokens_per_second": measured, "chosen": chosen, "chosen_is_fastest": fastest}
 
@@ -122,7 +127,7 @@ def feed_forward(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -
     """Measure the feed-forward bank beside dense layers."""
     x = torch.randn(tokens, sizes.embed_dim, device=setting.device, requires_grad=True)
     layers: dict[str, Callable[[], Tensor]] = {}
-    for backend in BACKENDS:
+    for backend in setting.backends:
         bank = SigmaMoE(
             sizes.embed_dim, sizes.ffn_experts, sizes.ffn_top_k, sizes.expert_dim, 0.5, ExpertOptions(backend)
         ).to(setting.device)
@@ -139,7 +144,7 @@ def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> d
     batch = tokens // LENGTH
     x = torch.randn(LENGTH, batch, sizes.embed_dim, device=setting.device, requires_grad=True)
     layers: dict[str, Callable[[], Tensor]] = {}
-    for backend in BACKENDS:
+    for backend in setting.backends:
         module = SwitchHead(
             sizes.embed_dim,
             sizes.heads,
@@ -158,7 +163,7 @@ def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> d
 def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict[str, float]:
     """Measure what one layer application keeps for its backward pass, in bytes a token, by back-end."""
     told = {}
-    for backend in BACKENDS:
+    for backend in setting.backends:
         options = ExpertOptions(backend, keep_gathered)
         layer = PeriLayer(sizes, 4, options=options).to(setting.device)
         x = torch.randn(LENGTH, 2, sizes.embed_dim, device=setting.device, requires_grad=True)

@@ -1,22 +1,26 @@
 """Banks of expert matrices: multiply each row by the matrices chosen for it, and sum.
 
-One function, ``expert_linear``, with three back-ends that give the same: ``dense`` multiplies by all matrices and
-keeps what was chosen; ``loop`` and ``grouped`` sort the (row, expert) pairs by expert and multiply each expert's rows
-at once, in a Python loop or by ``torch.nn.functional.grouped_mm``. None of them adds atomically: equal inputs give
-equal bits, forward and backward, whether torch is told to be deterministic or not.
+One function, ``expert_linear``, with four back-ends that give the same: ``dense`` multiplies by all matrices and keeps
+what was chosen; the others sort the (row, expert) pairs by expert and multiply each expert's rows at once: ``loop`` in
+a Python loop, ``grouped`` by ``torch.nn.functional.grouped_mm``, ``triton`` by kernels that gather as they read. None
+of them adds atomically: equal inputs give equal bits, forward and backward, whether torch is told to be deterministic
+or not.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BACKENDS = ("dense", "loop", "grouped")
+BACKENDS = ("dense", "loop", "grouped", "triton")
+TILE = 128  # pairs of one expert that a program of the Triton kernels multiplies
 # Times the products needed that a device still makes faster than it sorts.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
 _ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
@@ -75,6 +79,28 @@ class Dispatch:
         experts = torch.arange(self.num_experts, device=self.experts.device, dtype=torch.int32)
         return torch.searchsorted(self._sorted[0], experts, right=True, out_int32=True)
 
+    @cached_property
+    def tiles(self) -> tuple[Tensor, Tensor]:
+        """Expert, and first place in ``order``, of each run of at most ``TILE`` pairs of one expert.
+
+        As many as there can be, (M // TILE + E,), so that a GPU need not tell how many; those left over have expert -1.
+        """
+        counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        needed = (counts + (TILE - 1)) // TILE
+        last = needed.cumsum(0, dtype=torch.int32)
+        pairs = self.experts.numel()
+        tile = torch.arange(pairs // TILE + min(self.num_experts, pairs), device=last.device, dtype=torch.int32)
+        expert = torch.searchsorted(last, tile, right=True, out_int32=True)
+        at = expert.clamp(max=self.num_experts - 1).long()
+        start = (self.ends - counts - (last - needed) * TILE)[at] + tile * TILE
+        return torch.where(expert < self.num_experts, expert, -1), start
+
+
+@cache
+def has_kernels(device_type: str) -> bool:
+    """Tell whether Triton's kernels run on ``cuda``, or on ``cpu``: by its interpreter, where that is switched on."""
+    return find_spec("triton") is not None and (device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+
 
 def choose_backend(
     device: torch.device, shape: torch.Size | tuple[int, int, int], pairs: int, dtype: torch.dtype
@@ -90,6 +116,8 @@ def choose_backend(
         pairs: matrices that one token uses.
         dtype: what is multiplied.
     """
+    if device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda"):
+        return "triton"
     if shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs:
         return "dense"
     if device.type != "cpu":
@@ -119,10 +147,14 @@ def expert_linear(
         gates: weight of each pair, (tokens, P); all 1 when None.
         outputs: O, a divisor of P.
         backend: one of ``BACKENDS``; that of the device when None.
-        keep_gathered: keep each pair's input for the backward pass, P / A times the rows, not gather it again.
+        keep_gathered: keep each pair's input for the backward pass, P / A times the rows, not gather it again. The
+            back-ends dense and triton never gather.
 
     Returns:
         (tokens * O, out), in the precision of autocast where it is on, else in that of ``x``.
+
+    Raises:
+        ValueError: no kernels run where the rows are.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -130,6 +162,13 @@ def expert_linear(
     with torch.autocast(kind, enabled=False):
         if backend == "dense":
             return _dense(x.to(dtype), weight.to(dtype), dispatch.experts, gates, outputs)
+        if backend == "triton" and dtype != torch.float64:
+            if not has_kernels(kind):
+                raise ValueError(
+                    f"--expert-backend triton needs a GPU and the package triton, got {x.device}; "
+                    f"allowed: --expert-backend auto, {', '.join(BACKENDS[:-1])}"
+                )
+            return _GatheringLinear.apply(x, weight, gates, dispatch, outputs, dtype)
         return _SortedLinear.apply(x, weight, gates, dispatch, outputs, dtype, backend, keep_gathered)
 
 
@@ -194,6 +233,47 @@ class _SortedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dweight = _outer(gathered, dy, dispatch.ends, backend).to(weight.dtype)
         return _sum_back(dx, dispatch, inputs).to(x.dtype), dweight, dgates, None, None, None, None, None
+
+
+class _GatheringLinear(torch.autograd.Function):
+    """``expert_linear`` by kernels that gather. Gates are part of the sums, and of the bank's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, gates, dispatch, outputs, dtype):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import expert_kernels as kernels
+
+        tokens, pairs = dispatch.experts.shape
+        inputs = len(x) // max(tokens, 1) or 1
+        y = kernels.multiply(x.to(dtype).contiguous(), weight.to(dtype), dispatch, pairs // inputs)
+        # The gates' gradient is made on the narrower side.
+        ungated = y if gates is not None and weight.size(1) > weight.size(2) else None
+        ctx.save_for_backward(x, weight, gates, ungated)
+        ctx.call = dispatch, inputs, outputs, dtype
+        if gates is not None or outputs < pairs:
+            y = kernels.weighed_sum(y, pairs // outputs, gates, dtype)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import expert_kernels as kernels
+
+        x, weight, gates, ungated = ctx.saved_tensors
+        dispatch, inputs, outputs, dtype = ctx.call
+        tokens, pairs = dispatch.experts.shape
+        x_rows, dy = x.to(dtype).contiguous(), dy.to(dtype).contiguous()
+        dx = kernels.multiply(dy, weight.to(dtype), dispatch, pairs // outputs, transposed=True)
+        dweight = dgates = None
+        if gates is not None:
+            rows, products, sides = (x_rows, dx, inputs) if ungated is None else (dy, ungated, outputs)
+            width = rows.size(1)
+            products = products.view(tokens, sides, pairs // sides, width) * rows.view(tokens, sides, 1, width)
+            dgates = products.sum(-1, dtype=gates.dtype).view_as(gates)
+        if ctx.needs_input_grad[1]:
+            dweight = kernels.outer(x_rows, dy, dispatch, pairs // inputs, pairs // outputs, gates, weight.dtype)
+        if gates is not None or inputs < pairs:
+            dx = kernels.weighed_sum(dx, pairs // inputs, gates, x.dtype)
+        return dx.to(x.dtype), dweight, dgates, None, None, None
 
 
 def _sorted_gates(gates: Tensor | None, dispatch: Dispatch, dtype: torch.dtype) -> Tensor | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fairseq_sharing.modules.experts import has_kernels
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,47 @@ class Router(nn.Module):
         Args:
             x: normalised tokens, (N, embed_dim).
         """
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        gradients = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        with torch.autocast(kind, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
-            logits = nn.functional.linear(x.to(dtype), self.weight.to(dtype))
+            logits = _Logits.apply(x.to(dtype), self.weight.to(dtype), gradients)
             logits = logits.unflatten(-1, (self.heads, self.num_experts))
             candidates = logits.detach()
             if self.training and self.dropout > 0:
                 candidates = candidates.masked_fill(torch.rand_like(candidates) < self.dropout, -torch.inf)
-            chosen = candidates.topk(self.top_k, dim=-1, sorted=False).indices
+            chosen = _choose(candidates, self.top_k)
             gates = logits.gather(-1, chosen).sigmoid()
             first = self.num_experts * torch.arange(self.heads, device=x.device)
             return Routing(chosen + first[:, None], gates, logits)
+
+
+class _Logits(torch.autograd.Function):
+    """A linear map in the precision of its inputs, with gradients in another: in autocast's, as those of all maps."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, dtype):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, weight)
+        ctx.dtype = dtype or x.dtype
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dlogits):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        dlogits = dlogits.to(ctx.dtype)
+        dx = dlogits @ weight.to(ctx.dtype)
+        dweight = dlogits.t() @ x.to(ctx.dtype)
+        return dx.to(x.dtype), dweight.to(weight.dtype), None
+
+
+def _choose(candidates: Tensor, top_k: int) -> Tensor:
+    """Give the places of the largest candidates: (..., E) -> (..., top_k)."""
+    if candidates.is_cuda and candidates.dtype == torch.float32 and has_kernels("cuda"):
+        from fairseq_sharing.modules import expert_kernels
+
+        return expert_kernels.choose(candidates, top_k)
+    return candidates.topk(top_k, dim=-1, sorted=False).indices
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,291 @@
+"""Triton kernels for banks of experts: products that gather their rows as they read them, their sums, and the choice.
+
+Between the choice and the sum nothing is copied: rows stay in the order of tokens, and a program that multiplies by an
+expert finds the rows of its pairs through ``Dispatch.order``. No kernel adds atomically.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fairseq_sharing.modules.experts import TILE, Dispatch
+
+_COLUMNS = 128
+_DEPTH = 64  # of a product, read at a time
+_SUMMED = 2048  # entries that a program sums
+_CHOSEN_FROM = 512  # scores that a program chooses from, those of several tokens where they have few
+
+
+@triton.jit
+def _multiply_kernel(  # type: ignore[no-untyped-def]
+    x,
+    bank,
+    out,
+    order,
+    tile_expert,
+    tile_start,
+    ends,
+    depth,
+    columns,
+    x_row,
+    bank_expert,
+    bank_depth,
+    bank_column,
+    READERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    blocks = tl.cdiv(columns, COLUMNS)
+    tile = tl.program_id(0) // blocks
+    expert = tl.load(tile_expert + tile)
+    if expert >= 0:
+        place = tl.load(tile_start + tile) + tl.arange(0, ROWS)
+        real = place < tl.load(ends + expert)
+        pair = tl.load(order + place, mask=real, other=0)
+        column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+        at = tl.arange(0, DEPTH)
+        left = x + (pair // READERS)[:, None] * x_row + at[None, :]
+        right = bank + expert.to(tl.int64) * bank_expert + at[:, None] * bank_depth + column[None, :] * bank_column
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for begin in range(0, depth, DEPTH):
+            inside = begin + at < depth
+            rows = tl.load(left, mask=real[:, None] & inside[None, :], other=0.0)
+            matrix = tl.load(right, mask=inside[:, None] & (column < columns)[None, :], other=0.0)
+            total = tl.dot(rows, matrix, total, input_precision="ieee")
+            left += DEPTH
+            right += DEPTH * bank_depth
+        y = total.to(out.dtype.element_ty)
+        tl.store(out + pair[:, None] * columns + column[None, :], y, mask=real[:, None] & (column < columns)[None, :])
+
+
+@triton.jit
+def _outer_kernel(  # type: ignore[no-untyped-def]
+    left,
+    right,
+    gates,
+    sums,
+    order,
+    ends,
+    height,
+    width,
+    left_row,
+    right_row,
+    LEFT_READERS: tl.constexpr,
+    RIGHT_READERS: tl.constexpr,
+    GATED: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    blocks = tl.cdiv(width, WIDTH)
+    expert = tl.program_id(0) // (tl.cdiv(height, HEIGHT) * blocks)
+    block = tl.program_id(0) % (tl.cdiv(height, HEIGHT) * blocks)
+    i = (block // blocks) * HEIGHT + tl.arange(0, HEIGHT)
+    j = (block % blocks) * WIDTH + tl.arange(0, WIDTH)
+    begin = 0
+    if expert > 0:
+        begin = tl.load(ends + expert - 1)
+    end = tl.load(ends + expert)
+    total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
+    for start in range(begin, end, ROWS):
+        place = start + tl.arange(0, ROWS)
+        real = place < end
+        pair = tl.load(order + place, mask=real, other=0)
+        a = tl.load(
+            left + (pair // LEFT_READERS)[None, :] * left_row + i[:, None],
+            mask=real[None, :] & (i < height)[:, None],
+            other=0.0,
+        )
+        b = tl.load(
+            right + (pair // RIGHT_READERS)[:, None] * right_row + j[None, :],
+            mask=real[:, None] & (j < width)[None, :],
+            other=0.0,
+        )
+        if GATED:
+            b = (b * tl.load(gates + pair, mask=real, other=0.0)[:, None]).to(right.dtype.element_ty)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    out = sums + expert.to(tl.int64) * height * width + i[:, None] * width + j[None, :]
+    tl.store(out, total.to(sums.dtype.element_ty), mask=(i < height)[:, None] & (j < width)[None, :])
+
+
+@triton.jit
+def _sum_kernel(  # type: ignore[no-untyped-def]
+    rows, gates, out, count, width, EACH: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    blocks = tl.cdiv(width, WIDTH)
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = (tl.program_id(0) % blocks) * WIDTH + tl.arange(0, WIDTH)
+    real = (row < count)[:, None] & (column < width)[None, :]
+    total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    for one in tl.static_range(EACH):
+        value = tl.load(rows + (row * EACH + one)[:, None] * width + column[None, :], mask=real, other=0.0)
+        value = value.to(tl.float32)
+        if GATED:
+            value *= tl.load(gates + row * EACH + one, mask=row < count, other=0.0)[:, None]
+        total += value
+    tl.store(out + row[:, None] * width + column[None, :], total.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _choose_kernel(  # type: ignore[no-untyped-def]
+    scores, chosen, tokens, experts, TOP: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    expert = tl.arange(0, EXPERTS)
+    real = (row < tokens)[:, None] & (expert < experts)[None, :]
+    bits = tl.load(scores + row[:, None] * experts + expert[None, :], mask=real, other=0.0).to(tl.int32, bitcast=True)
+    # Whole numbers in the order of the scores; of equal ones the first expert's is the largest.
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = bits.to(tl.int64) * 4294967296 + (EXPERTS - 1 - expert)[None, :]
+    nothing = -9223372036854775808
+    key = tl.where(real, key, nothing)
+    for place in tl.static_range(TOP):
+        best = tl.max(key, axis=1)
+        tl.store(chosen + row * TOP + place, EXPERTS - 1 - (best & 0xFFFFFFFF), mask=row < tokens)
+        key = tl.where(key == best[:, None], nothing, key)
+
+
+def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transposed: bool = False) -> Tensor:
+    """Multiply each pair's row by the matrix of its expert.
+
+    Args:
+        x: rows, (M / readers, in), contiguous.
+        bank: (E, in, out), or (E, out, in) where transposed.
+        dispatch: of M pairs.
+        readers: pairs that read one row.
+        transposed: multiply by the transposed matrices.
+
+    Returns:
+        (M, out), in the order of tokens.
+    """
+    if transposed:
+        bank = bank.transpose(1, 2)
+    depth, columns = bank.shape[1:]
+    out = torch.empty(dispatch.experts.numel(), columns, device=x.device, dtype=x.dtype)
+    tile_expert, tile_start = dispatch.tiles
+    grid = (len(tile_expert) * triton.cdiv(columns, _COLUMNS),)
+    _multiply_kernel[grid](
+        x,
+        bank,
+        out,
+        dispatch.order,
+        tile_expert,
+        tile_start,
+        dispatch.ends,
+        depth,
+        columns,
+        x.stride(0),
+        *bank.stride(),
+        READERS=readers,
+        ROWS=TILE,
+        COLUMNS=_COLUMNS,
+        DEPTH=_DEPTH,
+        num_warps=8,
+        num_stages=3,
+    )
+    return out
+
+
+def outer(
+    left: Tensor,
+    right: Tensor,
+    dispatch: Dispatch,
+    left_readers: int,
+    right_readers: int,
+    gates: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sum the outer products of each expert's pairs, each weighed by its gate.
+
+    Args:
+        left: rows, (M / left_readers, in), contiguous.
+        right: rows, (M / right_readers, out), contiguous.
+        dispatch: of M pairs.
+        left_readers: pairs that read one row of ``left``.
+        right_readers: pairs that read one row of ``right``.
+        gates: (M,), in the order of tokens; all 1 when None.
+        dtype: of the sums.
+
+    Returns:
+        (E, in, out).
+    """
+    height, width = left.size(1), right.size(1)
+    sums = torch.empty(dispatch.num_experts, height, width, device=left.device, dtype=dtype)
+    grid = (dispatch.num_experts * triton.cdiv(height, _COLUMNS) * triton.cdiv(width, _COLUMNS),)
+    _outer_kernel[grid](
+        left,
+        right,
+        left if gates is None else gates,
+        sums,
+        dispatch.order,
+        dispatch.ends,
+        height,
+        width,
+        left.stride(0),
+        right.stride(0),
+        LEFT_READERS=left_readers,
+        RIGHT_READERS=right_readers,
+        GATED=gates is not None,
+        HEIGHT=_COLUMNS,
+        WIDTH=_COLUMNS,
+        ROWS=_DEPTH,
+        num_warps=8,
+        num_stages=3,
+    )
+    return sums
+
+
+def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Sum neighbours, each weighed by its gate, in fp32.
+
+    Args:
+        rows: (M, C), contiguous.
+        each: rows of one sum.
+        gates: (M,); all 1 when None.
+        dtype: of the sums.
+
+    Returns:
+        (M / each, C).
+    """
+    width = rows.size(1)
+    out = torch.empty(len(rows) // each, width, device=rows.device, dtype=dtype)
+    columns = min(triton.next_power_of_2(width), _SUMMED)
+    lines = _SUMMED // columns
+    grid = (triton.cdiv(len(out), lines) * triton.cdiv(width, columns),)
+    _sum_kernel[grid](
+        rows,
+        rows if gates is None else gates,
+        out,
+        len(out),
+        width,
+        EACH=each,
+        GATED=gates is not None,
+        ROWS=lines,
+        WIDTH=columns,
+    )
+    return out
+
+
+def choose(scores: Tensor, top_k: int) -> Tensor:
+    """Give the places of the largest scores, the largest first; of equal ones the first.
+
+    Args:
+        scores: fp32, (..., E).
+        top_k: how many.
+
+    Returns:
+        (..., top_k), int64.
+    """
+    scores = scores.contiguous()
+    experts = scores.size(-1)
+    tokens = scores.numel() // experts
+    chosen = torch.empty(*scores.shape[:-1], top_k, device=scores.device, dtype=torch.int64)
+    columns = triton.next_power_of_2(experts)
+    rows = max(1, _CHOSEN_FROM // columns)
+    grid = (triton.cdiv(tokens, rows),)
+    _choose_kernel[grid](scores, chosen, tokens, experts, TOP=top_k, ROWS=rows, EXPERTS=columns, num_warps=1)
+    return chosen
