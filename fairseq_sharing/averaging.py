@@ -23,7 +23,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
 
     Args:
         paths: checkpoints of one run, or of runs with equal maps and sizes.
-        output: the file to write. The configuration in it is that of the last path.
+        output: the file to write. The configuration in it is that of the last path; ``averaged`` names the files.
 
     Raises:
         SharingError: no path, an unreadable file, differing tensors, or maps that differ without a schedule.
@@ -70,6 +70,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         stacks = {name: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for name, s in common.items()}
         model[EXTRA_STATE] = {**model[EXTRA_STATE], "stacks": stacks, "map_changed_by": "averaging over changes"}
     checkpoint.pop("last_optimizer_state", None)
+    checkpoint["averaged"] = [os.path.basename(path) for path in paths]
     save_atomically(checkpoint, output)
 
 

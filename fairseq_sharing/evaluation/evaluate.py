@@ -113,7 +113,7 @@ def evaluate_run(
     other = _find_baseline(run, config, settings, baseline, console)
 
     steps = Steps(run.evaluation / "steps.json")
-    averaged, checkpoints, inputs = average_last_epochs(run, settings.average_last, steps, console)
+    averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console)
     translator = _Translator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
@@ -139,16 +139,16 @@ def evaluate_run(
         "run": str(config.run),
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
-        "epochs": _epoch(checkpoints[-1]),
+        "epochs": _epoch(names[-1]),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         **{name: record.get(name) for name in _RECORD},
         "command": _portable(record.get("command") or [], config),
-        **_map_history(load_checkpoint(checkpoints[-1])),
+        **_map_history(load_checkpoint(averaged)),
         "valid": log.valid,
         **({"experts": log.experts} if log.experts else {}),
-        "checkpoint": {"averaged": [file.name for file in checkpoints]},
+        "checkpoint": {"averaged": names},
         "generation": {name: getattr(settings, name) for name in _SEARCH},
         "scores": scores,
         **({"examples": examples} if examples else {}),
@@ -204,15 +204,15 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     return files[-count:]
 
 
-def _epoch(file: Path) -> int:
+def _epoch(name: str) -> int:
     """Tell the epoch of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
-    return int(file.stem.removeprefix("checkpoint").removeprefix("_").partition("_")[0])
+    return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
 
 
 def average_last_epochs(
     run: RunDirectory, count: int, steps: Steps, console: Console
-) -> tuple[Path, list[Path], dict[str, Any]]:
-    """Average the checkpoints of a run's last epochs, unless that is done.
+) -> tuple[Path, list[str], dict[str, Any]]:
+    """Average the checkpoints of a run's last epochs, unless that is done or only their average is left.
 
     Args:
         run: the run.
@@ -221,20 +221,26 @@ def average_last_epochs(
         console: where that is said.
 
     Returns:
-        The averaged checkpoint, those it was made from, and what identifies them.
+        The averaged checkpoint, the names of those it was made from, and what identifies them.
     """
     from fairseq_sharing.averaging import average_checkpoints
+    from fairseq_sharing.checkpoint import epoch_checkpoints, load_checkpoint
 
+    averaged = run.checkpoints / "checkpoint_average.pt"
+    if averaged.is_file() and not epoch_checkpoints(run.checkpoints):
+        names = load_checkpoint(averaged).get("averaged")
+        if names:
+            console.print(f"{averaged}: taken as it is, no epoch checkpoint is left", markup=False, soft_wrap=True)
+            return averaged, names, {"checkpoints": {averaged.name: sha256(averaged)}}
     checkpoints = last_epoch_checkpoints(run.checkpoints, count)
     inputs = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
     if len(checkpoints) < count:
         number = len(checkpoints)
         console.print(f"averaging {number}, not {count}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
-    averaged = run.checkpoints / "checkpoint_average.pt"
     if not steps.is_done("average", inputs, averaged):
         average_checkpoints(checkpoints, averaged)
         steps.record("average", inputs, averaged)
-    return averaged, checkpoints, inputs
+    return averaged, [file.name for file in checkpoints], inputs
 
 
 class _Translator:

@@ -1,8 +1,13 @@
+import io
+
 import pytest
+import torch
+from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings, last_epoch_checkpoints
+from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs, last_epoch_checkpoints
 from fairseq_sharing.evaluation.steps import Steps
+from fairseq_sharing.training.run_directory import RunDirectory
 
 
 def _touch(folder, *names):
@@ -30,6 +35,20 @@ def test_no_epoch_checkpoint_is_an_error(tmp_path):
     _touch(tmp_path, "checkpoint_last.pt")
     with pytest.raises(SharingError, match="no epoch checkpoint"):
         last_epoch_checkpoints(tmp_path, 10)
+
+
+def test_an_average_is_taken_as_it_is_where_its_checkpoints_were_removed(tmp_path):
+    run, steps = RunDirectory(tmp_path), Steps(tmp_path / "steps.json")
+    run.checkpoints.mkdir()
+    for epoch in (1, 2):
+        torch.save({"model": {"weight": torch.tensor([float(epoch)])}}, run.checkpoints / f"checkpoint{epoch}.pt")
+    averaged, names, _ = average_last_epochs(run, 2, steps, Console(file=io.StringIO()))
+    for name in names:
+        (run.checkpoints / name).unlink()
+    told = Console(file=io.StringIO())
+    assert average_last_epochs(run, 2, steps, told)[:2] == (averaged, ["checkpoint1.pt", "checkpoint2.pt"])
+    assert "taken as it is, no epoch checkpoint is left" in told.file.getvalue()
+    assert torch.load(averaged)["model"]["weight"].item() == 1.5
 
 
 @pytest.mark.parametrize(
