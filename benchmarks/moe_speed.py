@@ -115,9 +115,10 @@ def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, set
     return told
 
 
-def with_choice(measured: dict[str, dict], bank: Tensor, pairs: int, setting: Setting) -> dict:
+def with_choice(measured: dict[str, dict], bank: Tensor, tokens: int, pairs: int, setting: Setting) -> dict:
     """Add which back-end is chosen, and whether no other one is faster by more than the tolerance."""
-    chosen = choose_backend(setting.device, bank.shape, pairs, torch.bfloat16 if setting.bf16 else torch.float32)
+    dtype = torch.bfloat16 if setting.bf16 else torch.float32
+    chosen = choose_backend(setting.device, bank.shape, tokens, pairs, dtype)
     best = max(measured[backend]["forward_backward"] for backend in setting.backends)
     fastest = measured[chosen]["forward_backward"] >= TOLERANCE * best
     return {"tokens_per_second": measured, "chosen": chosen, "chosen_is_fastest": fastest}
@@ -136,7 +137,7 @@ def feed_forward(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -
         width = experts * sizes.expert_dim
         dense = nn.Sequential(nn.Linear(sizes.embed_dim, width), nn.ReLU(), nn.Linear(width, sizes.embed_dim))
         layers[title] = partial(dense.to(setting.device), x)
-    return with_choice(speeds(layers, tokens, count, setting), bank.up, sizes.ffn_top_k, setting)
+    return with_choice(speeds(layers, tokens, count, setting), bank.up, tokens, sizes.ffn_top_k, setting)
 
 
 def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> dict:
@@ -157,7 +158,7 @@ def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> d
         ).to(setting.device)
         layers[backend] = lambda module=module: module(x, module.attended(x, x)[0], causal=True)[0]
     pairs = sizes.heads * sizes.attention_top_k
-    return with_choice(speeds(layers, tokens, count, setting), module.value_experts, pairs, setting)
+    return with_choice(speeds(layers, tokens, count, setting), module.value_experts, tokens, pairs, setting)
 
 
 def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict[str, float]:

@@ -115,6 +115,8 @@ $dry_run || touch "$log"
 
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 install=("${pip[@]}" install --constraint "$root/requirements.lock")
+# For tests, Python compiles what they import; to compile all of what is installed takes half a minute.
+[[ $extra != test ]] || install+=(--no-compile)
 # fairseq compiles against an installed torch, and pip's build isolation would download another one: hence first
 # what it is built with, then the rest without isolation. The other packages come while it compiles. Its extensions
 # compile at the same time, which torch does only where it finds no ninja (of all extensions it would make one file

@@ -137,7 +137,8 @@ def _choose_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     expert = tl.arange(0, EXPERTS)
     real = (row < tokens)[:, None] & (expert < experts)[None, :]
-    bits = tl.load(scores + row[:, None] * experts + expert[None, :], mask=real, other=0.0).to(tl.int32, bitcast=True)
+    score = tl.load(scores + row[:, None] * experts + expert[None, :], mask=real, other=0.0)
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # 0 and -0 are equal
     # Whole numbers in the order of the scores; of equal ones the first expert's is the largest.
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     key = bits.to(tl.int64) * 4294967296 + (EXPERTS - 1 - expert)[None, :]

@@ -23,6 +23,7 @@ BACKENDS = ("dense", "loop", "grouped", "triton")
 TILE = 128  # pairs of one expert that a program of the Triton kernels multiplies
 # Times the products needed that a device still makes faster than it sorts.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
+_FEW_TOKENS = 32_768  # up to which that is faster than the Triton kernels too
 _ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
 
 
@@ -103,25 +104,25 @@ def has_kernels(device_type: str) -> bool:
 
 
 def choose_backend(
-    device: torch.device, shape: torch.Size | tuple[int, int, int], pairs: int, dtype: torch.dtype
+    device: torch.device, shape: torch.Size | tuple[int, int, int], tokens: int, pairs: int, dtype: torch.dtype
 ) -> str:
     """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
 
-    Multiplying by all of a small bank, such as attention's, is faster than sorting. On a CPU a loop is faster than a
-    copy of a bank whose rows grouped_mm wants longer.
+    Multiplying by all of a small bank, such as attention's, is faster than sorting, unless a GPU has many tokens to
+    multiply. On a CPU a loop is faster than a copy of a bank whose rows grouped_mm wants longer.
 
     Args:
         device: where the rows are.
         shape: of the bank, (num_experts, in, out).
+        tokens: how many.
         pairs: matrices that one token uses.
         dtype: what is multiplied.
     """
-    if device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda"):
-        return "triton"
-    if shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs:
+    kernels = device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda")
+    if shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs and not (kernels and tokens > _FEW_TOKENS):
         return "dense"
     if device.type != "cpu":
-        return "grouped"
+        return "triton" if kernels else "grouped"
     return "loop" if any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:]) else "grouped"
 
 
@@ -158,7 +159,8 @@ def expert_linear(
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    backend = backend or choose_backend(x.device, weight.shape, dispatch.experts.size(1), dtype)
+    tokens, pairs = dispatch.experts.shape
+    backend = backend or choose_backend(x.device, weight.shape, tokens, pairs, dtype)
     with torch.autocast(kind, enabled=False):
         if backend == "dense":
             return _dense(x.to(dtype), weight.to(dtype), dispatch.experts, gates, outputs)

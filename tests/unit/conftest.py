@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 from types import SimpleNamespace
 
 import pytest
+import torch
 from sharing_cases import CASES, NORMS
 
 from fairseq_sharing import compat  # noqa: F401  mends bf16 on some machines, before the first matrix product
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on a CPU, however slowly
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

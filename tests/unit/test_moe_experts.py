@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fairseq_sharing.modules import experts
 from fairseq_sharing.modules.experts import (
     BACKENDS,
     Dispatch,
@@ -17,8 +18,8 @@ from fairseq_sharing.modules.experts import (
 from fairseq_sharing.modules.sigma_moe import SigmaMoE
 from fairseq_sharing.modules.switch_head import SwitchHead
 
-HERE = [backend for backend in BACKENDS if backend != "triton" or has_kernels("cpu")]
-SORTED = [(backend, kept) for backend in HERE[1:] for kept in (False, True)]
+NO_KERNELS = pytest.mark.skipif(not has_kernels("cpu"), reason="the package triton is not installed")
+ALL = [pytest.param(name, marks=NO_KERNELS) if name == "triton" else name for name in BACKENDS]
 # (input rows, output rows) of a token: as for values, outputs and both sides of a feed-forward layer.
 ROWS = [(1, 2), (2, 1), (1, 4), (4, 1)]
 # Gates meet the narrower side of a bank.
@@ -69,16 +70,16 @@ def by_loops(rows, ids, sizes):
 @pytest.mark.parametrize("kind", ["some", "same", "no token"])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_back_ends_equal_the_definition_and_each_other(rows, kind, sizes):
+@pytest.mark.parametrize("backend", ALL[1:])
+def test_back_ends_equal_the_definition_and_each_other(backend, rows, kind, sizes):
     ids = choices(kind)
-    oracle = run("dense", rows, ids, sizes=sizes)
-    torch.testing.assert_close(oracle[0], by_loops(rows, ids, sizes), rtol=0, atol=1e-5)
-    for backend, kept in SORTED:
-        for ours, theirs in zip(run(backend, rows, ids, kept=kept, sizes=sizes), oracle, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    ungated = run("dense", rows, ids, gated=False, sizes=sizes)
-    for ours, theirs in zip(run("grouped", rows, ids, gated=False, sizes=sizes), ungated, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for gated in (True, False):
+        oracle = run("dense", rows, ids, gated=gated, sizes=sizes)
+        if gated:
+            torch.testing.assert_close(oracle[0], by_loops(rows, ids, sizes), rtol=0, atol=1e-5)
+        for kept in (False, True):
+            for ours, theirs in zip(run(backend, rows, ids, kept=kept, gated=gated, sizes=sizes), oracle, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("sizes", "dtype"), [((13, 7), torch.float32), ((12, 6), torch.bfloat16)])
@@ -93,7 +94,7 @@ def test_sizes_that_are_no_multiple_of_16_bytes_are_filled_up(rows, sizes, dtype
         F.grouped_mm(torch.randn(4, sizes[0], dtype=dtype), bank, offs=torch.full((NUM,), 4, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("backend", ALL)
 def test_equal_inputs_give_equal_bits_where_torch_is_told_to_be_deterministic(backend):
     torch.use_deterministic_algorithms(True)
     try:
@@ -142,16 +143,27 @@ def test_the_bank_is_cast_once_and_not_kept_in_bf16():
     assert {t.dtype for t in kept if t.numel() == weight.numel()} == {torch.float32}
 
 
-def test_the_back_end_is_chosen_by_device_and_bank():
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_back_end_is_chosen_by_device_bank_and_batch(kernels, monkeypatch):
+    monkeypatch.setattr(experts, "has_kernels", lambda device_type: kernels)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_backend(cpu, (8, 128, 32), 4, torch.float32) == "dense"
-    assert choose_backend(cpu, (155, 412, 128), 12, torch.float32) == "grouped"
-    assert choose_backend(cpu, (155, 412, 128), 12, torch.bfloat16) == "loop"
-    assert choose_backend(cuda, (40, 1024, 128), 8, torch.bfloat16) == "dense"
-    assert choose_backend(cuda, (387, 1024, 128), 16, torch.bfloat16) == "grouped"
+    assert choose_backend(cpu, (8, 128, 32), 1024, 4, torch.float32) == "dense"
+    assert choose_backend(cpu, (155, 412, 128), 1024, 12, torch.float32) == "grouped"
+    assert choose_backend(cpu, (155, 412, 128), 1024, 12, torch.bfloat16) == "loop"
+    assert choose_backend(cuda, (40, 1024, 128), 8192, 8, torch.bfloat16) == "dense"
+    assert choose_backend(cuda, (40, 1024, 128), 65_536, 8, torch.float32) == "dense"
+    assert choose_backend(cuda, (40, 1024, 128), 65_536, 8, torch.bfloat16) == ("triton" if kernels else "dense")
+    assert choose_backend(cuda, (387, 1024, 128), 8192, 16, torch.bfloat16) == ("triton" if kernels else "grouped")
+    assert choose_backend(cuda, (387, 1024, 128), 8192, 16, torch.float32) == "grouped"
 
 
-@pytest.mark.parametrize("backend", HERE)
+def test_kernels_that_cannot_run_are_refused_by_the_flag(monkeypatch):
+    monkeypatch.setattr(experts, "has_kernels", lambda device_type: False)
+    with pytest.raises(ValueError, match="--expert-backend triton needs a GPU and the package triton, got cpu"):
+        run("triton", (1, 2), choices("some"))
+
+
+@pytest.mark.parametrize("backend", ALL)
 def test_a_feed_forward_layer_of_all_experts_is_a_dense_one(backend):
     torch.manual_seed(3)
     bank = SigmaMoE(16, 5, 5, 8, 1.0, ExpertOptions(backend=backend))
@@ -162,7 +174,7 @@ def test_a_feed_forward_layer_of_all_experts_is_a_dense_one(backend):
     torch.testing.assert_close(bank(normalised, x)[0], wide, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("backend", ALL)
 def test_attention_by_all_experts_with_gates_of_one_is_ordinary_attention(backend, monkeypatch):
     torch.manual_seed(3)
     attention = SwitchHead(16, 2, 8, 3, 3, 1.0, 0.0, ExpertOptions(backend=backend))
