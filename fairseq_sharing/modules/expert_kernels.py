@@ -6,17 +6,38 @@ expert finds the rows of its pairs through ``Dispatch.order``. No kernel adds at
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairseq_sharing.modules.experts import TILE, Dispatch
+if TYPE_CHECKING:
+    from fairseq_sharing.modules.experts import Dispatch
 
+TILE = 128  # pairs of one expert that a program multiplies
 _COLUMNS = 128
 _DEPTH = 64  # of a product, read at a time
+_PLACED = 32  # tiles that a program places
 _SUMMED = 2048  # entries that a program sums
 _CHOSEN_FROM = 512  # scores that a program chooses from, those of several tokens where they have few
+
+
+@triton.jit
+def _tiles_kernel(  # type: ignore[no-untyped-def]
+    ends, tile_expert, tile_start, count, experts, SIZE: tl.constexpr, TILES: tl.constexpr, EXPERTS: tl.constexpr
+):
+    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    expert = tl.arange(0, EXPERTS)
+    begin = tl.load(ends + expert - 1, mask=(expert > 0) & (expert < experts), other=0)
+    needed = (tl.load(ends + expert, mask=expert < experts, other=0) - begin + SIZE - 1) // SIZE
+    needed = tl.where(expert < experts, needed, 0)
+    last = tl.cumsum(needed, 0)
+    mine = (tile[:, None] >= (last - needed)[None, :]) & (tile[:, None] < last[None, :])
+    start = begin[None, :] + (tile[:, None] - (last - needed)[None, :]) * SIZE
+    tl.store(tile_expert + tile, tl.sum(tl.where(mine, expert[None, :] + 1, 0), axis=1) - 1, mask=tile < count)
+    tl.store(tile_start + tile, tl.sum(tl.where(mine, start, 0), axis=1), mask=tile < count)
 
 
 @triton.jit
@@ -148,6 +169,27 @@ def _choose_kernel(  # type: ignore[no-untyped-def]
         best = tl.max(key, axis=1)
         tl.store(chosen + row * TOP + place, EXPERTS - 1 - (best & 0xFFFFFFFF), mask=row < tokens)
         key = tl.where(key == best[:, None], nothing, key)
+
+
+def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Split the sorted pairs of each expert into tiles, of which a program multiplies one.
+
+    Args:
+        ends: where each expert's pairs end, (E,), int32.
+        pairs: M.
+
+    Returns:
+        Expert, -1 for tiles left over, and first pair of each tile: (M // TILE + E,), int32. As many as there can be:
+        how many there are, a GPU need not tell.
+    """
+    experts = len(ends)
+    count = pairs // TILE + min(experts, pairs)
+    tile_expert, tile_start = (ends.new_empty(count) for _ in range(2))
+    columns = triton.next_power_of_2(experts)
+    _tiles_kernel[(triton.cdiv(count, _PLACED),)](
+        ends, tile_expert, tile_start, count, experts, SIZE=TILE, TILES=_PLACED, EXPERTS=columns
+    )
+    return tile_expert, tile_start
 
 
 def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transposed: bool = False) -> Tensor:

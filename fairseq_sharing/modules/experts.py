@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BACKENDS = ("dense", "loop", "grouped", "triton")
-TILE = 128  # pairs of one expert that a program of the Triton kernels multiplies
 # Times the products needed that a device still makes faster than it sorts.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
 _FEW_TOKENS = 32_768  # up to which that is faster than the Triton kernels too
@@ -82,19 +81,10 @@ class Dispatch:
 
     @cached_property
     def tiles(self) -> tuple[Tensor, Tensor]:
-        """Expert, and first place in ``order``, of each run of at most ``TILE`` pairs of one expert.
+        """What the programs of the Triton kernels multiply; see there."""
+        from fairseq_sharing.modules import expert_kernels
 
-        As many as there can be, (M // TILE + E,), so that a GPU need not tell how many; those left over have expert -1.
-        """
-        counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
-        needed = (counts + (TILE - 1)) // TILE
-        last = needed.cumsum(0, dtype=torch.int32)
-        pairs = self.experts.numel()
-        tile = torch.arange(pairs // TILE + min(self.num_experts, pairs), device=last.device, dtype=torch.int32)
-        expert = torch.searchsorted(last, tile, right=True, out_int32=True)
-        at = expert.clamp(max=self.num_experts - 1).long()
-        start = (self.ends - counts - (last - needed) * TILE)[at] + tile * TILE
-        return torch.where(expert < self.num_experts, expert, -1), start
+        return expert_kernels.tiles(self.ends, self.experts.numel())
 
 
 @cache

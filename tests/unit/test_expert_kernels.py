@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fairseq_sharing.modules.experts import TILE, Dispatch, expert_linear
+from fairseq_sharing.modules.experts import Dispatch, expert_linear
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 from fairseq_sharing.modules import expert_kernels
+from fairseq_sharing.modules.expert_kernels import TILE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOKENS, PAIRS, EXPERTS = 300, 2, 4
