@@ -25,6 +25,7 @@ from fairseq import models
 from fairseq.data import Dictionary
 from record import environment, write
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import fairseq_sharing
 from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend, has_kernels
@@ -185,7 +186,9 @@ def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict
     return told
 
 
-def whole_models(name: str, layers: int | None, batch: int, length: int, count: int, setting: Setting) -> dict:
+def whole_models(
+    name: str, layers: int | None, batch: int, length: int, count: int, setting: Setting, profiled: bool
+) -> dict:
     """Train MoEUT and its dense baseline on random tokens, in turn."""
     dictionary = Dictionary()
     for number in range(VOCABULARY - len(dictionary)):
@@ -217,7 +220,24 @@ def whole_models(name: str, layers: int | None, batch: int, length: int, count: 
         "tokens_per_second": speed,
         "macs_per_token": macs,
         "of_predicted": round(speed["moeut"] / predicted, 3),
+        **({"slowest": {title: slowest(run, setting) for title, run in runs.items()}} if profiled else {}),
     }
+
+
+def slowest(run: Callable[[], object], setting: Setting, count: int = 30) -> list[dict[str, object]]:
+    """Name the operations, on a GPU its kernels, in which one run spends most of its time."""
+    kind = "cuda" if setting.device.type == "cuda" else "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        run()
+        setting.wait()
+    times = [
+        (event.self_device_time_total if kind == "cuda" else event.self_cpu_time_total, event.count, event.key)
+        for event in profiler.key_averages()
+        if event.device_type.name == kind.upper()
+    ]
+    times.sort(reverse=True)
+    return [{"name": name[:120], "calls": calls, "ms": round(us / 1000, 3)} for us, calls, name in times[:count]]
 
 
 def show(name: str, result: dict) -> None:
@@ -248,6 +268,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="sentences of a training batch")
     parser.add_argument("--length", type=int, default=256, help="their tokens")
     parser.add_argument("--layers", type=int, help="train fewer layers than the size has, where time is short")
+    parser.add_argument("--profile", action="store_true", help="write what a training step spends its time in, too")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -277,7 +298,9 @@ def main() -> None:
             "applications": depth,
         }
         if name != "tiny":
-            told["training"] = whole_models(name, args.layers, args.batch, args.length, args.runs, setting)
+            told["training"] = whole_models(
+                name, args.layers, args.batch, args.length, args.runs, setting, args.profile
+            )
         result["sizes"][name] = told
         show(name, told)
     write(result, args.output)

@@ -126,8 +126,8 @@ def _outer_kernel(  # type: ignore[no-untyped-def]
             mask=real[:, None] & (j < width)[None, :],
             other=0.0,
         )
-        if GATED:
-            b = (b * tl.load(gates + pair, mask=real, other=0.0)[:, None]).to(right.dtype.element_ty)
+        if GATED:  # on the left, which Hopper's tensor cores take from registers
+            a = (a * tl.load(gates + pair, mask=real, other=0.0)[None, :]).to(left.dtype.element_ty)
         total = tl.dot(a, b, total, input_precision="ieee")
     out = sums + expert.to(tl.int64) * height * width + i[:, None] * width + j[None, :]
     tl.store(out, total.to(sums.dtype.element_ty), mask=(i < height)[:, None] & (j < width)[None, :])

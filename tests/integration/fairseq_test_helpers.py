@@ -49,7 +49,7 @@ def dummy_dictionary(vocab_size, prefix="token_"):
     return dictionary
 
 
-def create_dummy_data(data_dir, num_examples=100, maxlen=20, alignment=False):
+def create_dummy_data(data_dir, num_examples=40, maxlen=20, alignment=False):  # fairseq has 100
     assert not alignment
     for split in ("train", "valid", "test"):
         for side in ("in", "out"):

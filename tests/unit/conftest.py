@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from types import SimpleNamespace
 
@@ -14,6 +15,13 @@ from fairseq_sharing import compat  # noqa: F401  mends bf16 on some machines, b
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on a CPU, however slowly
+
+
+def pytest_collection_finish():
+    """Spare Python's collector of garbage what was imported: most of what there is, and it stays."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
