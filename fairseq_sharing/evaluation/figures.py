@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fairseq_sharing.evaluation.expert_figure import expert_use
 from fairseq_sharing.evaluation.map_history import draw_map_history
 from fairseq_sharing.evaluation.study import STACKS, Row, scored_sets
-from fairseq_sharing.evaluation.tables import titles
+from fairseq_sharing.evaluation.tables import machine, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +60,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
     Returns:
         File name and caption of each picture.
     """
+    measured, name = _on_one_machine(rows)
+    only = "" if len(measured) == len(rows) else f" Only what was trained on {name}: other speeds cannot be compared."
     bars = "Bars: standard deviation over seeds, or of a single seed the 95% bootstrap interval."
     pictures: list[tuple[str, Callable[[Sequence[Row]], Figure | None], str]] = [
         (
@@ -68,8 +71,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         ),
         (
             "bleu_by_speed.png",
-            _bleu_by_speed,
-            f"BLEU against training speed, by test set. {bars} Models of (nearly) one speed stand side by side.",
+            lambda _: _bleu_by_speed(measured),
+            f"BLEU against training speed, by test set.{only} {bars} Models of (nearly) one speed stand side by side.",
         ),
         (
             "learning_curves.png",
@@ -108,6 +111,12 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
             figure.savefig(folder / name, dpi=DPI, metadata={"Software": None})
             written.append((name, caption))
     return written
+
+
+def _on_one_machine(rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """Keep the rows trained on the machine that trained most of them, and name it."""
+    ((name, _),) = Counter(map(machine, rows)).most_common(1)
+    return [row for row in rows if machine(row) == name], name
 
 
 def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -113,10 +113,20 @@ def notes(rows: Sequence[Row]) -> list[str]:
             lines.append(f"sacreBLEU signature of {name}: {found[0]}")
         elif found:
             lines.append(f"Scores of differing {name} signatures cannot be compared: {'; '.join(found)}")
-    devices = {_device(result) for row in rows for result in row.results} - {""}
-    if devices:
-        lines.append(f"Trained on: {'; '.join(sorted(devices))}.")
+    machines: dict[str, list[str]] = {}
+    for row in rows:
+        machines.setdefault(machine(row), []).append(row.run)
+    if len(machines) == 1:
+        lines += [f"Trained on: {name}." for name in machines if name]
+    else:
+        trained = "; ".join(f"{', '.join(runs)} on {name or 'an unknown machine'}" for name, runs in machines.items())
+        lines.append(f"Trained: {trained}. Tokens/s of different machines cannot be compared.")
     return lines
+
+
+def machine(row: Row) -> str:
+    """Name what a row was trained on; empty where no result tells."""
+    return " and ".join(sorted({_device(result) for result in row.results} - {""}))
 
 
 def markdown(rows: Sequence[Row], title: str, pictures: Sequence[tuple[str, str]]) -> str:

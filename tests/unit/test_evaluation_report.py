@@ -197,6 +197,17 @@ def test_use_of_experts_is_drawn_by_layer_and_repeat(tmp_path):
     assert expert_use({"decoder_ffn_1": {"evenness": 1.0, "dead": 0.0}}, {}) is None, "choices were not logged"
 
 
+def test_speeds_of_different_machines_are_not_compared(tmp_path):
+    gpu = {"device": {"kind": "cuda", "name": "Some GPU", "count": 1}}
+    results = [result("vanilla"), result("cycle", "cycle"), result("sequence", "sequence", **gpu)]
+    folder = write(tmp_path, *results)
+    pictures = dict(figures.draw(read_rows(folder), tmp_path))
+    assert "Only what was trained on Some CPU, 2 CPU cores: other speeds" in pictures["bleu_by_speed.png"]
+    write_report(folder)
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s of different" in text
+
+
 def test_a_result_without_log_has_no_curve_and_no_speed(tmp_path):
     bare = {"tokens_per_second": None, "valid": {"epoch": [], "updates": [], "loss": [], "perplexity": []}}
     report = write_report(write(tmp_path, result(**bare, device=None, versions=None, peak_memory_bytes=None)))
