@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairseq_sharing.errors import SharingError
+
 BACKENDS = ("dense", "loop", "grouped", "triton")
 # Times the products needed that a device still makes faster than it sorts.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
@@ -89,8 +91,12 @@ class Dispatch:
 
 @cache
 def has_kernels(device_type: str) -> bool:
-    """Tell whether Triton's kernels run on ``cuda``, or on ``cpu``: by its interpreter, where that is switched on."""
-    return find_spec("triton") is not None and (device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+    """Tell whether Triton's kernels run there: on NVIDIA GPUs from Ampere on; on a CPU by its interpreter alone."""
+    if find_spec("triton") is None:
+        return False
+    if device_type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    return device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def choose_backend(
@@ -145,7 +151,7 @@ def expert_linear(
         (tokens * O, out), in the precision of autocast where it is on, else in that of ``x``.
 
     Raises:
-        ValueError: no kernels run where the rows are.
+        SharingError: no kernels run where the rows are.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -156,9 +162,9 @@ def expert_linear(
             return _dense(x.to(dtype), weight.to(dtype), dispatch.experts, gates, outputs)
         if backend == "triton" and dtype != torch.float64:
             if not has_kernels(kind):
-                raise ValueError(
-                    f"--expert-backend triton needs a GPU and the package triton, got {x.device}; "
-                    f"allowed: --expert-backend auto, {', '.join(BACKENDS[:-1])}"
+                raise SharingError(
+                    "--expert-backend triton needs the package triton and an NVIDIA GPU, Ampere or newer; "
+                    f"allowed on {x.device}: --expert-backend auto, {', '.join(BACKENDS[:-1])}"
                 )
             return _GatheringLinear.apply(x, weight, gates, dispatch, outputs, dtype)
         return _SortedLinear.apply(x, weight, gates, dispatch, outputs, dtype, backend, keep_gathered)
