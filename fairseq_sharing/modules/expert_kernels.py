@@ -6,7 +6,9 @@ expert finds the rows of its pairs through ``Dispatch.order``. No kernel adds at
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -171,6 +173,18 @@ def _choose_kernel(  # type: ignore[no-untyped-def]
         key = tl.where(key == best[:, None], nothing, key)
 
 
+def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Launch where the first tensor is: Triton goes by the current device, which another GPU may be."""
+
+    @wraps(launch)
+    def run(first: Tensor, *others: Any, **named: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return launch(first, *others, **named)
+
+    return run
+
+
+@_on_its_device
 def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """Split the sorted pairs of each expert into tiles, of which a program multiplies one.
 
@@ -192,6 +206,7 @@ def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     return tile_expert, tile_start
 
 
+@_on_its_device
 def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transposed: bool = False) -> Tensor:
     """Multiply each pair's row by the matrix of its expert.
 
@@ -233,6 +248,7 @@ def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transpos
     return out
 
 
+@_on_its_device
 def outer(
     left: Tensor,
     right: Tensor,
@@ -282,6 +298,7 @@ def outer(
     return sums
 
 
+@_on_its_device
 def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Sum neighbours, each weighed by its gate, in fp32.
 
@@ -313,6 +330,7 @@ def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtyp
     return out
 
 
+@_on_its_device
 def choose(scores: Tensor, top_k: int) -> Tensor:
     """Give the places of the largest scores, the largest first; of equal ones the first.
 
