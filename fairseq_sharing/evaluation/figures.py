@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         ),
         (
             "bleu_by_speed.png",
-            lambda _: _bleu_by_speed(measured),
+            lambda rows: _bleu_by_speed(measured, len(rows)),
             f"BLEU against training speed, by test set.{only} {bars} Models of (nearly) one speed stand side by side.",
         ),
         (
@@ -174,7 +174,10 @@ def _bleu_by_parameters(rows: Sequence[Row]) -> Figure | None:
     return _bleu_panels(rows, [(size, None) for size in sizes], "unique parameters")
 
 
-def _bleu_by_speed(rows: Sequence[Row]) -> Figure | None:
+def _bleu_by_speed(rows: Sequence[Row], of: int) -> Figure | None:
+    """Draw some rows ``of`` so many; none where a single one is left, which would be compared with nothing."""
+    if len(rows) < min(2, of):
+        return None
     speeds = [(row.speed.mean, row.speed.deviation) if row.speed else None for row in rows]
     if not any(speeds):
         return None

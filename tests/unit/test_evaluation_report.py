@@ -208,6 +208,11 @@ def test_speeds_of_different_machines_are_not_compared(tmp_path):
     assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s of different" in text
 
 
+def test_a_single_speed_is_no_picture(tmp_path):
+    rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", device={"kind": "cuda"})))
+    assert "bleu_by_speed.png" not in dict(figures.draw(rows, tmp_path))
+
+
 def test_a_result_without_log_has_no_curve_and_no_speed(tmp_path):
     bare = {"tokens_per_second": None, "valid": {"epoch": [], "updates": [], "loss": [], "perplexity": []}}
     report = write_report(write(tmp_path, result(**bare, device=None, versions=None, peak_memory_bytes=None)))
