@@ -226,9 +226,8 @@ def whole_models(
 
 def slowest(run: Callable[[], object], setting: Setting, count: int = 30) -> list[dict[str, object]]:
     """Name the operations, on a GPU its kernels, in which one run spends most of its time."""
-    kind = "cuda" if setting.device.type == "cuda" else "cpu"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])]
-    with profile(activities=activities) as profiler:
+    kind = setting.device.type
+    with profile(activities={ProfilerActivity.CPU, getattr(ProfilerActivity, kind.upper())}) as profiler:
         run()
         setting.wait()
     times = [

@@ -43,7 +43,9 @@ class MoEOptions(FairseqDataclass):
         "initial value and output matrices: normal, or of one norm over all experts, entry by entry", "normal"
     )
     expert_backend: ChoiceEnum(["auto", *BACKENDS]) = _option(
-        "how tokens are multiplied by their experts: auto chooses by device; all give the same", "auto"
+        "how tokens are multiplied by their experts; all give the same, triton on NVIDIA GPUs from Ampere on: auto"
+        " chooses by device, bank, batch and precision",
+        "auto",
     )
     keep_gathered: bool = _option(
         "keep every expert's inputs for the backward pass instead of gathering them again: more memory", False

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.modules.precision import product_dtype
 
 BACKENDS = ("dense", "loop", "grouped", "triton")
 # Times the products needed that a device still makes faster than it sorts.
@@ -154,7 +155,7 @@ def expert_linear(
         SharingError: no kernels run where the rows are.
     """
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    dtype = product_dtype(x)
     tokens, pairs = dispatch.experts.shape
     backend = backend or choose_backend(x.device, weight.shape, tokens, pairs, dtype)
     with torch.autocast(kind, enabled=False):

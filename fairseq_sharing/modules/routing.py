@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sharing.modules.experts import has_kernels
+from fairseq_sharing.modules.precision import product_dtype
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,10 @@ class Router(nn.Module):
         Args:
             x: normalised tokens, (N, embed_dim).
         """
-        kind = x.device.type
-        gradients = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        with torch.autocast(kind, enabled=False):
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            logits = _Logits.apply(x.to(dtype), self.weight.to(dtype), gradients)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        gradients = product_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = _Logits.apply(x, self.weight.to(x.dtype), gradients)
             logits = logits.unflatten(-1, (self.heads, self.num_experts))
             candidates = logits.detach()
             if self.training and self.dropout > 0:
@@ -85,7 +85,7 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
-        ctx.dtype = dtype or x.dtype
+        ctx.dtype = dtype
         return nn.functional.linear(x, weight)
 
     @staticmethod

@@ -214,3 +214,4 @@ def test_an_unknown_device_dtype_falls_to_the_loop():
     ids = choices("some")
     ours, theirs = (run(backend, (1, 2), ids, dtype=torch.float64) for backend in ("grouped", "loop"))
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert experts.BACKENDS == ("dense", "loop", "grouped", "triton")

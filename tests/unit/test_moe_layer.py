@@ -201,6 +201,18 @@ def test_bf16_chooses_the_experts_of_fp32():
     assert (exact[0] - rounded[0]).abs().max() < 0.2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_router_s_map_are_made_in_the_precision_of_training(dtype):
+    router, x, dlogits = Router(EMBED, 40, 8), draw(50, EMBED).requires_grad_(), draw(50, 1, 40, seed=4)
+    router.reset(1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = router(x).logits
+    logits.backward(dlogits)
+    given = dlogits[:, 0].to(dtype)
+    assert torch.equal(x.grad, (given @ router.weight.to(dtype)).float())
+    assert torch.equal(router.weight.grad, (given.t() @ x.to(dtype)).float())
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_dropout_and_recomputed_activations_give_equal_bits_again(recompute):
     model = build_moeut(LM, sharing="cycle", unique_layers=2, dropout=0.2, checkpoint_activations=recompute).train()
