@@ -26,6 +26,8 @@ export PATH="${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin:$PATH"
 # Tests of a few layers gain nothing from threads, and several of them run at a time.
 export OMP_NUM_THREADS=1
 jobs=$(getconf _NPROCESSORS_ONLN)
+# install.sh compiles nothing for tests: without files of bytecode each of their processes would compile torch, for 10 s.
+unset PYTHONDONTWRITEBYTECODE
 
 check() {
   echo "== $*" >&2

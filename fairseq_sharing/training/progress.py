@@ -32,6 +32,8 @@ class TrainingProgress:
         self._latest: dict[str, Any] = {}
         self._valid = ""
         self._started = time.monotonic()
+        self._log_interval = int(config.train.get("log_interval") or 100)
+        self._begun: float | None = None  # the fraction that was done before this start
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -71,6 +73,9 @@ class TrainingProgress:
             self._tell_epoch()
         elif kind == "train_inner":
             self._latest = record
+            if self._begun is None:
+                new = self._log_interval / max(1, int(record.get("num_updates") or 0))
+                self._begun = self._fraction() * max(0.0, 1 - new)
         self._bar.update(self._task, completed=self._fraction(), state=self._state())
 
     def tell(self, text: str) -> None:
@@ -97,7 +102,8 @@ class TrainingProgress:
         if self._console.is_terminal:
             return
         seconds, done = time.monotonic() - self._started, self._fraction()
-        left = f", about {_duration(seconds / done - seconds)} left" if 0 < done < 1 else ""
+        gained = done - (self._begun or 0)
+        left = f", about {_duration(seconds * (1 - done) / gained)} left" if gained > 0 and done < 1 else ""
         self._console.print(f"  {self._state()} | {_duration(seconds)}{left}", highlight=False, soft_wrap=True)
 
 

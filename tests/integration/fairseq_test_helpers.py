@@ -22,6 +22,8 @@ create_laser_data_and_config_json = preprocess_summarization_data = None
 # one command are while the next one runs in the same process.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 LANGUAGES = ["--source-lang", "in", "--target-lang", "out"]
+# fairseq trains its default, of six layers of 512.
+LANGUAGE_MODEL = ["--decoder-layers", "2", "--decoder-embed-dim", "64", "--decoder-ffn-embed-dim", "128"]
 
 
 class TestDataset(torch.utils.data.Dataset):
@@ -108,7 +110,7 @@ def train_language_model(
     world_size=1,
 ):
     flags = ["--arch", arch, "--optimizer", "adam", "--lr", "0.0001", "--tokens-per-sample", "500"]
-    flags += ["--distributed-world-size", str(world_size), "--ddp-backend", "legacy_ddp"]
+    flags += [*LANGUAGE_MODEL, "--distributed-world-size", str(world_size), "--ddp-backend", "legacy_ddp"]
     _train(
         data_dir,
         ["--task", task, *flags, *(extra_flags or [])],

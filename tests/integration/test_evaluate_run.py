@@ -2,13 +2,16 @@
 
 import json
 import random
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
-from fairseq_processes import fork_trainings
+from fairseq_processes import fork_trainings, generate_in_fork
 
 from fairseq_sharing.commands import main
+from fairseq_sharing.evaluation import generation
 
-# Each translation is a process that imports torch: half a minute alone on two cores, minutes on a busy machine.
+# Two translations are processes that import torch: some seconds alone on two cores, minutes on a busy machine.
 pytestmark = pytest.mark.timeout(1200)
 
 WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "a": "ein"}
@@ -72,16 +75,24 @@ def place(tmp_path_factory, commands):
     return folder
 
 
+@pytest.fixture
+def translations_in_forks(commands, monkeypatch):
+    """Gives what lets later translations of a test be forks, in which all is imported."""
+    stand_in = SimpleNamespace(Popen=partial(generate_in_fork, commands), PIPE=None)
+    return lambda: monkeypatch.setattr(generation, "subprocess", stand_in)
+
+
 def _evaluate(place, run, *flags):
     path = place / "runs" / f"{run}-seed1"
     assert main(["evaluate", str(path), "--out", str(place / "results"), *flags]) == 0
     return json.loads((path / "result.json").read_text(encoding="utf-8"))
 
 
-def test_runs_are_evaluated_compared_and_reported(place, capsys):
+def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in_forks):
     early = _evaluate(place, "universal")
     assert early["scores"]["five"]["p_value"] is None
     assert "not evaluated yet" in capsys.readouterr().err
+    translations_in_forks()
     vanilla, universal = _evaluate(place, "vanilla"), _evaluate(place, "universal")
 
     assert {name: score["segments"] for name, score in vanilla["scores"].items()} == {"five": 5, "more": 21}
@@ -109,7 +120,8 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys):
     assert [row["Model"] for row in table] == ["Vanilla", "Universal"]
 
 
-def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys):
+def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, translations_in_forks):
+    translations_in_forks()
     first = _evaluate(place, "vanilla")
     capsys.readouterr()
     outputs = [

@@ -16,7 +16,8 @@ from tiny_training import assert_same_bits
 KILLS = 20
 FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1"]
 FLAGS += ["--save-interval-updates", "2", "--keep-interval-updates", "2", "--keep-last-epochs", "2"]
-FLAGS += ["--max-update", "120"]  # more than KILLS lives can do: each comes to a few checkpoints
+FLAGS += ["--max-update", "30"]  # more than KILLS lives come to: about 12
+STEPS = 10  # of writing a checkpoint under its three names
 PAUSE = 0.03  # seconds at each step of a slowed write
 
 
@@ -67,8 +68,8 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
             training.wait_until(lambda: told() and told()[-1].startswith("half"))
         elif kill % 4 == 1:  # while it starts, reads, trains or writes
             time.sleep(moments.uniform(0, 1.2))
-        else:  # at and between the steps of two checkpoints
-            number = moments.randint(1, 14)
+        else:  # at and between the steps of three checkpoints
+            number = moments.randint(1, 3 * STEPS)
             training.wait_until(lambda wanted=number: len(told()) >= wanted)
             time.sleep(moments.uniform(0, PAUSE))
         assert training.process.is_alive(), f"it came to its end before kill {kill}: {training.stdout}"
@@ -78,6 +79,8 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
         for path in killed.glob("*.pt"):
             assert "last_optimizer_state" in torch.load(path, weights_only=False), f"kill {kill} broke {path}"
     assert halves > 2, "a kill in the middle of a write is what this is about"
+    last = torch.load(killed / "checkpoint_last.pt", weights_only=False)
+    assert last["optimizer_history"][-1]["num_updates"] > 8, "lives that go on from each other"
     train(killed, *FLAGS)
     assert_same_bits(killed / "checkpoint_last.pt", tmp_path / "undisturbed" / "checkpoint_last.pt")
 

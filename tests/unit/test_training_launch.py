@@ -144,6 +144,19 @@ def test_progress_outside_a_terminal_is_a_line_an_epoch(follower):
     assert "left" in line
 
 
+def test_time_left_after_going_on_is_that_of_this_start(tmp_path, monkeypatch):
+    now = iter([0, 60])
+    monkeypatch.setattr("fairseq_sharing.training.progress.time.monotonic", lambda: next(now))
+    output = io.StringIO()
+    config = OmegaConf.create({"train": {"max_epoch": 10, "log_interval": 20}})
+    progress = TrainingProgress(Console(file=output, width=200), "a", config)
+    for update in (820, 840, 860, 880, 900):
+        record = {"epoch": 9, "update": update / 100, "num_updates": update, "loss": 4}
+        progress.update("train_inner", record)
+    progress.update("valid", {"epoch": 9, "valid_loss": 3})
+    assert output.getvalue().rstrip().endswith("| 1:00, about 1:00 left"), "a hundred updates a minute"
+
+
 def test_summary_gives_what_was_measured(follower):
     tail, log, _ = follower
     assert tail.summary() == "it had no more updates to make"
