@@ -27,6 +27,7 @@ from fairseq.tasks import FairseqTask
 
 from fairseq_sharing import checkpoint, tying
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import format_map, num_unique
 
 logger = logging.getLogger(__name__)
 
@@ -237,6 +238,23 @@ def mend_trainer() -> None:
     trainer.Trainer.train_step = train_step
 
 
+def log_maps_for_ties() -> None:
+    """Log the map of each stack in the place of fairseq's line for each tied parameter: 1,764 for 6 sets in 48 layers."""
+    stock = trainer._catalog_shared_params
+
+    @functools.wraps(stock)
+    def catalog(module, memo=None, prefix=""):
+        for stack, sharing in getattr(module, "sharing", {}).items() if memo is None else ():
+            drawn, sets = format_map(sharing.layer_map), num_unique(sharing.layer_map)
+            scope = "" if sharing.scope == ("layer",) else f" ({','.join(sharing.scope)})"
+            trainer.logger.info("%s: %d layers of %d sets%s: %s", stack, len(sharing.layer_map), sets, scope, drawn)
+        return stock(module, memo, prefix)
+
+    trainer._catalog_shared_params = catalog
+    tied = re.compile(r"detected shared parameter: \S*\blayers\.\d")
+    trainer.logger.addFilter(lambda record: not tied.match(str(record.msg)))
+
+
 def mend_torchrun() -> None:
     """Let the processes that torchrun starts train together without a GPU too.
 
@@ -329,6 +347,7 @@ def mend() -> None:
     show_data_wait()
     mend_recomputation()
     mend_trainer()
+    log_maps_for_ties()
     mend_torchrun()
     tell_errors_in_one_line()
 

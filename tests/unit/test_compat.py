@@ -315,6 +315,22 @@ def test_trainer_names_the_file_that_does_not_fit(data_dir, tmp_path):
         other.load_checkpoint(str(path))
 
 
+def test_log_has_the_maps_and_no_line_for_each_tied_parameter(data_dir, caplog):
+    caplog.set_level("INFO", "fairseq.trainer")
+    for name, lines in {
+        "cycle": ["encoder: 6 layers of 3 sets: 0,1,2,0,1,2", "decoder: 6 layers of 3 sets: 0,1,2,0,1,2"],
+        "ffn_scope": [f"{s}: 6 layers of 2 sets (encoder_attn,ffn): 0,0,0,1,1,1" for s in ("encoder", "decoder")],
+    }.items():
+        caplog.clear()
+        make_trainer(data_dir, BY_NAME[name])
+        told = [record.getMessage() for record in caplog.records if record.name == "fairseq.trainer"]
+        assert told[:2] == lines
+        assert [line for line in told if "shared parameter" in line] == [
+            f"detected shared parameter: encoder.embed_tokens.weight <- decoder.{part}.weight"
+            for part in ("embed_tokens", "output_projection")
+        ]
+
+
 # Waiting for data.
 
 
