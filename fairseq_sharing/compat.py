@@ -239,7 +239,7 @@ def mend_trainer() -> None:
 
 
 def log_maps_for_ties() -> None:
-    """Log the map of each stack in the place of fairseq's line for each tied parameter: 1,764 for 6 sets in 48 layers."""
+    """Log a line of each stack in the place of one for each tied parameter: of 1,764 with 6 sets in 48 layers."""
     stock = trainer._catalog_shared_params
 
     @functools.wraps(stock)
