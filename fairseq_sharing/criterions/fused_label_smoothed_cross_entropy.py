@@ -22,6 +22,8 @@ NAME = "fused_label_smoothed_cross_entropy"
 class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """The loss, log and options of ``label_smoothed_cross_entropy``, faster and with less memory."""
 
+    flag = NAME
+
     def forward(
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
@@ -40,7 +42,7 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
         """
         if not reduce:
             return super().forward(model, sample, reduce=False)
-        losses = self._losses(model, sample)
+        losses, _ = self.score(model, sample)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logged = {
             "loss": losses.loss.data,
@@ -54,20 +56,36 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
             logged["total"] = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum().item()
         return losses.loss, sample_size, logged
 
-    def _losses(self, model: Any, sample: dict[str, Any]) -> SmoothedLoss:
+    def score(self, model: Any, sample: dict[str, Any], **asked: Any) -> tuple[SmoothedLoss, dict[str, Any]]:
+        """Run a model on a batch and sum its losses.
+
+        Args:
+            model: see ``forward``.
+            sample: a batch.
+            asked: further arguments of the model.
+
+        Returns:
+            The losses, and what the model gives beside its features.
+
+        Raises:
+            SharingError: the model has an adaptive softmax.
+        """
         if getattr(model.decoder, "adaptive_softmax", None) is not None:
             raise SharingError(
-                f"--criterion {NAME} cannot be combined with --adaptive-softmax-cutoff; allowed: adaptive_loss"
+                f"--criterion {self.flag} cannot be combined with --adaptive-softmax-cutoff; allowed: adaptive_loss"
             )
-        features = model(**sample["net_input"], features_only=True)[0]
+        features, extra = model(**sample["net_input"], features_only=True, **asked)
+        projection = model.decoder.output_projection
         with getattr(model, "training_autocast", nullcontext)():
-            return label_smoothed_loss(
+            losses = label_smoothed_loss(
                 features[:, self.ignore_prefix_size :],
-                model.decoder.output_projection.weight,
+                projection.weight,
                 sample["target"][:, self.ignore_prefix_size :],
                 self.eps,
                 self.padding_idx,
+                projection.bias,
             )
+        return losses, extra
 
 
 # A resumed run compares the names of the classes: plain and fused runs may resume each other.

@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.criterions.label_smoothed_cross_entropy import (
-    LabelSmoothedCrossEntropyCriterion,
-    LabelSmoothedCrossEntropyCriterionConfig,
-)
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
+from fairseq_sharing.criterions.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropyCriterion
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.modules.routing import RouterUsage, negative_entropy
 
@@ -48,7 +46,7 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 
 @register_criterion("moe_cross_entropy", dataclass=MoECrossEntropyConfig)
-class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy minus the weighted entropies of the routers' mean choices, in training only.
 
     Every sequence weighs as many target tokens as it has (one, with --sentence-avg), as it does in the cross-entropy:
@@ -57,6 +55,8 @@ class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     Source: Csordas et al. 2024, MoEUT, section 2.1.
     """
+
+    flag = "moe_cross_entropy"
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         Args:
             model: a model with expert banks.
             sample: a batch.
-            reduce: sum over tokens.
+            reduce: sum over tokens; where not, the loss is that of ``label_smoothed_cross_entropy``.
 
         Returns:
             The loss, its denominator, and what is logged.
@@ -93,21 +93,23 @@ class MoECrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 "--criterion moe_cross_entropy needs a model with expert banks: "
                 "--arch transformer_moeut, transformer_lm_moeut or one of their sizes"
             )
-        output = model(**sample["net_input"], return_usage=True)
-        loss, nll_loss = self.compute_loss(model, output, sample, reduce=reduce)
+        if not reduce:
+            return super().forward(model, sample, reduce=False)
+        losses, extra = self.score(model, sample, return_usage=True)
+        loss = losses.loss
         lengths = sample["target"].ne(self.padding_idx).sum(1)
         size = len(lengths) if self.sentence_avg else sample["ntokens"]
         logged = {
             "loss": loss.data,
-            "nll_loss": nll_loss.data,
+            "nll_loss": losses.nll_loss.data,
             "ntokens": sample["ntokens"],
             "nsentences": len(lengths),
             "sample_size": size,
         }
         if self.report_accuracy:
-            correct, total = self.compute_accuracy(model, output, sample)
-            logged.update(n_correct=correct.item(), total=total.item())
-        usage = output[1]["usage"]
+            counted = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum()
+            logged.update(n_correct=losses.correct.item(), total=counted.item())
+        usage = extra["usage"]
         if model.training:
             weights = torch.ones_like(lengths) if self.sentence_avg else lengths
             weights = weights * (size / weights.sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairseq_sharing.modules.dropout import FastDropout
 from fairseq_sharing.modules.peri_layer import Step
 from fairseq_sharing.modules.rotary import rotate
 from fairseq_sharing.modules.routing import RouterUsage
@@ -63,7 +64,7 @@ class DenseLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(d)
         self.fc1 = nn.Linear(d, sizes.ffn_dim)
         self.fc2 = nn.Linear(sizes.ffn_dim, d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FastDropout(dropout, type(self).__name__)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=(2 / (num_layers * module.in_features)) ** 0.5)

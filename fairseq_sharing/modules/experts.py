@@ -23,9 +23,10 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.modules.precision import product_dtype
 
 BACKENDS = ("dense", "loop", "grouped", "triton")
-# Times the products needed that a device still makes faster than it sorts.
+# Times the products needed that a device still makes faster than it sorts, and the tokens up to which it does; a GPU
+# without the Triton kernels at any number of them.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
-_FEW_TOKENS = 32_768  # up to which that is faster than the Triton kernels too
+_FEW_TOKENS = {"cpu": 64, "cuda": 32_768}
 _ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
 
 
@@ -105,8 +106,8 @@ def choose_backend(
 ) -> str:
     """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
 
-    Multiplying by all of a small bank, such as attention's, is faster than sorting, unless a GPU has many tokens to
-    multiply. On a CPU a loop is faster than a copy of a bank whose rows grouped_mm wants longer.
+    Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens. On a
+    CPU a loop is faster than a copy of a bank whose rows grouped_mm wants longer.
 
     Args:
         device: where the rows are.
@@ -116,7 +117,8 @@ def choose_backend(
         dtype: what is multiplied.
     """
     kernels = device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda")
-    if shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs and not (kernels and tokens > _FEW_TOKENS):
+    few = tokens <= _FEW_TOKENS.get(device.type, 0) or (device.type == "cuda" and not kernels)
+    if few and shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs:
         return "dense"
     if device.type != "cpu":
         return "triton" if kernels else "grouped"

@@ -25,7 +25,12 @@ class SmoothedLoss(NamedTuple):
 
 
 def label_smoothed_loss(
-    features: Tensor, weight: Tensor, target: Tensor, epsilon: float, ignore_index: int
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    epsilon: float,
+    ignore_index: int,
+    bias: Tensor | None = None,
 ) -> SmoothedLoss:
     """Score every word of the vocabulary after each position and sum the label-smoothed cross-entropy, in nats.
 
@@ -38,6 +43,7 @@ def label_smoothed_loss(
         target: the right words, B x T or rows.
         epsilon: label smoothing; 0 gives the plain cross-entropy.
         ignore_index: the word whose positions do not count.
+        bias: of the output projection, V.
 
     Source: Szegedy et al. 2016, section 7, in the form of fairseq's ``label_smoothed_nll_loss``: a row's loss
     ``(1 - epsilon - e) (lse - x_t) + e (V lse - sum x)`` with ``e = epsilon / (V - 1)`` is
@@ -46,16 +52,23 @@ def label_smoothed_loss(
     target = target.reshape(-1)
     counted = target.ne(ignore_index).nonzero().squeeze(1)
     rows = features.reshape(-1, features.size(-1)).index_select(0, counted)
-    need_gradient = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
+    need_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (rows, weight, bias))
     return SmoothedLoss(
-        *_SmoothedLoss.apply(rows, weight, target[counted], epsilon, product_dtype(weight), need_gradient)
+        *_SmoothedLoss.apply(rows, weight, bias, target[counted], epsilon, product_dtype(weight), need_gradient)
     )
 
 
 class _SmoothedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, target: Tensor, epsilon: float, dtype: torch.dtype, need_gradient: bool
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+        need_gradient: bool,
     ) -> tuple[Tensor, ...]:
         size = weight.size(0)
         share = epsilon / (size - 1)
@@ -64,6 +77,7 @@ class _SmoothedLoss(torch.autograd.Function):
         correct = torch.zeros((), device=rows.device, dtype=torch.long)
         rows_gradient = torch.empty_like(rows if need_gradient else rows[:0])
         weight_gradient = torch.zeros_like(weight if need_gradient else weight[:0], dtype=torch.float32)
+        bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
             chunk = max(1, _CHUNK_ELEMENTS // size, _CHUNK_WIDTHS * weight.size(1))
@@ -71,6 +85,8 @@ class _SmoothedLoss(torch.autograd.Function):
                 x = rows[begin : begin + chunk].to(dtype)
                 t = target[begin : begin + chunk, None]
                 scores = (x @ product_weight.t()).float()
+                if bias is not None:
+                    scores += bias
                 best, guess = scores.max(-1, keepdim=True)
                 probs = torch.softmax(scores, -1)
                 # The best word's probability is the only one that cannot underflow.
@@ -83,13 +99,15 @@ class _SmoothedLoss(torch.autograd.Function):
                     if share:
                         probs.sub_(share)
                     probs.scatter_add_(1, t, probs.new_full(t.shape, -hit))
+                    if bias_gradient is not None:
+                        bias_gradient += probs.sum(0)
                     scores_gradient = probs.to(dtype)
                     rows_gradient[begin : begin + chunk] = scores_gradient @ product_weight
                     if dtype == torch.float32:
                         weight_gradient.addmm_(scores_gradient.t(), x)
                     else:
                         weight_gradient += scores_gradient.t() @ x
-        ctx.save_for_backward(rows_gradient, weight_gradient)
+        ctx.save_for_backward(rows_gradient, weight_gradient, bias_gradient)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(nll_loss, correct)
         return loss, nll_loss, correct
@@ -97,6 +115,8 @@ class _SmoothedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        rows_gradient, weight_gradient = ctx.saved_tensors
+        rows_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
         weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
-        return rows_gradient * gradient.to(rows_gradient.dtype), weight_gradient, None, None, None, None
+        if bias_gradient is not None:
+            bias_gradient = (bias_gradient * gradient).to(ctx.weight_dtype)
+        return rows_gradient * gradient.to(rows_gradient.dtype), weight_gradient, bias_gradient, None, None, None, None

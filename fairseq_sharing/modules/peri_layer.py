@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fairseq_sharing.modules.dropout import FastDropout
 from fairseq_sharing.modules.experts import ExpertOptions
 from fairseq_sharing.modules.rotary import Rotation
 from fairseq_sharing.modules.routing import Router, RouterUsage, Routing
@@ -130,7 +131,7 @@ class PeriLayer(nn.Module):
         self.encoder_attn = attention() if cross_attention else None
         self.final_layer_norm = nn.LayerNorm(sizes.embed_dim)
         self.ffn = SigmaMoE(sizes.embed_dim, sizes.ffn_experts, sizes.ffn_top_k, sizes.expert_dim, scale, options)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FastDropout(dropout, type(self).__name__)
 
     def forward(
         self, x: Tensor, step: Step, past: Attended | None = None, memory: Attended | None = None

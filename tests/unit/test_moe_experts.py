@@ -148,7 +148,8 @@ def test_the_bank_is_cast_once_and_not_kept_in_bf16():
 def test_the_back_end_is_chosen_by_device_bank_and_batch(kernels, monkeypatch):
     monkeypatch.setattr(experts, "has_kernels", lambda device_type: kernels)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_backend(cpu, (8, 128, 32), 1024, 4, torch.float32) == "dense"
+    assert choose_backend(cpu, (8, 128, 32), 40, 4, torch.float32) == "dense"
+    assert choose_backend(cpu, (8, 128, 32), 1024, 4, torch.float32) == "grouped"
     assert choose_backend(cpu, (155, 412, 128), 1024, 12, torch.float32) == "grouped"
     assert choose_backend(cpu, (155, 412, 128), 1024, 12, torch.bfloat16) == "loop"
     assert choose_backend(cuda, (40, 1024, 128), 8192, 8, torch.bfloat16) == "dense"
