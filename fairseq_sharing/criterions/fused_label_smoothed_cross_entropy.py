@@ -84,6 +84,7 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
                 self.eps,
                 self.padding_idx,
                 projection.bias,
+                count_correct=self.report_accuracy,
             )
         return losses, extra
 

@@ -80,7 +80,7 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
         """
         padding = src_tokens.eq(self.padding_idx)
         x, embedded = self.forward_embedding(src_tokens, token_embeddings)
-        x = x.masked_fill(padding[..., None], 0).transpose(0, 1)  # B x S x C -> S x B x C
+        x = x.masked_fill(padding[..., None], 0).transpose(0, 1).contiguous()  # B x S x C -> S x B x C
         turn = rotation(0, len(x), self.cfg.rotary_dim, x.device)
         mask = ~padding[:, None, None] if padding.any() else None
         step = Step(turn, ~padding.t(), mask, count=return_usage)
@@ -159,7 +159,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         x = self.embed_scale * self.embed_tokens(prev_output_tokens[:, start:])
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
-        x = self.dropout_module(x).transpose(0, 1)  # B x T x C -> T x B x C
+        x = self.dropout_module(x).transpose(0, 1).contiguous()  # B x T x C -> T x B x C
         step = self._step(keep, start, encoder_out, return_usage)
         memories = self._memories(encoder_out, incremental_state, step)
         states, usage = [x], []

@@ -31,6 +31,7 @@ def label_smoothed_loss(
     epsilon: float,
     ignore_index: int,
     bias: Tensor | None = None,
+    count_correct: bool = True,
 ) -> SmoothedLoss:
     """Score every word of the vocabulary after each position and sum the label-smoothed cross-entropy, in nats.
 
@@ -44,6 +45,7 @@ def label_smoothed_loss(
         epsilon: label smoothing; 0 gives the plain cross-entropy.
         ignore_index: the word whose positions do not count.
         bias: of the output projection, V.
+        count_correct: find the best word of each position too; else ``correct`` is 0.
 
     Source: Szegedy et al. 2016, section 7, in the form of fairseq's ``label_smoothed_nll_loss``: a row's loss
     ``(1 - epsilon - e) (lse - x_t) + e (V lse - sum x)`` with ``e = epsilon / (V - 1)`` is
@@ -54,7 +56,9 @@ def label_smoothed_loss(
     rows = features.reshape(-1, features.size(-1)).index_select(0, counted)
     need_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (rows, weight, bias))
     return SmoothedLoss(
-        *_SmoothedLoss.apply(rows, weight, bias, target[counted], epsilon, product_dtype(weight), need_gradient)
+        *_SmoothedLoss.apply(
+            rows, weight, bias, target[counted], epsilon, product_dtype(weight), need_gradient, count_correct
+        )
     )
 
 
@@ -69,6 +73,7 @@ class _SmoothedLoss(torch.autograd.Function):
         epsilon: float,
         dtype: torch.dtype,
         need_gradient: bool,
+        count_correct: bool,
     ) -> tuple[Tensor, ...]:
         size = weight.size(0)
         share = epsilon / (size - 1)
@@ -81,20 +86,23 @@ class _SmoothedLoss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
             chunk = max(1, _CHUNK_ELEMENTS // size, _CHUNK_WIDTHS * weight.size(1))
+            # What is written again and again stays in a processor's cache.
+            products = torch.empty(min(chunk, rows.size(0)), size, dtype=dtype, device=rows.device)
+            all_probs = torch.empty_like(products, dtype=torch.float32)
             for begin in range(0, rows.size(0), chunk):
                 x = rows[begin : begin + chunk].to(dtype)
                 t = target[begin : begin + chunk, None]
-                scores = (x @ product_weight.t()).float()
+                scores = torch.mm(x, product_weight.t(), out=products[: len(x)]).float()
                 if bias is not None:
                     scores += bias
-                best, guess = scores.max(-1, keepdim=True)
-                probs = torch.softmax(scores, -1)
+                probs = torch.softmax(scores, -1, out=all_probs[: len(x)])
                 # The best word's probability is the only one that cannot underflow.
-                lse = best - probs.gather(1, guess).log()
+                lse = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
                 score = scores.gather(1, t)
                 nll_loss += (lse - score).sum()
                 loss += (lse - hit * score).sum() - share * scores.sum()
-                correct += guess.eq(t).sum()
+                if count_correct:
+                    correct += scores.argmax(-1, keepdim=True).eq(t).sum()
                 if need_gradient:
                     if share:
                         probs.sub_(share)
@@ -119,4 +127,13 @@ class _SmoothedLoss(torch.autograd.Function):
         weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
         if bias_gradient is not None:
             bias_gradient = (bias_gradient * gradient).to(ctx.weight_dtype)
-        return rows_gradient * gradient.to(rows_gradient.dtype), weight_gradient, bias_gradient, None, None, None, None
+        return (
+            rows_gradient * gradient.to(rows_gradient.dtype),
+            weight_gradient,
+            bias_gradient,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
