@@ -37,14 +37,11 @@ from fairseq_sharing.modules.switch_head import SwitchHead
 VOCABULARY = 8000
 LENGTH = 128  # tokens of a sentence in the measurements of layers
 TOLERANCE = 0.95  # of the fastest back-end's speed, below which the chosen one counts as slower
-TINY = LayerSizes(64, 2, 16, 4, 2, 16, 2, 16, 8)
 
 
 def size_of(name: str) -> tuple[LayerSizes, int]:
     """Read sizes of a layer, and the depth, from the registered architecture."""
-    if name == "tiny":
-        return TINY, 4
-    args = Namespace(arch=f"transformer_lm_moeut_{name}")
+    args = Namespace(arch="transformer_moeut_tiny" if name == "tiny" else f"transformer_lm_moeut_{name}")
     models.ARCH_CONFIG_REGISTRY[args.arch](args)
     from fairseq_sharing.models.moe_options import layer_sizes
 
@@ -259,7 +256,12 @@ def show(name: str, result: dict) -> None:
 def main() -> None:
     """Measure and print; write JSON where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["44m", "244m"], help="of the architectures, or tiny")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["44m", "244m"],
+        help="of the language models; or tiny, of translation's decoder, without training",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fp32", action="store_true", help="no bf16 autocast on a GPU; a CPU always computes in fp32")
     parser.add_argument("--tokens", type=int, default=1024, help=f"tokens of a layer's batch, a multiple of {LENGTH}")

@@ -32,18 +32,30 @@ def inputs(scale=1.0):
 @pytest.mark.parametrize(("chunk", "widths"), [(1, 0), (7 * WORDS, 0), (1, 2), (1 << 20, 0)])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_values_and_gradients_equal_fairseq_s(monkeypatch, epsilon, chunk, widths, scale):
+@pytest.mark.parametrize("biased", [False, True])
+def test_values_and_gradients_equal_fairseq_s(monkeypatch, epsilon, chunk, widths, scale, biased):
     monkeypatch.setattr(label_smoothed_projection, "_CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(label_smoothed_projection, "_CHUNK_WIDTHS", widths)
     features, weight, target = inputs(scale)
-    log_probs = torch.log_softmax(features @ weight.t(), -1)
+    bias = torch.linspace(-2, 2, WORDS).requires_grad_() if biased else None
+    given = [features, weight, *([bias] if biased else [])]
+    log_probs = torch.log_softmax(torch.nn.functional.linear(features, weight, bias), -1)
     loss, nll_loss = label_smoothed_nll_loss(log_probs, target, epsilon, ignore_index=PAD)
-    expected = torch.autograd.grad(3 * loss, (features, weight))
-    ours = label_smoothed_loss(features.view(1, ROWS, WIDTH), weight, target.view(1, ROWS), epsilon, PAD)
+    expected = torch.autograd.grad(3 * loss, given)
+    ours = label_smoothed_loss(features.view(1, ROWS, WIDTH), weight, target.view(1, ROWS), epsilon, PAD, bias)
     torch.testing.assert_close(ours.loss, loss)
     torch.testing.assert_close(ours.nll_loss, nll_loss)
     assert ours.correct == (log_probs.argmax(-1) == target)[target != PAD].sum()
-    torch.testing.assert_close(torch.autograd.grad(3 * ours.loss, (features, weight)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(3 * ours.loss, given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_words_are_found_only_when_asked_for():
+    features, weight, _ = inputs()
+    target = (features @ weight.t()).argmax(-1)
+    counted, plain = (label_smoothed_loss(features, weight, target, 0.1, PAD, count_correct=c) for c in (True, False))
+    assert counted.correct == target.ne(PAD).sum()
+    assert plain.correct == 0
+    assert torch.equal(counted.loss, plain.loss)
 
 
 def test_no_gradient_is_made_without_need():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.logging import metrics
 from moeut_models import build_moeut
 from tiny_models import PAD, batch, build, dictionary, perturb
@@ -121,6 +122,27 @@ def test_translation_pools_the_batch_and_a_language_model_a_sequence():
     assert all(len(set(entropy.tolist())) > 1 for _, entropy in criterion().entropies(used))
     used = build_moeut().train()(**batch(), return_usage=True)[1]["usage"]
     assert all(len(set(entropy.tolist())) == 1 for _, entropy in criterion().entropies(used))
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_prefix_size": 2}, {"report_accuracy": True}], ids=str)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "with a bias"])
+def test_without_the_reward_it_is_fairseq_s_loss(tied, options):
+    model = build_moeut(sharing="cycle", unique_layers=2, share_all_embeddings=tied).eval()
+    assert (model.decoder.output_projection.bias is None) == tied
+    plain = LabelSmoothedCrossEntropyCriterion(SimpleNamespace(target_dictionary=dictionary()), False, 0.1, **options)
+    results = []
+    for kind in (plain, criterion(**options)):
+        model.zero_grad()
+        loss, size, logged = kind(model, sample())
+        loss.backward()
+        known = ("loss", "nll_loss", "ntokens", "nsentences", "sample_size", "n_correct", "total")
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        results.append(
+            (loss.detach(), size, {name: float(logged[name]) for name in known if name in logged}, gradients)
+        )
+    assert results[0][2].keys() == results[1][2].keys()
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(criterion(**options)(model, sample(), reduce=False)[0], plain(model, sample(), reduce=False)[0])
 
 
 def test_validation_has_no_regulariser_and_logs_what_was_chosen():

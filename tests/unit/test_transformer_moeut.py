@@ -114,6 +114,14 @@ def test_layers_share_parameters_by_the_map(case, moeut):
                 assert (parameter is owner[name]) == (scoped(case, name) or case.owner(stack, depth) == depth), name
 
 
+@torch.no_grad()
+def test_dropout_is_retained_in_inference_where_fairseq_is_asked_to():
+    model = build_moeut(dropout=0.5).eval()
+    assert torch.equal(model(**batch())[0], model(**batch())[0])
+    model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=["PeriLayer"])
+    assert not torch.equal(model(**batch())[0], model(**batch())[0])
+
+
 def test_the_number_of_parameters_does_not_depend_on_the_depth():
     sizes = {
         sum(p.numel() for p in build_moeut(**CYCLE, encoder_layers=n, decoder_layers=n).parameters()) for n in (3, 6, 9)
