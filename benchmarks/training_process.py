@@ -85,10 +85,9 @@ class Side:
         words: the flags of fairseq-train.
         threads: of its process.
         batches: updates of a timed turn, each on another batch.
-        variables: of its environment, beside those of this process.
     """
 
-    def __init__(self, words: list[str], threads: int, batches: int, variables: dict[str, str] | None = None):
+    def __init__(self, words: list[str], threads: int, batches: int):
         job = json.dumps({"words": words, "threads": threads, "batches": batches})
         self.process = subprocess.Popen(
             [sys.executable, __file__, job],
@@ -96,7 +95,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), **(variables or {})},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
         self.parameters = self._answer()["ready"]
         self.runs: list[dict] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training import allocator, environment
 from fairseq_sharing.training import config as configuration
+from fairseq_sharing.training import environment
 from fairseq_sharing.training.run_directory import RunDirectory
 
 # What torchrun starts for each rank: fairseq-train, after a look at the other ranks.
@@ -112,17 +111,6 @@ class Plan:
             *("--nproc-per-node", str(self.devices), "--master-addr", host, "--master-port", port),
             *("-m", RANK_MODULE, *self.words()),
         ]
-
-    def variables(self) -> dict[str, str]:
-        """Return the environment of its processes: on a CPU they share the cores, and keep the memory that they free.
-
-        What this process's environment says stays as it is.
-        """
-        if self.cuda:
-            return dict(os.environ)
-        share = max(1, environment.cpu_cores() // self.devices)
-        ours = {"GLIBC_TUNABLES": allocator.TUNABLES, **({"OMP_NUM_THREADS": str(share)} if self.devices > 1 else {})}
-        return {**ours, **os.environ}
 
     def tokens_per_batch(self) -> int | None:
         """Return the most tokens an update sees; None when batches are counted in sentences."""

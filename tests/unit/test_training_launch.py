@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.training import environment, processes
-from fairseq_sharing.training.allocator import TUNABLES
 from fairseq_sharing.training.config import compose
 from fairseq_sharing.training.launch import train
 from fairseq_sharing.training.log_tail import LogTail
@@ -66,31 +64,6 @@ def test_several_processes_are_started_by_torchrun():
     assert (_flag(command, "--master-addr"), _flag(command, "-m")) == ("127.0.0.1", "fairseq_sharing.training.rank")
     assert _flag(command, "--distributed-world-size") == "2"
     assert "--cpu" in command
-
-
-@pytest.mark.parametrize(("machine", "own"), [(CPU, True), (GPUS, False)], indirect=["machine"], ids=["cpu", "gpu"])
-@pytest.mark.usefixtures("machine")
-def test_cpu_processes_share_the_cores_and_keep_freed_memory(monkeypatch, own):
-    names = ("GLIBC_TUNABLES", "OMP_NUM_THREADS")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    plan = make_plan(compose("toy/vanilla.yaml"), devices=2)
-    given = {name: plan.variables().get(name) for name in names}
-    assert given == dict(zip(names, (TUNABLES, "2") if own else (None, None), strict=True))
-    for name in names:
-        monkeypatch.setenv(name, "1")
-    assert [plan.variables()[name] for name in names] == ["1", "1"]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_freed_memory_is_kept():
-    """Twenty large blocks, one after the other, are zeroed by the system once, not twenty times."""
-    code = "import resource\nfor _ in range(20): bytearray(64 << 20)\nprint(resource.getrusage(0).ru_minflt)"
-    faults = [
-        int(subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "GLIBC_TUNABLES": tunables}))
-        for tunables in ("", TUNABLES)
-    ]
-    assert faults[1] < faults[0] / 5
 
 
 @pytest.mark.parametrize("machine", [GPUS], indirect=True)
