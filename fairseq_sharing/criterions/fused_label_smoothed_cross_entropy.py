@@ -13,7 +13,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from torch import Tensor, nn
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.modules.label_smoothed_projection import SmoothedLoss, label_smoothed_loss
+from fairseq_sharing.modules.label_smoothed_projection import label_smoothed_loss
 
 NAME = "fused_label_smoothed_cross_entropy"
 
@@ -42,21 +42,11 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
         """
         if not reduce:
             return super().forward(model, sample, reduce=False)
-        losses, _ = self.score(model, sample)
-        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
-        logged = {
-            "loss": losses.loss.data,
-            "nll_loss": losses.nll_loss.data,
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["target"].size(0),
-            "sample_size": sample_size,
-        }
-        if self.report_accuracy:
-            logged["n_correct"] = losses.correct.item()
-            logged["total"] = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum().item()
-        return losses.loss, sample_size, logged
+        return self.score(model, sample)[:3]
 
-    def score(self, model: Any, sample: dict[str, Any], **asked: Any) -> tuple[SmoothedLoss, dict[str, Any]]:
+    def score(
+        self, model: Any, sample: dict[str, Any], **asked: Any
+    ) -> tuple[Tensor, int, dict[str, Any], dict[str, Any]]:
         """Run a model on a batch and sum its losses.
 
         Args:
@@ -65,7 +55,7 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
             asked: further arguments of the model.
 
         Returns:
-            The losses, and what the model gives beside its features.
+            What ``forward`` returns, and what the model gives beside its features.
 
         Raises:
             SharingError: the model has an adaptive softmax.
@@ -86,7 +76,18 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
                 projection.bias,
                 count_correct=self.report_accuracy,
             )
-        return losses, extra
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        logged = {
+            "loss": losses.loss.data,
+            "nll_loss": losses.nll_loss.data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": sample_size,
+        }
+        if self.report_accuracy:
+            logged["n_correct"] = losses.correct.item()
+            logged["total"] = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum().item()
+        return losses.loss, sample_size, logged, extra
 
 
 # A resumed run compares the names of the classes: plain and fused runs may resume each other.

@@ -95,22 +95,10 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
             )
         if not reduce:
             return super().forward(model, sample, reduce=False)
-        losses, extra = self.score(model, sample, return_usage=True)
-        loss = losses.loss
-        lengths = sample["target"].ne(self.padding_idx).sum(1)
-        size = len(lengths) if self.sentence_avg else sample["ntokens"]
-        logged = {
-            "loss": loss.data,
-            "nll_loss": losses.nll_loss.data,
-            "ntokens": sample["ntokens"],
-            "nsentences": len(lengths),
-            "sample_size": size,
-        }
-        if self.report_accuracy:
-            counted = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum()
-            logged.update(n_correct=losses.correct.item(), total=counted.item())
+        loss, size, logged, extra = self.score(model, sample, return_usage=True)
         usage = extra["usage"]
         if model.training:
+            lengths = sample["target"].ne(self.padding_idx).sum(1)
             weights = torch.ones_like(lengths) if self.sentence_avg else lengths
             weights = weights * (size / weights.sum())
             balance = loss.new_zeros(()) - sum(

@@ -106,8 +106,8 @@ def choose_backend(
 ) -> str:
     """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
 
-    Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens. On a
-    CPU a loop is faster than a copy of a bank whose rows grouped_mm wants longer.
+    Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens. On a CPU a loop is
+    faster than a copy of a bank whose rows grouped_mm wants longer.
 
     Args:
         device: where the rows are.

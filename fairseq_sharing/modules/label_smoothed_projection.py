@@ -127,13 +127,5 @@ class _SmoothedLoss(torch.autograd.Function):
         weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
         if bias_gradient is not None:
             bias_gradient = (bias_gradient * gradient).to(ctx.weight_dtype)
-        return (
-            rows_gradient * gradient.to(rows_gradient.dtype),
-            weight_gradient,
-            bias_gradient,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        rows_gradient = rows_gradient * gradient.to(rows_gradient.dtype)
+        return rows_gradient, weight_gradient, bias_gradient, None, None, None, None, None

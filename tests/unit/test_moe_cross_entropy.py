@@ -186,6 +186,12 @@ def test_a_model_without_banks_is_refused():
         criterion(ffn_entropy=-1)
 
 
+def test_adaptive_softmax_is_refused():
+    model = build_moeut(share_all_embeddings=False, adaptive_softmax_cutoff=[10, 20])
+    with pytest.raises(SharingError, match=r"^--criterion moe_cross_entropy cannot be .* --adaptive-softmax-cutoff; "):
+        criterion()(model, sample())
+
+
 def test_the_dense_baseline_trains_with_it():
     options = dict.fromkeys(("attention_experts", "attention_top_k", "ffn_experts", "ffn_top_k", "expert_dim"))
     model = build_moeut("transformer_lm_moeut_dense_44m", **options, decoder_ffn_embed_dim=24).train()
