@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import time
@@ -83,7 +82,7 @@ def _join(plan: Plan, console: Console) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output, TrainingProgress(console, plan.config.run, plan.config) as progress:
         tail = LogTail(log, progress)
-        process = spawn(command, output.fileno(), (), _variables(plan))
+        process = spawn(command, output.fileno(), (), plan.variables())
         with forwarded_signals(process) as received:
             status = wait(process, {"peak_memory_bytes": 0}, tail.read, received)
         tail.read()
@@ -135,7 +134,7 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
         TrainingProgress(console, plan.config.run, plan.config) as progress,
     ):
         tail = LogTail(run.log_file, progress)
-        process = spawn(command, output.fileno(), (lock,), _variables(plan))
+        process = spawn(command, output.fileno(), (lock,), plan.variables())
         with forwarded_signals(process) as received:
             status = wait(process, record, tail.read, received)
         tail.read()
@@ -155,14 +154,6 @@ def _end(status: int, received: list[int], tail: LogTail, log: Any) -> None:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
     if status:
         raise SharingError(f"fairseq-train failed: {tail.error(status)} (log: {log})")
-
-
-def _variables(plan: Plan) -> dict[str, str]:
-    """Return the environment of a training: CPU processes share the cores."""
-    variables = dict(os.environ)
-    if not plan.cuda and plan.devices > 1:
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // plan.devices)))
-    return variables
 
 
 def _value(command: list[str], flag: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,13 @@ class Plan:
             *("--nproc-per-node", str(self.devices), "--master-addr", host, "--master-port", port),
             *("-m", RANK_MODULE, *self.words()),
         ]
+
+    def variables(self) -> dict[str, str]:
+        """Return its processes' environment: this one's; on a CPU they share the cores unless it says how many."""
+        variables = dict(os.environ)
+        if not self.cuda and self.devices > 1:
+            variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // self.devices)))
+        return variables
 
     def tokens_per_batch(self) -> int | None:
         """Return the most tokens an update sees; None when batches are counted in sentences."""

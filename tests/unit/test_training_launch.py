@@ -66,6 +66,16 @@ def test_several_processes_are_started_by_torchrun():
     assert "--cpu" in command
 
 
+@pytest.mark.parametrize(("machine", "share"), [(CPU, "2"), (GPUS, None)], indirect=["machine"], ids=["cpu", "gpu"])
+@pytest.mark.usefixtures("machine")
+def test_cpu_processes_share_the_cores(monkeypatch, share):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    plan = make_plan(compose("toy/vanilla.yaml"), devices=2)
+    assert plan.variables().get("OMP_NUM_THREADS") == share
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert plan.variables()["OMP_NUM_THREADS"] == "1"
+
+
 @pytest.mark.parametrize("machine", [GPUS], indirect=True)
 @pytest.mark.usefixtures("machine")
 def test_all_gpus_of_all_machines_share_the_batch():
