@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TILE = 128  # pairs of one expert that a program multiplies
 _COLUMNS = 128
 _DEPTH = 64  # of a product, read at a time
+_WIDE_DEPTH = 128  # up to which a program multiplies by all columns
+_WIDE_COLUMNS = 64  # at a time
 _PLACED = 32  # tiles that a program places
 _SUMMED = 2048  # entries that a program sums
 _CHOSEN_FROM = 512  # scores that a program chooses from, those of several tokens where they have few
@@ -43,7 +45,7 @@ def _tiles_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _multiply_kernel(  # type: ignore[no-untyped-def]
+def _deep_kernel(  # type: ignore[no-untyped-def]
     x,
     bank,
     out,
@@ -58,26 +60,32 @@ def _multiply_kernel(  # type: ignore[no-untyped-def]
     bank_depth,
     bank_column,
     READERS: tl.constexpr,
+    EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
+    """A tile's rows times a block of columns."""
     blocks = tl.cdiv(columns, COLUMNS)
     tile = tl.program_id(0) // blocks
     expert = tl.load(tile_expert + tile)
     if expert >= 0:
         place = tl.load(tile_start + tile) + tl.arange(0, ROWS)
         real = place < tl.load(ends + expert)
-        pair = tl.load(order + place, mask=real, other=0)
+        pair = tl.load(order + place, mask=real, other=0)  # what pair 0 would give is not stored
         column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
         at = tl.arange(0, DEPTH)
         left = x + (pair // READERS)[:, None] * x_row + at[None, :]
         right = bank + expert.to(tl.int64) * bank_expert + at[:, None] * bank_depth + column[None, :] * bank_column
         total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for begin in range(0, depth, DEPTH):
-            inside = begin + at < depth
-            rows = tl.load(left, mask=real[:, None] & inside[None, :], other=0.0)
-            matrix = tl.load(right, mask=inside[:, None] & (column < columns)[None, :], other=0.0)
+            if EVEN:
+                rows = tl.load(left)
+                matrix = tl.load(right)
+            else:
+                inside = begin + at < depth
+                rows = tl.load(left, mask=inside[None, :], other=0.0)
+                matrix = tl.load(right, mask=inside[:, None] & (column < columns)[None, :], other=0.0)
             total = tl.dot(rows, matrix, total, input_precision="ieee")
             left += DEPTH
             right += DEPTH * bank_depth
@@ -86,10 +94,57 @@ def _multiply_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _wide_kernel(  # type: ignore[no-untyped-def]
+    x,
+    bank,
+    out,
+    order,
+    tile_expert,
+    tile_start,
+    ends,
+    depth,
+    columns,
+    x_row,
+    bank_expert,
+    bank_depth,
+    bank_column,
+    READERS: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """A tile's rows, read once, times all columns: a product this shallow is over before another program has begun."""
+    tile = tl.program_id(0)
+    expert = tl.load(tile_expert + tile)
+    if expert >= 0:
+        place = tl.load(tile_start + tile) + tl.arange(0, ROWS)
+        real = place < tl.load(ends + expert)
+        pair = tl.load(order + place, mask=real, other=0)
+        column = tl.arange(0, COLUMNS)
+        at = tl.arange(0, DEPTH)
+        left = x + (pair // READERS)[:, None] * x_row + at[None, :]
+        right = bank + expert.to(tl.int64) * bank_expert + at[:, None] * bank_depth + column[None, :] * bank_column
+        to = out + pair[:, None] * columns + column[None, :]
+        rows = tl.load(left, mask=(at < depth)[None, :], other=0.0)
+        for begin in range(0, columns, COLUMNS):
+            if EVEN:
+                matrix = tl.load(right)
+                stored = real[:, None]
+            else:
+                inside = begin + column < columns
+                matrix = tl.load(right, mask=(at < depth)[:, None] & inside[None, :], other=0.0)
+                stored = real[:, None] & inside[None, :]
+            total = tl.dot(rows, matrix, input_precision="ieee")
+            tl.store(to, total.to(out.dtype.element_ty), mask=stored)
+            right += COLUMNS * bank_column
+            to += COLUMNS
+
+
+@triton.jit
 def _outer_kernel(  # type: ignore[no-untyped-def]
     left,
     right,
-    gates,
     sums,
     order,
     ends,
@@ -99,7 +154,6 @@ def _outer_kernel(  # type: ignore[no-untyped-def]
     right_row,
     LEFT_READERS: tl.constexpr,
     RIGHT_READERS: tl.constexpr,
-    GATED: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -119,8 +173,8 @@ def _outer_kernel(  # type: ignore[no-untyped-def]
         real = place < end
         pair = tl.load(order + place, mask=real, other=0)
         a = tl.load(
-            left + (pair // LEFT_READERS)[None, :] * left_row + i[:, None],
-            mask=real[None, :] & (i < height)[:, None],
+            left + (pair // LEFT_READERS)[:, None] * left_row + i[None, :],
+            mask=real[:, None] & (i < height)[None, :],
             other=0.0,
         )
         b = tl.load(
@@ -128,11 +182,33 @@ def _outer_kernel(  # type: ignore[no-untyped-def]
             mask=real[:, None] & (j < width)[None, :],
             other=0.0,
         )
-        if GATED:  # on the left, which Hopper's tensor cores take from registers
-            a = (a * tl.load(gates + pair, mask=real, other=0.0)[None, :]).to(left.dtype.element_ty)
-        total = tl.dot(a, b, total, input_precision="ieee")
+        total = tl.dot(a.T, b, total, input_precision="ieee")
     out = sums + expert.to(tl.int64) * height * width + i[:, None] * width + j[None, :]
     tl.store(out, total.to(sums.dtype.element_ty), mask=(i < height)[:, None] & (j < width)[None, :])
+
+
+@triton.jit
+def _gate_kernel(  # type: ignore[no-untyped-def]
+    rows,
+    products,
+    gates,
+    gated,
+    dgates,
+    count,
+    width,
+    READERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    real = (pair < count)[:, None] & (column < width)[None, :]
+    row = tl.load(rows + (pair // READERS)[:, None] * width + column[None, :], mask=real, other=0.0).to(tl.float32)
+    at = pair[:, None] * width + column[None, :]
+    product = tl.load(products + at, mask=real, other=0.0).to(tl.float32)
+    gate = tl.load(gates + pair, mask=pair < count, other=0.0)
+    tl.store(dgates + pair, tl.sum(row * product, axis=1), mask=pair < count)
+    tl.store(gated + at, (row * gate[:, None]).to(gated.dtype.element_ty), mask=real)
 
 
 @triton.jit
@@ -225,8 +301,11 @@ def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transpos
     depth, columns = bank.shape[1:]
     out = torch.empty(dispatch.experts.numel(), columns, device=x.device, dtype=x.dtype)
     tile_expert, tile_start = dispatch.tiles
-    grid = (len(tile_expert) * triton.cdiv(columns, _COLUMNS),)
-    _multiply_kernel[grid](
+    wide = depth <= _WIDE_DEPTH
+    kernel = _wide_kernel if wide else _deep_kernel
+    block = _WIDE_COLUMNS if wide else _COLUMNS
+    step = max(16, triton.next_power_of_2(depth)) if wide else _DEPTH
+    kernel[(len(tile_expert) * (1 if wide else triton.cdiv(columns, block)),)](
         x,
         bank,
         out,
@@ -239,9 +318,10 @@ def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transpos
         x.stride(0),
         *bank.stride(),
         READERS=readers,
+        EVEN=depth % step == 0 and columns % block == 0,
         ROWS=TILE,
-        COLUMNS=_COLUMNS,
-        DEPTH=_DEPTH,
+        COLUMNS=block,
+        DEPTH=step,
         num_warps=8,
         num_stages=3,
     )
@@ -255,10 +335,9 @@ def outer(
     dispatch: Dispatch,
     left_readers: int,
     right_readers: int,
-    gates: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Sum the outer products of each expert's pairs, each weighed by its gate.
+    """Sum the outer products of each expert's pairs.
 
     Args:
         left: rows, (M / left_readers, in), contiguous.
@@ -266,7 +345,6 @@ def outer(
         dispatch: of M pairs.
         left_readers: pairs that read one row of ``left``.
         right_readers: pairs that read one row of ``right``.
-        gates: (M,), in the order of tokens; all 1 when None.
         dtype: of the sums.
 
     Returns:
@@ -278,7 +356,6 @@ def outer(
     _outer_kernel[grid](
         left,
         right,
-        left if gates is None else gates,
         sums,
         dispatch.order,
         dispatch.ends,
@@ -288,14 +365,36 @@ def outer(
         right.stride(0),
         LEFT_READERS=left_readers,
         RIGHT_READERS=right_readers,
-        GATED=gates is not None,
         HEIGHT=_COLUMNS,
         WIDTH=_COLUMNS,
         ROWS=_DEPTH,
         num_warps=8,
-        num_stages=3,
+        num_stages=5,  # two of them for the pairs, which must be there before rows are found
     )
     return sums
+
+
+@_on_its_device
+def gate(rows: Tensor, products: Tensor, gates: Tensor, readers: int) -> tuple[Tensor, Tensor]:
+    """Weigh each pair's row by its gate, and make the gate's gradient.
+
+    Args:
+        rows: (M / readers, C), contiguous.
+        products: what the pairs' rows are multiplied by in that gradient, (M, C), contiguous.
+        gates: of M pairs, contiguous.
+        readers: pairs that read one row.
+
+    Returns:
+        gates[p] * rows[p // readers], (M, C); sum_c rows[p // readers, c] * products[p, c], like ``gates``.
+    """
+    gated, dgates = torch.empty_like(products), torch.empty_like(gates)
+    count, width = products.shape
+    columns = triton.next_power_of_2(width)
+    lines = max(1, _SUMMED // columns)
+    _gate_kernel[(triton.cdiv(count, lines),)](
+        rows, products, gates, gated, dgates, count, width, READERS=readers, ROWS=lines, WIDTH=columns
+    )
+    return gated, dgates
 
 
 @_on_its_device

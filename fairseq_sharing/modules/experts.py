@@ -237,7 +237,7 @@ class _SortedLinear(torch.autograd.Function):
 
 
 class _GatheringLinear(torch.autograd.Function):
-    """``expert_linear`` by kernels that gather. Gates are part of the sums, and of the bank's gradient."""
+    """``expert_linear`` by kernels that gather. Gates are part of the sums, and meet the narrower side backward."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, gates, dispatch, outputs, dtype):  # type: ignore[no-untyped-def]
@@ -261,19 +261,21 @@ class _GatheringLinear(torch.autograd.Function):
 
         x, weight, gates, ungated = ctx.saved_tensors
         dispatch, inputs, outputs, dtype = ctx.call
-        tokens, pairs = dispatch.experts.shape
-        x_rows, dy = x.to(dtype).contiguous(), dy.to(dtype).contiguous()
-        dx = kernels.multiply(dy, weight.to(dtype), dispatch, pairs // outputs, transposed=True)
+        pairs = dispatch.experts.size(1)
+        left, right = x.to(dtype).contiguous(), dy.to(dtype).contiguous()
+        left_readers, right_readers = pairs // inputs, pairs // outputs
         dweight = dgates = None
-        if gates is not None:
-            rows, products, sides = (x_rows, dx, inputs) if ungated is None else (dy, ungated, outputs)
-            width = rows.size(1)
-            products = products.view(tokens, sides, pairs // sides, width) * rows.view(tokens, sides, 1, width)
-            dgates = products.sum(-1, dtype=gates.dtype).view_as(gates)
+        # Gates meet the narrower side: rows of the output where it is the input that is wide.
+        if ungated is not None:
+            (right, dgates), right_readers = kernels.gate(right, ungated, gates, right_readers), 1
+        dx = kernels.multiply(right, weight.to(dtype), dispatch, right_readers, transposed=True)
+        weights = None
+        if gates is not None and ungated is None:
+            (left, dgates), left_readers, weights = kernels.gate(left, dx, gates, left_readers), 1, gates
         if ctx.needs_input_grad[1]:
-            dweight = kernels.outer(x_rows, dy, dispatch, pairs // inputs, pairs // outputs, gates, weight.dtype)
-        if gates is not None or inputs < pairs:
-            dx = kernels.weighed_sum(dx, pairs // inputs, gates, x.dtype)
+            dweight = kernels.outer(left, right, dispatch, left_readers, right_readers, weight.dtype)
+        if weights is not None or inputs < pairs:
+            dx = kernels.weighed_sum(dx, pairs // inputs, weights, x.dtype)
         return dx.to(x.dtype), dweight, dgates, None, None, None
 
 
