@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fairseq_sharing
-from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend, has_kernels
+from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend
+from fairseq_sharing.modules.kernels import has_kernels
 from fairseq_sharing.modules.peri_layer import LayerSizes, PeriLayer, Step
 from fairseq_sharing.modules.rotary import rotation
 from fairseq_sharing.modules.sigma_moe import SigmaMoE

@@ -169,8 +169,9 @@ def _mean_evenness(usage) -> dict[str, torch.Tensor]:
     """Measure how even the choices of a batch are, by stack and kind, averaged over layers; times sentences."""
     found: dict[str, list[torch.Tensor]] = {}
     for name, _, one in _by_layer(usage):
-        found.setdefault(f"{name}_evenness", []).append(evenness(one.counts.double()).mean() * len(one.tokens))
-    return {name: torch.stack(values).mean() for name, values in found.items()}
+        found.setdefault(f"{name}_evenness", []).append(one.counts)
+        sentences = len(one.tokens)
+    return {name: evenness(torch.stack(counts).double()).mean() * sentences for name, counts in found.items()}
 
 
 def _choices(usage) -> dict[str, torch.Tensor]:

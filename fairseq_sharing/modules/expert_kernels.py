@@ -1,4 +1,4 @@
-"""Triton kernels for banks of experts: products that gather their rows as they read them, their sums, and the choice.
+"""Triton kernels for banks of experts: products that gather their rows as they read them, and their sums.
 
 Between the choice and the sum nothing is copied: rows stay in the order of tokens, and a program that multiplies by an
 expert finds the rows of its pairs through ``Dispatch.order``. No kernel adds atomically.
@@ -6,14 +6,14 @@ expert finds the rows of its pairs through ``Dispatch.order``. No kernel adds at
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from fairseq_sharing.modules.kernels import on_its_device
 
 if TYPE_CHECKING:
     from fairseq_sharing.modules.experts import Dispatch
@@ -25,7 +25,6 @@ _WIDE_DEPTH = 128  # up to which a program multiplies by all columns
 _WIDE_COLUMNS = 64  # at a time
 _PLACED = 32  # tiles that a program places
 _SUMMED = 2048  # entries that a program sums
-_CHOSEN_FROM = 512  # scores that a program chooses from, those of several tokens where they have few
 
 
 @triton.jit
@@ -229,38 +228,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + row[:, None] * width + column[None, :], total.to(out.dtype.element_ty), mask=real)
 
 
-@triton.jit
-def _choose_kernel(  # type: ignore[no-untyped-def]
-    scores, chosen, tokens, experts, TOP: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    expert = tl.arange(0, EXPERTS)
-    real = (row < tokens)[:, None] & (expert < experts)[None, :]
-    score = tl.load(scores + row[:, None] * experts + expert[None, :], mask=real, other=0.0)
-    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # 0 and -0 are equal
-    # Whole numbers in the order of the scores; of equal ones the first expert's is the largest.
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = bits.to(tl.int64) * 4294967296 + (EXPERTS - 1 - expert)[None, :]
-    nothing = -9223372036854775808
-    key = tl.where(real, key, nothing)
-    for place in tl.static_range(TOP):
-        best = tl.max(key, axis=1)
-        tl.store(chosen + row * TOP + place, EXPERTS - 1 - (best & 0xFFFFFFFF), mask=row < tokens)
-        key = tl.where(key == best[:, None], nothing, key)
-
-
-def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Launch where the first tensor is: Triton goes by the current device, which another GPU may be."""
-
-    @wraps(launch)
-    def run(first: Tensor, *others: Any, **named: Any) -> Any:
-        with torch.cuda.device_of(first):
-            return launch(first, *others, **named)
-
-    return run
-
-
-@_on_its_device
+@on_its_device
 def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """Split the sorted pairs of each expert into tiles, of which a program multiplies one.
 
@@ -282,7 +250,7 @@ def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     return tile_expert, tile_start
 
 
-@_on_its_device
+@on_its_device
 def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transposed: bool = False) -> Tensor:
     """Multiply each pair's row by the matrix of its expert.
 
@@ -323,12 +291,12 @@ def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transpos
         COLUMNS=block,
         DEPTH=step,
         num_warps=8,
-        num_stages=3,
+        num_stages=4 if wide else 3,
     )
     return out
 
 
-@_on_its_device
+@on_its_device
 def outer(
     left: Tensor,
     right: Tensor,
@@ -374,7 +342,7 @@ def outer(
     return sums
 
 
-@_on_its_device
+@on_its_device
 def gate(rows: Tensor, products: Tensor, gates: Tensor, readers: int) -> tuple[Tensor, Tensor]:
     """Weigh each pair's row by its gate, and make the gate's gradient.
 
@@ -397,7 +365,7 @@ def gate(rows: Tensor, products: Tensor, gates: Tensor, readers: int) -> tuple[T
     return gated, dgates
 
 
-@_on_its_device
+@on_its_device
 def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Sum neighbours, each weighed by its gate, in fp32.
 
@@ -427,25 +395,3 @@ def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtyp
         WIDTH=columns,
     )
     return out
-
-
-@_on_its_device
-def choose(scores: Tensor, top_k: int) -> Tensor:
-    """Give the places of the largest scores, the largest first; of equal ones the first.
-
-    Args:
-        scores: fp32, (..., E).
-        top_k: how many.
-
-    Returns:
-        (..., top_k), int64.
-    """
-    scores = scores.contiguous()
-    experts = scores.size(-1)
-    tokens = scores.numel() // experts
-    chosen = torch.empty(*scores.shape[:-1], top_k, device=scores.device, dtype=torch.int64)
-    columns = triton.next_power_of_2(experts)
-    rows = max(1, _CHOSEN_FROM // columns)
-    grid = (triton.cdiv(tokens, rows),)
-    _choose_kernel[grid](scores, chosen, tokens, experts, TOP=top_k, ROWS=rows, EXPERTS=columns, num_warps=1)
-    return chosen

@@ -9,10 +9,8 @@ or not.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.util import find_spec
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.modules.kernels import has_kernels
 from fairseq_sharing.modules.precision import product_dtype
 
 BACKENDS = ("dense", "loop", "grouped", "triton")
@@ -89,16 +88,6 @@ class Dispatch:
         from fairseq_sharing.modules import expert_kernels
 
         return expert_kernels.tiles(self.ends, self.experts.numel())
-
-
-@cache
-def has_kernels(device_type: str) -> bool:
-    """Tell whether Triton's kernels run there: on NVIDIA GPUs from Ampere on; on a CPU by its interpreter alone."""
-    if find_spec("triton") is None:
-        return False
-    if device_type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
-    return device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def choose_backend(

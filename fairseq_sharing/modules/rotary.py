@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from fairseq_sharing.modules.kernels import has_kernels
 
 BASE = 10_000.0  # Su et al. 2021, RoFormer, section 3.2.2
 
@@ -49,6 +53,27 @@ def rotate(x: Tensor, turn: Rotation) -> Tensor:
         (..., T, head_dim), in the precision of ``x``.
     """
     cos, sin = turn
+    if x.is_cuda and x.dim() == 4 and x.stride(-1) == 1 and x.dtype != torch.float64 and has_kernels("cuda"):
+        return _Rotate.apply(x, cos, sin)
     half = cos.size(-1)
     first, second, rest = x.float().split([half, half, x.size(-1) - 2 * half], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """``rotate`` by a kernel; its gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x, cos, sin):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import rotary_kernel
+
+        ctx.save_for_backward(cos, sin)
+        return rotary_kernel.turn(x, cos, sin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import rotary_kernel
+
+        dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+        return rotary_kernel.turn(dy, *ctx.saved_tensors, back=True), None, None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_sharing.modules.experts import has_kernels
+from fairseq_sharing.modules.kernels import has_kernels
 from fairseq_sharing.modules.precision import product_dtype
 
 
@@ -73,7 +73,10 @@ class Router(nn.Module):
             candidates = logits.detach()
             if self.training and self.dropout > 0:
                 candidates = candidates.masked_fill(torch.rand_like(candidates) < self.dropout, -torch.inf)
-            chosen = _choose(candidates, self.top_k)
+            if _has_kernels(logits):
+                chosen, gates = _Choice.apply(logits, candidates, self.top_k)
+                return Routing(chosen, gates, logits)
+            chosen = candidates.topk(self.top_k, dim=-1, sorted=False).indices
             gates = logits.gather(-1, chosen).sigmoid()
             first = self.num_experts * torch.arange(self.heads, device=x.device)
             return Routing(chosen + first[:, None], gates, logits)
@@ -98,13 +101,56 @@ class _Logits(torch.autograd.Function):
         return dx.to(x.dtype), dweight.to(weight.dtype), None
 
 
-def _choose(candidates: Tensor, top_k: int) -> Tensor:
-    """Give the places of the largest candidates: (..., E) -> (..., top_k)."""
-    if candidates.is_cuda and candidates.dtype == torch.float32 and has_kernels("cuda"):
-        from fairseq_sharing.modules import expert_kernels
+def _has_kernels(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.dtype == torch.float32 and has_kernels("cuda")
 
-        return expert_kernels.choose(candidates, top_k)
-    return candidates.topk(top_k, dim=-1, sorted=False).indices
+
+class _Choice(torch.autograd.Function):
+    """The choice and its gates, by kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, logits, candidates, top_k):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import routing_kernels
+
+        chosen, gates = routing_kernels.choose(logits, candidates.contiguous(), top_k)
+        ctx.mark_non_differentiable(chosen)
+        ctx.set_materialize_grads(False)  # the choice has none
+        ctx.save_for_backward(chosen, gates)
+        ctx.experts = logits.size(-1)
+        return chosen, gates
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _, dgates):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import routing_kernels
+
+        if dgates is None:
+            return None, None, None
+        chosen, gates = ctx.saved_tensors
+        return routing_kernels.choice_gradient(chosen, gates, dgates.contiguous(), ctx.experts), None, None
+
+
+class _Mass(torch.autograd.Function):
+    """What ``RouterUsage`` has of a batch, by kernels: ``log_mass`` and ``counts``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits, chosen, keep):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import routing_kernels
+
+        log_mass, counts = routing_kernels.mass(logits, chosen, keep)
+        ctx.mark_non_differentiable(counts)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, keep, log_mass)
+        return log_mass, counts
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dlog_mass, _):  # type: ignore[no-untyped-def]
+        from fairseq_sharing.modules import routing_kernels
+
+        if dlog_mass is None:
+            return None, None, None
+        return routing_kernels.mass_gradient(*ctx.saved_tensors, dlog_mass.contiguous()), None, None
 
 
 @dataclass(frozen=True)
@@ -136,6 +182,9 @@ class RouterUsage:
             keep: True where a token is no padding: (T, B).
         """
         length, batch = keep.shape
+        if _has_kernels(routing.logits):
+            log_mass, counts = _Mass.apply(routing.logits, routing.experts, keep.contiguous())
+            return cls(router.weight, kind, log_mass, keep.sum(0), counts)
         with torch.autocast(keep.device.type, enabled=False):
             log_probs = routing.logits.log_softmax(-1).view(length, batch, router.heads, router.num_experts)
             log_mass = log_probs.masked_fill(~keep[:, :, None, None], -torch.inf).logsumexp(0)

@@ -14,8 +14,8 @@ from fairseq_sharing.modules.experts import (
     ExpertOptions,
     choose_backend,
     expert_linear,
-    has_kernels,
 )
+from fairseq_sharing.modules.kernels import has_kernels
 from fairseq_sharing.modules.sigma_moe import SigmaMoE
 from fairseq_sharing.modules.switch_head import SwitchHead
 
