@@ -22,10 +22,9 @@ from fairseq_sharing.modules.kernels import has_kernels
 from fairseq_sharing.modules.precision import product_dtype
 
 BACKENDS = ("dense", "loop", "grouped", "triton")
-# Times the products needed that a device still makes faster than it sorts, and the tokens up to which it does; a GPU
-# without the Triton kernels at any number of them.
+# Times the products needed that a device still makes faster than it sorts, and the tokens up to which it does.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
-_FEW_TOKENS = {"cpu": 64, "cuda": 32_768}
+_FEW_TOKENS = {"cpu": 64, "cuda": 8192}
 _ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
 
 
@@ -93,9 +92,10 @@ class Dispatch:
 def choose_backend(
     device: torch.device, shape: torch.Size | tuple[int, int, int], tokens: int, pairs: int, dtype: torch.dtype
 ) -> str:
-    """Choose the back-end, by what ``benchmarks/moe_speed.py`` measures.
+    """Choose the back-end, by what ``benchmarks/moe_speed.py`` and ``benchmarks/attention_banks.py`` measure.
 
-    Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens. On a CPU a loop is
+    Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens; on a GPU, however many
+    they are, where the Triton kernels do not run or would read rows in pieces of less than 16 bytes. On a CPU a loop is
     faster than a copy of a bank whose rows grouped_mm wants longer.
 
     Args:
@@ -105,13 +105,14 @@ def choose_backend(
         pairs: matrices that one token uses.
         dtype: what is multiplied.
     """
+    aligned = not any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:])
     kernels = device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda")
-    few = tokens <= _FEW_TOKENS.get(device.type, 0) or (device.type == "cuda" and not kernels)
+    few = tokens <= _FEW_TOKENS.get(device.type, 0) or (device.type == "cuda" and not (kernels and aligned))
     if few and shape[0] <= _DENSE_WASTE.get(device.type, 0) * pairs:
         return "dense"
     if device.type != "cpu":
         return "triton" if kernels else "grouped"
-    return "loop" if any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:]) else "grouped"
+    return "grouped" if aligned else "loop"
 
 
 def expert_linear(

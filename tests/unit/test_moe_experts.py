@@ -153,6 +153,9 @@ def test_the_back_end_is_chosen_by_device_bank_and_batch(kernels, monkeypatch):
     assert choose_backend(cpu, (155, 412, 128), 1024, 12, torch.float32) == "grouped"
     assert choose_backend(cpu, (155, 412, 128), 1024, 12, torch.bfloat16) == "loop"
     assert choose_backend(cuda, (40, 1024, 128), 8192, 8, torch.bfloat16) == "dense"
+    assert choose_backend(cuda, (40, 1024, 128), 32_768, 8, torch.bfloat16) == ("triton" if kernels else "dense")
+    assert choose_backend(cuda, (32, 412, 82), 65_536, 8, torch.bfloat16) == "dense"
+    assert choose_backend(cuda, (155, 412, 128), 8192, 12, torch.bfloat16) == ("triton" if kernels else "grouped")
     assert choose_backend(cuda, (40, 1024, 128), 65_536, 8, torch.float32) == "dense"
     assert choose_backend(cuda, (40, 1024, 128), 65_536, 8, torch.bfloat16) == ("triton" if kernels else "dense")
     assert choose_backend(cuda, (387, 1024, 128), 8192, 16, torch.bfloat16) == ("triton" if kernels else "grouped")
