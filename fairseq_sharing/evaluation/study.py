@@ -232,16 +232,15 @@ def signatures(rows: Iterable[Row]) -> dict[str, list[str]]:
     return {metric: list(names) for metric, names in found.items()}
 
 
-def baselines(rows: Iterable[Row]) -> list[str]:
-    """Name the experiments that p-values compare with, without their seeds."""
-    found = {
-        re.sub(r"-seed\d+$", "", score["baseline"])
-        for row in rows
-        for result in row.results
-        for score in result["scores"].values()
-        if score["baseline"]
-    }
-    return sorted(found)
+def baselines(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Name the experiments that p-values compare with, without their seeds, and the runs compared with each."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for result in row.results:
+            for score in result["scores"].values():
+                if score["baseline"]:
+                    found.setdefault(re.sub(r"-seed\d+$", "", score["baseline"]), {})[row.run] = None
+    return {name: list(runs) for name, runs in found.items()}
 
 
 def _order(row: Row) -> tuple[Any, ...]:

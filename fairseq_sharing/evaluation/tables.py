@@ -104,8 +104,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(len(row.results) > 1 for row in rows):
         lines.append("±: standard deviation over seeds. p≤: the largest over seeds.")
     compared = baselines(rows)
-    if compared:
-        lines.append(f"p: paired bootstrap of BLEU against {', '.join(compared)}.")
+    if len(compared) == 1:
+        lines += [f"p: paired bootstrap of BLEU against {name}." for name in compared]
+    elif compared:
+        told = "; ".join(f"{', '.join(runs)} against {name}" for name, runs in compared.items())
+        lines.append(f"p: paired bootstrap of BLEU, {told}.")
     lines += _recipes(rows)
     for metric, found in signatures(rows).items():
         name = {"bleu": "BLEU", "chrf": "chrF"}.get(metric, metric)

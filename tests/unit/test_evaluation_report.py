@@ -208,6 +208,13 @@ def test_speeds_of_different_machines_are_not_compared(tmp_path):
     assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s of different" in text
 
 
+def test_of_several_baselines_each_is_told_with_what_it_was_compared_with(tmp_path):
+    deep = result("deep", "cycle_rev", 1, 33.0, 0.02)
+    deep["scores"]["test_2016_flickr"]["baseline"] = "cycle-seed1"
+    rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.3), deep))
+    assert "p: paired bootstrap of BLEU, cycle against vanilla; deep against cycle." in tables.notes(rows)
+
+
 def test_a_single_speed_is_no_picture(tmp_path):
     rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", device={"kind": "cuda"})))
     assert "bleu_by_speed.png" not in dict(figures.draw(rows, tmp_path))

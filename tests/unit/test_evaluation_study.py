@@ -50,7 +50,7 @@ def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
     assert vanilla.p_value("test_2016_flickr") == ""
     assert cycle.updates == "3,850 to 3,870"
     assert vanilla.updates == "3,840"
-    assert baselines([vanilla, cycle]) == ["vanilla"]
+    assert baselines([vanilla, cycle]) == {"vanilla": ["cycle"]}
 
 
 def test_stacks_of_their_own_are_both_named(tmp_path):
