@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from moe_speed import Setting, attention, size_of
+from moe_speed import LENGTH, Setting, attention, size_of
 from record import environment, write
 
 import fairseq_sharing
 
 
-class Without(Setting):
+class WithoutLoop(Setting):
     """A setting without the loop, which is the slowest by far on a GPU."""
 
     @property
@@ -36,8 +36,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    for tokens in args.tokens:
+        if tokens % LENGTH or tokens < LENGTH:
+            parser.error(f"--tokens must be multiples of {LENGTH}, got {tokens}")
     fairseq_sharing.register()
-    setting = Without(args.device, bf16=args.device != "cpu")
+    setting = WithoutLoop(args.device, bf16=args.device != "cpu")
     arguments = {name: value for name, value in vars(args).items() if name != "output"}
     result: dict = {**environment(), "arguments": arguments, "sizes": {}}
     for size in args.sizes:

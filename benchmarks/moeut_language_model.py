@@ -2,9 +2,10 @@
 
 Run: python benchmarks/moeut_language_model.py runs/news_commentary_lm/{dense,moeut}-seed1 --output results/moeut
 
-Each run is one of ``fairseq-sharing train``, or the JSON file that this wrote of one before. A run's last checkpoint is
-scored by ``fairseq-eval-lm`` on every test set, in sequences as long as those that it was trained on. Written: a JSON
-file a run, language_model.md, learning curves, and how often each layer of a model with expert banks chose each expert.
+Each run is one of ``fairseq-sharing train``, or the JSON file that this wrote of one before. A run's last checkpoint
+is scored by ``fairseq-eval-lm`` on every test set, in sequences as long as those that it was trained on; a run that
+was ended before its last update has no scores, only what its log tells. Written: a JSON file a run, language_model.md,
+learning curves, and how often each layer of a model with expert banks chose each expert.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fairseq_sharing.checkpoint import describe_checkpoint
 from fairseq_sharing.description import measure, model_arguments
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.expert_figure import expert_use
@@ -38,19 +38,24 @@ def evaluate(path: Path, cpu: bool) -> dict:
     words += ["--task", "language_modeling", "--tokens-per-sample", length]
     words += ["--sample-break-mode", config.train.sample_break_mode, "--max-tokens", 32 * length]
     command = [sys.executable, "-P", "-m", "fairseq_cli.eval_lm", *map(str, words), *(["--cpu"] if cpu else [])]
-    tests = {test["name"]: _score([*command, "--gen-subset", test["subset"]]) for test in manifest["tests"]}
-    model = describe_checkpoint(checkpoint)
+    done = record["finished"] is not None
+    tests = {test["name"]: _score([*command, "--gen-subset", test["subset"]]) for test in manifest["tests"] if done}
     vocabulary = len((Path(record["data"]) / "bin/dict.txt").read_text(encoding="utf-8").splitlines()) + 4
     description = measure(str(config.run), model_arguments(config.train), vocabulary, length)
+    unique = sum(description.unique.values())
     return {
         "run": str(config.run),
         "seed": int(config.seed),
         "dataset": str(config.dataset),
-        "arch": model["arch"],
-        "layer_map": model["layer_map"],
-        "parameters": {**model["parameters"], "active": description.active or model["parameters"]["unique"]},
+        "arch": str(config.train.arch),
+        "layer_map": description.layer_map,
+        "parameters": {
+            "unique": unique,
+            "effective": sum(description.effective.values()),
+            "active": description.active or unique,
+        },
         "macs_per_token": description.macs // length,
-        "updates": model["updates"],
+        "updates": log.valid["updates"][-1],
         "training_sentences": manifest["train"]["lines"],
         "tests": tests,
         "valid": log.valid,
@@ -70,7 +75,7 @@ def _score(command: list[str]) -> dict[str, float]:
 
 def table(results: list[dict]) -> str:
     """Write the Markdown table."""
-    tests = list(results[0]["tests"])
+    tests = list(dict.fromkeys(name for result in results for name in result["tests"]))
     lines = [
         "| model | layers, sets | parameters | active for a token | MACs a token | updates | tokens/s | valid | "
         + " | ".join(tests)
@@ -85,7 +90,9 @@ def table(results: list[dict]) -> str:
             f"| {result['run']}, seed {result['seed']} | {len(layer_map)}, {len(set(layer_map))} "
             f"| {result['parameters']['unique']:,} | {result['parameters']['active']:,} "
             f"| {result['macs_per_token']:,} | {result['updates']:,} | {f'{speed:,.0f}' if speed else '-'} "
-            f"| {valid:.2f} | " + " | ".join(f"{result['tests'][name]['perplexity']:.2f}" for name in tests) + " |"
+            f"| {valid:.2f} | "
+            + " | ".join(f"{result['tests'][name]['perplexity']:.2f}" if result["tests"] else "-" for name in tests)
+            + " |"
         )
     return "\n".join(lines) + "\n"
 

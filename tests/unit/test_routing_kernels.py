@@ -34,9 +34,8 @@ def route(sizes: tuple[int, int, int], dropout: float = 0.0):
     usage = RouterUsage.of(router, routing_, "ffn", keep)
     order = routing_.experts.argsort(-1)
     experts_, gates = routing_.experts.gather(-1, order), routing_.gates.gather(-1, order)
-    loss = (gates * draw(*gates.shape, seed=9)).sum() + (usage.log_mass * draw(*usage.log_mass.shape, seed=10))[
-        :2
-    ].sum()
+    log_mass = usage.log_mass[:2]  # of sentences that have any
+    loss = (gates * draw(*gates.shape, seed=9)).sum() + (log_mass * draw(*log_mass.shape, seed=10)).sum()
     loss.backward()
     return experts_, usage.counts, usage.tokens, gates, usage.log_mass, x.grad, router.weight.grad
 
