@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Describe the experiment beside vanilla models of N and of M layers."""
-    from fairseq_sharing.description import describe
+    from fairseq_sharing.description.describe import describe
 
     describe(
         args.config,

@@ -1,1 +1,1 @@
-"""Training: compose a configuration, run ``fairseq-train`` on it, keep what it did."""
+"""One training run: its plan, the processes that train, and their progress."""

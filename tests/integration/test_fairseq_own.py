@@ -16,7 +16,7 @@ import pytest
 
 VERSION = "0.12.3.1"
 PATIENCE = 900  # seconds; a free core needs one minute
-HELPERS = Path(__file__).with_name("fairseq_test_helpers.py")
+HELPERS = Path(__file__).resolve().parents[1] / "helpers" / "fairseq_test_helpers.py"
 # Left out: models that are neither (lightconv, LSTM, fconv), what needs fairseq's examples, and, for their minutes, the
 # six runs of a multilingual model.
 MODELS = (

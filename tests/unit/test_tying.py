@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from sharing_cases import BY_NAME, LAYERS, SCOPE_PATTERNS
-from tiny_models import EMBED, FFN, VOCABULARY, batch, build, build_case, loss
+from tiny_models import EMBED, VOCABULARY, batch, build, build_case, component_sizes, loss
 
 from fairseq_sharing.layer_map import StackSharing, make_layer_map
 from fairseq_sharing.tying import StackBuilder, alias_names, in_scope, retie_stack, shared_names, tie_layer
@@ -57,20 +57,6 @@ def test_layers_and_their_modules_are_all_different_objects(model):
         modules = [id(module) for layer in layers for module in layer.modules()]
         assert len(layers) == LAYERS
         assert len(modules) == len(set(modules))
-
-
-def component_sizes(stack: str) -> dict[str, int]:
-    """Numbers of values in one layer by scope, from the Transformer's definition."""
-    attention = 4 * (EMBED * EMBED + EMBED)
-    sizes = {
-        "self_attn": attention,
-        "ffn": EMBED * FFN + FFN + FFN * EMBED + EMBED,
-        "layer_norm": 2 * 2 * EMBED,
-    }
-    if stack == "decoder":
-        sizes["encoder_attn"] = attention
-        sizes["layer_norm"] += 2 * EMBED
-    return sizes
 
 
 def closed_form(case, norm: str) -> int:

@@ -1,0 +1,1 @@
+"""Checkpoints: reading and writing them safely, the sharing recorded in them, averaging and exchange."""

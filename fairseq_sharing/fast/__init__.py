@@ -1,0 +1,1 @@
+"""The fast path: the same training to rounding, in fewer and larger operations."""

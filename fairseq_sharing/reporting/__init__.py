@@ -1,0 +1,1 @@
+"""Many result files to tables, figures and a page; requires neither torch nor fairseq."""

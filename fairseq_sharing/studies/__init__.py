@@ -1,0 +1,1 @@
+"""Many runs: tables of rows and seeds, and estimates of what they cost."""

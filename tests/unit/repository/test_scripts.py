@@ -1,0 +1,211 @@
+"""The shell scripts: what they would run, what they refuse, which Python they take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _bash(*words: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [shutil.which("bash"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "FAIRSEQ_SHARING_VENV": "/nonexistent/venv", **environment},
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("data", ["toy", "multi30k"])
+def test_quickstart_dry_run_tells_every_step_in_order(data):
+    told = _bash(ROOT / "scripts/quickstart.sh", "--data", data, "--dry-run").stderr
+    commands = [line for line in told.splitlines() if line.startswith("$ ")]
+    assert commands == [
+        f"$ fairseq-sharing prepare {data} --out data/{data}",
+        f"$ fairseq-sharing train configs/{data}/vanilla.yaml",
+        f"$ fairseq-sharing train configs/{data}/cycle_rev.yaml",
+        f"$ fairseq-sharing evaluate runs/{data}/vanilla-seed1",
+        f"$ fairseq-sharing evaluate runs/{data}/cycle_rev-seed1",
+        f"$ fairseq-sharing report runs/{data}/report --runs runs/{data}/vanilla-seed1 runs/{data}/cycle_rev-seed1",
+    ]
+
+
+def test_quickstart_mirror_is_made_absolute(tmp_path):
+    told = _bash(ROOT / "scripts/quickstart.sh", "--data", "multi30k", "--mirror", tmp_path, "--dry-run").stderr
+    assert f"prepare multi30k --out data/multi30k --mirror {tmp_path}" in told
+
+
+def test_test_dry_run_tells_every_check():
+    told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
+    for check in ("ruff format --check .", "ruff check .", "mypy fairseq_sharing", "shellcheck .ci/run", "pytest -q"):
+        assert f"== {check}" in told
+    (tests,) = [line for line in told.splitlines() if line.startswith("== pytest")]
+    assert tests.endswith(" tests/unit")
+    assert "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quickstart.sh", "--data", "wmt"], "quickstart.sh: error: --data must be toy or multi30k, got 'wmt'"),
+        (["quickstart.sh", "--mirror", "/nonexistent"], "quickstart.sh: error: --mirror /nonexistent: no such folder"),
+        (["quickstart.sh", "--data"], "quickstart.sh: error: --data needs a value"),
+        (["quickstart.sh", "--fast"], "quickstart.sh: error: unknown argument --fast"),
+        (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
+        (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
+        (["train.sh"], "train.sh: error: no CONFIG given"),
+        (["train.sh", "--master"], "train.sh: error: --master needs a value"),
+        (["reproduce_table1.sh", "--rows"], "reproduce_table1.sh: error: --rows needs a value"),
+        (["reproduce_table1.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
+        (["multi30k_table.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
+    ],
+)
+def test_bad_argument_is_refused(words, message):
+    script, *arguments = words
+    told = _bash(ROOT / "scripts" / script, *arguments, status=2).stderr
+    assert told.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["reproduce_table1.sh"], "table wmt16_en_de --seeds 1 2 3"),
+        (
+            ["reproduce_table1.sh", "--rows", "vanilla cycle_n12", "--gpus", "4", "train.max_update=9"],
+            "table wmt16_en_de train.max_update=9 --seeds 1 2 3 --rows vanilla cycle_n12 --gpus=4",
+        ),
+        (
+            ["reproduce_table1.sh", "--preset", "news_commentary", "--slurm", "--time 1:00 --partition a"],
+            "table news_commentary --seeds 1 --slurm=--time 1:00 --partition a",
+        ),
+        (["multi30k_table.sh", "--seeds", "1 2", "--mirror", "/m"], "table multi30k --seeds 1 2 --mirror=/m"),
+    ],
+)
+def test_table_scripts_pass_their_arguments_on(tmp_path, words, called):
+    (tmp_path / "fairseq-sharing").write_text(f'#!{shutil.which("bash")}\necho "$*"\n')
+    (tmp_path / "fairseq-sharing").chmod(0o755)
+    script, *arguments = words
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = _bash(ROOT / "scripts" / script, "--dry-run", *arguments, PATH=path)
+    assert done.stdout.strip().replace(" --dry-run", "") == called
+    assert " --dry-run" in done.stdout
+
+
+def test_table_s_dry_run_says_when_nothing_is_installed(programs):
+    told = _bash(ROOT / "scripts/reproduce_table1.sh", "--dry-run", status=2, PATH=str(programs)).stderr
+    assert told.startswith("reproduce_table1.sh: error: --dry-run looks at the models: install first")
+
+
+@pytest.fixture
+def programs(tmp_path) -> Path:
+    """A directory to be the whole PATH: what install.sh calls, no Python and no compiler."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "ls"):
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+def _program(folder: Path, name: str, status: int) -> None:
+    (folder / name).write_text(f"#!{shutil.which('bash')}\nexit {status}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_install_takes_the_first_python_that_runs(programs):
+    _program(programs, "g++", 0)
+    _program(programs, "python3.11", 127)  # as a shim of a version that is not installed
+    _program(programs, "python3.12", 0)
+    told = _bash(ROOT / "scripts/install.sh", "--dry-run", PATH=str(programs)).stdout
+    assert told.startswith(f"{programs}/python3.12 -m venv")
+    tools, fairseq, others, project = told.splitlines()[1:]
+    assert tools.endswith("torch numpy cython setuptools wheel ninja ")
+    assert fairseq.endswith("fairseq-fixed ")
+    assert ["--no-build-isolation" in line for line in (tools, fairseq, others, project)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        (["python3.11"], "no C++ compiler found (c++, g++ or clang++)"),
+        (["g++"], "no Python 3.11 or 3.12 with its venv module found"),
+    ],
+)
+def test_install_says_what_is_missing_in_one_line(programs, present, message):
+    for name in present:
+        _program(programs, name, 0)
+    (line,) = _bash(ROOT / "scripts/install.sh", status=2, PATH=str(programs)).stderr.splitlines()
+    assert line.startswith(f"install.sh: error: {message}")
+
+
+@pytest.fixture
+def slurm(tmp_path) -> Path:
+    """A PATH with stand-ins for Slurm's programs, which write down how they are called; srun runs the command."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, does in (("scontrol", 'if [[ $1 == show ]]; then printf "one\\ntwo\\n"; fi'), ("srun", '"${@:2}"')):
+        (folder / name).write_text(f'#!{shutil.which("bash")}\necho "{name} $*" >>"{tmp_path}/calls"\n{does}\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def _task(slurm: Path, lines: str, **variables: str) -> dict:
+    (slurm.parent / "lines").write_text(lines)
+    job = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_NNODES": "1"}
+    path = f"{slurm}:{os.environ['PATH']}"
+    return {**os.environ, **job, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODEID": "1", "PATH": path, **variables}
+
+
+def test_slurm_task_runs_its_line_on_every_machine(slurm):
+    words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
+    variables = _task(slurm, 'exit 3\necho "trains $MACHINES"\n', SLURM_NNODES="2")
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "trains --nodes 2 --node-rank 1 --master one:20077\n"
+    single = subprocess.run(words, env=_task(slurm, "\necho [$MACHINES]"), capture_output=True, text=True, check=True)
+    assert single.stdout == "[]\n"
+
+
+def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm):
+    variables = _task(slurm, f'\ntouch "{slurm.parent}/started"; exec sleep 60\n')
+    words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
+    (slurm / "srun").write_text(f'#!{shutil.which("bash")}\nexec "${{@:2}}"\n')  # as srun passes a signal on
+    task = subprocess.Popen(words, env=variables)
+    end = time.monotonic() + 20
+    while not (slurm.parent / "started").exists():
+        assert time.monotonic() < end, "it did not start"
+        time.sleep(0.05)
+    task.terminate()
+    assert task.wait(20) == 0
+    assert (slurm.parent / "calls").read_text() == "scontrol requeue 70_2\n"
+
+
+def test_slurm_task_that_fails_is_not_queued_again(slurm):
+    words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
+    assert subprocess.run(words, env=_task(slurm, "\nexit 4\n"), check=False).returncode == 4
+    assert "requeue" not in (slurm.parent / "calls").read_text()
+    done = subprocess.run(words, env=_task(slurm, "exit 4\n"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("lines has no line 2\n")
+
+
+def test_changing_sharing_dry_run_gives_the_final_map_of_the_same_seed():
+    told = _bash(ROOT / "scripts/changing_sharing.sh", "--rows", "dlt dlt_final", "--seeds", "3", "--dry-run").stderr
+    runs = "runs/changing_sharing"
+    assert [line for line in told.splitlines() if line.startswith("$ fairseq-sharing")] == [
+        "$ fairseq-sharing prepare multi30k --out data/multi30k",
+        f"$ fairseq-sharing train configs/changing_sharing/dlt.yaml seed=3 --runs {runs}",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt-seed3 --out results/changing_sharing",
+        f"$ fairseq-sharing train configs/changing_sharing/dlt_final.yaml seed=3 --runs {runs} "
+        f"--map-of {runs}/multi30k/dlt-seed3",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt_final-seed3 --out results/changing_sharing",
+        "$ fairseq-sharing report results/changing_sharing",
+    ]
