@@ -1,0 +1,222 @@
+"""A study: one YAML file with the data, a recipe, rows and seeds; one row with one seed is an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.layers import Layer, check_name, check_names, dotlist, load_layers, read_yaml, tidy_blocks
+
+STUDY_KEYS = ("question", "data", "recipe", "rows", "seeds", "row_seeds", "overrides", "compare", "estimate")
+DATA_KEYS = ("name", "recipe", "subword_size")
+ROWS_KEYS = ("from", "only", "add")
+ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of")
+COMPARE_KEYS = ("baseline", "primary", "margin")
+ESTIMATE_KEYS = ("pairs", "vocabulary")
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The data of a study.
+
+    Args:
+        name: folder in ``data/``.
+        recipe: recipe of ``data-prep/``.
+        settings: flags of ``prepare`` that change the recipe.
+    """
+
+    name: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says.
+
+    Args:
+        name: the file's name without its suffix; also the folder of its runs and results.
+        file: the file.
+        question: what the study asks.
+        data: what it trains on.
+        recipe: the file of the recipe, how every row is trained.
+        rows: by name, what sets the row apart, as a block of a configuration.
+        map_of: by row, the row whose final layer map it trains with.
+        seeds: of every row that ``row_seeds`` does not name.
+        row_seeds: by row.
+        overrides: ``key=value`` changes to every row.
+        baseline: the row that the others are compared with.
+        primary: the test set of the comparison, or ``mean`` of all.
+        margin: BLEU difference below which rows count as equivalent.
+        estimate: ``pairs`` and ``vocabulary`` before the data is prepared, for estimates of the cost.
+    """
+
+    name: str
+    file: Path
+    question: str
+    data: StudyData
+    recipe: Path
+    rows: Mapping[str, DictConfig]
+    map_of: Mapping[str, str]
+    seeds: tuple[int, ...]
+    row_seeds: Mapping[str, tuple[int, ...]]
+    overrides: tuple[str, ...]
+    baseline: str | None
+    primary: str
+    margin: float
+    estimate: Mapping[str, int] = field(default_factory=dict)
+
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """Return the seeds of a row."""
+        return self.row_seeds.get(row, self.seeds)
+
+    def layers(self, row: str) -> list[Layer]:
+        """Return the layers of a row's configuration, from the recipe to the study's overrides.
+
+        Raises:
+            SharingError: no such row.
+        """
+        if row not in self.rows:
+            raise SharingError(f"{self.file}: row: {row!r}; allowed: {', '.join(self.rows)}")
+        names = {"run": row, "study": self.name, "dataset": self.data.name}
+        baseline = self.baseline if self.baseline != row else None
+        return [
+            *load_layers(self.recipe),
+            (str(self.file), OmegaConf.create({**names, "evaluate": {"baseline": baseline}})),
+            (f"{self.file}: row {row}", self.rows[row]),
+            (f"{self.file}: overrides", dotlist(self.overrides)),
+        ]
+
+
+def is_study(document: Mapping[Any, Any]) -> bool:
+    """Return whether a YAML document is a study; a single experiment has no rows."""
+    return "rows" in document
+
+
+def read_study(file: Path) -> Study:
+    """Read and check a study file.
+
+    Args:
+        file: the YAML file. The paths in it are relative to the folder above its own, that of recipes, rows and studies.
+
+    Raises:
+        SharingError: an unknown key, a value of another type, or a row, file or seed that does not exist.
+    """
+    document = read_yaml(file)
+    where = f"{file}: "
+    check_names(document, STUDY_KEYS, where)
+    for key in ("data", "recipe", "rows", "seeds"):
+        if not document.get(key):
+            raise SharingError(f"{where}{key}: missing")
+    recipe = file.parent.parent / str(document.recipe)
+    if not recipe.is_file():
+        raise SharingError(f"{where}recipe: {document.recipe}: no such file ({recipe})")
+    rows, map_of = _rows(document, file)
+    compare = _mapping(document, "compare", COMPARE_KEYS, where)
+    baseline = compare.get("baseline")
+    row_seeds = _mapping(document, "row_seeds", tuple(rows), where)
+    for name, row in (("compare.baseline", baseline), *(("map_of", origin) for origin in map_of.values())):
+        if row is not None and row not in rows:
+            raise SharingError(f"{where}{name}: no row {row!r}; allowed: {', '.join(rows)}")
+    margin = compare.get("margin", 0.3)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
+        raise SharingError(f"{where}compare.margin: {margin!r}; allowed: a number of BLEU points above 0")
+    estimate = _mapping(document, "estimate", ESTIMATE_KEYS, where)
+    for key, value in estimate.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SharingError(f"{where}estimate.{key}: {value!r}; allowed: a whole number from 1")
+    return Study(
+        name=check_name(file.stem, f"{file}: its name"),
+        file=file,
+        question=str(document.get("question") or ""),
+        data=_data(document.data, where),
+        recipe=recipe,
+        rows=rows,
+        map_of=map_of,
+        seeds=_seeds(document.seeds, f"{where}seeds"),
+        row_seeds={row: _seeds(seeds, f"{where}row_seeds.{row}") for row, seeds in row_seeds.items()},
+        overrides=tuple(map(str, document.get("overrides") or ())),
+        baseline=baseline,
+        primary=str(compare.get("primary", "mean")),
+        margin=float(margin),
+        estimate=estimate,
+    )
+
+
+def _rows(document: DictConfig, file: Path) -> tuple[dict[str, DictConfig], dict[str, str]]:
+    """Read the rows, from a file of rows or given in the study."""
+    block = document.rows
+    if not isinstance(block, DictConfig):
+        raise SharingError(f"{file}: rows: must be a mapping of row names, or of {', '.join(ROWS_KEYS)}")
+    if "from" not in block:
+        return _checked_rows(block, str(file))
+    check_names(block, ROWS_KEYS, f"{file}: rows: ")
+    source = file.parent.parent / str(block["from"])
+    if not source.is_file():
+        raise SharingError(f"{file}: rows.from: {block['from']}: no such file ({source})")
+    rows, map_of = _checked_rows(read_yaml(source), str(source))
+    chosen = list(block.get("only") or rows)
+    for row in chosen:
+        if row not in rows:
+            raise SharingError(f"{file}: rows.only: no row {row!r} in {source}; allowed: {', '.join(rows)}")
+    added, also_map_of = _checked_rows(block.get("add") or OmegaConf.create({}), f"{file}: rows.add")
+    kept = {row: rows[row] for row in chosen}
+    return {**kept, **added}, {row: of for row, of in {**map_of, **also_map_of}.items() if row in {*kept, *added}}
+
+
+def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig], dict[str, str]]:
+    rows, map_of = {}, {}
+    for name, row in block.items():
+        place = f"{where}: {name}: "
+        check_name(name, f"{where}: row name")
+        if not isinstance(row, DictConfig):
+            raise SharingError(f"{place}must be a mapping of {', '.join(ROW_KEYS)}")
+        check_names(row, ROW_KEYS, place)
+        plain = OmegaConf.create(OmegaConf.to_container(row, resolve=False))
+        assert isinstance(plain, DictConfig)
+        if "map_of" in plain:
+            map_of[str(name)] = str(plain.pop("map_of"))
+        tidy_blocks(plain, place)
+        rows[str(name)] = plain
+    if not rows and where:
+        return {}, {}
+    return rows, map_of
+
+
+def _data(value: Any, where: str) -> StudyData:
+    if isinstance(value, str):
+        name = check_name(value, f"{where}data")
+        return StudyData(name, name)
+    if not isinstance(value, DictConfig):
+        raise SharingError(f"{where}data: {value!r}; allowed: a name, or a mapping of {', '.join(DATA_KEYS)}")
+    check_names(value, DATA_KEYS, f"{where}data: ")
+    if not value.get("name"):
+        raise SharingError(f"{where}data.name: missing")
+    name = check_name(value.name, f"{where}data.name")
+    size = value.get("subword_size")
+    settings = () if size is None else ("--subword-size", str(size))
+    return StudyData(name, check_name(value.get("recipe") or name, f"{where}data.recipe"), settings)
+
+
+def _mapping(document: DictConfig, key: str, allowed: Sequence[str], where: str) -> dict[str, Any]:
+    block = document.get(key)
+    if block is None:
+        return {}
+    if not isinstance(block, DictConfig):
+        raise SharingError(f"{where}{key}: must be a mapping, got {block!r}")
+    check_names(block, allowed, f"{where}{key}: ")
+    return {str(name): value for name, value in block.items()}
+
+
+def _seeds(value: Any, what: str) -> tuple[int, ...]:
+    seeds = tuple(value) if OmegaConf.is_list(value) else ()
+    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
+        raise SharingError(f"{what}: {value}; allowed: a list of whole numbers from 0")
+    if len(set(seeds)) < len(seeds):
+        raise SharingError(f"{what}: {value}: a seed is given twice")
+    return seeds
