@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="train with the last layer map of another run (its directory or a checkpoint), from the start",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command that trains and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the configuration, print the command that trains and stop"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
         overrides += [f"train.{name}={value}" for name, value in final_map_options(args.map_of).items()]
     plan = make_plan(
-        compose(args.config, overrides),
+        compose(args.config, overrides, check_flags=True),
         run=args.out,
         runs=args.runs,
         data=args.data,

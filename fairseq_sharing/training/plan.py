@@ -15,6 +15,8 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training import config as configuration
 from fairseq_sharing.training import environment
+from fairseq_sharing.training.config import path_word
+from fairseq_sharing.training.direction import KEYS, Direction, direction_of, inferred_direction, refuse_other_languages
 from fairseq_sharing.training.run_directory import RunDirectory
 
 # What torchrun starts for each rank: fairseq-train, after a look at the other ranks.
@@ -84,19 +86,21 @@ class Plan:
         return self.devices * self.machines.nodes
 
     def words(self) -> list[str]:
-        """Return the arguments of ``fairseq-train``, the same for all ranks."""
+        """Return the arguments of ``fairseq-train``, the same for all ranks.
+
+        Raises:
+            SharingError: a key or value of the ``train`` block that it does not take.
+        """
         train = dict(self.config.train)
-        if self.manifest().get("target_lang"):  # which the data of a language model do not have
-            train.setdefault("source_lang", self.manifest()["source_lang"])
-            train.setdefault("target_lang", self.manifest()["target_lang"])
+        train.update(self._languages())
         train["update_freq"] = configuration.update_freq(self.config, self.world_size)
         words = [
-            str(self.data / "bin"),
+            path_word(self.data / "bin"),
             *("--user-dir", str(PACKAGE_DIR)),
             *configuration.fairseq_arguments(train),
             *("--seed", str(self.config.seed)),
-            *("--save-dir", str(self.run.checkpoints)),
-            *("--tensorboard-logdir", str(self.run.tensorboard)),
+            *("--save-dir", path_word(self.run.checkpoints)),
+            *("--tensorboard-logdir", path_word(self.run.tensorboard)),
             *("--log-format", "json"),
             *("--distributed-world-size", str(self.world_size)),
         ]
@@ -128,7 +132,8 @@ class Plan:
         """Return in words what one update sees."""
         steps, tokens = configuration.update_freq(self.config, self.world_size) or 1, self.tokens_per_batch()
         train, count = self.config.train, self.world_size
-        per_step = f"{train.max_tokens:,} tokens" if tokens else f"{train.get('batch_size')} sentences"
+        max_tokens = train.get("max_tokens")
+        per_step = f"{max_tokens:,} tokens" if max_tokens else f"{train.get('batch_size')} sentences"
         total = f"{tokens:,} tokens per batch = " if tokens else ""
         return f"{total}{per_step} x {count} device{'s' * (count > 1)} x update_freq {steps}"
 
@@ -137,6 +142,34 @@ class Plan:
         one, many = ("GPU", "GPUs") if self.cuda else ("CPU process", "CPU processes")
         machines = f" on {self.machines.nodes} machines" if self.machines.nodes > 1 else ""
         return f"world size {self.world_size} ({one if self.world_size == 1 else many}{machines})"
+
+    def direction(self) -> Direction | None:
+        """Return source and target language: the data's, else the configuration's, else those that fairseq infers."""
+        file = self.data / "manifest.json"
+        said = direction_of(self.manifest(), file) or direction_of(self.config.train, "train")
+        return said or (inferred_direction(self.data / "bin") if not file.is_file() else None)
+
+    def _languages(self) -> dict[str, str]:
+        """Return the flags of the direction; none for the data of a language model.
+
+        Raises:
+            SharingError: the task reads the other kind of data.
+        """
+        from fairseq_sharing.training import flags  # torch, which a plan alone does not need
+
+        direction, manifest, train = self.direction(), self.manifest(), self.config.train
+        translates = flags.takes(train, KEYS[0])
+        if direction is None and manifest.get(KEYS[0]) and translates:
+            raise SharingError(
+                f"{self.data}: texts of one language; allowed: a language model's train.task and train.arch"
+            )
+        if direction is None or not (translates or manifest):
+            return {}
+        if not translates:
+            raise SharingError(
+                f"train.task: {train.get('task')}; allowed: a translation task, {self.data} has pairs of two languages"
+            )
+        return dict(zip(KEYS, direction, strict=True))
 
     def manifest(self) -> dict[str, Any]:
         """Return the data directory's manifest; empty when it has none."""
@@ -166,7 +199,8 @@ def make_plan(
         fit_memory: whether to choose ``train.max_tokens`` by the memory of a device.
 
     Raises:
-        SharingError: for more devices than there are, or a batch that they cannot make up.
+        SharingError: for more devices than there are, a batch that they cannot make up, or languages that are not those
+            of the data.
     """
     here = environment.device()
     cuda = here["kind"] == "cuda" and not config.train.get("cpu")
@@ -184,7 +218,9 @@ def make_plan(
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")
     configuration.update_freq(config, devices * machines.nodes)
     directory = run or runs / config.dataset / f"{config.run}-seed{config.seed}"
-    return Plan(config, RunDirectory(directory), data, devices, cuda, machines)
+    plan = Plan(config, RunDirectory(directory), data, devices, cuda, machines)
+    refuse_other_languages(config.train, plan.manifest(), data)
+    return plan
 
 
 def _free_port() -> int:
