@@ -35,10 +35,10 @@ from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_ma
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.decoding.translator import Translator
 from fairseq_sharing.evaluation.scoring import score
-from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.experiment.environment import cpu_cores
+from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training.environment import cpu_cores
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # fairseq-generate, its stopwatch running on the clock named first.

@@ -25,9 +25,9 @@ from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
 from fairseq_sharing.decoding.model_files import find_model, read_manifest
 from fairseq_sharing.decoding.search import Search
-from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.experiment.environment import cpu_cores
+from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
-from fairseq_sharing.training.environment import cpu_cores
 
 PARTS = ("prepare", "search", "detokenise")
 

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fairseq_sharing
-from fairseq_sharing.modules.experts import BACKENDS, ExpertOptions, choose_backend
-from fairseq_sharing.modules.kernels import has_kernels
-from fairseq_sharing.modules.peri_layer import LayerSizes, PeriLayer, Step
-from fairseq_sharing.modules.rotary import rotation
-from fairseq_sharing.modules.sigma_moe import SigmaMoE
-from fairseq_sharing.modules.switch_head import SwitchHead
+from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions, choose_backend
+from fairseq_sharing.moeut.kernels import has_kernels
+from fairseq_sharing.moeut.peri_layer import LayerSizes, PeriLayer, Step
+from fairseq_sharing.moeut.rotary import rotation
+from fairseq_sharing.moeut.sigma_moe import SigmaMoE
+from fairseq_sharing.moeut.switch_head import SwitchHead
 
 VOCABULARY = 8000
 LENGTH = 128  # tokens of a sentence in the measurements of layers
@@ -44,7 +44,7 @@ def size_of(name: str) -> tuple[LayerSizes, int]:
     """Read sizes of a layer, and the depth, from the registered architecture."""
     args = Namespace(arch="transformer_moeut_tiny" if name == "tiny" else f"transformer_lm_moeut_{name}")
     models.ARCH_CONFIG_REGISTRY[args.arch](args)
-    from fairseq_sharing.models.moe_options import layer_sizes
+    from fairseq_sharing.moeut.options import layer_sizes
 
     return layer_sizes(args, "decoder"), args.decoder_layers
 

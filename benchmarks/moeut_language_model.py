@@ -18,13 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fairseq_sharing.description import measure, model_arguments
+from fairseq_sharing.description.describe import measure, model_arguments
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.expert_figure import expert_use
-from fairseq_sharing.evaluation.figures import DPI
 from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.reporting.expert_figure import expert_use
+from fairseq_sharing.reporting.figures import DPI
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training.run_directory import RunDirectory
 
 
 def evaluate(path: Path, cpu: bool) -> dict:

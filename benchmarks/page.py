@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from fairseq_sharing.colours import set_colours
+from fairseq_sharing.colors import set_colours
 
 OURS, THEIRS, *OTHERS = set_colours(8)
 # What was aimed at, on CPU and on a GPU: times fairseq's speed, and the share of the machine's matmul peak.
@@ -149,7 +149,7 @@ def padding(found: dict, _folder: Path) -> str:
 
 def rows(found: dict, folder: Path) -> str:
     """Training speed of the paper's rows."""
-    from fairseq_sharing.evaluation.paper import ROWS
+    from fairseq_sharing.reporting.paper import ROWS
 
     told = [
         [ROWS[row].title, f"{one['parameters']:,}", f"{one['tokens_per_second']:.0f}"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from record import write
 
 from fairseq_sharing.evaluation.training_log import summarise
-from fairseq_sharing.training.run_directory import RunDirectory
+from fairseq_sharing.experiment.run_directory import RunDirectory
 
 CONFIG = "configs/precision/cycle.yaml"
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.training.environment import commit, device, versions
+from fairseq_sharing.experiment.environment import commit, device, versions
 
 
 def environment() -> dict[str, Any]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from record import environment, write
 from training_process import Side
 
-from fairseq_sharing.evaluation.paper import ROWS
+from fairseq_sharing.experiment.config import compose, fairseq_arguments
+from fairseq_sharing.reporting.paper import ROWS
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training.config import compose, fairseq_arguments
 
 
 def flags(row: str, data: Path, device: str, precision: str, tokens: int) -> list[str]:

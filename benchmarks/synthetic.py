@@ -1,6 +1,6 @@
 """Data that benchmarks make up."""
 
-from fairseq_sharing.training.step_memory import stand_in_task
+from fairseq_sharing.description.step_memory import stand_in_task
 
 
 def write_dictionaries(folder: str, vocabulary: int) -> None:

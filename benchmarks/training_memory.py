@@ -53,7 +53,7 @@ def train_options(model: str, recompute: bool) -> dict[str, Any]:
 
 def arguments(model: str, recompute: bool) -> Namespace:
     """Give fairseq's arguments of a model."""
-    from fairseq_sharing.description import model_arguments
+    from fairseq_sharing.description.describe import model_arguments
 
     return model_arguments(train_options(model, recompute))
 
@@ -194,7 +194,7 @@ def in_own_process(job: dict[str, Any]) -> dict[str, Any]:
 
 def measure_models(args: Namespace) -> dict[str, dict[str, Any]]:
     """Measure every model with activations stored and recomputed, and print a line for each."""
-    from fairseq_sharing.training.step_memory import TrainingStep, estimate
+    from fairseq_sharing.description.step_memory import TrainingStep, estimate
 
     rows: dict[str, dict[str, Any]] = {}
     print("model           activations   static activations workspace    peak estimate    off", end="")
@@ -218,7 +218,7 @@ def measure_models(args: Namespace) -> dict[str, dict[str, Any]]:
 
 def measure_longest(args: Namespace) -> dict[str, dict[str, Any]]:
     """Train on the longest batch that is estimated to fit, and print how much of the memory it takes."""
-    from fairseq_sharing.training.step_memory import estimate
+    from fairseq_sharing.description.step_memory import estimate
 
     rows: dict[str, dict[str, Any]] = {}
     for model, (way, recompute) in itertools.product(LONGEST, WAYS.items()):

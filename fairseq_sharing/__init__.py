@@ -14,20 +14,18 @@ __version__ = "0.1.0"
 def register() -> None:
     """Register what fairseq finds by name, and mend fairseq on current Python, torch and numpy."""
     from fairseq_sharing import compat  # noqa: F401
-    from fairseq_sharing.criterions import (  # noqa: F401
-        fused_label_smoothed_cross_entropy,
-        moe_cross_entropy,
-        ponder,
+    from fairseq_sharing.fast import (
+        fused_adam,  # noqa: F401
+        fused_label_smoothed_cross_entropy,  # noqa: F401
     )
-    from fairseq_sharing.models import (  # noqa: F401
-        roberta_sharing,
-        transformer_lm_moeut,
-        transformer_lm_sharing,
-        transformer_moeut,
-        transformer_sharing,
+    from fairseq_sharing.models import roberta_sharing, transformer_lm_sharing, transformer_sharing  # noqa: F401
+    from fairseq_sharing.moeut import (
+        moe_cross_entropy,  # noqa: F401
+        transformer_lm_moeut,  # noqa: F401
+        transformer_moeut,  # noqa: F401
     )
-    from fairseq_sharing.optimizers import fused_adam  # noqa: F401
-    from fairseq_sharing.tasks import sharing_tasks  # noqa: F401
+    from fairseq_sharing.schedules import tasks as sharing_tasks  # noqa: F401
+    from fairseq_sharing.universal import ponder  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

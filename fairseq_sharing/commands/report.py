@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from fairseq_sharing.evaluation import tables
-    from fairseq_sharing.evaluation.page import examples
-    from fairseq_sharing.evaluation.report import write_report
+    from fairseq_sharing.reporting import tables
+    from fairseq_sharing.reporting.page import examples
+    from fairseq_sharing.reporting.report import write_report
 
     report = write_report(args.folder, args.runs)
     output = Console()

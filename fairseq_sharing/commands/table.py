@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fairseq_sharing.training.table import Table
+    from fairseq_sharing.studies.table import Table
 
 HELP = "make a whole table of a paper: prepare, train all rows and seeds, evaluate, report"
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.training import table as tables
+    from fairseq_sharing.studies import table as tables
 
     if args.preset not in tables.PRESETS:
         raise SharingError(f"no table {args.preset}; allowed: {', '.join(tables.PRESETS)}")
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _say(table: Table, slurm: str | None, tflops: float | None, console: Console) -> None:
     """Print every command, and what they cost."""
-    from fairseq_sharing.training import estimate
-    from fairseq_sharing.training import table as tables
+    from fairseq_sharing.studies import cost as estimate
+    from fairseq_sharing.studies import table as tables
 
     if slurm is not None:
         file = tables.job_file(table)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from fairseq_sharing.training.config import compose
+    from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.training.launch import train
     from fairseq_sharing.training.plan import Machines, make_plan
 

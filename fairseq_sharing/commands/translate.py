@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Translate the lines."""
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.preparation.files import atomic_write
+    from fairseq_sharing.files import atomic_write
     from fairseq_sharing.preparation.progress import progress
 
     search = Search(**{name: getattr(args, name) for name in ("beam", "lenpen", "nbest", "max_len_b", "max_tokens")})
@@ -110,7 +110,7 @@ def _translate(
 
 
 def _lines(name: str) -> Iterator[str]:
-    from fairseq_sharing.preparation.files import decode_lines, read_lines
+    from fairseq_sharing.files import decode_lines, read_lines
 
     return decode_lines(sys.stdin.buffer, "standard input") if name == "-" else read_lines(Path(name))
 

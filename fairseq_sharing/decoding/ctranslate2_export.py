@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq_sharing.decoding.admin_folding import fold_admin
+from fairseq_sharing.admin.folding import fold_admin
 from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2
 from fairseq_sharing.decoding.fairseq_engine import load_models
 from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import atomic_write
+from fairseq_sharing.files import atomic_write
 
 # Log-probabilities of a word may differ by this much; what CTranslate2 lacks makes differences of 0.1 and more.
 _TOLERANCE = 0.01
@@ -144,7 +144,8 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
     from fairseq.models.transformer import transformer_decoder, transformer_encoder
     from fairseq.modules import transformer_layer
 
-    from fairseq_sharing.models import admin_layers, transformer_sharing
+    from fairseq_sharing.admin import layers as admin_layers
+    from fairseq_sharing.models import transformer_sharing
 
     known = {
         transformer_sharing.SharedTransformerEncoder,

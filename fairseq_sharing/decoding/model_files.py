@@ -85,7 +85,7 @@ def _exported(path: Path, data: Path | None) -> ModelFiles:
 def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
     from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs
     from fairseq_sharing.evaluation.steps import Steps
-    from fairseq_sharing.training.run_directory import RunDirectory
+    from fairseq_sharing.experiment.run_directory import RunDirectory
 
     run = RunDirectory(path)
     if not run.config_file.is_file():

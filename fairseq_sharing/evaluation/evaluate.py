@@ -16,10 +16,10 @@ from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.training_log import summarise
-from fairseq_sharing.preparation.files import atomic_write, read_lines, sha256
-from fairseq_sharing.training.config import check_name, flag_words, path_word
+from fairseq_sharing.experiment.config import check_name, flag_words, path_word
+from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.files import atomic_write, read_lines, sha256
 from fairseq_sharing.training.direction import direction_of, refuse_other_direction
-from fairseq_sharing.training.run_directory import RunDirectory
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
@@ -228,8 +228,8 @@ def average_last_epochs(
     Returns:
         The averaged checkpoint, the names of those it was made from, and what identifies them.
     """
-    from fairseq_sharing.averaging import average_checkpoints
     from fairseq_sharing.checkpoint import epoch_checkpoints, load_checkpoint
+    from fairseq_sharing.checkpoints.averaging import average_checkpoints
 
     averaged = run.checkpoints / "checkpoint_average.pt"
     if averaged.is_file() and not epoch_checkpoints(run.checkpoints):

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.environment import torch_threads
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training.environment import torch_threads
 
 
 def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import read_lines
+from fairseq_sharing.files import read_lines
 
 BOOTSTRAP_SAMPLES = 1000  # sacreBLEU's default
 

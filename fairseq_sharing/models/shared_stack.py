@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairseq_sharing.admin.residual import profiling, set_closed_form
 from fairseq_sharing.checkpoint import (
     EXTRA_STATE,
     explain_mismatch,
@@ -21,14 +22,13 @@ from fairseq_sharing.checkpoint import (
     recorded_sharing,
 )
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.fast.attention import use_fast_attention
+from fairseq_sharing.fast.compiled_layer import compile_layers
+from fairseq_sharing.fast.dropout import use_fast_dropout
+from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
-from fairseq_sharing.models.depth_steps import DepthSteps
-from fairseq_sharing.modules.admin_residual import profiling, set_closed_form
-from fairseq_sharing.modules.compiled_layer import compile_layers
-from fairseq_sharing.modules.dropout import use_fast_dropout
-from fairseq_sharing.modules.fast_attention import use_fast_attention
-from fairseq_sharing.modules.precision import warn_of_slow_bf16
 from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names
+from fairseq_sharing.universal.depth_steps import DepthSteps
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
-from fairseq_sharing.modules.fast_attention import one_pass
 
 
 @register_model("transformer_lm_sharing")

@@ -11,11 +11,11 @@ from fairseq.models.transformer.transformer_encoder import TransformerEncoderBas
 from omegaconf import DictConfig
 
 from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
+from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.models.admin_layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
+from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, stack_sharing, validate
-from fairseq_sharing.modules.fast_attention import one_pass
 
 # fairseq's decoder gives the attention weights of a layer, by default the last; no loss of translation asks for them.
 _NO_LAYER = -1

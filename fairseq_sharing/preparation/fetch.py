@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import atomic_write, sha256
+from fairseq_sharing.files import atomic_write, sha256
 from fairseq_sharing.preparation.progress import console, progress
 
 UNKNOWN = "unknown"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import atomic_write, sha256
 from fairseq_sharing.preparation import subwords, toy
-from fairseq_sharing.preparation.binarise import (
+from fairseq_sharing.preparation.binarize import (
     data_names,
     dictionary_names,
     preprocess_arguments,
@@ -25,7 +26,6 @@ from fairseq_sharing.preparation.binarise import (
     write_index,
 )
 from fairseq_sharing.preparation.clean import REASONS
-from fairseq_sharing.preparation.files import atomic_write, sha256
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import read_lines, sha256
 from fairseq_sharing.preparation.fetch import UNKNOWN, fetch, local_path, recorded_digest
-from fairseq_sharing.preparation.files import read_lines, sha256
 from fairseq_sharing.preparation.recipe import Corpus, Source
 
 

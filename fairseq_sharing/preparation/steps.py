@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import atomic_write, sha256
+from fairseq_sharing.files import atomic_write, sha256
 
 MANIFEST = "manifest.json"
 _UNFINISHED = "manifest.unfinished.json"

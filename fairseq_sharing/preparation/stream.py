@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq_sharing.preparation.files import atomic_write
+from fairseq_sharing.files import atomic_write
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import atomic_write, read_lines
+from fairseq_sharing.files import atomic_write, read_lines
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from fairseq_sharing.files import sha256
 from fairseq_sharing.preparation import toy_grammar, toy_words
-from fairseq_sharing.preparation.files import sha256
 from fairseq_sharing.resources import recipes_dir
 
 SEED = 20

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy
 
-from fairseq_sharing.preparation.binarise import read_dictionary, token_type
+from fairseq_sharing.files import read_lines
+from fairseq_sharing.preparation.binarize import read_dictionary, token_type
 from fairseq_sharing.preparation.clean import reason_to_remove
-from fairseq_sharing.preparation.files import read_lines
 from fairseq_sharing.preparation.stream import Chunk
 from fairseq_sharing.preparation.text import Pipeline
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.preparation.files import atomic_write
+from fairseq_sharing.files import atomic_write
 from fairseq_sharing.preparation.progress import progress
 from fairseq_sharing.preparation.sources import Text
 from fairseq_sharing.preparation.text import LINE_BREAKS

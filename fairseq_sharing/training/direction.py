@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.training.config import check_name
+from fairseq_sharing.experiment.config import check_name
 
 Direction = tuple[str, str]  # source and target language
 KEYS = ("source_lang", "target_lang")

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 import fairseq_sharing
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.training.config import SET_ELSEWHERE, flag_words
+from fairseq_sharing.experiment.config import SET_ELSEWHERE, flag_words
 
 # Text that fairseq's models and optimizers pass to eval(): only literals are let through.
 _EVALUATED = {

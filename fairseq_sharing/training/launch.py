@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.training import environment
+from fairseq_sharing.experiment import environment
+from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed
 from fairseq_sharing.training.direction import refuse_other_direction
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
 from fairseq_sharing.training.processes import forwarded_signals, spawn, wait
 from fairseq_sharing.training.progress import TrainingProgress
-from fairseq_sharing.training.run_directory import config_changes, refuse_changed
 
 
 def train(plan: Plan, console: Console) -> None:

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.experiment.run_directory import parse_log_line
 from fairseq_sharing.training.progress import TrainingProgress
-from fairseq_sharing.training.run_directory import parse_log_line
 
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| ")
 _ERROR_LINE = re.compile(r"^(?:[\w.-]+: error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b)")

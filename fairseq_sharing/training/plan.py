@@ -12,12 +12,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment import config as configuration
+from fairseq_sharing.experiment import environment
+from fairseq_sharing.experiment.config import path_word
+from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.training import config as configuration
-from fairseq_sharing.training import environment
-from fairseq_sharing.training.config import path_word
 from fairseq_sharing.training.direction import KEYS, Direction, direction_of, inferred_direction, refuse_other_languages
-from fairseq_sharing.training.run_directory import RunDirectory
 
 # What torchrun starts for each rank: fairseq-train, after a look at the other ranks.
 RANK_MODULE = "fairseq_sharing.training.rank"
@@ -212,7 +212,7 @@ def make_plan(
         )
     data = data or Path(config.get("data") or Path("data") / config.dataset)
     if fit_memory:
-        from fairseq_sharing.training.memory import fit_max_tokens  # torch, which no other plan needs
+        from fairseq_sharing.description.fit import fit_max_tokens  # torch, which no other plan needs
 
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")

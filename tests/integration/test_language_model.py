@@ -10,7 +10,7 @@ import pytest
 from fairseq_processes import PLUGIN
 
 from fairseq_sharing.checkpoint import load_checkpoint
-from fairseq_sharing.training.config import compose, fairseq_arguments
+from fairseq_sharing.experiment.config import compose, fairseq_arguments
 
 WORDS = [f"w{number}" for number in range(30)]
 

@@ -14,7 +14,7 @@ import torch
 from tiny_training import free_port
 from words_corpus import ENVIRONMENT, make_place
 
-from fairseq_sharing.training.run_directory import RunDirectory
+from fairseq_sharing.experiment.run_directory import RunDirectory
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
 

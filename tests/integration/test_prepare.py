@@ -13,9 +13,9 @@ import pytest
 from fairseq_processes import Commands
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import read_lines, sha256
 from fairseq_sharing.preparation import toy
-from fairseq_sharing.preparation.binarise import preprocess_arguments
-from fairseq_sharing.preparation.files import read_lines, sha256
+from fairseq_sharing.preparation.binarize import preprocess_arguments
 from fairseq_sharing.preparation.prepare import prepare
 from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe
 from fairseq_sharing.preparation.sources import find_texts

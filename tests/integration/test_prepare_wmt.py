@@ -13,9 +13,9 @@ import pytest
 import sacrebleu.dataset.base
 from sacrebleu.dataset import DATASETS
 
+from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.preparation.fetch import UNKNOWN
-from fairseq_sharing.preparation.files import read_lines
 from fairseq_sharing.preparation.prepare import prepare
 from fairseq_sharing.preparation.recipe import Corpus, Recipe, load_recipe
 

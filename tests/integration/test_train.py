@@ -12,7 +12,7 @@ import torch
 from fairseq_processes import fork_trainings
 from words_corpus import call, make_place
 
-from fairseq_sharing.training.run_directory import RunDirectory
+from fairseq_sharing.experiment.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-"""Losses: thin fairseq adapters over the rooms above."""

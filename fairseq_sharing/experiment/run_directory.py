@@ -1,0 +1,238 @@
+"""A run's directory: what lies where in it, and the record ``run.json``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.config import check_name
+from fairseq_sharing.training.direction import KEYS, Direction, direction_of
+
+# Keys that may differ when a run is started again: how long it trains, what it keeps, how it reports.
+# Anything else would make the checkpoints of one run come from two recipes. (The split of a batch over
+# devices and steps may differ too; its size is compared by itself.) A name that ends in an underscore is a
+# prefix.
+CHANGEABLE = (
+    "data",
+    "tokens_per_batch",
+    "train.max_epoch",
+    "train.max_update",
+    "train.stop_time_hours",
+    "train.patience",
+    "train.keep_",
+    "train.no_epoch_checkpoints",
+    "train.save_interval",
+    "train.save_interval_updates",
+    "train.validate_",
+    "train.log_interval",
+    "train.num_workers",
+    "train.update_freq",
+    "train.max_tokens",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one training run.
+
+    Args:
+        path: the directory; it need not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The composed configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        """What was run, on what, from when to when."""
+        return self.path / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        """All that ``fairseq-train`` wrote."""
+        return self.path / "train.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The directory of the TensorBoard curves."""
+        return self.path / "tensorboard"
+
+    @property
+    def evaluation(self) -> Path:
+        """The directory of the translations."""
+        return self.path / "evaluate"
+
+    @property
+    def result_file(self) -> Path:
+        """The scores, made by ``fairseq-sharing evaluate``."""
+        return self.path / "result.json"
+
+    def config(self) -> DictConfig:
+        """Return the composed configuration.
+
+        Raises:
+            SharingError: when there is none, or it names a run or a dataset by a path.
+        """
+        if not self.config_file.is_file():
+            raise SharingError(f"{self.path}: no run directory of fairseq-sharing train: it has no config.yaml")
+        config = OmegaConf.load(self.config_file)
+        assert isinstance(config, DictConfig)
+        for key in ("run", "dataset"):  # which become parts of paths
+            if key in config:
+                check_name(config[key], f"{self.config_file}: {key}")
+        return config
+
+    def direction(self) -> Direction | None:
+        """Return source and target language of the training, as recorded, else as configured; None if unknown."""
+        return direction_of(self.record(), self.record_file) or direction_of(
+            self.config().get("train", {}), self.config_file
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return ``run.json``; an empty record when the run was never started.
+
+        Raises:
+            SharingError: when the file is not JSON.
+        """
+        if not self.record_file.is_file():
+            return {}
+        try:
+            return json.loads(self.record_file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise SharingError(f"{self.record_file}: not JSON ({error})") from error
+
+    def write_config(self, config: DictConfig) -> None:
+        """Keep the composed configuration."""
+        _write(self.config_file, OmegaConf.to_yaml(config))
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Keep the record."""
+        _write(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def log_records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the log's JSON records in order.
+
+        Yields:
+            The kind (``train_inner`` each log interval, ``train`` each epoch, else the name of the validation
+            subset) and the values.
+        """
+        if not self.log_file.is_file():
+            return
+        with self.log_file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                record = parse_log_line(line)
+                if record is not None:
+                    yield record
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the run for one training; yields the lock's descriptor, which the training inherits.
+
+        The lock lasts as long as any process holds the descriptor: a training keeps it when its starter is
+        killed.
+
+        Raises:
+            SharingError: when a training holds it already.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise SharingError(f"{self.path}: is being trained by another process") from error
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
+    """Split a line of fairseq's log into its kind and its JSON record; None for any other line."""
+    head, brace, tail = line.partition("{")
+    if not brace or not line.rstrip().endswith("}"):
+        return None
+    try:
+        record = json.loads(brace + tail)
+    except json.JSONDecodeError:
+        return None
+    fields = [field.strip() for field in head.split("|")]
+    return (fields[2] if len(fields) > 2 else ""), record
+
+
+def config_changes(old: DictConfig, new: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ, as ``key: (old, new)``; a key that is absent counts as null.
+
+    Languages are left out: they are those of the data, whether the configuration names them or not.
+    """
+    before, after = _flatten(old), _flatten(new)
+    for key in KEYS:
+        before.pop(f"train.{key}", None)
+        after.pop(f"train.{key}", None)
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def refuse_changed(run: RunDirectory, new: DictConfig) -> None:
+    """Refuse to go on with a run under another recipe.
+
+    Raises:
+        SharingError: naming the key, its old and its new value.
+    """
+    changes = {key: values for key, values in config_changes(run.config(), new).items() if not _changeable(key)}
+    if changes:
+        key, (old, now) = next(iter(changes.items()))
+        more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+        raise SharingError(
+            f"{run.path} was started with {key}={_plain(old)}, now it is {_plain(now)}{more}:"
+            " give the old value, or another run directory with --out"
+        )
+
+
+def _changeable(key: str) -> bool:
+    return any(key == name or key.startswith(name if name.endswith("_") else name + ".") for name in CHANGEABLE)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "unset" if value is None else str(value)
+
+
+def _flatten(config: DictConfig) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, DictConfig):
+            flat.update({f"{key!s}.{name}": item for name, item in _flatten(value).items()})
+        else:
+            flat[str(key)] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return flat
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,131 @@
+"""The output projection and the label-smoothed loss in one, without storing a batch's scores of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fairseq_sharing.fast.precision import product_dtype
+
+# Positions scored at a time: enough scores to fill 4 MiB, which stays in a processor's cache; and twice the width of
+# the features, or else adding up the weight's gradient takes longer than the scores.
+_CHUNK_ELEMENTS = 1 << 20
+_CHUNK_WIDTHS = 2
+
+
+class SmoothedLoss(NamedTuple):
+    """Sums over the target tokens: the loss to train by, the negative log-likelihood, and the right first guesses."""
+
+    loss: Tensor
+    nll_loss: Tensor
+    correct: Tensor
+
+
+def label_smoothed_loss(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    epsilon: float,
+    ignore_index: int,
+    bias: Tensor | None = None,
+    count_correct: bool = True,
+) -> SmoothedLoss:
+    """Score every word of the vocabulary after each position and sum the label-smoothed cross-entropy, in nats.
+
+    The gradient is made in the forward pass, a chunk of positions at a time, so that the scores are never stored
+    and never computed twice. Equal to fairseq's loss to rounding.
+
+    Args:
+        features: what the decoder gives, B x T x C or rows x C.
+        weight: the output projection, V x C; under autocast the products run in its precision.
+        target: the right words, B x T or rows.
+        epsilon: label smoothing; 0 gives the plain cross-entropy.
+        ignore_index: the word whose positions do not count.
+        bias: of the output projection, V.
+        count_correct: find the best word of each position too; else ``correct`` is 0.
+
+    Source: Szegedy et al. 2016, section 7, in the form of fairseq's ``label_smoothed_nll_loss``: a row's loss
+    ``(1 - epsilon - e) (lse - x_t) + e (V lse - sum x)`` with ``e = epsilon / (V - 1)`` is
+    ``lse - (1 - epsilon - e) x_t - e sum x``.
+    """
+    target = target.reshape(-1)
+    counted = target.ne(ignore_index).nonzero().squeeze(1)
+    rows = features.reshape(-1, features.size(-1)).index_select(0, counted)
+    need_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (rows, weight, bias))
+    return SmoothedLoss(
+        *_SmoothedLoss.apply(
+            rows, weight, bias, target[counted], epsilon, product_dtype(weight), need_gradient, count_correct
+        )
+    )
+
+
+class _SmoothedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+        need_gradient: bool,
+        count_correct: bool,
+    ) -> tuple[Tensor, ...]:
+        size = weight.size(0)
+        share = epsilon / (size - 1)
+        hit = 1.0 - epsilon - share
+        loss, nll_loss = (torch.zeros((), device=rows.device) for _ in range(2))
+        correct = torch.zeros((), device=rows.device, dtype=torch.long)
+        rows_gradient = torch.empty_like(rows if need_gradient else rows[:0])
+        weight_gradient = torch.zeros_like(weight if need_gradient else weight[:0], dtype=torch.float32)
+        bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        with torch.autocast(rows.device.type, enabled=False):
+            product_weight = weight.to(dtype)
+            chunk = max(1, _CHUNK_ELEMENTS // size, _CHUNK_WIDTHS * weight.size(1))
+            # What is written again and again stays in a processor's cache.
+            products = torch.empty(min(chunk, rows.size(0)), size, dtype=dtype, device=rows.device)
+            all_probs = torch.empty_like(products, dtype=torch.float32)
+            for begin in range(0, rows.size(0), chunk):
+                x = rows[begin : begin + chunk].to(dtype)
+                t = target[begin : begin + chunk, None]
+                scores = torch.mm(x, product_weight.t(), out=products[: len(x)]).float()
+                if bias is not None:
+                    scores += bias
+                probs = torch.softmax(scores, -1, out=all_probs[: len(x)])
+                # The best word's probability is the only one that cannot underflow.
+                lse = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+                score = scores.gather(1, t)
+                nll_loss += (lse - score).sum()
+                loss += (lse - hit * score).sum() - share * scores.sum()
+                if count_correct:
+                    correct += scores.argmax(-1, keepdim=True).eq(t).sum()
+                if need_gradient:
+                    if share:
+                        probs.sub_(share)
+                    probs.scatter_add_(1, t, probs.new_full(t.shape, -hit))
+                    if bias_gradient is not None:
+                        bias_gradient += probs.sum(0)
+                    scores_gradient = probs.to(dtype)
+                    rows_gradient[begin : begin + chunk] = scores_gradient @ product_weight
+                    if dtype == torch.float32:
+                        weight_gradient.addmm_(scores_gradient.t(), x)
+                    else:
+                        weight_gradient += scores_gradient.t() @ x
+        ctx.save_for_backward(rows_gradient, weight_gradient, bias_gradient)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(nll_loss, correct)
+        return loss, nll_loss, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        rows_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+        weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
+        if bias_gradient is not None:
+            bias_gradient = (bias_gradient * gradient).to(ctx.weight_dtype)
+        rows_gradient = rows_gradient * gradient.to(rows_gradient.dtype)
+        return rows_gradient, weight_gradient, bias_gradient, None, None, None, None, None

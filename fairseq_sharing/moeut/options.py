@@ -1,0 +1,238 @@
+"""The options of models with expert banks: their flags, their validation, and the layers that they ask for."""
+
+import logging
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, fields
+from typing import Any, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import STRATEGIES
+from fairseq_sharing.models.sharing_options import _option, _refuse
+from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions
+from fairseq_sharing.moeut.peri_layer import LayerSizes
+from fairseq_sharing.moeut.rotary import default_width
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MoEOptions(FairseqDataclass):
+    """The options of ``--arch transformer_moeut`` and ``transformer_lm_moeut``, beside fairseq's own."""
+
+    # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
+
+    head_dim: Optional[int] = _option("width of an attention head; heads times width need not be the model's width")
+    rotary_dim: Optional[int] = _option(
+        "channels of a head that carry the position, even; half of the head when left out"
+    )
+    attention_experts: Optional[int] = _option("value and output matrices of each head")
+    attention_top_k: Optional[int] = _option("value and output matrices of each head that a token uses")
+    ffn_experts: Optional[int] = _option("experts of a feed-forward layer")
+    encoder_ffn_experts: Optional[int] = _option("experts of a feed-forward layer (encoder only)")
+    decoder_ffn_experts: Optional[int] = _option("experts of a feed-forward layer (decoder only)")
+    ffn_top_k: Optional[int] = _option("feed-forward experts that a token uses")
+    expert_dim: Optional[int] = _option("hidden width of a feed-forward expert")
+    expert_dropout: float = _option("probability with which an expert cannot be chosen for a token, in training", 0.0)
+    router_init: ChoiceEnum(["normal", "equal_rows"]) = _option(
+        "initial router weights: normal, or rows of one length, so that no expert starts ahead", "normal"
+    )
+    bank_init: ChoiceEnum(["normal", "normalised"]) = _option(
+        "initial value and output matrices: normal, or of one norm over all experts, entry by entry", "normal"
+    )
+    expert_backend: ChoiceEnum(["auto", *BACKENDS]) = _option(
+        "how tokens are multiplied by their experts; all give the same, triton on NVIDIA GPUs from Ampere on: auto"
+        " chooses by device, bank, batch and precision",
+        "auto",
+    )
+    keep_gathered: bool = _option(
+        "keep every expert's inputs for the backward pass instead of gathering them again: more memory", False
+    )
+
+
+# What fairseq's flags must be here, and why.
+_FIXED = {
+    "activation_fn": ("relu", "the stream has no scale of its own, and only ReLU leaves it so"),
+    "activation_dropout": (0.0, "experts have no dropout inside; use --expert-dropout"),
+    "layernorm_embedding": (False, "the stream is never normalised"),
+    "cross_self_attention": (False, "layers attend to themselves and to the encoder apart"),
+    "no_cross_attention": (False, "every decoder layer attends to the encoder"),
+    "adaptive_input": (False, "embeddings have one width"),
+    "character_embeddings": (False, "embeddings are looked up by word"),
+    "depth_signal": ("off", "layers tell their repeats apart by the stream alone"),
+    "position_per_depth": (False, "positions are rotary"),
+    "act": ("off", "all layers are applied to every token"),
+    "fast": (False, "its dropout and attention are those of fairseq's layers"),
+    "compile": (False, "it compiles fairseq's layers"),
+    "offload_activations": (False, "use --checkpoint-activations"),
+    "base_layers": (0, "layers have expert banks of their own"),
+    "quant_noise_pq": (0, "expert banks are no linear layers"),
+    "quant_noise_scalar": (0, "expert banks are no linear layers"),
+    **{
+        f"scale_{name}": (False, "layers have the paper's parameters only")
+        for name in ("fc", "attn", "heads", "resids")
+    },
+}
+_FIXED_OF_STACK = {
+    "learned_pos": (False, "positions are rotary"),
+    "layerdrop": (0, "all layers are applied"),
+    "layers_to_keep": (None, "all layers are applied"),
+}
+
+
+def add_moe_args(parser: ArgumentParser) -> None:
+    """Add the flags of ``MoEOptions`` to a model's group of fairseq's parser."""
+    gen_parser_from_dataclass(parser, MoEOptions(), delete_default=True)
+
+
+def fill(args: Namespace, sizes: dict[str, Any]) -> None:
+    """Give arguments that were not given the values of a size, and the other options of the banks their defaults.
+
+    Args:
+        args: fairseq's arguments.
+        sizes: values by name. Its ``unique_layers`` are those of the strategies that let M be chosen.
+    """
+    unique_layers = sizes.get("unique_layers")
+    given = getattr(args, "ffn_experts", None) is not None
+    for name, value in sizes.items():
+        # What is given for both stacks goes before a size's value for one.
+        skip = name == "unique_layers" or (given and name.endswith("coder_ffn_experts"))
+        if not skip and getattr(args, name, None) is None:
+            setattr(args, name, value)
+    strategy = STRATEGIES.get(args.sharing)
+    if strategy and not strategy.fixed_unique_layers and getattr(args, "unique_layers", None) is None:
+        args.unique_layers = unique_layers
+    for option in fields(MoEOptions):
+        if option.name != "_name" and getattr(args, option.name, None) is None:
+            setattr(args, option.name, option.default)
+    if args.rotary_dim is None:
+        args.rotary_dim = default_width(args.head_dim)
+    # Positions are rotary, and what a stack gives is normalised at its end.
+    args.no_token_positional_embeddings = True
+    args.encoder_normalize_before = args.decoder_normalize_before = True
+
+
+def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
+    """Check the options of the expert banks, and fairseq's that such layers do not have.
+
+    Raises:
+        SharingError: naming the flag, what is allowed, and the nearest allowed value.
+    """
+    _between(args, "attention_top_k", 1, args.attention_experts, "--attention-experts")
+    for stack in stacks:
+        name = f"{stack}_ffn_experts" if getattr(args, f"{stack}_ffn_experts") is not None else "ffn_experts"
+        _at_least_one(args, name)
+        _between(args, "ffn_top_k", 1, getattr(args, name), f"--{name.replace('_', '-')}")
+    for name in ("head_dim", "attention_experts", "expert_dim"):
+        _at_least_one(args, name)
+    check_rotary(args)
+    if not 0 <= args.expert_dropout < 1:
+        raise SharingError(
+            f"--expert-dropout must be at least 0 and below 1, got {args.expert_dropout}; "
+            f"nearest: {0.0 if args.expert_dropout < 0 else 0.9}"
+        )
+    refuse_fixed(args, stacks)
+
+
+def warn_without_balance(args: Namespace) -> None:
+    """Say that nothing will keep the experts in use where the criterion does not."""
+    criterion = getattr(args, "criterion", None)
+    if criterion not in (None, "moe_cross_entropy"):
+        logger.warning(
+            f"--criterion {criterion} does not reward using all experts; --criterion moe_cross_entropy does, with "
+            "--label-smoothing where it is wanted"
+        )
+
+
+def check_rotary(args: Namespace) -> None:
+    """Check how many channels of a head are turned.
+
+    Raises:
+        SharingError: an odd number, or one out of range.
+    """
+    if args.rotary_dim % 2 or not 0 <= args.rotary_dim <= args.head_dim:
+        nearest = min(max(args.rotary_dim, 0), args.head_dim) // 2 * 2
+        raise SharingError(
+            f"--rotary-dim must be even and between 0 and --head-dim ({args.head_dim}), got {args.rotary_dim}; "
+            f"nearest: {nearest}"
+        )
+
+
+def refuse_experts(args: Namespace) -> None:
+    """Refuse sizes of expert banks for a model that has none.
+
+    Raises:
+        SharingError: naming the flag.
+    """
+    for name in (
+        "attention_experts",
+        "attention_top_k",
+        "ffn_experts",
+        "decoder_ffn_experts",
+        "ffn_top_k",
+        "expert_dim",
+    ):
+        _refuse(args, name, "its layers are dense", None)
+
+
+def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
+    """Refuse options of fairseq's layers that these layers do not have.
+
+    Raises:
+        SharingError: naming the flag.
+    """
+    if getattr(args, "admin", "off") != "off":
+        raise SharingError(f"--admin {args.admin} weights the residuals of post-norm layers; allowed here: off")
+    for name, (allowed, reason) in _FIXED.items():
+        _refuse(args, name, reason, allowed)
+    for stack in stacks:
+        for name, (allowed, reason) in _FIXED_OF_STACK.items():
+            _refuse(args, f"{stack}_{name}", reason, allowed)
+
+
+def layer_sizes(cfg: Any, stack: str) -> LayerSizes:
+    """Read the sizes of a stack's layers.
+
+    Args:
+        cfg: fairseq's arguments, or its TransformerConfig.
+        stack: ``encoder`` or ``decoder``.
+    """
+    own = getattr(cfg, f"{stack}_ffn_experts")
+    return LayerSizes(
+        embed_dim=getattr(cfg, f"{stack}_embed_dim"),
+        heads=getattr(cfg, f"{stack}_attention_heads"),
+        head_dim=cfg.head_dim,
+        attention_experts=cfg.attention_experts,
+        attention_top_k=cfg.attention_top_k,
+        ffn_experts=cfg.ffn_experts if own is None else own,
+        ffn_top_k=cfg.ffn_top_k,
+        expert_dim=cfg.expert_dim,
+        rotary_dim=cfg.rotary_dim,
+    )
+
+
+def expert_options(cfg: Any) -> ExpertOptions:
+    """Read what all banks have in common."""
+    return ExpertOptions(
+        backend=None if cfg.expert_backend == "auto" else str(cfg.expert_backend),
+        keep_gathered=cfg.keep_gathered,
+        dropout=cfg.expert_dropout,
+        equal_router_rows=cfg.router_init == "equal_rows",
+        normalised_banks=cfg.bank_init == "normalised",
+    )
+
+
+def _at_least_one(args: Namespace, name: str) -> None:
+    if getattr(args, name) < 1:
+        raise SharingError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}; nearest: 1")
+
+
+def _between(args: Namespace, name: str, low: int, high: int, high_flag: str) -> None:
+    value = getattr(args, name)
+    if not low <= value <= high:
+        raise SharingError(
+            f"--{name.replace('_', '-')} must be between {low} and {high_flag} ({high}), got {value}; "
+            f"nearest: {min(max(value, low), max(high, low))}"
+        )

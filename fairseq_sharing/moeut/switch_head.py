@@ -1,0 +1,150 @@
+"""SwitchHead: attention whose value and output maps are banks of experts, chosen by token and head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairseq_sharing.moeut.experts import Dispatch, ExpertOptions, expert_linear
+from fairseq_sharing.moeut.rotary import Rotation, rotate
+from fairseq_sharing.moeut.routing import Router, Routing
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What tokens are attended to with: keys and values of each head, (B, heads, S, head_dim)."""
+
+    keys: Tensor
+    values: Tensor
+
+    def extend(self, later: Attended) -> Attended:
+        """Append what follows in time."""
+        return Attended(torch.cat([self.keys, later.keys], 2), torch.cat([self.values, later.values], 2))
+
+
+class SwitchHead(nn.Module):
+    """Attention with one map a head and sparse value and output matrices.
+
+    Source side, of the tokens attended to: keys, and values that are sums of K_A matrices' products, weighed by the
+    value router's sigmoids. Destination side, of the tokens that attend: queries, and outputs by the output router.
+    Routers, queries and keys read normalised tokens, values raw ones. No biases.
+
+    Args:
+        embed_dim: d.
+        heads: H attention maps.
+        head_dim: d_h.
+        num_experts: N_A, matrices of each head.
+        top_k: K_A of them that a token uses.
+        scale: standard deviations at the start are this / sqrt(d).
+        dropout: of attention probabilities.
+        options: of the banks.
+
+    Shape:
+        q_proj.weight, k_proj.weight: (H * d_h, d); value_experts: (H * N_A, d, d_h); output_experts: (H * N_A, d_h, d);
+        value_router.weight, output_router.weight: (H * N_A, d).
+
+    Source: Csordas et al. 2024, "SwitchHead: Accelerating Transformers with Mixture-of-Experts Attention", section 2.2.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        heads: int,
+        head_dim: int,
+        num_experts: int,
+        top_k: int,
+        scale: float,
+        dropout: float,
+        options: ExpertOptions,
+    ):
+        super().__init__()
+        self.heads, self.head_dim, self.dropout, self.options = heads, head_dim, dropout, options
+        self.q_proj = nn.Linear(embed_dim, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(embed_dim, heads * head_dim, bias=False)
+        self.value_router = Router(embed_dim, num_experts, top_k, heads, options.dropout)
+        self.output_router = Router(embed_dim, num_experts, top_k, heads, options.dropout)
+        self.value_experts = nn.Parameter(torch.empty(heads * num_experts, embed_dim, head_dim))
+        self.output_experts = nn.Parameter(torch.empty(heads * num_experts, head_dim, embed_dim))
+        std = scale * embed_dim**-0.5
+        nn.init.normal_(self.q_proj.weight, std=std)
+        nn.init.normal_(self.k_proj.weight, std=std)
+        self.value_router.reset(std, options.equal_router_rows)
+        self.output_router.reset(std, options.equal_router_rows)
+        self._initialise_bank(self.value_experts, std)
+        self._initialise_bank(self.output_experts, scale * (heads * head_dim) ** -0.5)
+
+    def _initialise_bank(self, bank: nn.Parameter, std: float) -> None:
+        nn.init.normal_(bank, std=std)
+        if self.options.normalised_banks:
+            with torch.no_grad():
+                bank.div_(bank.norm(dim=0, keepdim=True))
+                bank.mul_(std / bank.std())
+
+    def attended(self, normalised: Tensor, x: Tensor, turn: Rotation | None = None) -> tuple[Attended, Routing]:
+        """Make the source side.
+
+        Args:
+            normalised: tokens that keys and value router read, (S, B, d).
+            x: tokens that the value matrices read, (S, B, d).
+            turn: rotary angles of the S positions, if keys carry any.
+
+        Returns:
+            Keys and values, and what the value router chose.
+        """
+        length, batch, _ = x.shape
+        keys = self._split(self.k_proj(normalised))
+        routing = self.value_router(normalised.flatten(0, 1))
+        values = self._multiply(x.flatten(0, 1), self.value_experts, routing, self.heads)
+        values = values.view(length, batch, self.heads, self.head_dim).permute(1, 2, 0, 3)
+        return Attended(keys if turn is None else rotate(keys, turn), values), routing
+
+    def forward(
+        self,
+        normalised: Tensor,
+        source: Attended,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        turn: Rotation | None = None,
+    ) -> tuple[Tensor, Routing]:
+        """Attend.
+
+        Args:
+            normalised: tokens that queries and output router read, (T, B, d).
+            source: what they attend to.
+            mask: True where attention is allowed, (B, 1, T or 1, S).
+            causal: allow what is not later, for T = S; instead of a mask.
+            turn: rotary angles of the T positions, if queries carry any.
+
+        Returns:
+            (T, B, d), and what the output router chose.
+        """
+        length, batch, _ = normalised.shape
+        queries = self._split(self.q_proj(normalised))
+        if turn is not None:
+            queries = rotate(queries, turn)
+        dropout = self.dropout if self.training else 0.0
+        read = F.scaled_dot_product_attention(
+            queries, source.keys, source.values, attn_mask=mask, dropout_p=dropout, is_causal=causal
+        )
+        rows = read.permute(2, 0, 1, 3).reshape(length * batch * self.heads, self.head_dim)
+        routing = self.output_router(normalised.flatten(0, 1))
+        return self._multiply(rows, self.output_experts, routing, 1).view(length, batch, -1), routing
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(T, B, H * d_h) -> (B, H, T, d_h)."""
+        return x.unflatten(-1, (self.heads, self.head_dim)).permute(1, 2, 0, 3)
+
+    def _multiply(self, x: Tensor, bank: Tensor, routing: Routing, outputs: int) -> Tensor:
+        dispatch = Dispatch(routing.experts.flatten(1), len(bank))
+        return expert_linear(
+            x,
+            bank,
+            dispatch,
+            routing.gates.flatten(1),
+            outputs=outputs,
+            backend=self.options.backend,
+            keep_gathered=self.options.keep_gathered,
+        )

@@ -1,0 +1,145 @@
+"""MoEUT for translation: ``--arch transformer_moeut`` and sizes that match dense Transformers in parameters."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from fairseq.models import register_model
+from fairseq.models.transformer import transformer_legacy
+from omegaconf import DictConfig
+
+from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.shared_stack import SharingModel
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.moeut.counts import MoECounts
+from fairseq_sharing.moeut.options import add_moe_args, check_moe, fill, warn_without_balance
+from fairseq_sharing.moeut.stacks import MoEUTDecoder, MoEUTEncoder
+
+_STACKS = ("encoder", "decoder")
+
+
+@register_model("transformer_moeut")
+class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
+    """Encoder and decoder of MoEUT's layers; the decoder's attend to the encoder's output by a SwitchHead of their own.
+
+    Source: the layers are those of Csordas et al. 2024, MoEUT, a language model; the encoder, cross-attention and the
+    sizes are this project's.
+    """
+
+    def __init__(self, args, encoder, decoder):
+        super().__init__(args, encoder, decoder)
+        self.watch_state_dict()
+
+    @classmethod
+    def hub_models(cls):
+        """No trained models are published."""
+        return {}
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Add fairseq's Transformer flags, those of the sharing and those of the expert banks."""
+        transformer_legacy.TransformerModel.add_args(parser)
+        add_sharing_args(parser)
+        add_moe_args(parser)
+
+    @classmethod
+    def build_model(cls, args: Namespace, task):
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; what they lack is that of ``transformer_moeut``.
+            task: a translation task with both dictionaries.
+
+        Raises:
+            SharingError: options that make no layer map or no expert banks.
+        """
+        if isinstance(args, DictConfig):
+            raise SharingError(
+                "fairseq-hydra-train cannot build transformer_moeut; use fairseq-train or fairseq-sharing train"
+            )
+        _architectures.get(getattr(args, "arch", None), transformer_moeut)(args)
+        warn_without_balance(args)
+        return super().build_model(args, task)
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        """Build the encoder."""
+        return MoEUTEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        """Build the decoder."""
+        return MoEUTDecoder(cfg, tgt_dict, embed_tokens)
+
+    def forward(self, src_tokens, src_lengths, prev_output_tokens, return_usage=False, features_only=False, **unused):
+        """Run both stacks, in the training precision asked for.
+
+        Args:
+            src_tokens: (B, S).
+            src_lengths: not needed; fairseq passes it.
+            prev_output_tokens: (B, T).
+            return_usage: report how the layers' routers used their experts.
+            features_only: give the last layer's output instead of scores.
+            unused: fairseq's further arguments, about attention weights.
+
+        Returns:
+            Scores, (B, T, vocabulary), and a dict with ``usage`` by stack and layer where it is wanted.
+        """
+        with self.training_autocast():
+            encoded = self.encoder(src_tokens, return_usage=return_usage)
+            return self.decoder(
+                prev_output_tokens, encoder_out=encoded, features_only=features_only, return_usage=return_usage
+            )
+
+
+def _size(layers: int, embed_dim: int, heads: int, head_dim: int, experts: tuple[int, int], **more) -> dict:
+    both = {"layers": layers, "attention_heads": heads}
+    return {
+        "encoder_embed_dim": embed_dim,  # that of the decoder follows it, as in fairseq
+        **{f"{stack}_{name}": value for stack in _STACKS for name, value in both.items()},
+        "encoder_ffn_experts": experts[0],
+        "decoder_ffn_experts": experts[1],
+        "head_dim": head_dim,
+        "attention_experts": 4,
+        "attention_top_k": 2,
+        "sharing": "cycle",
+        "unique_layers": 2,
+        **more,
+    }
+
+
+_BASE = _size(6, 512, 2, 128, (62, 76), expert_dim=128, ffn_top_k=8)
+# Each has the parameters, within 1%, of the stacks of fairseq's dense transformer in the comment.
+SIZES = {
+    "transformer_moeut": _BASE,
+    "transformer_moeut_wmt_en_de": _BASE,  # d 512, ffn 2,048, 6 + 6 layers
+    "transformer_moeut_iwslt_de_en": _size(6, 512, 2, 128, (38, 52), expert_dim=128, ffn_top_k=4),  # ffn 1,024
+    "transformer_moeut_small": _size(4, 256, 2, 64, (19, 22), expert_dim=128, ffn_top_k=4),  # d 256, ffn 1,024, 4 + 4
+    # The operations too: d 128, ffn 256, 4 + 4 layers.
+    "transformer_moeut_tiny": _size(4, 128, 2, 32, (11, 14), expert_dim=64, ffn_top_k=6),
+}
+
+
+def _architecture(size: dict):
+    def architecture(args: Namespace) -> None:
+        fill(args, size)
+        transformer_legacy.base_architecture(args)
+
+    return architecture
+
+
+def _check(args: Namespace) -> None:
+    if args.encoder_embed_dim != args.decoder_embed_dim:
+        raise SharingError(
+            f"--decoder-embed-dim must be the encoder's ({args.encoder_embed_dim}), got {args.decoder_embed_dim}, "
+            f"since values of cross-attention read its output; nearest: {args.encoder_embed_dim}"
+        )
+    check_moe(args, _STACKS)
+    validate(args, _STACKS)
+
+
+_architectures = {
+    name: register_size("transformer_moeut", name, _architecture(size), _check) for name, size in SIZES.items()
+}
+transformer_moeut = _architectures["transformer_moeut"]

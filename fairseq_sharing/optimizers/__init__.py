@@ -1,1 +1,0 @@
-"""Optimizers: thin fairseq adapters."""

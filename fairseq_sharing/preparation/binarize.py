@@ -1,0 +1,152 @@
+"""Write the files that fairseq-preprocess writes, byte for byte, from any number of lines in constant memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from fairseq_sharing.files import atomic_write, read_lines
+
+_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # numbers 0 to 3 of every dictionary of fairseq
+_PADDING_FACTOR = 8  # --padding-factor of fairseq-preprocess
+_SMALL_DICTIONARY = 65_500  # symbols from which a token needs more than two bytes (fairseq, best_fitting_int_dtype)
+
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_INDEX_VERSION = 1
+_TYPE_CODES = {numpy.dtype(numpy.uint16): 8, numpy.dtype(numpy.uint32): 9}
+_BLOCK = 1 << 20  # sentences of an index written at a time
+
+
+def preprocess_arguments(languages: list[str], tests: list[str]) -> list[str]:
+    """Compose the arguments with which fairseq-preprocess makes the same files, relative to the data directory.
+
+    Args:
+        languages: language codes translated from and to, or the one of a language model.
+        tests: names of the test sets, which become the subsets test, test1, test2, ...
+
+    Returns:
+        The arguments.
+    """
+    if len(languages) == 1:
+        arguments, end = ["--only-source"], f".{languages[0]}"
+    else:
+        arguments, end = ["--source-lang", languages[0], "--target-lang", languages[1], "--joined-dictionary"], ""
+    arguments += ["--trainpref", f"bpe/train{end}", "--validpref", f"bpe/valid{end}"]
+    if tests:
+        arguments += ["--testpref", ",".join(f"bpe/{name}{end}" for name in tests)]
+    return [*arguments, "--destdir", "bin"]
+
+
+def subset_names(tests: list[str]) -> dict[str, str]:
+    """Name the subsets that fairseq makes of the test sets.
+
+    Args:
+        tests: names of the test sets in order.
+
+    Returns:
+        fairseq's subset by test set: test, test1, test2, ...
+    """
+    return {name: f"test{number or ''}" for number, name in enumerate(tests)}
+
+
+def dictionary_names(languages: list[str]) -> list[str]:
+    """Name the dictionary files.
+
+    Args:
+        languages: as for preprocess_arguments.
+
+    Returns:
+        One name a language, for one language dict.txt.
+    """
+    return [f"dict.{lang}.txt" for lang in languages] if len(languages) > 1 else ["dict.txt"]
+
+
+def data_names(subset: str, languages: list[str]) -> list[str]:
+    """Name the data of a subset, without the endings .bin and .idx.
+
+    Args:
+        subset: train, valid, test, test1, ...
+        languages: as for preprocess_arguments.
+
+    Returns:
+        One name a language.
+    """
+    return [f"{subset}.{'-'.join(languages)}.{lang}" for lang in languages] if len(languages) > 1 else [subset]
+
+
+def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
+    """Write the dictionary of a training text.
+
+    Args:
+        counts: how often each token occurs.
+        paths: files to write, all alike.
+
+    Returns:
+        Number of symbols, without fairseq's four special ones.
+    """
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    symbols = {word: count for word, count in ordered if word not in _SPECIAL}
+    padding = 0
+    while (len(_SPECIAL) + len(symbols)) % _PADDING_FACTOR:
+        symbols.setdefault(f"madeupword{padding:04d}", 0)
+        padding += 1
+    text = "".join(f"{word} {count}\n" for word, count in symbols.items()).encode()
+    for path in paths:
+        with atomic_write(path) as file:
+            file.write(text)
+    return len(symbols)
+
+
+def read_dictionary(path: Path) -> dict[str, int]:
+    """Read the number of each symbol.
+
+    Args:
+        path: a dictionary file.
+
+    Returns:
+        Numbers by symbol, the special ones among them.
+    """
+    symbols = (*_SPECIAL, *(line.rpartition(" ")[0] for line in read_lines(path)))
+    return {symbol: number for number, symbol in enumerate(symbols)}
+
+
+def token_type(size: int) -> numpy.dtype[Any]:
+    """Choose the type of a token as fairseq does.
+
+    Args:
+        size: symbols in the dictionary, the special ones among them.
+
+    Returns:
+        An unsigned type of two or four bytes.
+    """
+    return numpy.dtype(numpy.uint16 if size < _SMALL_DICTIONARY else numpy.uint32)
+
+
+def write_index(lengths: Path, kind: numpy.dtype[Any], index: Path) -> None:
+    """Write the index of a file of fairseq's mmap format.
+
+    Args:
+        lengths: file of the number of tokens of each sentence, four bytes each.
+        kind: type of a token.
+        index: the ``.idx`` file to write.
+    """
+    number = lengths.stat().st_size // numpy.dtype(numpy.int32).itemsize
+    with atomic_write(index) as file:
+        file.write(_INDEX_MAGIC + struct.pack("<QBQ", _INDEX_VERSION, _TYPE_CODES[kind], number))
+        for block in _blocks(lengths):
+            file.write(block.tobytes())
+        start = 0
+        for block in _blocks(lengths):
+            ends = start + numpy.cumsum(block, dtype=numpy.int64) * kind.itemsize
+            file.write(numpy.concatenate(([start], ends[:-1])).astype(numpy.int64).tobytes())
+            start = int(ends[-1])
+
+
+def _blocks(lengths: Path) -> Iterator[numpy.ndarray[Any, Any]]:
+    with lengths.open("rb") as file:
+        while block := file.read(_BLOCK * numpy.dtype(numpy.int32).itemsize):
+            yield numpy.frombuffer(block, numpy.int32)

@@ -1,0 +1,203 @@
+"""The results of Takase & Kiyono's table, and ours beside them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq_sharing.reporting.study import Row, scored_sets
+
+TESTS = tuple(f"newstest{year}" for year in range(2010, 2017))
+DATASET = "wmt16_en_de"
+_MACHINE = ("kind", "name", "count")  # fields of a result's device
+# Two-sided 95% quantiles of Student's t, by degrees of freedom; 1.96 beyond.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's table.
+
+    Args:
+        title: its name there, with N.
+        parameters: in millions.
+        average: sacreBLEU, the mean over ``TESTS``.
+        scores: sacreBLEU by test set; empty where only the average is told.
+        speed: training tokens a second, relative to Vanilla; None where it isn't told.
+    """
+
+    title: str
+    parameters: int
+    average: float
+    scores: tuple[float, ...] = ()
+    speed: float | None = None
+
+
+# Source: Takase & Kiyono 2023, "Lessons on Parameter Sharing across Layers in Transformers", their WMT16 En-De table;
+# speeds: its first version (arXiv 2104.06022v1), for Universal N=12 the 2023 version's 0.52 / 2.02.
+ROWS = {
+    "vanilla": PaperRow("Vanilla", 61, 26.57, (24.16, 22.01, 22.33, 26.13, 27.13, 29.83, 34.41), 1.00),
+    "admin": PaperRow("Admin", 61, 26.48, (24.14, 21.93, 22.25, 26.14, 27.05, 29.59, 34.23), 0.97),
+    "universal_n6": PaperRow("Universal", 63, 26.90, (24.37, 22.33, 22.70, 26.40, 27.65, 30.24, 34.60), 0.48),
+    "universal_n12": PaperRow("Universal, N=12", 63, 26.77, (), 0.26),
+    "vanilla_big": PaperRow("Vanilla (big)", 210, 26.81, (24.31, 22.21, 22.75, 26.39, 28.28, 30.35, 33.40), 0.39),
+    "sequence_n12": PaperRow("Sequence, N=12", 61, 27.13, (24.65, 22.32, 22.83, 26.98, 27.88, 30.27, 34.99), 0.63),
+    "cycle_n12": PaperRow("Cycle, N=12", 61, 27.04, (24.51, 22.43, 22.69, 26.61, 27.91, 30.37, 34.77), 0.63),
+    "cycle_rev_n12": PaperRow("Cycle (rev), N=12", 61, 27.08, (24.66, 22.47, 22.87, 26.68, 27.72, 30.37, 34.81), 0.63),
+    "sequence_n18": PaperRow("Sequence, N=18", 61, 27.02, (24.53, 22.44, 22.73, 26.59, 27.73, 30.30, 34.80), 0.47),
+    "cycle_n18": PaperRow("Cycle, N=18", 61, 27.25, (24.74, 22.60, 23.04, 26.89, 28.14, 30.54, 34.79), 0.47),
+    "cycle_rev_n18": PaperRow("Cycle (rev), N=18", 61, 27.31, (24.93, 22.77, 23.09, 26.88, 28.09, 30.60, 34.84), 0.47),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Our score of a test set beside the paper's.
+
+    Args:
+        ours: BLEU, the mean over seeds.
+        paper: the paper's.
+        interval: 95% interval of ours minus the paper's; the paper's own spread is not known and not in it.
+    """
+
+    ours: float
+    paper: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, row: Row, test: str, paper: float) -> Difference | None:
+        """Compare a row's score; None where the test set was not scored.
+
+        The interval is the bootstrap's of the test set for a single seed, and Student's of the mean for several.
+        """
+        seeds = [[result["scores"][test]] for result in row.results if test in result["scores"]]
+        return cls._of_seeds(seeds, paper) if seeds else None
+
+    @classmethod
+    def of_average(cls, row: Row, paper: float) -> Difference | None:
+        """Compare a row's mean over all test sets of the paper; None where one was not scored."""
+        if any(test not in result["scores"] for result in row.results for test in TESTS):
+            return None
+        return cls._of_seeds([[result["scores"][test] for test in TESTS] for result in row.results], paper)
+
+    @classmethod
+    def _of_seeds(cls, seeds: Sequence[Sequence[dict[str, Any]]], paper: float) -> Difference:
+        values = [statistics.fmean(score["bleu"] for score in scores) for scores in seeds]
+        mean = statistics.fmean(values)
+        if len(values) == 1:
+            # The bootstraps of the test sets are independent: their half-widths add up as squares.
+            below, above = (
+                math.hypot(*(score["bleu"] - score["bleu_interval"][end] for score in seeds[0])) / len(seeds[0])
+                for end in (0, 1)
+            )
+        else:
+            t = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
+            below = above = t * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, paper, (mean - below - paper, mean + above - paper))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.ours:.2f} / {self.paper:.2f} / {self.ours - self.paper:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def paper_row(row: Row) -> PaperRow | None:
+    """Find a row of ours in the paper's table, by its name; None where it is not there."""
+    return ROWS.get(row.run)
+
+
+def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Make the table of our rows beside the paper's.
+
+    Args:
+        rows: the experiments; those that the paper has not are left out.
+
+    Returns:
+        The headers and the cells.
+    """
+    tests = [test for test in TESTS if test in scored_sets(rows)]
+    headers = ["Model", "Parameters", "paper's", "Speed", "paper's", "Average"]
+    vanilla = next((row for row in rows if paper_row(row) is ROWS["vanilla"]), None)
+    cells = []
+    for row in sorted((row for row in rows if paper_row(row)), key=lambda row: list(ROWS).index(row.run)):
+        paper = ROWS[row.run]
+        cells.append(
+            [
+                paper.title,
+                f"{row['parameters']['unique']:,}",
+                f"{paper.parameters}M",
+                _speed(row, vanilla),
+                "-" if paper.speed is None else f"{paper.speed:.2f}",
+                _average(row, paper),
+                *(_cell(row, paper, test) for test in tests),
+            ]
+        )
+    return headers + tests, cells
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Say in sentences how to read the comparison."""
+    lines = [
+        "Scores: sacreBLEU, ours / the paper's / the difference (its 95% interval: the bootstrap's of the test set for "
+        "one seed, Student's of the mean for several; the paper's own spread is not in it). Average: over newstest2010 "
+        "to 2016, where all of them are scored.",
+        "Speed: target tokens a second in training, relative to Vanilla where both were trained on the same kind of "
+        "machine, measured in these runs; the paper's on its GPUs.",
+    ]
+    dataset = rows[0]["dataset"]
+    if dataset != DATASET:
+        lines.append(
+            f"The paper trained on WMT16 (4.5M pairs), these rows on {dataset}: the differences of scores tell nothing "
+            "about the method; the order of the rows and their speeds can be compared."
+        )
+    splits = _compound_splits(rows)
+    if splits:
+        lines.append(
+            "Extra, not sacreBLEU and not comparable with it: tokenised BLEU with compounds split, newstest2014: "
+            + "; ".join(splits)
+            + "."
+        )
+    return lines
+
+
+def markdown(rows: Sequence[Row], title: str) -> str:
+    """Write the comparison as a page in Markdown."""
+    from tabulate import tabulate
+
+    headers, cells = compare(rows)
+    table = tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=["left"] + ["right"] * 5)
+    return "\n\n".join([f"# {title}: beside the paper", table, "\n".join(f"- {note}" for note in notes(rows))]) + "\n"
+
+
+def _speed(row: Row, vanilla: Row | None) -> str:
+    if vanilla is None or row.speed is None or vanilla.speed is None:
+        return "-"
+    # Speeds of different machines, or of some seeds on another, say nothing about the models.
+    machines = {tuple(result["device"][key] for key in _MACHINE) for result in row.results + vanilla.results}
+    if len(machines) > 1:
+        return "-"
+    return f"{row.speed.mean / vanilla.speed.mean:.2f}"
+
+
+def _average(row: Row, paper: PaperRow) -> str:
+    return str(Difference.of_average(row, paper.average) or f"- / {paper.average:.2f}")
+
+
+def _cell(row: Row, paper: PaperRow, test: str) -> str:
+    if paper.scores:
+        return str(Difference.of(row, test, paper.scores[TESTS.index(test)]) or "-")
+    score = row.score(test, "bleu")
+    return f"{score.mean:.2f} / -" if score else "-"
+
+
+def _compound_splits(rows: Sequence[Row]) -> list[str]:
+    found = []
+    for row in rows:
+        scores = [result["scores"].get("newstest2014", {}).get("compound_split_bleu") for result in row.results]
+        known = [score for score in scores if score is not None]
+        if known:
+            paper = paper_row(row)
+            found.append(f"{paper.title if paper else row.title} {statistics.fmean(known):.2f}")
+    return found

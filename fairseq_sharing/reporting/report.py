@@ -1,0 +1,75 @@
+"""Write everything that shows a study: tables, pictures and the page, from its result files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import atomic_write
+from fairseq_sharing.reporting import paper, tables
+from fairseq_sharing.reporting.study import Row, read_result, read_rows, scored_sets
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's rows and the files that show it."""
+
+    title: str
+    rows: Sequence[Row]
+    files: Sequence[Path]
+
+
+def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
+    """Make table.md, table.csv, table.tex, the pictures and index.html of a study.
+
+    Where the rows are those of the paper's table, paper.md shows them beside it.
+
+    Args:
+        folder: its result files, one JSON a run; what is written goes there too.
+        runs: run directories, or directories of them, whose results are copied into the folder first.
+
+    Returns:
+        The rows and the files written.
+
+    Raises:
+        SharingError: no result, results that do not belong together, or matplotlib is missing.
+    """
+    try:
+        from fairseq_sharing.reporting import figures, page
+
+        figures.require_matplotlib()
+    except ImportError as error:
+        raise SharingError(f"report needs {error.name}: pip install 'fairseq-sharing[plots]'") from error
+    for run in runs:
+        _collect(run, folder)
+    rows = read_rows(folder)
+    title = f"Sharing parameters across layers: {rows[0]['dataset']}"
+    pictures = figures.draw(rows, folder)
+    texts: dict[str, Callable[[], str]] = {
+        "table.md": lambda: tables.markdown(rows, title, pictures),
+        "table.csv": lambda: tables.comma_separated(rows),
+        "table.tex": lambda: tables.latex(rows),
+        "index.html": lambda: page.write_page(rows, title, folder, pictures),
+    }
+    if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
+        texts["paper.md"] = lambda: paper.markdown(rows, title)
+    for name, make in texts.items():
+        _write(folder / name, make())
+    return Report(title, rows, [folder / name for name in (*texts, *(file for file, _ in pictures))])
+
+
+def _collect(run: Path, folder: Path) -> None:
+    """Copy the results of a run directory, or of those in it, into the folder."""
+    files = [run / "result.json"] if (run / "result.json").is_file() else sorted(run.glob("*/result.json"))
+    if not files:
+        raise SharingError(f"--runs {run}: no result.json there or one level below; make it with evaluate")
+    for file in files:
+        result = read_result(file)
+        _write(folder / f"{result['run']}-seed{result['seed']}.json", file.read_text(encoding="utf-8"))
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic_write(file) as stream:
+        stream.write(text.encode("utf-8"))

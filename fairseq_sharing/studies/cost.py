@@ -1,0 +1,80 @@
+"""Estimate before anything is trained what a table costs: device hours and disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq_sharing.description import describe as description
+from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.studies.table import Preset, Table
+
+# Assumptions, all told beside the estimate. Sustained arithmetic of a GPU in bf16, TFLOP/s.
+TFLOPS = 40.0
+# Subwords of a target sentence of news text, its end included.
+TOKENS_A_PAIR = 30
+# Bytes of a pair in all its stages: raw, cleaned, tokenised, subwords, binarised.
+BYTES_A_PAIR = 2_000
+# A backward pass takes twice the operations of the forward pass; a multiply-accumulate counts two.
+FLOPS_A_MAC = 6
+# Values that a checkpoint holds of a parameter: the weight and two moments of Adam, 4 bytes each.
+CHECKPOINT_BYTES = 12
+
+
+@dataclass(frozen=True)
+class RowEstimate:
+    """What one run of a row costs.
+
+    Args:
+        run: the row's name.
+        parameters: unique ones.
+        tokens: target tokens to train on.
+        flops: operations of the training.
+        disk: bytes of its checkpoints.
+    """
+
+    run: str
+    parameters: int
+    tokens: int
+    flops: float
+    disk: int
+
+    def device_hours(self, tflops: float = TFLOPS) -> float:
+        """Return hours on one device that sustains so many TFLOP/s; on more devices they are shared."""
+        return self.flops / (tflops * 1e12) / 3600
+
+
+def estimate_rows(table: Table) -> list[RowEstimate]:
+    """Estimate each row of a table, whatever its seeds."""
+    seen, rows = set(), []
+    for run in table.runs():
+        if run.config not in seen:
+            seen.add(run.config)
+            rows.append(_estimate(run.config, table))
+    return rows
+
+
+def data_bytes(preset: Preset) -> int:
+    """Estimate the disk that the prepared data takes."""
+    return preset.pairs * BYTES_A_PAIR
+
+
+def _estimate(file: str, table: Table) -> RowEstimate:
+    config = compose(file, table.overrides)
+    train, preset = config.train, table.preset
+    data = Path("data") / preset.dataset
+    vocabulary = description.vocabulary_size(data) if (data / "bin").is_dir() else preset.vocabulary
+    model = description.measure(str(config.run), description.model_arguments(train), vocabulary, TOKENS_A_PAIR)
+    tokens = (train.get("max_epoch") or 0) * preset.pairs * TOKENS_A_PAIR
+    if train.get("max_update"):
+        updates = train.max_update * (config.get("tokens_per_batch") or train.max_tokens)
+        tokens = min(tokens, updates) if tokens else updates
+    parameters = sum(model.unique.values())
+    kept = (train.get("keep_last_epochs") or 1) + (train.get("keep_interval_updates") or 0) + 2  # and last and best
+    return RowEstimate(
+        run=str(config.run),
+        parameters=parameters,
+        tokens=tokens,
+        flops=FLOPS_A_MAC * model.macs / TOKENS_A_PAIR * tokens,
+        disk=CHECKPOINT_BYTES * parameters * kept,
+    )

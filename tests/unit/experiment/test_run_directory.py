@@ -1,0 +1,116 @@
+"""Run directories: the record, the lock, the log's records and what may change between two starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.run_directory import (
+    RunDirectory,
+    config_changes,
+    parse_log_line,
+    refuse_changed,
+)
+
+CONFIG = {
+    "run": "a",
+    "dataset": "toy",
+    "seed": 1,
+    "train": {"lr": 0.1, "max_epoch": 3, "keep_last_epochs": 2},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "runs" / "a")
+    run.write_config(OmegaConf.create(CONFIG))
+    return run
+
+
+def test_config_and_record_come_back_as_written(run):
+    assert OmegaConf.to_container(run.config()) == CONFIG
+    assert run.record() == {}
+    run.write_record({"run": "ä", "seed": 1})
+    assert run.record() == {"run": "ä", "seed": 1}
+
+
+def test_directory_without_configuration_is_refused(tmp_path):
+    with pytest.raises(SharingError, match=r"elsewhere: no run directory .* no config\.yaml"):
+        RunDirectory(tmp_path / "elsewhere").config()
+
+
+def test_broken_record_is_refused_by_name(run):
+    run.record_file.write_text("{")
+    with pytest.raises(SharingError, match=r"run\.json: not JSON"):
+        run.record()
+
+
+@pytest.mark.parametrize("key", ["train.max_epoch", "train.keep_last_epochs", "train.validate_interval", "data"])
+def test_length_and_bookkeeping_may_change(run, key):
+    refuse_changed(run, OmegaConf.merge(CONFIG, OmegaConf.from_dotlist([f"{key}=9"])))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=0.2", "train.lr=0.1, now it is 0.2:"),
+        ("train.dropout=0.5", "train.dropout=unset, now it is 0.5:"),
+        ("dataset=other", "dataset=toy, now it is other:"),
+        ("seed=2", "seed=1, now it is 2:"),
+        ("train.lr=null", "train.lr=0.1, now it is unset:"),
+    ],
+)
+def test_another_recipe_is_refused_with_key_and_both_values(run, override, message):
+    with pytest.raises(SharingError) as error:
+        refuse_changed(run, OmegaConf.merge(CONFIG, OmegaConf.from_dotlist([override])))
+    assert message in str(error.value)
+
+
+def test_several_changes_are_counted(run):
+    with pytest.raises(SharingError, match=r"\(and 1 more\)"):
+        refuse_changed(run, OmegaConf.merge(CONFIG, {"seed": 2, "train": {"lr": 1}}))
+
+
+def test_changes_name_nested_keys():
+    new = OmegaConf.merge(CONFIG, {"train": {"lr": 0.2}, "evaluate": {"beam": 5}})
+    assert config_changes(OmegaConf.create(CONFIG), new) == {
+        "evaluate.beam": (None, 5),
+        "train.lr": (0.1, 0.2),
+    }
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(run):
+    with run.locked(), pytest.raises(SharingError, match="is being trained by another process"), run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_a_training_keeps_the_lock_when_its_starter_is_gone(run):
+    with run.locked() as descriptor:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(descriptor,))
+    try:
+        with pytest.raises(SharingError, match="is being trained"), run.locked():
+            pass
+    finally:
+        child.communicate(b"\n")
+    with run.locked():
+        pass
+
+
+def test_log_lines_give_their_kind_and_values():
+    line = '2026-01-01 00:00:00 | INFO | train_inner | {"epoch": 1, "loss": "3.5"}\n'
+    assert parse_log_line(line) == ("train_inner", {"epoch": 1, "loss": "3.5"})
+    assert parse_log_line('{"epoch": 1}\n') == ("", {"epoch": 1})
+    assert parse_log_line("2026-01-01 00:00:00 | INFO | fairseq_cli.train | {'_name': None}\n") is None
+    assert parse_log_line("Traceback\n") is None
+
+
+def test_log_records_skip_everything_else(run):
+    assert list(run.log_records()) == []
+    run.log_file.write_text('text\nt | INFO | train | {"epoch": 1}\n{broken}\nt | INFO | valid | {"epoch": 1}\n')
+    assert [kind for kind, _ in run.log_records()] == ["train", "valid"]

@@ -1,0 +1,288 @@
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from evaluation_results import BLEU_SIGNATURE, result, write
+from rich.console import Console
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.reporting import figures, tables
+from fairseq_sharing.reporting.expert_figure import expert_use
+from fairseq_sharing.reporting.report import write_report
+from fairseq_sharing.reporting.study import read_rows
+
+PICTURES = ["bleu_by_parameters.png", "bleu_by_speed.png", "learning_curves.png", "layer_maps.png"]
+
+
+def _study(folder):
+    return write(
+        folder,
+        result("vanilla", "none", 1, 30.0),
+        result("vanilla", "none", 2, 31.0),
+        result("cycle", "cycle", 1, 32.25, 0.004),
+    )
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A folder of results to report on."""
+    return _study(tmp_path / "study")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A report to read."""
+    return write_report(_study(tmp_path_factory.mktemp("study")))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave out what takes long and is not looked at."""
+    monkeypatch.setattr(figures, "draw", lambda rows, folder: [])
+
+
+class _Page(HTMLParser):
+    """Collects a page's resources and its table cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.cells, self.text, self._stack = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self._stack.append(tag)
+        attributes = dict(attributes)
+        self.sources += [attributes[name] for name in ("src", "href") if name in attributes]
+        if tag == "img":
+            assert attributes["alt"], "a picture without a description"
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self._stack and self._stack[-1] == "td":
+            self.cells[-1] += data
+
+    def handle_endtag(self, tag):
+        while self._stack and self._stack.pop() != tag:
+            pass
+
+
+def test_every_file_of_the_report_is_written(reported):
+    names = ["table.md", "table.csv", "table.tex", "index.html", *PICTURES]
+    assert [file.name for file in reported.files] == names
+    for file in reported.files:
+        assert file.stat().st_size > 0
+        assert (file.suffix == ".png") == file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_results_give_equal_files(reported, study):
+    first = {file.name: file.read_bytes() for file in reported.files}
+    assert {file.name: file.read_bytes() for file in write_report(study).files} == first
+
+
+def test_markdown_has_means_updates_p_values_and_signature(reported):
+    study = reported.files[0].parent
+    text = (study / "table.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n") if "|" in line]
+    assert rows[0][:5] == ["Model", "M", "N", "Unique parameters", "Effective parameters"]
+    assert rows[2][:5] == ["Vanilla", "2", "2", "1,246,912", "2,000,000"]
+    assert rows[2][5:] == ["12,150 ± 71", "3,840", "2", "30.50 ± 0.71"]
+    assert rows[3] == ["Cycle", "2", "4", "1,246,912", "2,000,000", "12,100", "3,840", "1", "32.25 (p=0.004)"]
+    assert f"sacreBLEU signature of BLEU: {BLEU_SIGNATURE}" in text
+    assert "paired bootstrap of BLEU against vanilla." in text
+    assert "average of the last 2 epoch checkpoints, beam 5, length penalty 1.0" in text
+    for name in PICTURES:
+        assert f"]({name})" in text
+
+
+def test_csv_has_the_unrounded_numbers(reported):
+    study = reported.files[0].parent
+    with (study / "table.csv").open(encoding="utf-8", newline="") as file:
+        vanilla, cycle = csv.DictReader(file)
+    assert (vanilla["run"], vanilla["seeds"], vanilla["bleu"]) == ("vanilla", "1 2", "30.5")
+    assert float(vanilla["bleu_deviation"]) == pytest.approx(0.5**0.5)
+    assert (cycle["strategy"], cycle["p_values"], cycle["bleu_deviation"]) == ("cycle", "0.004", "")
+    assert int(cycle["parameters_unique"]) == 1_246_912
+
+
+def test_latex_escapes_and_aligns(reported):
+    study = reported.files[0].parent
+    text = (study / "table.tex").read_text(encoding="utf-8")
+    assert r"BLEU test\_2016\_flickr" in text
+    assert text.count(r"\\") == 3
+    assert r"\begin{tabular}{lrrrrrrrr}" in text
+
+
+def test_page_is_self_contained(reported):
+    study = reported.files[0].parent
+    page = _Page((study / "index.html").read_text(encoding="utf-8"))
+    assert len(page.sources) == len(PICTURES)
+    for source, name in zip(page.sources, PICTURES, strict=True):
+        head, _, data = source.partition(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data) == (study / name).read_bytes()
+    assert "32.25\np=0.004" in page.cells
+    assert "28.75 to 31.25" not in page.cells
+    assert "30.75 to 33.50" in page.cells
+    assert BLEU_SIGNATURE in page.text
+    assert "fairseq-train data/multi30k/bin --arch transformer_sharing_tiny" in page.text
+
+
+def test_only_results_with_examples_quote_sentences(study, no_pictures):
+    write_report(study)
+    assert "Example translations" not in (study / "index.html").read_text(encoding="utf-8")
+    quoted = {"test": "test", "source": "the <b>dog</b>", "reference": "der Hund", "hypothesis": "der & Hund"}
+    write(study, result("universal", "universal", examples=[quoted]))
+    write_report(study)
+    text = (study / "index.html").read_text(encoding="utf-8")
+    assert "the &lt;b&gt;dog&lt;/b&gt;" in text
+    assert "der &amp; Hund" in text
+    assert "<b>" not in text
+
+
+def test_runs_of_one_shape_are_told_apart_by_name(study):
+    write(study, result("cycle_long", "cycle", updates=9000))
+    rows = read_rows(study)
+    assert tables.names(rows) == ["Vanilla", "Cycle, cycle", "Cycle, cycle_long"]
+    assert tables.titles(rows)[2] == "Cycle, M=2, N=4, cycle_long"
+
+
+def test_differing_signatures_and_recipes_are_said(study):
+    other = result("universal", "universal", generation={"beam": 4, "lenpen": 0.6, "test_lenpen": {"b": 1}})
+    other["scores"]["test_2016_flickr"]["signature"]["bleu"] = "nrefs:1|tok:intl|version:2.0.0"
+    write(study, other)
+    notes = tables.notes(read_rows(study))
+    (warning,) = [note for note in notes if "cannot be compared" in note]
+    assert BLEU_SIGNATURE in warning
+    assert "tok:intl" in warning
+    assert any(
+        note.startswith("universal (seed 1): ") and "beam 4, length penalty 0.6, 1 for b" in note for note in notes
+    )
+
+
+def _experts():
+    """What a model of two layers, one set each, logs; the second never chose its last expert."""
+    return {
+        f"{stack}_{kind}_{layer}": {"choices": [4, 4, 6 * (layer == 1)], "evenness": 0.9, "dead": (layer - 1) / 3}
+        for stack in ("encoder", "decoder")
+        for kind in ("ffn", "self_attn_value")
+        for layer in (1, 2)
+    }
+
+
+def test_use_of_experts_is_drawn_by_layer_and_repeat(tmp_path):
+    banks = result("moeut", "universal", 1, arch="transformer_moeut_tiny", experts=_experts())
+    report = write_report(write(tmp_path, result("vanilla", "none", 1), banks))
+    assert [path.name for path in report.files][-1] == "expert_use_moeut.png"
+    assert "MoEUT (Universal)" in (tmp_path / "table.md").read_text()
+
+    figure = expert_use(_experts(), {"encoder": [0, 0], "decoder": [0, 1]})
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [
+        "encoder: self-attention, values",
+        "encoder: feed-forward",
+        "decoder: self-attention, values",
+        "decoder: feed-forward",
+    ]
+    assert [label.get_text() for label in panels[1].get_yticklabels()] == ["1: set 0, use 1", "2: set 0, use 2"]
+    assert [label.get_text() for label in panels[3].get_yticklabels()] == ["1: set 0, use 1", "2: set 1, use 1"]
+    assert panels[1].images[0].get_array().tolist() == [
+        pytest.approx([12 / 14, 12 / 14, 18 / 14]),
+        pytest.approx([1.5, 1.5, 0]),
+    ]
+    assert expert_use({"decoder_ffn_1": {"evenness": 1.0, "dead": 0.0}}, {}) is None, "choices were not logged"
+
+
+def test_speeds_of_different_machines_are_not_compared(tmp_path):
+    gpu = {"device": {"kind": "cuda", "name": "Some GPU", "count": 1}}
+    results = [result("vanilla"), result("cycle", "cycle"), result("sequence", "sequence", **gpu)]
+    folder = write(tmp_path, *results)
+    pictures = dict(figures.draw(read_rows(folder), tmp_path))
+    assert "Only what was trained on Some CPU, 2 CPU cores: other speeds" in pictures["bleu_by_speed.png"]
+    write_report(folder)
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s of different" in text
+
+
+def test_of_several_baselines_each_is_told_with_what_it_was_compared_with(tmp_path):
+    deep = result("deep", "cycle_rev", 1, 33.0, 0.02)
+    deep["scores"]["test_2016_flickr"]["baseline"] = "cycle-seed1"
+    rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.3), deep))
+    assert "p: paired bootstrap of BLEU, cycle against vanilla; deep against cycle." in tables.notes(rows)
+
+
+def test_a_single_speed_is_no_picture(tmp_path):
+    rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", device={"kind": "cuda"})))
+    assert "bleu_by_speed.png" not in dict(figures.draw(rows, tmp_path))
+
+
+def test_a_result_without_log_has_no_curve_and_no_speed(tmp_path):
+    bare = {"tokens_per_second": None, "valid": {"epoch": [], "updates": [], "loss": [], "perplexity": []}}
+    report = write_report(write(tmp_path, result(**bare, device=None, versions=None, peak_memory_bytes=None)))
+    assert [file.name for file in report.files if file.suffix == ".png"] == [PICTURES[0], PICTURES[3]]
+
+
+def test_terminal_table_fits_eighty_columns(study):
+    for seed in (1, 2):
+        for name, sharing in (("vanilla", "none"), ("cycle", "cycle")):
+            content = result(name, sharing, seed, 37.5, 0.001)
+            score = content["scores"]["test_2016_flickr"]
+            content["scores"].update(test_2017_flickr=score, test_2017_mscoco=score)
+            write(study, content)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(tables.terminal(read_rows(study), "A study"))
+    text = console.export_text()
+    assert "…" not in text
+    assert re.search(r"Cycle +2 +4 +1,246,912 +12,150 +3,840 +2 +37\.50 +37\.50 +37\.50", text)
+
+
+def test_runs_are_collected_before_the_report(study, tmp_path, no_pictures):
+    runs = tmp_path / "runs"
+    for content in (result("universal", "universal"), result("sequence", "sequence")):
+        run = runs / f"{content['run']}-seed1"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps(content))
+    assert len(write_report(study, [runs / "universal-seed1"]).rows) == 3
+    assert [row.run for row in write_report(study, [runs]).rows] == ["vanilla", "universal", "sequence", "cycle"]
+    assert (study / "universal-seed1.json").is_file()
+    with pytest.raises(SharingError, match=r"no result\.json"):
+        write_report(study, [tmp_path / "nothing"])
+
+
+def test_points_of_one_size_do_not_hide_each_other():
+    offsets = figures._offsets([(100.0, None), (100.0, None), None, (100.0, None), (500.0, None)])
+    assert offsets == pytest.approx([-8.0, 0.0, 0.0, 8.0, 0.0])
+    assert figures._offsets([(7.0, None)]) == [0.0]
+    assert figures._offsets([(0.0, None)]) == [0.0]
+    assert figures._offsets([(1000.0, None), (1001.0, None)]) == pytest.approx([-3.25, 3.25], abs=0.01), (
+        "0.1% is no distance"
+    )
+    xs = [10.0, 10.5, 40.0, 11.0]
+    moved = [
+        150 * (x - 10) / 30 + offset for x, offset in zip(xs, figures._offsets([(x, None) for x in xs]), strict=True)
+    ]
+    assert sorted(moved) == [moved[i] for i in (0, 1, 3, 2)], "the order must stay"
+    assert min(b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False)) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 48])
+def test_every_parameter_set_has_a_colour_of_its_own(count):
+    colours = figures._set_colours(count)
+    assert len(set(colours)) == count
+    assert all(re.fullmatch("#[0-9A-Fa-f]{6}", colour) for colour in colours)
+
+
+def test_text_on_a_cell_has_enough_contrast():
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in (*figures._set_colours(8), *figures._set_colours(24)):
+        ink = {"black": 0.0, "white": 1.0}[figures._ink(colour)]
+        light, dark = sorted((luminance(colour), ink), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour

@@ -1,0 +1,106 @@
+import pytest
+from evaluation_results import BLEU_SIGNATURE, result, write
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.reporting.study import baselines, read_rows, scored_sets, signatures
+
+
+def test_rows_come_vanilla_first_then_by_strategy_and_size(tmp_path):
+    deep = {"layer_map": {"encoder": [0, 1, 2], "decoder": [0, 1, 2]}}
+    sizes = {"encoder": 3, "decoder": 3}
+    write(
+        tmp_path,
+        result("a_rev", "cycle_rev"),
+        result("b_cycle", "cycle"),
+        result("c_sequence", "sequence"),
+        result("d_universal", "universal"),
+        result("e_deep", "none", **deep, layers=sizes, unique_layers=sizes),
+        result("f_vanilla", "none"),
+    )
+    rows = read_rows(tmp_path)
+    assert [row.run for row in rows] == [
+        "f_vanilla",
+        "e_deep",
+        "d_universal",
+        "c_sequence",
+        "b_cycle",
+        "a_rev",
+    ]
+    assert [row.label for row in rows] == ["Vanilla", "Vanilla", "Universal", "Sequence", "Cycle", "Cycle (rev)"]
+    assert rows[5].title == "Cycle (rev), M=2, N=4"
+
+
+def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
+    write(
+        tmp_path,
+        result("vanilla"),
+        *(
+            result("cycle", "cycle", seed, bleu, p_value, updates=3840 + 10 * seed)
+            for seed, bleu, p_value in ((1, 30.0, 0.01), (2, 31.0, 0.2), (3, 32.0, 0.05))
+        ),
+    )
+    vanilla, cycle = read_rows(tmp_path)
+    bleu = cycle.score("test_2016_flickr", "bleu")
+    assert (bleu.mean, bleu.deviation) == (31.0, pytest.approx(1.0))
+    assert bleu.format() == "31.00 ± 1.00"
+    assert vanilla.score("test_2016_flickr", "bleu").format() == "30.00"
+    assert vanilla.score("another", "bleu") is None
+    assert cycle.speed.mean == 12_200.0
+    assert cycle.p_value("test_2016_flickr") == "p≤0.200"
+    assert vanilla.p_value("test_2016_flickr") == ""
+    assert cycle.updates == "3,850 to 3,870"
+    assert vanilla.updates == "3,840"
+    assert baselines([vanilla, cycle]) == {"vanilla": ["cycle"]}
+
+
+def test_stacks_of_their_own_are_both_named(tmp_path):
+    content = result("mixed", "cycle", layers={"encoder": 4, "decoder": 2})
+    write(tmp_path, {**content, "sharing": {"encoder": "cycle", "decoder": "none"}})
+    (row,) = read_rows(tmp_path)
+    assert row.title == "Cycle / Vanilla, M=2, N=4+2"
+
+
+def test_signatures_and_test_sets_are_collected_once(tmp_path):
+    write(tmp_path, result("vanilla"), result("cycle", "cycle"))
+    rows = read_rows(tmp_path)
+    assert scored_sets(rows) == ["test_2016_flickr"]
+    assert signatures(rows)["bleu"] == [BLEU_SIGNATURE]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "holds no result"),
+        ([result(), result("toy", dataset="toy")], r"several datasets \(multi30k, toy\)"),
+        (
+            [result(), result(seed=2, layer_map={"encoder": [0, 0], "decoder": [0, 1]})],
+            r"vanilla-seed2\.json and .*vanilla-seed1\.json share a name, vanilla, but differ in layer_map",
+        ),
+        ([result(scores={})], "scores no test set"),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused(tmp_path, results, message):
+    with pytest.raises(SharingError, match=message):
+        read_rows(write(tmp_path / "study", *results))
+
+
+def test_files_that_are_no_results_are_refused(tmp_path):
+    with pytest.raises(SharingError, match="no such folder"):
+        read_rows(tmp_path / "absent")
+    write(tmp_path, result())
+    (tmp_path / "notes.json").write_text('{"run": "x"}')
+    with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate: it lacks dataset, sharing"):
+        read_rows(tmp_path)
+    (tmp_path / "notes.json").write_text("[1, 2]")
+    with pytest.raises(SharingError, match="it lacks run, dataset"):
+        read_rows(tmp_path)
+    (tmp_path / "notes.json").write_text("{")
+    with pytest.raises(SharingError, match=r"notes\.json: not JSON"):
+        read_rows(tmp_path)
+
+
+def test_the_same_run_and_seed_twice_is_refused(tmp_path):
+    write(tmp_path, result())
+    (tmp_path / "copy.json").write_text((tmp_path / "vanilla-seed1.json").read_text())
+    with pytest.raises(SharingError, match="are both run vanilla, seed 1"):
+        read_rows(tmp_path)

@@ -1,0 +1,174 @@
+"""A whole table: its commands in order, what Slurm gets, what it is estimated to cost."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fairseq_sharing.commands import main
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.studies import cost as estimate
+from fairseq_sharing.studies import table as tables
+from fairseq_sharing.studies.table import PRESETS, Table
+
+
+def words(command: str) -> list[str]:
+    return command.split()
+
+
+def test_stages_are_every_row_of_a_seed_then_the_next_seed():
+    table = Table(PRESETS["wmt16_en_de"], ("cycle_n12", "vanilla"), (1, 2), ("train.max_update=9",), 4, mirror="m")
+    train = "fairseq-sharing train configs/wmt16_en_de/{}.yaml seed={} train.max_update=9 --devices 4"
+    evaluate = "fairseq-sharing evaluate runs/wmt16_en_de/{}-seed{} --out results/wmt16_en_de"
+    assert table.stages() == [
+        words("fairseq-sharing prepare wmt16_en_de --out data/wmt16_en_de --mirror m"),
+        *(
+            words(stage.format(row, seed))
+            for seed in (1, 2)
+            for row in ("vanilla", "cycle_n12")
+            for stage in (train, evaluate)
+        ),
+        words("fairseq-sharing report results/wmt16_en_de"),
+    ]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_row_of_every_preset_has_a_configuration(name):
+    preset = PRESETS[name]
+    runs = Table(preset).runs()
+    assert len({run.path for run in runs}) == len(preset.rows)
+    for run in runs:
+        assert compose(run.config).dataset == preset.dataset
+    assert "vanilla" in preset.rows[0]
+
+
+def test_presets_of_one_corpus_keep_their_runs_apart():
+    gpu, cpu = (Table(PRESETS[name]).runs() for name in ("news_commentary", "news_commentary_cpu"))
+    assert not {run.path for run in gpu} & {run.path for run in cpu}
+
+
+def test_unknown_row_and_no_seed_are_refused():
+    with pytest.raises(SharingError, match=r"^--rows: no row vanila; allowed: vanilla admin "):
+        Table(PRESETS["news_commentary"], ("vanila",))
+    with pytest.raises(SharingError, match=r"^--seeds needs at least one seed$"):
+        Table(PRESETS["news_commentary"], seeds=())
+
+
+@pytest.fixture
+def programs(monkeypatch, tmp_path):
+    """Stand-ins for this project's command and for sbatch: each call is written down, and one may fail."""
+    calls = tmp_path / "calls"
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f'#!/bin/sh\necho "sbatch $*" >>"{calls}"\necho 4711\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.chdir(tmp_path)
+
+    class Popen(subprocess.Popen):
+        def __init__(self, command, **options):
+            if command[0] == "sbatch":
+                super().__init__(command, **options)
+                return
+            code = f"open({str(calls)!r}, 'a').write(' '.join({command[4:]!r}) + chr(10))"
+            if "cycle_n12-seed1" in " ".join(command) and (tmp_path / "fails").exists():
+                code += "; raise SystemExit(2)"
+            super().__init__([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr(tables.subprocess, "Popen", Popen)
+    return calls
+
+
+def test_a_row_that_fails_is_named_and_holds_up_no_other(programs, tmp_path):
+    (tmp_path / "fails").touch()
+    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12", "cycle_n18"))
+    told = io.StringIO()
+    failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; started again, it goes on with them$"
+    with pytest.raises(SharingError, match=failed):
+        tables.make(table, Console(file=told))
+    assert programs.read_text().splitlines() == [" ".join(stage[1:]) for stage in table.stages()]
+    assert told.getvalue().splitlines()[0] == "$ fairseq-sharing prepare wmt16_en_de --out data/wmt16_en_de"
+    assert "fairseq-sharing evaluate runs/wmt16_en_de/cycle_n12-seed1 failed (exit status 2)" in told.getvalue()
+
+
+def test_a_finished_run_is_scored_where_it_could_not_be_trained(programs, tmp_path):
+    run = tmp_path / "runs/wmt16_en_de/vanilla-seed1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"exit_status": 0}')
+    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12"), devices=4)
+    tables.make(table, Console(file=io.StringIO()))
+    prepare, vanilla, *others, report = [" ".join(stage[1:]) for stage in table.stages()]
+    assert vanilla.startswith("train ")
+    assert programs.read_text().splitlines() == [prepare, *others, report]
+
+
+def test_slurm_gets_an_array_of_one_line_a_run(programs, tmp_path):
+    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12"), (1, 2), devices=8, nodes=2)
+    assert tables.submit(table, "--time 24:00:00", Console(file=io.StringIO())) == "4711"
+    lines = (tmp_path / "runs/slurm/wmt16_en_de.txt").read_text().splitlines()
+    assert lines[0] == "fairseq-sharing train configs/wmt16_en_de/vanilla.yaml seed=1 --devices 8 $MACHINES"
+    assert len(lines) == 4
+    prepare, sbatch = programs.read_text().splitlines()
+    assert prepare.startswith("prepare wmt16_en_de")
+    assert sbatch == (
+        f"sbatch --parsable --array=1-4 --nodes 2 --gpus-per-node 8 --time 24:00:00 {tables.SBATCH} "
+        "runs/slurm/wmt16_en_de.txt"
+    )
+    assert tables.SBATCH.is_file()
+
+
+def test_a_signal_reaches_the_stage_and_ends_the_table(tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from rich.console import Console
+from fairseq_sharing.training import table
+Popen = table.subprocess.Popen
+code = "import signal, sys, time; from pathlib import Path; "
+code += "signal.signal(signal.SIGTERM, lambda *_: (Path({str(tmp_path / "told")!r}).touch(), sys.exit(1))); "
+code += "print('ready', flush=True); time.sleep(60)"
+table.subprocess.Popen = lambda command, **options: Popen([sys.executable, "-c", code], **options)
+table.call(["fairseq-sharing", "train"], Console(stderr=True))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert (tmp_path / "told").exists()
+
+
+def test_estimate_is_that_of_the_operations_and_the_tokens():
+    vanilla, deep = estimate.estimate_rows(Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_rev_n18"), (1, 2)))
+    d, ffn, length = 512, 2048, estimate.TOKENS_A_PAIR
+    layers = 6 * (4 * d * d + 2 * d * ffn) + 6 * (8 * d * d + 2 * d * ffn)
+    a_token = layers + 32_768 * d + (6 + 2 * 6) * 2 * length * d
+    assert vanilla.tokens == 50_000 * 458_752
+    assert vanilla.flops == pytest.approx(6 * a_token * vanilla.tokens)
+    assert vanilla.device_hours(40) == pytest.approx(vanilla.flops / 40e12 / 3600)
+    assert deep.flops > 2 * vanilla.flops
+    assert vanilla.disk == 12 * vanilla.parameters * 13
+
+
+def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["table", "news_commentary", "--rows", "vanilla", "--seeds", "1", "2", "--dry-run", "train.max_epoch=3"])
+        == 0
+    )
+    told = capsys.readouterr().out
+    assert "$ fairseq-sharing train configs/news_commentary/vanilla.yaml seed=2 train.max_epoch=3" in told
+    assert "estimated, at an assumed 40 TFLOP/s a GPU" in told
+    tokens = 3 * 230_000 * estimate.TOKENS_A_PAIR
+    assert f"vanilla: 60.9M parameters, {tokens / 1e6:,.0f}M target tokens, " in told
+    assert "in all, 2 seeds: " in told
+    assert main(["table", "nothing"]) == 2
+    assert "no table nothing; allowed: wmt16_en_de, news_commentary, " in capsys.readouterr().err
+    assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2
+    assert "--slurm needs --gpus" in capsys.readouterr().err
+    assert not list(Path().iterdir()), "a dry run writes nothing"

@@ -1,0 +1,94 @@
+import gzip
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import atomic_write, read_lines, sha256
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path):
+    path = tmp_path / "text"
+    path.write_bytes("a\u2028b\x85c\x0bd\x1ce\rf\n\nlast".encode())
+    assert list(read_lines(path)) == ["a\u2028b\x85c\x0bd\x1ce\rf", "", "last"]
+
+
+def test_gzip_is_decompressed(tmp_path: Path):
+    path = tmp_path / "text.gz"
+    path.write_bytes(gzip.compress(b"one\ntwo\n"))
+    assert list(read_lines(path)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ok\nno\xff!\n", r"text, line 2: not UTF-8 \(byte 0xff at position 3\)"),
+        ("ä\nü\n".encode("latin-1"), r"text, line 1: not UTF-8 \(byte 0xe4 at position 1\)"),
+        ("ab\n".encode("utf-16-le"), "text, line 1: holds a NUL byte"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(SharingError, match=message):
+        list(read_lines(path))
+
+
+def test_damaged_archives_and_missing_files_are_refused(tmp_path: Path):
+    whole = gzip.compress(b"one\ntwo\n" * 100)
+    for number, content in enumerate([whole[:-10], b"not gzip", whole[:20] + b"\0\0\0\0" + whole[24:]]):
+        path = tmp_path / f"{number}.gz"
+        path.write_bytes(content)
+        with pytest.raises(SharingError, match=f"{number}.gz: damaged archive"):
+            list(read_lines(path))
+    with pytest.raises(SharingError, match="absent: no such file"):
+        list(read_lines(tmp_path / "absent"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "folder" / "file"
+    with atomic_write(path) as file:
+        file.write(b"old")
+
+    def fail():
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_sha256_of_a_known_text(tmp_path: Path):
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    # FIPS 180-4 example
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("kind", ["tgz", "tar", "zip"])
+def test_members_of_archives_are_read_without_unpacking(tmp_path: Path, kind: str):
+    archive = tmp_path / f"corpus.{kind}"
+    contents = {"a/train.en": b"one\ntwo\n", "a/train.de.gz": gzip.compress("\u00e4\n".encode())}
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, content in contents.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tgz" else "w") as file:
+            for name, content in contents.items():
+                entry = tarfile.TarInfo(f"./{name}")
+                entry.size = len(content)
+                file.addfile(entry, io.BytesIO(content))
+    assert list(read_lines(archive, "a/train.de.gz")) == ["\u00e4"]
+    assert list(read_lines(archive, "a/train.en")) == ["one", "two"]
+    with pytest.raises(SharingError, match=rf"corpus\.{kind}: holds no file train\.en"):
+        list(read_lines(archive, "train.en"))
+    archive.write_bytes(archive.read_bytes()[:60])
+    with pytest.raises(SharingError, match=rf"corpus\.{kind}: a/train\.en: damaged archive"):
+        list(read_lines(archive, "a/train.en"))
