@@ -17,7 +17,8 @@ from pathlib import Path
 from record import environment, write
 from training_process import Side
 
-from fairseq_sharing.experiment.config import compose, fairseq_arguments
+from fairseq_sharing import flags
+from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.reporting.paper import ROWS
 from fairseq_sharing.resources import PACKAGE_DIR
 
@@ -25,7 +26,7 @@ from fairseq_sharing.resources import PACKAGE_DIR
 def flags(row: str, data: Path, device: str, precision: str, tokens: int) -> list[str]:
     """Give the flags of fairseq-train for a row."""
     config = compose(f"configs/wmt16_en_de/{row}.yaml", [f"train.precision={precision}", f"train.max_tokens={tokens}"])
-    words = [str(data / "bin"), "--user-dir", str(PACKAGE_DIR), *fairseq_arguments(config.train)]
+    words = [str(data / "bin"), "--user-dir", str(PACKAGE_DIR), *flags.words(config.train)]
     return [*words, "--distributed-world-size", "1", *(["--cpu"] if device == "cpu" else [])]
 
 

@@ -11,16 +11,19 @@ HELP = "train the model of a configuration; started again, it goes on where it s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a YAML of configs/, e.g. configs/toy/cycle_rev.yaml"
+        "config", type=Path, metavar="CONFIG", help="a study, for example toy, or the YAML file of an experiment"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="changed values, e.g. seed=2 train.max_epoch=3"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="row=NAME of a study, and changed values, e.g. seed=2 train.max_epoch=3",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="RUN",
-        help="the run directory; RUNS/<dataset>/<run>-seed<seed> if not given",
+        help="the run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the directory of all runs")
     parser.add_argument(
@@ -49,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="train with the last layer map of another run (its directory or a checkpoint), from the start",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command that trains and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the configuration, print the command that trains and stop"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,17 +63,21 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
+    from fairseq_sharing import flags
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.training.launch import train
-    from fairseq_sharing.training.plan import Machines, make_plan
+    from fairseq_sharing.training.plan import Machines, make_plan, run_directory
 
     overrides = list(args.overrides)
-    if args.map_of is not None:
+    map_of = args.map_of
+    if map_of is None and (row := (config := compose(args.config, overrides)).get("map_of")):
+        map_of = run_directory(config, args.runs, row)
+    if map_of is not None:
         from fairseq_sharing.schedules.replay import final_map_options
 
-        overrides += [f"train.{name}={value}" for name, value in final_map_options(args.map_of).items()]
+        overrides += [f"train.{name}={value}" for name, value in final_map_options(map_of).items()]
     plan = make_plan(
-        compose(args.config, overrides),
+        compose(args.config, overrides, check=flags.check),
         run=args.out,
         runs=args.runs,
         data=args.data,

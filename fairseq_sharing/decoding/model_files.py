@@ -10,6 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.direction import (
+    Direction,
+    direction_of,
+    inferred_direction,
+    refuse_other_direction,
+)
 
 EXPORTED = "model.bin"  # the file by which a folder is known as an exported model
 
@@ -94,6 +100,7 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
         raise SharingError(f"{data / 'manifest.json'}: no such file; name the prepared data directory with --data")
     if not manifest.get("target_lang"):
         raise SharingError(f"{path}: was trained as a language model; allowed: translation models")
+    refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
     averaged, *_ = average_last_epochs(run, settings.average_last, Steps(run.evaluation / "steps.json"), console)
     return ModelFiles(
         str(path),
@@ -107,25 +114,40 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
 def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> ModelFiles:
     from fairseq_sharing.checkpoint import load_checkpoint, task_arguments
 
+    trained: Direction | None = None
     for path in paths:
         task = task_arguments(load_checkpoint(path))
-        if not (task.get("source_lang") and task.get("target_lang")):
+        if "source_lang" not in task or task.get("lang_pairs"):
             kind = task.get("_name") or task.get("task")
             raise SharingError(f"{path}: was trained for the task {kind}; allowed: translation models")
+        stored = direction_of(task, path)
+        if trained and stored and stored != trained:
+            raise SharingError(
+                f"{path}: was trained for {'-'.join(stored)}, {paths[0]} for {'-'.join(trained)}; "
+                "allowed: models of one direction"
+            )
+        trained = trained or stored
     trained_on = Path(str(task.get("data") or "").split(":")[0])
     # The data of prepare have their binarised part in bin; --data may also name what fairseq-preprocess made.
     binarised = data or trained_on
     prepared = binarised if data is not None else trained_on.parent
     if (manifest := read_manifest(prepared)) is not None:
-        languages, binarised = _languages(manifest), prepared / "bin"
+        binarised, direction = prepared / "bin", direction_of(manifest, prepared / "manifest.json")
+        refuse_other_direction(trained, direction, name, prepared)
     else:
-        languages = _languages(task)
+        # fairseq-train stores only the languages that it was given; others it infers, at every start.
+        direction = trained or inferred_direction(binarised)
+    if direction is None:
+        raise SharingError(
+            f"{name}: its languages are not stored, and no file in {binarised} names them; "
+            "name the prepared data directory with --data"
+        )
     return ModelFiles(
         name,
         checkpoints=paths,
         manifest=prepared if manifest is not None else None,
         dictionaries=binarised,
-        languages=languages,
+        languages=dict(zip(("source", "target"), direction, strict=True)),
     )
 
 

@@ -5,8 +5,6 @@ The models are built without storage, so the largest is described in no memory.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -15,14 +13,13 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import torch
-from fairseq import options
 from fairseq.data import Dictionary
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch.utils.flop_counter import FlopCounterMode
 
-import fairseq_sharing
+from fairseq_sharing import flags
 from fairseq_sharing.colors import ink, set_colours
 from fairseq_sharing.description.step_memory import (
     DEVICES,
@@ -103,7 +100,7 @@ def describe(
         raise SharingError(f"--memory must be more than 0 GB, got {memory:g}")
     if device not in DEVICES:
         raise SharingError(f"--device must be one of {', '.join(DEVICES)}, got {device}")
-    composed = configuration.compose(config, overrides)
+    composed = configuration.compose(config, overrides, check=flags.check)
     args = model_arguments(composed.train)
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
     with Console(stderr=True).status("counting parameters, operations and the memory of training"):
@@ -132,16 +129,7 @@ def model_arguments(train: Mapping[str, object]) -> Namespace:
     Raises:
         SharingError: an option that fairseq does not know, or that the model refuses.
     """
-    fairseq_sharing.register()
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            parser = options.get_training_parser()
-            return options.parse_args_and_arch(parser, input_args=["unused", *configuration.fairseq_arguments(train)])
-    except SystemExit as error:
-        # argparse prints its whole usage before the line that says what is wrong.
-        line = told.getvalue().strip().rpartition("\n")[2].partition("error: ")[2]
-        raise SharingError(f"train block: {line[:300]}") from error
+    return flags.parse(train)
 
 
 def compare(

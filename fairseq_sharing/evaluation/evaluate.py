@@ -16,6 +16,9 @@ from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.experiment.command_line import flag_words, path_word
+from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
+from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import atomic_write, read_lines, sha256
 
@@ -70,6 +73,8 @@ class EvaluationSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SharingError(f"evaluate.{name} must be a whole number from 1, got {value!r}")
+        if self.baseline is not None:
+            check_name(self.baseline, "evaluate.baseline")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise SharingError(f"evaluate: length penalty {name} must be a number, got {value!r}")
@@ -108,6 +113,7 @@ def evaluate_run(
     settings = EvaluationSettings.of({**config.get("evaluate", {}), **(overrides or {})})
     data = data or Path(record.get("data", ""))
     manifest = _read_manifest(data, settings)
+    refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
     if record.get("finished") is None:
         console.print(f"{path}: training has not finished; scoring what is there", markup=False, soft_wrap=True)
     other = _find_baseline(run, config, settings, baseline, console)
@@ -257,7 +263,10 @@ class _Translator:
         from fairseq_sharing.preparation.text import Pipeline
 
         self._run, self._data, self._manifest, self._settings = run, data, manifest, settings
-        self._languages = ("--source-lang", manifest["source_lang"], "--target-lang", manifest["target_lang"])
+        self._languages = [
+            *flag_words("--source-lang", manifest["source_lang"]),
+            *flag_words("--target-lang", manifest["target_lang"]),
+        ]
         self._task = task
         self._pipeline = Pipeline.from_manifest(data)
 
@@ -284,8 +293,8 @@ class _Translator:
         if steps.is_done(name, inputs, output):
             tokens = read_generated(output, segments)
         else:
-            words = [str(self._data / "bin"), "--path", str(checkpoint), "--gen-subset", test["subset"]]
-            words += ["--task", self._task, *self._languages]
+            words = [path_word(self._data / "bin"), *flag_words("--path", checkpoint)]
+            words += [*flag_words("--gen-subset", test["subset"]), *flag_words("--task", self._task), *self._languages]
             for option, value in search.items():
                 words += [f"--{option.replace('_', '-')}", str(value)]
             tokens = generate(words, output, segments, name, console)

@@ -1,20 +1,27 @@
-"""Compose an experiment's configuration and turn its ``train`` block into flags of ``fairseq-train``."""
+"""Compose the configuration of an experiment: a YAML file with its bases, or a row of a study, and overrides."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.layers import (
+    Layer,
+    check_name,
+    check_names,
+    dotlist,
+    first_line,
+    load_layers,
+    read_yaml,
+)
+from fairseq_sharing.experiment.study import Study, is_study, read_study
 from fairseq_sharing.resources import configs_dir
 
-TOP_LEVEL_KEYS = ("base", "run", "dataset", "data", "seed", "tokens_per_batch", "train", "evaluate")
 EVALUATE_KEYS = (
     *("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen"),
     *("max_len_a", "max_len_b", "compound_split"),
@@ -22,37 +29,99 @@ EVALUATE_KEYS = (
 # Flags of fairseq-train that the launcher gives.
 SET_ELSEWHERE = {
     "seed": "the top-level key seed",
-    "distributed_world_size": "--devices",
+    "data": "the top-level key data",
     **dict.fromkeys(("save_dir", "tensorboard_logdir", "user_dir", "log_format", "log_file"), "the run directory"),
+    **dict.fromkeys(
+        (
+            *("distributed_world_size", "distributed_num_procs", "distributed_rank", "distributed_init_method"),
+            *("distributed_port", "distributed_no_spawn", "nprocs_per_node", "device_id", "local_rank"),
+        ),
+        "--devices, --nodes and --master",
+    ),
 }
 DEFAULTS = {"seed": 1, "train": {}, "evaluate": {}}
+_ROW = "row="
+
+# Checks a train block; its second argument are the keys that a null removes from what a base says.
+CheckFlags = Callable[[Mapping[str, Any], Sequence[str]], None]
 
 
-def compose(path: Path | str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Merge an experiment with its base (first) and with overrides (last).
+class BadKeyError(SharingError):
+    """A key of a ``train`` block that ``fairseq-train`` would refuse or misread.
 
     Args:
-        path: the experiment's YAML file; a path that isn't there is looked up among the package's own
-            configurations (``toy/cycle_rev.yaml``).
-        overrides: ``key=value`` words such as ``train.max_epoch=3`` or ``seed=2``.
+        key: the key.
+        message: what is wrong with it.
+    """
+
+    def __init__(self, key: str, message: str):
+        super().__init__(f"train.{key}: {message}")
+        self.key = key
+
+
+def compose(path: Path | str, overrides: Sequence[str] = (), *, check: CheckFlags | None = None) -> DictConfig:
+    """Merge an experiment with its base (first) and with overrides (last).
+
+    Keys of ``train`` and ``evaluate`` may be spelled with dashes; they come out with underscores.
+
+    Args:
+        path: the YAML file of an experiment or of a study. If it does not exist here, it is looked up among the
+            package's own configurations (``studies/toy.yaml``, or ``toy`` for short).
+        overrides: ``key=value`` words such as ``train.max_epoch=3`` or ``seed=2``; a study also needs ``row=NAME``.
+        check: checks the ``train`` block, as ``flags.check`` does against the parser of ``fairseq-train``.
 
     Returns:
-        The configuration, resolved, with ``run``, ``dataset``, ``seed``, ``train`` and ``evaluate`` present.
+        The configuration, resolved, with ``run``, ``dataset``, ``seed``, ``train`` and ``evaluate`` present; of a study
+        also ``study``.
 
     Raises:
-        SharingError: for a missing or unreadable file, an unknown key, or a malformed override.
+        SharingError: for a missing or unreadable file, an unknown key, a value that is not allowed, or a malformed
+            override.
     """
     file = find_config(path)
+    words = list(overrides)
+    if is_study(read_yaml(file)):
+        study = read_study(file)
+        row, words = take_row(study, words)
+        layers = study.layers(row)
+    else:
+        layers = [(str(file), OmegaConf.create({"run": file.stem})), *load_layers(file)]
+    layers.append(("override", dotlist(words)))
     try:
-        config = OmegaConf.merge(
-            DEFAULTS, {"run": file.stem}, _load_with_base(file), OmegaConf.create(_dotlist(overrides))
-        )
+        config = OmegaConf.merge(DEFAULTS, *(layer for _, layer in layers))
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise SharingError(f"{file}: {_first_line(error)}") from error
+        raise SharingError(f"{file}: {first_line(error)}") from error
     assert isinstance(config, DictConfig)
-    _check(config, file)
+    _check(config, file, layers)
+    if check is not None:
+        _check_flags(config, layers, check)
     return config
+
+
+def take_row(study: Study, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split ``row=NAME`` from the other overrides of a study.
+
+    Raises:
+        SharingError: no row is named, or several.
+    """
+    rows = [word.removeprefix(_ROW) for word in words if word.startswith(_ROW)]
+    if len(rows) != 1:
+        given = ", ".join(rows) or "none"
+        raise SharingError(f"{study.file}: row=NAME must be given once, got {given}; rows: {', '.join(study.rows)}")
+    return rows[0], [word for word in words if not word.startswith(_ROW)]
+
+
+def find_study(path: Path | str) -> Study:
+    """Read the study that a path or a name gives, from here or from the package's own studies.
+
+    Raises:
+        SharingError: there is none, or it is a single experiment.
+    """
+    file = find_config(path)
+    if not is_study(read_yaml(file)):
+        raise SharingError(f"{file}: a single experiment; allowed: a study, which has rows")
+    return read_study(file)
 
 
 def find_config(path: Path | str) -> Path:
@@ -65,37 +134,12 @@ def find_config(path: Path | str) -> Path:
     if path.is_file():
         return path
     parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
-    for own in (configs_dir().joinpath(*parts), configs_dir().joinpath(*parts).with_suffix(".yaml")):
-        if not path.is_absolute() and own.is_file():
-            return own
-    raise SharingError(f"configuration {path}: no such file, here or in {configs_dir()}")
-
-
-def fairseq_arguments(train: Mapping[str, Any]) -> list[str]:
-    """Turn a ``train`` block into the words of a ``fairseq-train`` command line.
-
-    Args:
-        train: flag names with underscores for dashes, and their values: true is a bare flag, false and null
-            leave the flag out, a list is several words, a mapping is JSON.
-
-    Returns:
-        The words, in the order of the block.
-    """
-    words: list[str] = []
-    for key, value in train.items():
-        if value is None or value is False:
-            continue
-        words.append("--" + str(key).replace("_", "-"))
-        if value is True:
-            continue
-        if isinstance(value, Mapping):
-            plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else dict(value)
-            words.append(json.dumps(plain))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            words.extend(str(item) for item in value)
-        else:
-            words.append(str(value))
-    return words
+    own = configs_dir()
+    for place in (own.joinpath(*parts), own.joinpath(*parts).with_suffix(".yaml"), own / "studies" / f"{path}.yaml"):
+        if not path.is_absolute() and ".." not in parts and place.is_file():
+            return place
+    studies = ", ".join(sorted(file.stem for file in (own / "studies").glob("*.yaml")))
+    raise SharingError(f"configuration {path}: no such file, here or in {own}; studies: {studies}")
 
 
 def update_freq(config: DictConfig, devices: int) -> int | str | None:
@@ -132,68 +176,36 @@ def tokens_per_batch(config: DictConfig, devices: int) -> int | None:
     return max_tokens * devices * int(steps)
 
 
-def _load_with_base(file: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
-    if file.resolve() in seen:
-        raise SharingError(f"{file}: base leads back to itself")
-    try:
-        config = OmegaConf.load(file)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SharingError(f"{file}: not readable as YAML: {_first_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise SharingError(f"{file}: must be a mapping of {', '.join(TOP_LEVEL_KEYS)}")
-    _check_names(config, TOP_LEVEL_KEYS, f"{file}: ")
-    _check_blocks(config, f"{file}: ")
-    base = config.pop("base", None)
-    if base is None:
-        return config
-    base_file = file.parent / str(base)
-    if not base_file.is_file():
-        raise SharingError(f"{file}: base: {base}: no such file ({base_file})")
-    merged = OmegaConf.merge(_load_with_base(base_file, (*seen, file.resolve())), config)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _dotlist(overrides: Sequence[str]) -> DictConfig:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip(".") or key.startswith("-"):
-            raise SharingError(f"override {override!r}: must be key=value, for example train.max_epoch=3")
-    try:
-        config = OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise SharingError(f"override {' '.join(overrides)!r}: {_first_line(error)}") from error
-    _check_names(config, TOP_LEVEL_KEYS[1:], "override: ")
-    _check_blocks(config, "override: ")
-    return config
-
-
-def _check(config: DictConfig, file: Path) -> None:
-    _check_names(config.evaluate, EVALUATE_KEYS, f"{file}: evaluate: ")
+def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
+    check_names(config.evaluate, EVALUATE_KEYS, f"{file}: evaluate: ")
     if not config.get("dataset"):
         raise SharingError(f"{file}: dataset: missing; the name of a data directory's recipe, for example multi30k")
-    if not isinstance(config.seed, int) or config.seed < 0:
+    config.dataset = check_name(config.dataset, f"{file}: dataset")
+    check_name(config.run, f"{file}: run")
+    if config.evaluate.get("baseline") is not None:
+        check_name(config.evaluate.baseline, f"{file}: evaluate.baseline")
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
         raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}")
     for name in ("max_epoch", "max_update", "max_tokens", "patience"):
         value = config.train.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise SharingError(f"{file}: train.{name}: must be a whole number from 0, got {value!r}")
+            raise SharingError(f"{_origin(layers, name)}: train.{name}: must be a whole number from 0, got {value!r}")
     for name, owner in SET_ELSEWHERE.items():
         if name in config.train:
-            raise SharingError(f"{file}: train.{name}: is set by {owner}, not here")
+            raise SharingError(f"{_origin(layers, name)}: train.{name}: is set by {owner}, not here")
 
 
-def _check_blocks(config: DictConfig, where: str) -> None:
-    for block in ("train", "evaluate"):
-        if block in config and not isinstance(config[block], DictConfig):
-            raise SharingError(f"{where}{block}: must be a mapping, got {config[block]}")
+def _check_flags(config: DictConfig, layers: Sequence[Layer], check: CheckFlags) -> None:
+    """Check the ``train`` block against fairseq's parser; name the file of a wrong key."""
+    given = {key for _, layer in layers for key, value in layer.get("train", {}).items() if value is not None}
+    try:
+        check(config.train, [key for key in config.train if key in given])
+    except BadKeyError as error:
+        raise SharingError(f"{_origin(layers, error.key)}: {error}") from error
+    except SharingError as error:
+        raise SharingError(f"{layers[-2][0]}: {error}") from error
 
 
-def _check_names(config: DictConfig, allowed: Sequence[str], where: str) -> None:
-    for key in config:
-        if key not in allowed:
-            raise SharingError(f"{where}unknown key {key!r}; allowed: {', '.join(allowed)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _origin(layers: Sequence[Layer], key: str) -> str:
+    """Name the file, or the override, that has the last word on a key of the ``train`` block."""
+    return next(name for name, layer in reversed(layers) if key in layer.get("train", {}))

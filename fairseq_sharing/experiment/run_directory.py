@@ -14,12 +14,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.direction import KEYS, Direction, direction_of
+from fairseq_sharing.experiment.layers import check_name
 
 # Keys that may differ when a run is started again: how long it trains, what it keeps, how it reports.
 # Anything else would make the checkpoints of one run come from two recipes. (The split of a batch over
 # devices and steps may differ too; its size is compared by itself.) A name that ends in an underscore is a
 # prefix.
 CHANGEABLE = (
+    "study",
+    "map_of",
     "data",
     "tokens_per_batch",
     "train.max_epoch",
@@ -88,13 +92,22 @@ class RunDirectory:
         """Return the composed configuration.
 
         Raises:
-            SharingError: when there is none.
+            SharingError: when there is none, or it names a run or a dataset by a path.
         """
         if not self.config_file.is_file():
             raise SharingError(f"{self.path}: no run directory of fairseq-sharing train: it has no config.yaml")
         config = OmegaConf.load(self.config_file)
         assert isinstance(config, DictConfig)
+        for key in ("run", "dataset"):  # which become parts of paths
+            if key in config:
+                check_name(config[key], f"{self.config_file}: {key}")
         return config
+
+    def direction(self) -> Direction | None:
+        """Return source and target language of the training, as recorded, else as configured; None if unknown."""
+        return direction_of(self.record(), self.record_file) or direction_of(
+            self.config().get("train", {}), self.config_file
+        )
 
     def record(self) -> dict[str, Any]:
         """Return ``run.json``; an empty record when the run was never started.
@@ -168,8 +181,14 @@ def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def config_changes(old: DictConfig, new: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, as ``key: (old, new)``; a key that is absent counts as null."""
+    """Return the keys whose values differ, as ``key: (old, new)``; a key that is absent counts as null.
+
+    Languages are left out: they are those of the data, whether the configuration names them or not.
+    """
     before, after = _flatten(old), _flatten(new)
+    for key in KEYS:
+        before.pop(f"train.{key}", None)
+        after.pop(f"train.{key}", None)
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

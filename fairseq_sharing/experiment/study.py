@@ -10,7 +10,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.layers import Layer, check_name, check_names, dotlist, load_layers, read_yaml, tidy_blocks
+from fairseq_sharing.experiment.layers import (
+    Layer,
+    check_name,
+    check_names,
+    dotlist,
+    load_layers,
+    read_yaml,
+    tidy_blocks,
+)
+from fairseq_sharing.resources import configs_dir
 
 STUDY_KEYS = ("question", "data", "recipe", "rows", "seeds", "row_seeds", "overrides", "compare", "estimate")
 DATA_KEYS = ("name", "recipe", "subword_size")
@@ -84,6 +93,8 @@ class Study:
         if row not in self.rows:
             raise SharingError(f"{self.file}: row: {row!r}; allowed: {', '.join(self.rows)}")
         names = {"run": row, "study": self.name, "dataset": self.data.name}
+        if row in self.map_of:
+            names["map_of"] = self.map_of[row]
         baseline = self.baseline if self.baseline != row else None
         return [
             *load_layers(self.recipe),
@@ -102,7 +113,7 @@ def read_study(file: Path) -> Study:
     """Read and check a study file.
 
     Args:
-        file: the YAML file. The paths in it are relative to the folder above its own, that of recipes, rows and studies.
+        file: the YAML file. Paths in it are relative to its folder, or to the package's configurations.
 
     Raises:
         SharingError: an unknown key, a value of another type, or a row, file or seed that does not exist.
@@ -113,9 +124,7 @@ def read_study(file: Path) -> Study:
     for key in ("data", "recipe", "rows", "seeds"):
         if not document.get(key):
             raise SharingError(f"{where}{key}: missing")
-    recipe = file.parent.parent / str(document.recipe)
-    if not recipe.is_file():
-        raise SharingError(f"{where}recipe: {document.recipe}: no such file ({recipe})")
+    recipe = _find(str(document.recipe), file, "recipe")
     rows, map_of = _rows(document, file)
     compare = _mapping(document, "compare", COMPARE_KEYS, where)
     baseline = compare.get("baseline")
@@ -148,6 +157,13 @@ def read_study(file: Path) -> Study:
     )
 
 
+def _find(name: str, file: Path, key: str) -> Path:
+    for folder in (file.parent, configs_dir()):
+        if (folder / name).is_file():
+            return folder / name
+    raise SharingError(f"{file}: {key}: {name}: no such file, in {file.parent} or {configs_dir()}")
+
+
 def _rows(document: DictConfig, file: Path) -> tuple[dict[str, DictConfig], dict[str, str]]:
     """Read the rows, from a file of rows or given in the study."""
     block = document.rows
@@ -156,9 +172,7 @@ def _rows(document: DictConfig, file: Path) -> tuple[dict[str, DictConfig], dict
     if "from" not in block:
         return _checked_rows(block, str(file))
     check_names(block, ROWS_KEYS, f"{file}: rows: ")
-    source = file.parent.parent / str(block["from"])
-    if not source.is_file():
-        raise SharingError(f"{file}: rows.from: {block['from']}: no such file ({source})")
+    source = _find(str(block["from"]), file, "rows.from")
     rows, map_of = _checked_rows(read_yaml(source), str(source))
     chosen = list(block.get("only") or rows)
     for row in chosen:
@@ -183,8 +197,6 @@ def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig],
             map_of[str(name)] = str(plain.pop("map_of"))
         tidy_blocks(plain, place)
         rows[str(name)] = plain
-    if not rows and where:
-        return {}, {}
     return rows, map_of
 
 

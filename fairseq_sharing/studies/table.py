@@ -122,6 +122,15 @@ class Table:
                 runs.append(Run(config, Path("runs") / preset.dataset / f"{run}-seed{seed}", seed))
         return runs
 
+    def check(self) -> None:
+        """Check every row's configuration against fairseq-train.
+
+        Raises:
+            SharingError: a key or value that it does not take.
+        """
+        for config in {run.config: None for run in self.runs()}:
+            compose(config, self.overrides, check=flags.check)
+
     def prepare(self) -> list[str]:
         """Return the command that prepares the data."""
         preset = self.preset
@@ -175,6 +184,7 @@ def make(table: Table, console: Console) -> None:
         SharingError: the data, the report, or, when all others are made, some rows failed; each has told why.
         KeyboardInterrupt, SystemExit: after a signal, when the stage has ended.
     """
+    table.check()
     call(table.prepare(), console)
     failed = []
     for run in table.runs():
@@ -211,6 +221,7 @@ def submit(table: Table, flags: str, console: Console) -> str:
     """
     if not SBATCH.is_file():
         raise SharingError(f"--slurm: no {SBATCH}; run it in a clone of the repository")
+    table.check()
     call(table.prepare(), console)
     file = job_file(table)
     file.parent.mkdir(parents=True, exist_ok=True)

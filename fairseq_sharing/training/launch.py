@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import environment
+from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
@@ -45,6 +46,7 @@ def train(plan: Plan, console: Console) -> None:
         record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
         if record:
             refuse_changed(run, plan.config)
+            refuse_other_direction(run.direction(), plan.direction(), run.path, plan.data)
             if (record["tokens_per_batch"] or record["batch"]) != (plan.tokens_per_batch() or plan.batch()):
                 raise SharingError(f"{run.path} was started with {record['batch']}; now: {plan.batch()}")
             if _is_finished(plan, record):
@@ -92,13 +94,14 @@ def _join(plan: Plan, console: Console) -> None:
 def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a run that starts now, or again."""
     command = ["fairseq-train", *plan.words()]
+    source, target = plan.direction() or (None, None)
     return {
         "run": plan.config.run,
         "dataset": plan.config.dataset,
         "data": str(plan.data.resolve()),
         "seed": plan.config.seed,
-        "source_lang": _value(command, "--source-lang"),
-        "target_lang": _value(command, "--target-lang"),
+        "source_lang": source,
+        "target_lang": target,
         "command": command,
         "versions": environment.versions(),
         "commit": environment.commit(),
@@ -154,10 +157,6 @@ def _end(status: int, received: list[int], tail: LogTail, log: Any) -> None:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
     if status:
         raise SharingError(f"fairseq-train failed: {tail.error(status)} (log: {log})")
-
-
-def _value(command: list[str], flag: str) -> str | None:
-    return command[command.index(flag) + 1] if flag in command else None
 
 
 def _now() -> str:

@@ -14,6 +14,14 @@ from omegaconf import DictConfig
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import config as configuration
 from fairseq_sharing.experiment import environment
+from fairseq_sharing.experiment.command_line import path_word
+from fairseq_sharing.experiment.direction import (
+    KEYS,
+    Direction,
+    direction_of,
+    inferred_direction,
+    refuse_other_languages,
+)
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.resources import PACKAGE_DIR
 
@@ -84,19 +92,23 @@ class Plan:
         return self.devices * self.machines.nodes
 
     def words(self) -> list[str]:
-        """Return the arguments of ``fairseq-train``, the same for all ranks."""
+        """Return the arguments of ``fairseq-train``, the same for all ranks.
+
+        Raises:
+            SharingError: a key or value of the ``train`` block that it does not take.
+        """
+        from fairseq_sharing import flags  # torch, which a plan alone does not need
+
         train = dict(self.config.train)
-        if self.manifest().get("target_lang"):  # which the data of a language model do not have
-            train.setdefault("source_lang", self.manifest()["source_lang"])
-            train.setdefault("target_lang", self.manifest()["target_lang"])
+        train.update(self._languages())
         train["update_freq"] = configuration.update_freq(self.config, self.world_size)
         words = [
-            str(self.data / "bin"),
+            path_word(self.data / "bin"),
             *("--user-dir", str(PACKAGE_DIR)),
-            *configuration.fairseq_arguments(train),
+            *flags.words(train),
             *("--seed", str(self.config.seed)),
-            *("--save-dir", str(self.run.checkpoints)),
-            *("--tensorboard-logdir", str(self.run.tensorboard)),
+            *("--save-dir", path_word(self.run.checkpoints)),
+            *("--tensorboard-logdir", path_word(self.run.tensorboard)),
             *("--log-format", "json"),
             *("--distributed-world-size", str(self.world_size)),
         ]
@@ -128,7 +140,8 @@ class Plan:
         """Return in words what one update sees."""
         steps, tokens = configuration.update_freq(self.config, self.world_size) or 1, self.tokens_per_batch()
         train, count = self.config.train, self.world_size
-        per_step = f"{train.max_tokens:,} tokens" if tokens else f"{train.get('batch_size')} sentences"
+        max_tokens = train.get("max_tokens")
+        per_step = f"{max_tokens:,} tokens" if max_tokens else f"{train.get('batch_size')} sentences"
         total = f"{tokens:,} tokens per batch = " if tokens else ""
         return f"{total}{per_step} x {count} device{'s' * (count > 1)} x update_freq {steps}"
 
@@ -138,10 +151,49 @@ class Plan:
         machines = f" on {self.machines.nodes} machines" if self.machines.nodes > 1 else ""
         return f"world size {self.world_size} ({one if self.world_size == 1 else many}{machines})"
 
+    def direction(self) -> Direction | None:
+        """Return source and target language: the data's, else the configuration's, else those that fairseq infers."""
+        file = self.data / "manifest.json"
+        said = direction_of(self.manifest(), file) or direction_of(self.config.train, "train")
+        return said or (inferred_direction(self.data / "bin") if not file.is_file() else None)
+
+    def _languages(self) -> dict[str, str]:
+        """Return the flags of the direction; none for the data of a language model.
+
+        Raises:
+            SharingError: the task reads the other kind of data.
+        """
+        from fairseq_sharing import flags  # torch, which a plan alone does not need
+
+        direction, manifest, train = self.direction(), self.manifest(), self.config.train
+        translates = flags.takes(train, KEYS[0])
+        if direction is None and manifest.get(KEYS[0]) and translates:
+            raise SharingError(
+                f"{self.data}: texts of one language; allowed: a language model's train.task and train.arch"
+            )
+        if direction is None or not (translates or manifest):
+            return {}
+        if not translates:
+            raise SharingError(
+                f"train.task: {train.get('task')}; allowed: a translation task, {self.data} has pairs of two languages"
+            )
+        return dict(zip(KEYS, direction, strict=True))
+
     def manifest(self) -> dict[str, Any]:
         """Return the data directory's manifest; empty when it has none."""
         file = self.data / "manifest.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def run_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:
+    """Return where a run is kept.
+
+    Args:
+        config: the composed configuration.
+        runs: the directory of all runs.
+        row: another row of the same study; that of the configuration when None.
+    """
+    return runs / (config.get("study") or config.dataset) / f"{row or config.run}-seed{config.seed}"
 
 
 def make_plan(
@@ -158,7 +210,7 @@ def make_plan(
 
     Args:
         config: the composed configuration.
-        run: the run directory; ``<runs>/<dataset>/<run>-seed<seed>`` when None.
+        run: the run directory; ``run_directory``'s when None.
         runs: the directory of all runs.
         data: the data directory; the configuration's ``data``, else ``data/<dataset>``, when None.
         devices: number of GPUs of each machine, or of CPU processes without one; every GPU, or one process, when None.
@@ -166,7 +218,8 @@ def make_plan(
         fit_memory: whether to choose ``train.max_tokens`` by the memory of a device.
 
     Raises:
-        SharingError: for more devices than there are, or a batch that they cannot make up.
+        SharingError: for more devices than there are, a batch that they cannot make up, or languages that are not those
+            of the data.
     """
     here = environment.device()
     cuda = here["kind"] == "cuda" and not config.train.get("cpu")
@@ -183,8 +236,10 @@ def make_plan(
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")
     configuration.update_freq(config, devices * machines.nodes)
-    directory = run or runs / config.dataset / f"{config.run}-seed{config.seed}"
-    return Plan(config, RunDirectory(directory), data, devices, cuda, machines)
+    directory = run or run_directory(config, runs)
+    plan = Plan(config, RunDirectory(directory), data, devices, cuda, machines)
+    refuse_other_languages(config.train, plan.manifest(), data)
+    return plan
 
 
 def _free_port() -> int:

@@ -13,7 +13,7 @@ from fairseq.trainer import Trainer
 from omegaconf import DictConfig, OmegaConf, flag_override
 from tiny_models import PAD, arguments, batch, perturb
 
-from fairseq_sharing.experiment.config import fairseq_arguments
+from fairseq_sharing import flags
 
 LAYERS = 4
 
@@ -38,7 +38,7 @@ def _configuration(data_dir: str, words: tuple[str, ...], norm: str, model_optio
     layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
     model = vars(arguments(norm, **{**layers, "task": "translation_sharing", **model_options}))
     command = [data_dir, "--source-lang=en", "--target-lang=de", "--cpu", "--optimizer=adam", "--lr=0.01"]
-    command += ["--max-tokens=100", "--clip-norm=1", "--no-progress-bar", *fairseq_arguments(model), *words]
+    command += ["--max-tokens=100", "--clip-norm=1", "--no-progress-bar", *flags.words(model), *words]
     args = options.parse_args_and_arch(options.get_training_parser(), command)
     # Hydra takes a third of a second: one composition serves all command lines of one criterion and so on.
     cfg = copy.deepcopy(_composed(data_dir, args.criterion, args.optimizer, args.lr_scheduler))

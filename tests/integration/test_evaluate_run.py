@@ -15,13 +15,13 @@ from fairseq_sharing.evaluation import generation
 pytestmark = pytest.mark.timeout(1200)
 
 WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "a": "ein"}
+# A pair that no configuration of this project names.
+SOURCE, TARGET = "fr", "en"
 CONFIG = """\
 run: {run}
 dataset: tiny
 train:
   task: translation
-  source_lang: en
-  target_lang: de
   arch: transformer_sharing_tiny
   sharing: {sharing}
   encoder_layers: 2
@@ -50,8 +50,8 @@ def _texts(folder, name, lines, seed):
     rng = random.Random(seed)
     sentences = [rng.choices(list(WORDS), k=rng.randint(2, 6)) for _ in range(lines)]
     for lang, text in (
-        ("en", [" ".join(sentence) for sentence in sentences]),
-        ("de", [" ".join(WORDS[word] for word in sentence) for sentence in sentences]),
+        (SOURCE, [" ".join(sentence) for sentence in sentences]),
+        (TARGET, [" ".join(WORDS[word] for word in sentence) for sentence in sentences]),
     ):
         # Five sentences are fewer than the multiple of eight that fairseq would keep of a batch.
         (folder / f"{name}.{lang}").write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -64,7 +64,7 @@ def place(tmp_path_factory, commands):
     texts = [_texts(folder, name, lines, seed) for seed, (name, lines) in enumerate((("train", 200), ("valid", 20)))]
     tests = [f"{name}={_texts(folder, name, lines, lines)}" for name, lines in (("five", 5), ("more", 21))]
     data = str(folder / "data")
-    words = ["--source-lang", "en", "--target-lang", "de", "--subword", "none", "--workers", "1", "--out", data]
+    words = ["--source-lang", SOURCE, "--target-lang", TARGET, "--subword", "none", "--workers", "1", "--out", data]
     words += ["--train", texts[0], "--valid", texts[1], "--test", tests[0], "--test", tests[1]]
     assert main(["prepare", "files", *words]) == 0
     for run, sharing in (("vanilla", "none"), ("universal", "universal")):
@@ -103,6 +103,8 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in
     assert universal["unique_layers"] == {"encoder": 1, "decoder": 1}
     assert universal["parameters"]["effective"] == vanilla["parameters"]["unique"]
     assert universal["parameters"]["unique"] < vanilla["parameters"]["unique"]
+    command = universal["command"]
+    assert command[command.index("--source-lang") :][:4] == ["--source-lang", SOURCE, "--target-lang", TARGET]
     assert universal["checkpoint"] == {"averaged": ["checkpoint2.pt", "checkpoint3.pt"]}
     assert universal["epochs"] == 3
     assert universal["valid"]["epoch"] == [1, 2, 3]

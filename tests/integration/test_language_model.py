@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from fairseq_processes import PLUGIN
 
+from fairseq_sharing import flags
 from fairseq_sharing.checkpoint import load_checkpoint
-from fairseq_sharing.experiment.config import compose, fairseq_arguments
+from fairseq_sharing.experiment.config import compose
 
 WORDS = [f"w{number}" for number in range(30)]
 
@@ -38,7 +39,7 @@ SIZES = {
     **{"adaptive_input_cutoff": "'10,20'", "adaptive_softmax_cutoff": "'10,20'"},
     **{"max_tokens": 512, "precision": "fp32", "warmup_updates": 10, "lr_period_updates": 110},
 }
-WIKITEXT = fairseq_arguments(
+WIKITEXT = flags.words(
     compose("wikitext103/cycle_rev_n12.yaml", [f"train.{name}={value}" for name, value in SIZES.items()]).train
 )
 SMALL = [

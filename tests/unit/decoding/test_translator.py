@@ -22,6 +22,7 @@ from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.evaluate import evaluate_run
 
 LINES = ["w5 w6.", "", "w9", " \t ", "w7 w8, w9 w5", "unheard-of ¡w6!", "w5\u2028w6.", "w5 w6.\r"]
 
@@ -223,3 +224,73 @@ def test_the_run_of_a_language_model_is_refused_by_name(tmp_path):
     (data / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": ""}))
     with pytest.raises(SharingError, match=r"/run: was trained as a language model; allowed: translation models$"):
         Translator(run)
+
+
+@pytest.fixture(scope="session")
+def binarised(data_dir, tmp_path_factory):
+    """What fairseq-preprocess leaves: dictionaries, and files with the direction in their names."""
+    folder = tmp_path_factory.mktemp("binarised")
+    shutil.copytree(data_dir, folder, dirs_exist_ok=True)
+    (folder / "train.en-de.en.idx").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved(checkpoint, binarised):
+    """Gives the checkpoint with other languages in its task, stored beside it."""
+
+    def save_with(source: str | None, target: str | None, data: object = binarised):
+        stored = torch.load(checkpoint)
+        stored["cfg"]["task"].update(source_lang=source, target_lang=target, data=str(data))
+        path = checkpoint.with_name(f"{source}-{target}.pt")
+        torch.save(stored, path)
+        return path
+
+    return save_with
+
+
+@pytest.mark.parametrize("languages", [(None, None), ("en", None), ("en", "de")])
+def test_languages_that_fairseq_inferred_are_inferred_again(saved, binarised, prepared, languages):
+    path = saved(*languages)
+    for data in (None, binarised, prepared):
+        files = find_model(str(path), data, Console(stderr=True))
+        assert files.languages == {"source": "en", "target": "de"}
+        assert (files.dictionaries / "dict.en.txt").is_file()
+    assert len(Translator(path, prepared=True, threads=1).translate(["w5 w6", "w7"], max_len_b=4)) == 2
+
+
+def test_languages_that_nobody_knows_are_told(saved, tmp_path):
+    path = saved(None, None, tmp_path / "gone")
+    with pytest.raises(SharingError) as error:
+        find_model(str(path), None, Console(stderr=True))
+    assert str(error.value) == (
+        f"{path}: its languages are not stored, and no file in {tmp_path}/gone names them; "
+        "name the prepared data directory with --data"
+    )
+
+
+def test_models_and_data_of_other_directions_are_refused(saved, prepared):
+    one, other = saved("en", "de"), saved("de", "en")
+    with pytest.raises(SharingError, match=r": translates en-de; .*/de-en\.pt was trained for de-en;"):
+        find_model(str(other), prepared, Console(stderr=True))
+    with pytest.raises(SharingError, match=r"was trained for de-en, .* for en-de; allowed: models of one direction$"):
+        find_model(f"{one}:{other}", prepared, Console(stderr=True))
+
+
+def test_a_run_refuses_data_of_another_direction(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: mine\ndataset: mine\ntrain: {}\n")
+    record = {"data": str(tmp_path), "source_lang": "de", "target_lang": "en"}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": "de", "tests": []}))
+    for refused in (lambda: Translator(tmp_path), lambda: evaluate_run(tmp_path, Console(stderr=True))):
+        with pytest.raises(SharingError) as error:
+            refused()
+        assert str(error.value) == (
+            f"{tmp_path}: translates en-de; {tmp_path} was trained for de-en; allowed: data of that direction"
+        )
+
+
+def test_a_run_whose_name_is_a_path_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: ../../x\ndataset: mine\n")
+    with pytest.raises(SharingError, match=r"config\.yaml: run: '\.\./\.\./x'; allowed: letters, digits"):
+        Translator(tmp_path)

@@ -120,7 +120,7 @@ def test_adaptive_softmax_and_layer_norms_are_counted():
     [
         ({"unique_layers": 9}, "--unique-layers must be between 1"),
         ({"arch": "nonsense"}, "nonsense"),
-        ({"no": 1}, "--no"),
+        ({"no": 1}, "train.no: unknown key"),
     ],
 )
 def test_bad_options_are_told_in_one_line(change, told):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from fairseq_sharing import flags
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.config import compose, fairseq_arguments, tokens_per_batch, update_freq
+from fairseq_sharing.experiment.config import compose, tokens_per_batch, update_freq
+from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.layer_map import STACKS
 from fairseq_sharing.resources import configs_dir
 
@@ -92,13 +94,158 @@ def test_own_configuration_is_found_from_any_directory(tmp_path, monkeypatch, na
     assert compose(name).run == "vanilla"
 
 
-def test_values_become_flags():
-    train = {"arch": "transformer_sharing", "share_all_embeddings": True, "cpu": False, "x": None, "lr": 1e-7}
-    train |= {"adam_betas": "(0.9, 0.98)", "layers": [1, 2], "eval_bleu_args": {"beam": 5}}
-    assert fairseq_arguments(train) == [
-        *("--arch", "transformer_sharing", "--share-all-embeddings", "--lr", "1e-07"),
-        *("--adam-betas", "(0.9, 0.98)", "--layers", "1", "2", "--eval-bleu-args", '{"beam": 5}'),
-    ]
+TRANSLATION = {"task": "translation", "arch": "transformer_sharing_tiny", "optimizer": "adam"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("share_all_embeddings", True, ["--share-all-embeddings"]),
+        ("share_all_embeddings", False, []),
+        ("left_pad_source", True, []),
+        ("left_pad_source", False, ["--left-pad-source"]),
+        ("dropout", None, []),
+        ("lr", 1e-7, ["--lr", "1e-07"]),
+        ("lr", [0.001], ["--lr", "0.001"]),
+        ("update_freq", [2, 1], ["--update-freq", "2,1"]),
+        ("adam_betas", [0.9, 0.98], ["--adam-betas", "0.9,0.98"]),
+        ("adam_betas", "(0.9, 0.98)", ["--adam-betas", "(0.9, 0.98)"]),
+        ("layer_map", [0, 1, 1, 0], ["--layer-map", "0,1,1,0"]),
+        ("valid_subset", ["valid", "valid1"], ["--valid-subset", "valid,valid1"]),
+        ("eval_bleu_args", {"beam": 5}, ["--eval-bleu-args", '{"beam": 5}']),
+        ("eval_bleu_remove_bpe", True, ["--eval-bleu-remove-bpe"]),
+        ("eval_bleu_remove_bpe", "sentencepiece", ["--eval-bleu-remove-bpe", "sentencepiece"]),
+        ("act", False, ["--act", "off"]),  # YAML reads off as false
+        ("max_sentences", 8, ["--max-sentences", "8"]),
+        ("restore_file", "--user-dir=x", ["--restore-file=--user-dir=x"]),
+    ],
+)
+def test_values_become_flags(key, value, words):
+    assert flags.words({**TRANSLATION, key: value})[6:] == words
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("left_pad_source", True), ("left_pad_source", False), ("share_all_embeddings", True)),
+        *(("update_freq", [2, 1]), ("lr", [0.001, 0.0005]), ("max_tokens", 100), ("sharing_scope", "ffn")),
+    ],
+)
+def test_fairseq_reads_the_value_that_the_block_says(key, value):
+    assert getattr(flags.parse({**TRANSLATION, key: value}), key) == value
+
+
+def test_lists_of_text_are_spelled_as_each_flag_reads_them():
+    multilingual = {"task": "translation_multi_simple_epoch", "arch": "transformer", "langs": ["en", "de"]}
+    args = flags.parse({**multilingual, "lang_pairs": ["en-de", "de-en"], "sampling_weights": {"en-de": 0.5}})
+    assert (args.langs, args.lang_pairs, args.sampling_weights) == (["en", "de"], "en-de,de-en", {"en-de": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.sharring=none", "override: train.sharring: unknown key; nearest: sharing; allowed: the flags of"),
+        ("train.user_di=x", "override: train.user_di: unknown key; allowed: the flags of fairseq-train"),
+        ("train.help=true", "override: train.help: unknown key"),
+        ("train.admn=null", "override: train.admn: unknown key; nearest: admin"),
+        ("train.sharing=cycel", "override: train.sharing: --sharing must be one of none, universal, sequence, cycle,"),
+        ("train.arch=transformer_sharin", "override: train.arch: transformer_sharin; allowed: transformer_sharing,"),
+        ("train.optimizer=adm", "override: train.optimizer: adm; allowed: adadelta, adafactor, adagrad, adam, "),
+        ("train.precision=fp8", "override: train.precision: fp8; allowed: fp32, bf16"),
+        ("train.encoder_layers=two", "override: train.encoder_layers: two; allowed: a whole number"),
+        ("train.encoder_layers=2.5", "override: train.encoder_layers: 2.5; allowed: a whole number"),
+        ("train.encoder_layers=[2,2]", "override: train.encoder_layers: [2, 2]; allowed: a whole number"),
+        ("train.dropout=false", "override: train.dropout: false; allowed: a number"),
+        ("train.lr=.nan", "override: train.lr: nan; allowed: what --lr of fairseq-train reads, for example [0.5, 1]"),
+        ("train.update_freq=1.5", "override: train.update_freq: 1.5; allowed: what --update-freq of fairseq-train"),
+        ("train.update_freq=[]", "override: train.update_freq: []; allowed: what --update-freq of fairseq-train"),
+        ("train.fast=1", "override: train.fast: 1; allowed: true, false"),
+        ("train.restore_file=true", "override: train.restore_file: true; allowed: text or a number"),
+        ("train.max_sentences=8", "override: train.max_sentences: the same flag as train.batch_size; give one"),
+        ("train.lr_scheduler=sine", "override: train.lr_scheduler: sine; allowed: "),
+    ],
+)
+def test_a_train_block_is_checked_against_fairseqs_parser(experiment, override, message):
+    arch = "train={arch: transformer_sharing_tiny, batch_size: 4}"
+    with pytest.raises(SharingError) as error:
+        compose(experiment, [arch, override], check=flags.check)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_switch_that_an_architecture_turns_on_cannot_be_turned_off(experiment):
+    arch = "train.arch=transformer_lm_sharing_wiki103"
+    overrides = ["train.task=language_modeling", arch, "train.tie_adaptive_weights=false"]
+    with pytest.raises(SharingError) as error:
+        compose(experiment, overrides, check=flags.check)
+    assert str(error.value) == (
+        "override: train.tie_adaptive_weights: false; --arch transformer_lm_sharing_wiki103 or another flag sets it to "
+        "true, which no flag of fairseq-train undoes"
+    )
+
+
+@pytest.mark.parametrize("place", ["base/small.yaml", "toy/mine.yaml"])
+def test_a_wrong_key_is_reported_with_the_file_that_has_it(experiment, place):
+    file = experiment.parent.parent / place
+    file.write_text(file.read_text() + "  arch: transformer_sharing_tiny\n  unique-layer: 3\n")
+    with pytest.raises(SharingError, match=rf"/{place}: train.unique_layer: unknown key; nearest: unique_layers"):
+        compose(experiment, check=flags.check)
+
+
+def test_null_removes_a_key_that_another_architecture_has(experiment):
+    overrides = ["train={arch: transformer_moeut_tiny, dropout: null, max_tokens: 10}"]
+    small = experiment.parent.parent / "base" / "small.yaml"
+    small.write_text(small.read_text() + "  fast: true\n")
+    with pytest.raises(SharingError, match=r"small\.yaml: train\.fast: "):
+        compose(experiment, overrides, check=flags.check)
+    assert compose(experiment, [*overrides, "train.fast=null"], check=flags.check).train.fast is None
+
+
+@pytest.mark.parametrize("key", ["adam_betas", "update_freq", "adaptive_softmax_cutoff"])
+def test_no_code_of_a_configuration_is_run(tmp_path, key):
+    code = f"__import__('pathlib').Path('{tmp_path}/run').touch()"
+    with pytest.raises(SharingError, match=f"train.{key}: __import__"):
+        flags.words({**TRANSLATION, key: code})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {user-dir: x}", "train.user_dir: is set by the run directory, not here"),
+        ("train: {user_dir: x, user-dir: y}", "train.user_dir: given twice, with dashes and with underscores"),
+        ("train: {--user-dir: x}", "train.--user-dir: must not begin with a dash; nearest: user_dir"),
+        ("evaluate: {-beam: 4}", "evaluate.-beam: must not begin with a dash; nearest: beam"),
+        ("evaluate: {max-len-c: 4}", "evaluate: unknown key 'max_len_c'; allowed: "),
+        *(
+            (f"train: {{{key}: 1}}", "is set by --devices, --nodes and --master, not here")
+            for key in ("distributed-rank", "local_rank", "device-id", "nprocs_per_node", "distributed_init_method")
+        ),
+    ],
+)
+@pytest.mark.parametrize("by", ["file", "override"])
+def test_no_spelling_gets_around_what_is_refused(tmp_path, text, message, by):
+    file = tmp_path / "mine.yaml"
+    block, _, mapping = text.partition(": ")
+    file.write_text(f"dataset: toy\n{text if by == 'file' else ''}\n")
+    with pytest.raises(SharingError) as error:
+        compose(file, [f"{block}={mapping}"] if by == "override" else [])
+    assert message in str(error.value)
+
+
+def test_dashes_and_underscores_are_one_key(experiment):
+    config = compose(experiment, ["train.max-tokens=7", "evaluate.max-len-b=9"])
+    assert (config.train.max_tokens, config.evaluate.max_len_b) == (7, 9)
+    assert "max-tokens" not in config.train
+
+
+@pytest.mark.parametrize("key", ["run", "dataset", "evaluate.baseline"])
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "-x", "a:b", "a b"])
+def test_names_that_become_parts_of_paths_are_one_segment(experiment, key, name):
+    with pytest.raises(SharingError) as error:
+        compose(experiment, [f"{key}='{name}'"])
+    assert f"{key}: '{name}'; allowed: letters, digits and . _ -" in str(error.value)
+    assert check_name("größe_2.1-a", key) == "größe_2.1-a"
 
 
 def test_update_freq_keeps_the_batch_over_devices(experiment):
@@ -134,7 +281,10 @@ EXPERIMENTS = sorted(file for file in configs_dir().glob("*/*.yaml") if file.par
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_experiment_composes_and_says_how_to_launch_it(file):
-    config = compose(file)
+    # Its map is that of another run (--map-of).
+    overrides = ["train.layer_map='0,1,1,0,1,0'"] if file.stem == "dlt_final" else []
+    config = compose(file, overrides, check=flags.check)
+    assert not {"source_lang", "target_lang"} & set(config.train), "languages are those of the data"
     assert config.dataset == STUDIES.get(file.parent.name, file.parent.name)
     assert config.run == file.stem
     header = file.read_text().split("base:")[0]

@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.config import compose
@@ -48,13 +50,108 @@ def test_plan_names_data_run_and_seed(tmp_path):
     assert "--cpu" in command
 
 
-@pytest.mark.parametrize(("target", "flags"), [("de", ["--source-lang", "--target-lang"]), ("", [])])
+TRANSLATION = "arch: transformer_sharing"
+LANGUAGE_MODEL = "task: language_modeling, arch: transformer_lm_sharing"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Makes a configuration and data of some languages; gives the plan."""
+
+    def plan(train: str, languages: tuple[str, str] | None, name: str = "data", *overrides: str):
+        data = tmp_path / name
+        (data / "bin").mkdir(parents=True, exist_ok=True)
+        if languages is not None:
+            manifest = dict(zip(("source_lang", "target_lang"), languages, strict=True))
+            (data / "manifest.json").write_text(json.dumps(manifest))
+        (tmp_path / "small.yaml").write_text(f"dataset: mine\ntrain: {{{train}, max_tokens: 100}}\n")
+        return make_plan(compose(tmp_path / "small.yaml", overrides), runs=tmp_path, data=data)
+
+    return plan
+
+
+def _languages(plan):
+    command = plan.command()
+    return [_flag(command, flag) for flag in ("--source-lang", "--target-lang") if flag in command]
+
+
 @pytest.mark.usefixtures("machine")
-def test_languages_are_those_of_the_data_and_a_language_model_has_none(tmp_path, target, flags):
-    (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": target}))
-    (tmp_path / "small.yaml").write_text("dataset: mine\ntrain: {arch: transformer_sharing, max_tokens: 100}\n")
-    command = make_plan(compose(tmp_path / "small.yaml"), runs=tmp_path, data=tmp_path).command()
-    assert [flag for flag in ("--source-lang", "--target-lang") if flag in command] == flags
+def test_languages_are_those_of_the_data_and_a_language_model_has_none(small):
+    assert _languages(small(TRANSLATION, ("fr", "en"))) == ["fr", "en"]
+    assert _languages(small(f"{TRANSLATION}, source_lang: fr", ("fr", "en"))) == ["fr", "en"]
+    assert _languages(small(LANGUAGE_MODEL, ("en", ""))) == []
+
+
+@pytest.mark.usefixtures("machine")
+def test_languages_of_data_without_a_manifest_are_configured_or_inferred(small):
+    assert _languages(small(f"{TRANSLATION}, source_lang: x, target_lang: y", None)) == ["x", "y"]
+    plan = small(TRANSLATION, None)
+    assert _languages(plan) == []
+    (plan.data / "bin" / "train.cs-uk.cs.idx").touch()
+    assert _languages(plan) == ["cs", "uk"]
+    assert plan.direction() == ("cs", "uk")
+
+
+@pytest.mark.parametrize(
+    ("train", "languages", "message"),
+    [
+        (f"{TRANSLATION}, source_lang: en", ("de", "en"), "train.source_lang: en; allowed: de, that of "),
+        (f"{TRANSLATION}, target-lang: de", ("de", "en"), "train.target_lang: de; allowed: en, that of "),
+        (LANGUAGE_MODEL, ("de", "en"), "train.task: language_modeling; allowed: a translation task, "),
+        (TRANSLATION, ("en", ""), "/data: texts of one language; allowed: a language model's train.task"),
+        (TRANSLATION, ("--user-dir=x", "en"), "manifest.json: source_lang: '--user-dir=x'; allowed: letters,"),
+        (TRANSLATION, ("../x", "en"), "manifest.json: source_lang: '../x'; allowed: letters,"),
+    ],
+)
+@pytest.mark.usefixtures("machine")
+def test_data_of_other_languages_are_refused(small, train, languages, message):
+    with pytest.raises(SharingError) as error:
+        small(train, languages).words()
+    assert message in str(error.value)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_run_is_not_resumed_on_data_of_another_direction(small, tmp_path):
+    plan = small(TRANSLATION, ("en", "de"))
+    plan.run.checkpoints.mkdir(parents=True)
+    (plan.run.checkpoints / "checkpoint_last.pt").touch()
+    plan.run.write_config(compose(tmp_path / "small.yaml", ["train.source_lang=en", "train.target_lang=de"]))
+    batch = {"tokens_per_batch": plan.tokens_per_batch(), "batch": plan.batch()}
+    plan.run.write_record({"source_lang": "en", "target_lang": "de", **batch, "exit_status": 0, "finished": "today"})
+    output = io.StringIO()
+    train(plan, Console(file=output))
+    assert "nothing to do" in output.getvalue(), "languages in the configuration of the run are no change"
+    with pytest.raises(SharingError) as error:
+        train(small(TRANSLATION, ("de", "en"), "reversed"), Console(file=output))
+    assert str(error.value) == (
+        f"{tmp_path}/reversed: translates de-en; {plan.run.path} was trained for en-de; allowed: data of that direction"
+    )
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_update_of_changing_length_is_described(small):
+    plan = small(TRANSLATION, ("en", "de"), "data", "train.update_freq=[2,1]")
+    assert _flag(plan.words(), "--update-freq") == "2,1"
+    assert plan.batch() == "100 tokens x 1 device x update_freq [2, 1]"
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_data_directory_is_no_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = make_plan(compose("toy/vanilla.yaml"), runs=Path("--runs"), data=Path("--user-dir=x")).words()
+    assert words[0] == "./--user-dir=x/bin"
+    assert _flag(words, "--save-dir") == "./--runs/toy/vanilla-seed1/checkpoints"
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.usefixtures("machine")
+def test_the_command_checks_the_train_block_first(tmp_path, capsys, dry):
+    words = ["toy/vanilla.yaml", "train.sharring=none", "--runs", str(tmp_path / "runs"), *dry]
+    assert main(["train", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("fairseq-sharing train: error: override: train.sharring: unknown key; nearest: sharing;")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.usefixtures("machine")

@@ -1,0 +1,133 @@
+"""The layers of a configuration: YAML files with their bases, and overrides, each checked by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fairseq_sharing.errors import SharingError
+
+TOP_LEVEL_KEYS = ("base", "run", "dataset", "data", "seed", "tokens_per_batch", "train", "evaluate")
+BLOCKS = ("train", "evaluate")
+_NAME = re.compile(r"(?![.-])[\w.-]+")
+
+# Where a layer was read, for errors, and its values.
+Layer = tuple[str, DictConfig]
+
+
+def load_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
+    """Load an experiment or a recipe and its bases, the last base first.
+
+    Raises:
+        SharingError: an unreadable file, an unknown key, or a base that does not exist or leads back.
+    """
+    if file.resolve() in seen:
+        raise SharingError(f"{file}: base leads back to itself")
+    config = read_yaml(file)
+    check_names(config, TOP_LEVEL_KEYS, f"{file}: ")
+    tidy_blocks(config, f"{file}: ")
+    base = config.pop("base", None)
+    if base is None:
+        return [(str(file), config)]
+    base_file = file.parent / str(base)
+    if not base_file.is_file():
+        raise SharingError(f"{file}: base: {base}: no such file ({base_file})")
+    return [*load_layers(base_file, (*seen, file.resolve())), (str(file), config)]
+
+
+def read_yaml(file: Path) -> DictConfig:
+    """Read a YAML file that must contain a mapping.
+
+    Raises:
+        SharingError: it cannot be read, is no YAML, or contains something else.
+    """
+    try:
+        document = OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise SharingError(f"{file}: not readable as YAML: {first_line(error)}") from error
+    if not isinstance(document, DictConfig):
+        raise SharingError(f"{file}: must be a mapping of {', '.join(TOP_LEVEL_KEYS)}")
+    return document
+
+
+def dotlist(overrides: Sequence[str]) -> DictConfig:
+    """Read ``key=value`` words.
+
+    Raises:
+        SharingError: a word of another form, or an unknown key.
+    """
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip(".") or key.startswith("-"):
+            raise SharingError(f"override {override!r}: must be key=value, for example train.max_epoch=3")
+    try:
+        config = OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise SharingError(f"override {' '.join(overrides)!r}: {first_line(error)}") from error
+    check_names(config, TOP_LEVEL_KEYS[1:], "override: ")
+    tidy_blocks(config, "override: ")
+    return config
+
+
+def check_name(name: Any, what: str) -> str:
+    """Return a name that is to be one segment of a path.
+
+    Args:
+        name: the name, as read from a file or a command line.
+        what: what an error calls it.
+
+    Raises:
+        SharingError: it has other characters, or begins with a dot or a dash.
+    """
+    if not _NAME.fullmatch(str(name)):
+        raise SharingError(
+            f"{what}: {str(name)!r}; allowed: letters, digits and . _ - (neither . nor - at the beginning)"
+        )
+    return str(name)
+
+
+def tidy_blocks(config: DictConfig, where: str) -> None:
+    """Spell the keys of the blocks with underscores, so that later checks and merges see one spelling only."""
+    for block in BLOCKS:
+        if block not in config:
+            continue
+        if not isinstance(config[block], DictConfig):
+            raise SharingError(f"{where}{block}: must be a mapping, got {config[block]}")
+        tidy: dict[str, Any] = {}
+        for key, value in _items(config[block]):
+            name = key.replace("-", "_")
+            if key.startswith("-"):
+                nearest = key.lstrip("-").replace("-", "_")
+                raise SharingError(f"{where}{block}.{key}: must not begin with a dash; nearest: {nearest}")
+            if name in tidy:
+                raise SharingError(f"{where}{block}.{name}: given twice, with dashes and with underscores")
+            tidy[name] = value
+        config[block] = tidy
+
+
+def _items(block: DictConfig) -> Iterator[tuple[str, Any]]:
+    plain = OmegaConf.to_container(block, resolve=False)
+    assert isinstance(plain, dict)
+    yield from ((str(key), value) for key, value in plain.items())
+
+
+def check_names(config: DictConfig, allowed: Sequence[str], where: str) -> None:
+    """Refuse keys that are not allowed.
+
+    Raises:
+        SharingError: naming the first.
+    """
+    for key in config:
+        if key not in allowed:
+            raise SharingError(f"{where}unknown key {key!r}; allowed: {', '.join(allowed)}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
