@@ -1,6 +1,6 @@
 """Make the page of results/speed: tables and plots of the JSON that the benchmarks wrote there.
 
-Run: python benchmarks/page.py [FOLDER]
+Run: python -m benchmarks.page [FOLDER]
 A file that is not there is left out; the page names the command that makes it.
 """
 
@@ -18,15 +18,6 @@ import matplotlib.pyplot as plt
 from fairseq_sharing.colors import set_colours
 
 OURS, THEIRS, *OTHERS = set_colours(8)
-# What was aimed at, on CPU and on a GPU: times fairseq's speed, and the share of the machine's matmul peak.
-AIMS = {
-    "6 layers": ("3x", "1.8x"),
-    "12 layers": ("3x", "1.8x"),
-    "12 shared against 6 vanilla": ("1.4x", "1.0x"),
-    "share of the matmul peak": ("65%", "45%"),
-    "together": ("5x", "3x"),
-    "one by one": ("10x", "-"),
-}
 # Operations of a profile by what they do.
 KINDS = {
     "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear"),
@@ -76,7 +67,7 @@ def training(found: dict, folder: Path) -> str:
         speeds = [f"{pair[side]['tokens_per_second']:.0f}" for side in ("ours", "fairseq")]
         peaks = [f"{pair[side]['peak_bytes'] / 2**30:.1f}" for side in ("ours", "fairseq")]
         share = f"{pair['share_of_matmul_peak']:.0%}"
-        rows.append([name, *speeds, f"**{pair['ratio']:.2f}x**", *AIMS[name], share, *peaks])
+        rows.append([name, *speeds, f"**{pair['ratio']:.2f}x**", share, *peaks])
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     pairs = found["pairs"]
     sides = {"fairseq-sharing": "ours", "stock fairseq": "fairseq"}
@@ -103,15 +94,12 @@ def training(found: dict, folder: Path) -> str:
         "ours, tokens/s",
         "fairseq, tokens/s",
         "ratio",
-        "aim, CPU",
-        "aim, GPU",
         "ours, share of matmul peak",
     ]
     settings = f"{found['precision']['ours']} against fairseq's {found['precision']['fairseq']}"
     peak = f"{found['matmul_peak_flops'] / 1e9:.0f} GFLOP/s for a large product in {found['precision']['ours']}"
     turns = f"medians of {found['runs']} turns of {found['updates_a_run']} update(s)"
-    aims = "{} on CPU, {} on a GPU".format(*AIMS["share of the matmul peak"])
-    text = f"{settings}, {found['threads']} threads, {turns}; {peak}; aimed at for its share, in bf16: {aims}."
+    text = f"{settings}, {found['threads']} threads, {turns}; {peak}."
     profiles = [
         [kind, *(f"{share[kind]:.1%}" for share in shares)]
         for kind in [*KINDS, "other"]
@@ -176,11 +164,8 @@ def decoding(found: dict, folder: Path) -> str:
     """Translating against fairseq-generate."""
     told = []
     for row in found["speed"]:
-        aims = AIMS[row["load"]] if row["engine"] != "fairseq-generate" else ("", "")
         spread = f"{row['least']:.1f} to {row['most']:.1f}"
-        told.append(
-            [row["engine"], row["load"], row["sentences_per_second"], spread, f"**{row['ratio']:.2f}x**", *aims]
-        )
+        told.append([row["engine"], row["load"], row["sentences_per_second"], spread, f"**{row['ratio']:.2f}x**"])
     loads = list(dict.fromkeys(row["load"] for row in found["speed"]))
     engines = list(dict.fromkeys(row["engine"] for row in found["speed"]))
     speed = {(row["engine"], row["load"]): row["sentences_per_second"] for row in found["speed"]}
@@ -205,7 +190,7 @@ def decoding(found: dict, folder: Path) -> str:
         ]
         for kind, one in found["agreement"].items()
     ]
-    head = ["engine", "load", "sentences/s", "least to most", "ratio", "aim, CPU", "aim, GPU"]
+    head = ["engine", "load", "sentences/s", "least to most", "ratio"]
     theirs = f"{found['bleu_of_fairseq_generate']:.2f}"
     beams = f"The same hypotheses as fairseq-generate's, and BLEU (fairseq-generate's: {theirs}):"
     return "\n\n".join(
@@ -315,47 +300,47 @@ def precision(found: dict, _folder: Path) -> str:
 PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     "training": (
         "Training against stock fairseq",
-        "python benchmarks/training_speed.py --data data/news_commentary --precision fp32 --batches 1",
+        "python -m benchmarks.training.speed --data data/news_commentary --precision fp32 --batches 1",
         training,
     ),
     "training_parts": (
         "Each part of the fast path",
-        "python benchmarks/training_parts.py --data data/news_commentary",
+        "python -m benchmarks.training.parts --data data/news_commentary",
         parts,
     ),
     "padding": (
         "Padding in the batches",
-        "python benchmarks/padding.py --data data/news_commentary",
+        "python -m benchmarks.training.padding --data data/news_commentary",
         padding,
     ),
     "rows": (
         "Speed of the paper's rows",
-        "python benchmarks/row_speed.py --data data/news_commentary",
+        "python -m benchmarks.training.row_speed --data data/news_commentary",
         rows,
     ),
     "decoding": (
         "Translating against fairseq-generate",
-        "python benchmarks/decoding.py runs/news_commentary_8k/decoding-seed1 --test newstest2014 [--clock cpu]",
+        "python -m benchmarks.decoding.speed runs/news_commentary_8k/decoding-seed1 --test newstest2014 [--clock cpu]",
         decoding,
     ),
     "decoding_parts": (
         "Where the time of translating goes",
-        "python benchmarks/decoding_parts.py runs/news_commentary_8k/decoding-seed1 --test newstest2014",
+        "python -m benchmarks.decoding.parts runs/news_commentary_8k/decoding-seed1 --test newstest2014",
         decoding_parts,
     ),
     "layer_reuse": (
         "Does reuse of a layer from the processor's cache show?",
-        "python benchmarks/layer_reuse.py",
+        "python -m benchmarks.decoding.layer_reuse",
         reuse,
     ),
     "training_memory": (
         "Memory of training",
-        "python benchmarks/training_memory.py",
+        "python -m benchmarks.memory.training",
         memory,
     ),
     "precision_loss": (
         "bf16 beside the spread of fp32 seeds",
-        "python benchmarks/precision_loss.py --runs runs/precision [--after-epoch N]",
+        "python -m benchmarks.training.precision_loss --runs runs/precision [--after-epoch N]",
         precision,
     ),
 }
@@ -387,7 +372,7 @@ def main() -> None:
     mpl.use("Agg")
     files = {name: args.folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    made = "Made from the JSON beside it by `python benchmarks/page.py`."
+    made = "Made from the JSON beside it by `python -m benchmarks.page`."
     on_gpu = [PARTS[name][0] for name, found in results.items() if found["machine"]["kind"] == "cuda"]
     made += f" On a GPU: {'; '.join(on_gpu) or 'nothing'}."
     parts = ["# Speed and memory", made]

@@ -92,7 +92,7 @@ class Dispatch:
 def choose_backend(
     device: torch.device, shape: torch.Size | tuple[int, int, int], tokens: int, pairs: int, dtype: torch.dtype
 ) -> str:
-    """Choose the back-end, by what ``benchmarks/moe_speed.py`` and ``benchmarks/attention_banks.py`` measure.
+    """Choose the back-end, by what ``benchmarks/moe/speed.py`` and ``benchmarks/moe/attention_banks.py`` measure.
 
     Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens; on a GPU, however many
     they are, where the Triton kernels do not run or would read rows in pieces of less than 16 bytes. On a CPU a loop is

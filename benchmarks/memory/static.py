@@ -1,6 +1,6 @@
 """Measure the static memory of training 48 layers a stack that share one set, against vanilla, until and after untying.
 
-Run: python benchmarks/static_memory.py [--output results/changing_sharing/memory/static.json]
+Run: python -m benchmarks.memory.static [--output results/changing_sharing/memory/static.json]
 Each training is fairseq's own, in a process of its own: Adam, fp32, updates on one small batch. Counted are the bytes
 of the storages that weights, gradients and Adam's two moments hold, and the growth of the process's resident memory.
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 32,768 shared embeddings.
@@ -107,7 +107,7 @@ def main() -> None:
 
     measured = {}
     for name in TRAININGS:
-        command = [sys.executable, __file__, "--train", name]
+        command = [sys.executable, "-m", __spec__.name, "--train", name]
         command += ["--layers", str(args.layers), "--vocabulary", str(args.vocabulary)]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         measured[name] = json.loads(told.splitlines()[-1])

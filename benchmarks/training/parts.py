@@ -1,6 +1,6 @@
 """Time each part of the fast path: training without it, with one part more at a time, all in turn in the same run.
 
-Run: python benchmarks/training_parts.py --data data/news_commentary [--output results/speed/training_parts.json]
+Run: python -m benchmarks.training.parts --data data/news_commentary [--output results/speed/training_parts.json]
 The model is Cycle (rev), M = 6, N = 12 at d_model 512; the first row is transformer_sharing as fairseq would train it.
 """
 
@@ -10,9 +10,9 @@ import argparse
 import os
 from pathlib import Path
 
-from record import environment, write
-from training_process import Side
-from training_speed import FAST, PLAIN, SHARED, flags
+from benchmarks.record import environment, write
+from benchmarks.training.process import Side
+from benchmarks.training.speed import FAST, PLAIN, SHARED, flags
 
 FUSED_LOSS = ["--criterion", "fused_label_smoothed_cross_entropy"]
 # Later flags win.

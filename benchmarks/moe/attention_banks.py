@@ -1,6 +1,6 @@
 """Measure attention's banks at several numbers of tokens: up to how many is it faster not to sort them?
 
-Run: python benchmarks/attention_banks.py [--output results/moeut/speed-gpu-attention.json]
+Run: python -m benchmarks.moe.attention_banks [--output results/moeut/speed-gpu-attention.json]
 
 All back-ends but the loop are run in turn, forward and backward; told are medians of tokens a second. The rule of
 ``choose_backend`` is made from it.
@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from moe_speed import LENGTH, Setting, attention, size_of
-from record import environment, write
 
 import fairseq_sharing
+from benchmarks.moe.speed import LENGTH, Setting, attention, size_of
+from benchmarks.record import environment, write
 
 
 class WithoutLoop(Setting):

@@ -1,6 +1,6 @@
 """Time training against stock fairseq: tokens/s of whole updates, each pair timed in turn in the same run.
 
-Run: python benchmarks/training_speed.py --data data/news_commentary [--output results/speed/training.json]
+Run: python -m benchmarks.training.speed --data data/news_commentary [--output results/speed/training.json]
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 8 heads, dropout 0.1, shared embeddings, batches
 of 4,096 target tokens of the data's own lengths. Stock fairseq runs without this package, in its best precision.
 After the timing an update of each side is profiled: the shares of its time by operation.
@@ -13,8 +13,8 @@ import os
 import time
 from pathlib import Path
 
-from record import environment, write
-from training_process import Side
+from benchmarks.record import environment, write
+from benchmarks.training.process import Side
 
 SHARED = ["--sharing", "cycle_rev", "--unique-layers", "6"]
 FAST = ["--fast", "--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
@@ -48,7 +48,7 @@ def flags(
     words += ["--cpu"] if device == "cpu" else []
     if not ours:
         return [*words, "--arch", "transformer", *PLAIN, *([f"--{precision}"] if precision != "fp32" else [])]
-    plugin = Path(__file__).resolve().parents[1] / "fairseq_sharing"
+    plugin = Path(__file__).resolve().parents[2] / "fairseq_sharing"
     words += ["--user-dir", str(plugin), "--arch", "transformer_sharing", "--precision", precision]
     return [*words, *(FAST if path is None else path), *options]
 

@@ -1,6 +1,6 @@
 """Count the padding in the batches of a data set: what batches without padding could save at most.
 
-Run: python benchmarks/padding.py --data data/news_commentary [--output results/speed/padding.json]
+Run: python -m benchmarks.training.padding --data data/news_commentary [--output results/speed/padding.json]
 The batches are fairseq's own, of up to --max-tokens tokens, drawn at random.
 """
 
@@ -11,8 +11,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from fairseq.tasks.translation import TranslationTask
-from record import environment, write
 
+from benchmarks.record import environment, write
 from fairseq_sharing import compat  # noqa: F401  mends fairseq's batching
 
 

@@ -1,6 +1,6 @@
 """Decode one sentence at a time with Sequence and with Cycle: is a layer faster that has just been used?
 
-Run: python benchmarks/layer_reuse.py [--output results/speed/layer_reuse.json]
+Run: python -m benchmarks.decoding.layer_reuse [--output results/speed/layer_reuse.json]
 
 Sequence runs each of M = 6 sets of parameters twice in a row, Cycle comes back to it after the five others. Both
 models have 12+12 layers and random weights; every translation is made exactly 20 subwords long, so that both do the
@@ -19,9 +19,9 @@ from typing import Any
 import ctranslate2
 import torch
 from fairseq.data import Dictionary
-from record import environment, write
 
 import fairseq_sharing
+from benchmarks.record import environment, write
 from fairseq_sharing.decoding.ctranslate2_export import convert
 
 LAYERS, UNIQUE, LENGTH, VOCABULARY = 12, 6, 20, 8000

@@ -1,6 +1,6 @@
 """Bring trained language models together: test perplexity, size, operations and speed in a table, with their pictures.
 
-Run: python benchmarks/moeut_language_model.py runs/news_commentary_lm/{dense,moeut}-seed1 --output results/moeut
+Run: python -m benchmarks.moe.language_model runs/news_commentary_lm/{dense,moeut}-seed1 --output results/moeut
 
 Each run is one of ``fairseq-sharing train``, or the JSON file that this wrote of one before. A run's last checkpoint
 is scored by ``fairseq-eval-lm`` on every test set, in sequences as long as those that it was trained on; a run that

@@ -1,6 +1,6 @@
 """Measure the peak memory of building a model: M = 6 shared sets in N = 48 layers against 6 and 48 vanilla layers.
 
-Run: python benchmarks/build_memory.py [--output results/memory/build.json]
+Run: python -m benchmarks.memory.build [--output results/memory/build.json]
 Each model is built in a process of its own; its peak is the growth of the resident set over what importing takes.
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 32,768 shared embeddings.
 """
@@ -66,7 +66,7 @@ def main() -> None:
     measured: dict[str, list[dict[str, int]]] = {name: [] for name in MODELS}
     for _ in range(args.runs):
         for name, runs in measured.items():
-            command = [sys.executable, __file__, "--build", name]
+            command = [sys.executable, "-m", __spec__.name, "--build", name]
             told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             runs.append(json.loads(told.splitlines()[-1]))
     import torch

@@ -1,6 +1,6 @@
 """Measure the peak memory of training updates and its parts, vanilla and shared, beside what ``describe`` estimates.
 
-Run: python benchmarks/training_memory.py [--output results/speed/training_memory.json]
+Run: python -m benchmarks.memory.training [--output results/speed/training_memory.json]
 Each case is an update of fairseq's trainer in a process of its own: one sentence, then the measured batch, so that the
 gradients are there when the peak comes, as in any update of several steps. On CPU the peak is that of torch's own
 allocations, event by event, and beside it the growth of the process's resident memory; on CUDA, max_memory_allocated.
@@ -21,7 +21,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from record import environment, write
+from benchmarks.record import environment, write
 
 SHARED = {"sharing": "cycle", "unique_layers": 6}
 MODELS: dict[str, dict[str, Any]] = {
@@ -185,7 +185,7 @@ def in_own_process(job: dict[str, Any]) -> dict[str, Any]:
     """Measure a case in a process whose allocator gives freed memory back, so that resident memory tells something."""
     threads = str(job["threads"])
     surroundings = {"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ, "OMP_NUM_THREADS": threads}
-    command = [sys.executable, __file__, "--measure", json.dumps(job)]
+    command = [sys.executable, "-m", __spec__.name, "--measure", json.dumps(job)]
     ran = subprocess.run(command, capture_output=True, text=True, env=surroundings)
     if ran.returncode:
         raise SystemExit(f"{job}: {ran.stderr.strip()[-2000:]}")

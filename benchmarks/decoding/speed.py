@@ -1,6 +1,6 @@
 """Translate the sentences of a test set with fairseq-generate and with CTranslate2, in turn, and compare both.
 
-Run: python benchmarks/decoding.py RUN [--output results/speed/decoding.json]
+Run: python -m benchmarks.decoding.speed RUN [--output results/speed/decoding.json]
 
 RUN is a run directory of fairseq-sharing train; translated are --sentences of its test set, spread over all of it.
 fairseq-generate is timed by its own clock, which counts the search
@@ -27,9 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from record import environment, write
 from rich.console import Console
 
+from benchmarks.record import environment, write
 from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_manifest
 from fairseq_sharing.decoding.search import Search

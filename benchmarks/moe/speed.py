@@ -1,6 +1,6 @@
 """Measure expert banks: speed of the back-ends beside dense layers, of whole models, and memory of the backward pass.
 
-Run: python benchmarks/moe_speed.py [--sizes 44m 244m] [--device cpu|cuda] [--output results/moeut/speed-cpu.json]
+Run: python -m benchmarks.moe.speed [--sizes 44m 244m] [--device cpu|cuda] [--output results/moeut/speed-cpu.json]
 
 A feed-forward bank of each size stands beside a dense layer of equal parameters and one of equal operations,
 attention's banks beside each other only; all are run in turn, and medians of tokens a second are told. The whole model
@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from fairseq import models
 from fairseq.data import Dictionary
-from record import environment, write
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fairseq_sharing
+from benchmarks.record import environment, write
 from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions, choose_backend
 from fairseq_sharing.moeut.kernels import has_kernels
 from fairseq_sharing.moeut.peri_layer import LayerSizes, PeriLayer, Step

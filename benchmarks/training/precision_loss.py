@@ -1,8 +1,8 @@
 """Train the same real run in fp32 with several seeds and in bf16, and compare the final validation losses.
 
-Run: python benchmarks/precision_loss.py --runs runs/precision [--output results/speed/precision_loss.json]
+Run: python -m benchmarks.training.precision_loss --runs runs/precision [--output results/speed/precision_loss.json]
 
-The runs are those of configs/precision/cycle.yaml, on data/multi30k; what is trained already is not trained again. With
+The runs train benchmarks/training/precision.yaml on data/multi30k; finished runs are not trained again. With
 --after-epoch the runs are left as they are, and their losses after that epoch are compared, for runs stopped early.
 Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees its batches.
 """
@@ -15,12 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from record import write
-
+from benchmarks.record import write
 from fairseq_sharing.evaluation.training_log import summarise
 from fairseq_sharing.experiment.run_directory import RunDirectory
 
-CONFIG = "configs/precision/cycle.yaml"
+CONFIG = "benchmarks/training/precision.yaml"
 
 
 def train(precision: str, seed: int, runs: Path, changes: list[str]) -> None:

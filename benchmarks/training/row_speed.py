@@ -1,8 +1,8 @@
 """Time the training of the rows of the paper's table, relative to Vanilla, beside the paper's own column.
 
-Run: python benchmarks/row_speed.py --data data/news_commentary [--output results/speed/rows_cpu.json]
+Run: python -m benchmarks.training.row_speed --data data/news_commentary [--output results/speed/rows_cpu.json]
 
-Each row trains as its file in configs/wmt16_en_de/ says (d_model 512 or 1024, dropout 0.3, the fast path), but for the
+Each row trains as the study wmt16_en_de says (d_model 512 or 1024, dropout 0.3, the fast path), but for the
 tokens of a batch and the precision. Whole updates are timed in turn, some rows at a time beside Vanilla, as many as
 memory holds; each row's speed is relative to the Vanilla timed in turn with it.
 """
@@ -14,19 +14,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from record import environment, write
-from training_process import Side
-
-from fairseq_sharing import flags
+from benchmarks.record import environment, write
+from benchmarks.training.process import Side
 from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.flags import words as words_of
 from fairseq_sharing.reporting.paper import ROWS
 from fairseq_sharing.resources import PACKAGE_DIR
 
 
 def flags(row: str, data: Path, device: str, precision: str, tokens: int) -> list[str]:
     """Give the flags of fairseq-train for a row."""
-    config = compose(f"configs/wmt16_en_de/{row}.yaml", [f"train.precision={precision}", f"train.max_tokens={tokens}"])
-    words = [str(data / "bin"), "--user-dir", str(PACKAGE_DIR), *flags.words(config.train)]
+    config = compose("wmt16_en_de", [f"row={row}", f"train.precision={precision}", f"train.max_tokens={tokens}"])
+    words = [str(data / "bin"), "--user-dir", str(PACKAGE_DIR), *words_of(config.train)]
     return [*words, "--distributed-world-size", "1", *(["--cpu"] if device == "cpu" else [])]
 
 

@@ -1,8 +1,8 @@
 """Show where the time of translating goes: the parts around CTranslate2's search, and the operations of fairseq's.
 
-Run: python benchmarks/decoding_parts.py RUN [--test NAME] [--output results/speed/decoding_parts.json]
+Run: python -m benchmarks.decoding.parts RUN [--test NAME] [--output results/speed/decoding_parts.json]
 
-The same sentences as those of benchmarks/decoding.py. Seconds are medians of --rounds passes, the types in turn.
+The same sentences as those of benchmarks/decoding/speed.py. Seconds are medians of --rounds passes, the types in turn.
 Words that were prepared once are cached, so the medians are those of a program that has run for a while.
 fairseq's search is profiled once, on one thread, on the first --profiled sentences.
 """
@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from decoding import TYPES, find_test, spread
-from record import environment, write
 from rich.console import Console
-from training_process import profile
 
+from benchmarks.decoding.speed import TYPES, find_test, spread
+from benchmarks.record import environment, write
+from benchmarks.training.process import profile
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.fairseq_engine import FairseqEngine

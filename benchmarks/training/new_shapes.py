@@ -1,6 +1,6 @@
 """Time attention on batches that each have a new shape, with and without cuDNN's kernels.
 
-Run: python benchmarks/new_shapes.py [--output results/speed/new_shapes.json]
+Run: python -m benchmarks.training.new_shapes [--output results/speed/new_shapes.json]
 A GPU is needed. Forward and backward passes in bf16 with a mask of padding, 4 heads of 32 channels.
 """
 
@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from record import environment, write
 from torch.nn import functional as F
+
+from benchmarks.record import environment, write
 
 
 def seconds(number: int) -> float:

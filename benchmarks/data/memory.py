@@ -1,6 +1,6 @@
 """Measure the peak memory of data preparation on a corpus and on ten times that corpus.
 
-Run: python benchmarks/data_prep_memory.py --data data/news_commentary [--output FILE.json] [FLAG ...]
+Run: python -m benchmarks.data.memory --data data/news_commentary [--output FILE.json] [FLAG ...]
 Further flags are of fairseq-sharing prepare; --subword-size 2000 saves time, which merges take, not memory.
 The corpus is the raw training text of a prepared directory, read once and ten times over: ten times the lines, the
 same words. Peaks are sums of resident memory over all processes, by step, so what processes share counts in each.
