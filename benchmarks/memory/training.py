@@ -53,9 +53,9 @@ def train_options(model: str, recompute: bool) -> dict[str, Any]:
 
 def arguments(model: str, recompute: bool) -> Namespace:
     """Give fairseq's arguments of a model."""
-    from fairseq_sharing.description.describe import model_arguments
+    from fairseq_sharing import flags
 
-    return model_arguments(train_options(model, recompute))
+    return flags.parse(train_options(model, recompute))
 
 
 def measure(model: str, recompute: bool, tokens: int, device: str, threads: int) -> dict[str, Any]:

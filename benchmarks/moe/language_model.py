@@ -18,7 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fairseq_sharing.description.describe import measure, model_arguments
+from fairseq_sharing import flags
+from fairseq_sharing.description.counts import measure
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.training_log import summarise
 from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -41,7 +42,7 @@ def evaluate(path: Path, cpu: bool) -> dict:
     done = record["finished"] is not None
     tests = {test["name"]: _score([*command, "--gen-subset", test["subset"]]) for test in manifest["tests"] if done}
     vocabulary = len((Path(record["data"]) / "bin/dict.txt").read_text(encoding="utf-8").splitlines()) + 4
-    description = measure(str(config.run), model_arguments(config.train), vocabulary, length)
+    description = measure(str(config.run), flags.parse(config.train), vocabulary, length)
     unique = sum(description.unique.values())
     return {
         "run": str(config.run),

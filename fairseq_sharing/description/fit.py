@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fairseq_sharing.description.describe import model_arguments, vocabulary_size
+from fairseq_sharing import flags
+from fairseq_sharing.description.counts import vocabulary_size
 from fairseq_sharing.description.step_memory import estimate
 from fairseq_sharing.errors import SharingError
 
@@ -35,7 +36,7 @@ def fit_max_tokens(config: DictConfig, world_size: int, memory: int, data: Path,
     wanted = config.get("tokens_per_batch")
     if not isinstance(wanted, int) or wanted < 1 or wanted % world_size:
         raise SharingError(f"--fit-memory needs tokens_per_batch, a multiple of {world_size} devices; got {wanted}")
-    found = estimate(model_arguments(config.train), vocabulary_size(data), LENGTH, USABLE * memory, device)
+    found = estimate(flags.parse(config.train), vocabulary_size(data), LENGTH, USABLE * memory, device)
     share = wanted // world_size
     fitting = [tokens for tokens in range(LENGTH, min(found.longest_batch, share) + 1) if share % tokens == 0]
     if not fitting:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_sharing.description import describe as description
+from fairseq_sharing import flags
+from fairseq_sharing.description import counts
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.studies.table import Preset, Table
 
@@ -63,8 +64,8 @@ def _estimate(file: str, table: Table) -> RowEstimate:
     config = compose(file, table.overrides)
     train, preset = config.train, table.preset
     data = Path("data") / preset.dataset
-    vocabulary = description.vocabulary_size(data) if (data / "bin").is_dir() else preset.vocabulary
-    model = description.measure(str(config.run), description.model_arguments(train), vocabulary, TOKENS_A_PAIR)
+    vocabulary = counts.vocabulary_size(data) if (data / "bin").is_dir() else preset.vocabulary
+    model = counts.measure(str(config.run), flags.parse(train), vocabulary, TOKENS_A_PAIR)
     tokens = (train.get("max_epoch") or 0) * preset.pairs * TOKENS_A_PAIR
     if train.get("max_update"):
         updates = train.max_update * (config.get("tokens_per_batch") or train.max_tokens)

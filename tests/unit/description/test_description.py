@@ -3,7 +3,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from fairseq_sharing.description import describe as description
+from fairseq_sharing import flags
+from fairseq_sharing.description import counts
+from fairseq_sharing.description.describe import describe
+from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.errors import SharingError
 
 D, FFN, V, LENGTH = 16, 24, 50, 7
@@ -26,7 +29,7 @@ DECODER_LAYER = 8 * (D * D + D) + 2 * D * FFN + FFN + D + 3 * 2 * D
 
 @pytest.fixture(scope="module")
 def models():
-    return description.compare("ours", description.model_arguments(BASE), V, LENGTH)
+    return counts.compare("ours", flags.parse(BASE), V, LENGTH)
 
 
 def test_counts_equal_the_closed_form(models):
@@ -57,7 +60,7 @@ def test_macs_equal_the_closed_form(models):
 
 
 def test_the_fast_path_counts_the_same(models):
-    fast = description.compare("ours", description.model_arguments({**BASE, "fast": True}), V, LENGTH)
+    fast = counts.compare("ours", flags.parse({**BASE, "fast": True}), V, LENGTH)
     assert [(m.macs, m.unique) for m in fast] == [(m.macs, m.unique) for m in models]
 
 
@@ -74,7 +77,7 @@ def test_a_language_model_is_described():
         "unique_layers": 2,
         "optimizer": "adam",
     }
-    ours = description.compare("ours", description.model_arguments(train), V, LENGTH)[0]
+    ours = counts.compare("ours", flags.parse(train), V, LENGTH)[0]
     layer = ENCODER_LAYER  # a decoder layer without cross-attention
     assert sum(ours.unique.values()) == V * D + 2 * layer + 2 * D  # and the last LayerNorm of pre-norm
     assert ours.macs == LENGTH * (4 * (4 * D * D + 2 * D * FFN) + V * D) + 4 * 2 * LENGTH * LENGTH * D
@@ -83,8 +86,8 @@ def test_a_language_model_is_described():
 def test_expert_banks_and_what_a_token_uses_of_them_are_told(tmp_path, capsys):
     banks = {"head_dim": 8, "attention_experts": 4, "ffn_experts": 6, "ffn_top_k": 2, "expert_dim": 8}
     train = {name: value for name, value in BASE.items() if "ffn_embed" not in name}
-    args = description.model_arguments({**train, **banks, "arch": "transformer_moeut"})
-    ours, deep, _ = description.compare("ours", args, V, LENGTH)
+    args = flags.parse({**train, **banks, "arch": "transformer_moeut"})
+    ours, deep, _ = counts.compare("ours", args, V, LENGTH)
     assert [m.name for m in (ours, deep)] == ["ours", "unshared, N layers"]
     values = 2 * 4 * D * 8  # matrices of the values, or outputs, of one attention
     assert sum(bank["parameters"] for bank in ours.banks) == 2 * (3 * 2 * values + 2 * 2 * 6 * D * 8)
@@ -95,7 +98,7 @@ def test_expert_banks_and_what_a_token_uses_of_them_are_told(tmp_path, capsys):
     config = tmp_path / "banks.yaml"
     lines = [f"  {key}: {json.dumps(value)}" for key, value in {**train, **banks, "arch": "transformer_moeut"}.items()]
     config.write_text("\n".join(["dataset: toy", "train:", *lines]))
-    description.describe(config, vocabulary=V, length=LENGTH)
+    describe(config, vocabulary=V, length=LENGTH)
     told = capsys.readouterr().out
     assert "active parameters" in told
     fits = [line.split("│")[2:4] for line in told.splitlines() if "longest batch" in line]
@@ -105,12 +108,12 @@ def test_expert_banks_and_what_a_token_uses_of_them_are_told(tmp_path, capsys):
 
 def test_a_vanilla_model_stands_alone():
     plain = {**BASE, "sharing": "none", "unique_layers": None}
-    assert len(description.compare("plain", description.model_arguments(plain), V, LENGTH)) == 1
+    assert len(counts.compare("plain", flags.parse(plain), V, LENGTH)) == 1
 
 
 def test_adaptive_softmax_and_layer_norms_are_counted():
     train = {**BASE, "share_all_embeddings": False, "adaptive_softmax_cutoff": "20,40", "layernorm_embedding": True}
-    ours = description.compare("ours", description.model_arguments(train), V, LENGTH)[0]
+    ours = counts.compare("ours", flags.parse(train), V, LENGTH)[0]
     assert ours.unique["output"] > 0
     assert ours.unique["layer_norm"] > 2 * 2 * 2 * D + 2 * 3 * 2 * D
 
@@ -125,12 +128,12 @@ def test_adaptive_softmax_and_layer_norms_are_counted():
 )
 def test_bad_options_are_told_in_one_line(change, told):
     with pytest.raises(SharingError, match=told) as error:
-        description.model_arguments({**BASE, **change})
+        flags.parse({**BASE, **change})
     assert "\n" not in str(error.value)
 
 
 def test_the_drawing_has_a_cell_a_layer():
-    svg = ElementTree.fromstring(description.draw_maps({"encoder": (0, 1, 0), "decoder": (0, 0)}))
+    svg = ElementTree.fromstring(draw_maps({"encoder": (0, 1, 0), "decoder": (0, 0)}))
     space = "{http://www.w3.org/2000/svg}"
     cells = [rect.get("fill") for rect in svg.iter(f"{space}rect")][1:]
     assert len(cells) == 5
@@ -144,7 +147,7 @@ def test_the_command_prints_json(tmp_path, capsys):
     lines = [f"  {key}: {json.dumps(value)}" for key, value in train.items()]
     config.write_text("\n".join(["dataset: toy", "train:", *lines]))
     options = {"memory": 1, "device": "cpu", "svg": tmp_path / "map.svg", "as_json": True}
-    description.describe(config, vocabulary=V, length=LENGTH, **options)
+    describe(config, vocabulary=V, length=LENGTH, **options)
     told = json.loads(capsys.readouterr().out)
     assert told["models"][0]["layer_map"] == {"encoder": [0, 1], "decoder": [0, 1]}
     assert (tmp_path / "map.svg").read_text().startswith("<svg")
@@ -165,7 +168,7 @@ def test_the_command_prints_json(tmp_path, capsys):
 )
 def test_bad_figures_are_told_in_one_line(tmp_path, change, message):
     with pytest.raises(SharingError) as error:
-        description.describe(tmp_path / "none.yaml", **change)
+        describe(tmp_path / "none.yaml", **change)
     assert str(error.value) == message
 
 
@@ -173,13 +176,13 @@ def test_an_unknown_vocabulary_is_told(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text("dataset: toy\ntrain:\n  arch: transformer_sharing\n")
     with pytest.raises(SharingError, match="--vocabulary"):
-        description.describe(config, data=tmp_path)
+        describe(config, data=tmp_path)
 
 
 def test_depth_steps_of_a_universal_transformer_are_counted_and_told():
     options = {**BASE, "depth_signal": "learned", "position_per_depth": True, "act": "encoder"}
     options["criterion"] = "label_smoothed_cross_entropy_with_ponder"
-    ours, deep, _ = description.compare("ours", description.model_arguments(options), V, LENGTH)
+    ours, deep, _ = counts.compare("ours", flags.parse(options), V, LENGTH)
     assert deep.unique["depth_steps"] == 0
     assert ours.unique["depth_steps"] == (6 + 4) * D + D + 1
     assert ours.depth_steps == {

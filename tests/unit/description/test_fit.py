@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_models import VOCABULARY, dictionary
 
-from fairseq_sharing.description.describe import model_arguments
+from fairseq_sharing import flags
 from fairseq_sharing.description.fit import LENGTH, USABLE, fit_max_tokens
 from fairseq_sharing.description.step_memory import TrainingStep
 from fairseq_sharing.errors import SharingError
@@ -28,7 +28,7 @@ def config(**changes):
     ("room", "devices", "chosen"), [(1_000, 1, 960), (1_000, 2, 960), (5_000, 2, 4800), (50, 1, 32)]
 )
 def test_the_largest_part_of_the_batch_that_fits_is_taken(data, room, devices, chosen):
-    step = TrainingStep(model_arguments(config().train), VOCABULARY, "cuda")
+    step = TrainingStep(flags.parse(config().train), VOCABULARY, "cuda")
     memory = int(1.001 * step.count(room, LENGTH).peak / USABLE)
     fitted = fit_max_tokens(config(), devices, memory, data)
     assert fitted.train.max_tokens == chosen

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_sharing.description import describe as description
+from fairseq_sharing import flags
+from fairseq_sharing.description import counts
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.layer_map import num_unique
 
@@ -27,8 +28,8 @@ def feed_forward(d: int, ffn: int) -> int:
 
 @pytest.mark.parametrize("row", TRANSLATION)
 def test_translation_rows_have_the_parameters_of_the_closed_form_and_of_the_paper(row):
-    train = compose(f"wmt16_en_de/{row}.yaml").train
-    model = description.measure(row, description.model_arguments(train), WMT16, 5)
+    train = compose("wmt16_en_de", [f"row={row}"]).train
+    model = counts.measure(row, flags.parse(train), WMT16, 5)
     d, ffn = train.encoder_embed_dim, train.encoder_ffn_embed_dim
     encoder_layer = attention(d) + feed_forward(d, ffn) + 2 * 2 * d
     decoder_layer = 2 * attention(d) + feed_forward(d, ffn) + 3 * 2 * d
@@ -42,8 +43,8 @@ def test_translation_rows_have_the_parameters_of_the_closed_form_and_of_the_pape
 
 @pytest.mark.parametrize("row", LANGUAGE)
 def test_language_model_rows_have_the_parameters_of_the_closed_form_and_of_the_paper(row):
-    train = compose(f"wikitext103/{row}.yaml").train
-    model = description.measure(row, description.model_arguments(train), WIKITEXT103, 5)
+    train = compose("wikitext103", [f"row={row}"]).train
+    model = counts.measure(row, flags.parse(train), WIKITEXT103, 5)
     d, ffn = train.decoder_embed_dim, train.decoder_ffn_embed_dim
     layer = attention(d) + feed_forward(d, ffn) + 2 * 2 * d
     # Bands of 20,000, 40,000 and all other types, of width d, d / 4 and d / 16; the output uses the same matrices.

@@ -10,7 +10,7 @@ import torch
 from fairseq import criterions, models
 from tiny_models import EMBED, EOS, PAD, VOCABULARY, arguments, dictionary
 
-from fairseq_sharing.description.describe import model_arguments
+from fairseq_sharing import flags
 from fairseq_sharing.description.step_memory import TrainingStep, estimate
 from fairseq_sharing.errors import SharingError
 
@@ -161,12 +161,12 @@ def test_a_language_model_with_an_adaptive_softmax_is_counted():
         "adaptive_softmax_cutoff": "20,40",
         "criterion": "adaptive_loss",
     }
-    told = TrainingStep(model_arguments(train), VOCABULARY, "cuda").count(TOKENS, LENGTH)
+    told = TrainingStep(flags.parse(train), VOCABULARY, "cuda").count(TOKENS, LENGTH)
     assert told.activations > TOKENS * EMBED * 4
 
 
 def test_expert_banks_are_refused_in_one_line():
     train = {"arch": "transformer_moeut_tiny", "criterion": "moe_cross_entropy"}
     with pytest.raises(SharingError, match="transformer_moeut_tiny: what experts take depends on the tokens") as caught:
-        TrainingStep(model_arguments(train), VOCABULARY, "cuda")
+        TrainingStep(flags.parse(train), VOCABULARY, "cuda")
     assert "\n" not in str(caught.value)

@@ -232,7 +232,7 @@ def test_a_size_has_the_parameters_of_its_dense_transformer(arch):
     assert stack_sizes(model) == ours
     assert all(abs(one / other - 1) < 0.01 for one, other in zip(ours, dense, strict=True))
     if arch.endswith("tiny"):
-        from fairseq_sharing.description.describe import count_macs
+        from fairseq_sharing.description.counts import count_macs
 
         assert model.count_macs(25) / count_macs(vanilla, 25) == pytest.approx(1, abs=0.015)
 

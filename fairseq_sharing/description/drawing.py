@@ -1,0 +1,40 @@
+"""A drawing of layer maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from xml.sax.saxutils import escape
+
+from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.layer_map import LayerMap, num_unique
+
+
+def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
+    """Draw layer maps as SVG: a row a stack, a cell a layer, a colour a parameter set.
+
+    Args:
+        layer_maps: by stack.
+        cell: width of a cell, in pixels.
+
+    Returns:
+        The SVG document.
+    """
+    margin, header, row = 90, 34, cell + 34
+    width = margin + cell * max((len(m) for m in layer_maps.values()), default=0) + 16
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{header + row * len(layer_maps)}" '
+        'font-family="sans-serif" font-size="14" text-anchor="middle">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for line, (stack, layer_map) in enumerate(layer_maps.items()):
+        top = header + line * row
+        colours = set_colours(num_unique(layer_map))
+        parts.append(f'<text x="10" y="{top + cell / 2 + 5}" text-anchor="start">{escape(stack)}</text>')
+        for layer, label in enumerate(layer_map):
+            left = margin + layer * cell
+            parts.append(
+                f'<rect x="{left + 1}" y="{top}" width="{cell - 2}" height="{cell}" rx="4" fill="{colours[label]}"/>'
+                f'<text x="{left + cell / 2}" y="{top + cell / 2 + 5}" fill="{ink(colours[label])}">{label}</text>'
+                f'<text x="{left + cell / 2}" y="{top - 6}" font-size="11" fill="#555">{layer + 1}</text>'
+            )
+    return "\n".join([*parts, "</svg>\n"])

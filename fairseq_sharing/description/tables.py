@@ -1,0 +1,79 @@
+"""The tables of a description, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.description.counts import COMPONENTS, Description
+from fairseq_sharing.layer_map import LayerMap, num_unique
+
+
+def map_line(stack: str, layer_map: LayerMap) -> Text:
+    """Draw the layer map of a stack in one line."""
+    line = Text(f"{stack}  N={len(layer_map)} M={num_unique(layer_map)}  ")
+    colours = set_colours(num_unique(layer_map))
+    for label in layer_map:
+        line.append(f" {label} ", style=f"{ink(colours[label])} on {colours[label]}")
+    return line
+
+
+def main_table(models: Sequence[Description], vocabulary: int, length: int, memory: str) -> Table:
+    """Compare models: sizes, parameters, memory and operations.
+
+    Args:
+        models: the described model first.
+        vocabulary: symbols of the joined dictionary.
+        length: source and target tokens of the counted sentence pair.
+        memory: of the device, in words.
+    """
+    table = Table(title=f"{models[0].name}: vocabulary {vocabulary:,}, {length} + {length} tokens")
+    table.add_column("")
+    for model in models:
+        table.add_column(model.name, justify="right")
+
+    def add(title: str, values: Sequence[int | None], unit: str = "") -> None:
+        table.add_row(title, *("-" if value is None else f"{value:,}{unit}" for value in values))
+
+    for stack in models[0].layer_map:
+        add(f"{stack} layers N", [len(m.layer_map[stack]) for m in models])
+        add(f"{stack} sets M", [num_unique(m.layer_map[stack]) for m in models])
+    table.add_section()
+    add("unique parameters", [sum(m.unique.values()) for m in models])
+    for component in COMPONENTS:
+        if any(m.unique[component] for m in models):
+            add(f"  {component}", [m.unique[component] for m in models])
+    if models[0].banks:
+        add("active parameters", [m.active for m in models])
+    add("effective parameters", [sum(m.effective.values()) for m in models])
+    for component in COMPONENTS:
+        if any(m.effective[component] != m.unique[component] for m in models):
+            add(f"  {component}", [m.effective[component] for m in models])
+    table.add_section()
+    for part in ("weights", "gradients", "optimizer"):
+        add(f"bytes of {part}", [m.bytes[part] for m in models])
+    for way in models[0].memory:
+        told = [m.memory[way] for m in models]
+        at = next((f" at {t.tokens:,} tokens" for t in told if t), "")
+        table.add_section()
+        add(f"activations a token, {way}", [t and t.activations_a_token for t in told])
+        add(f"workspace{at}", [t and t.workspace for t in told])
+        add(f"peak{at}", [t and t.peak for t in told])
+        add(f"longest batch in {memory}", [t and t.longest_batch for t in told])
+    table.add_section()
+    add("MACs a sentence", [m.macs for m in models])
+    add("MACs a token", [m.macs // length for m in models])
+    return table
+
+
+def bank_table(model: Description) -> Table:
+    """List the expert banks of a model."""
+    table = Table(title="expert banks, each once however many layers share it")
+    for column in ("bank", "experts", "active", "parameters"):
+        table.add_column(column, justify="left" if column == "bank" else "right")
+    for bank in model.banks:
+        table.add_row(*(f"{bank[key]:,}" if key != "name" else bank[key] for key in bank))
+    return table
