@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
+
+from fairseq_sharing.import_order import call_after_imports
 
 if TYPE_CHECKING:
     from fairseq_sharing.decoding.translator import Translator as Translator
@@ -37,7 +38,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# --user-dir imports this package when fairseq is there already. The command fairseq-sharing imports it without, so
-# that its --help needs neither fairseq nor torch.
-if "fairseq" in sys.modules:
-    register()
+# The command fairseq-sharing imports this package without fairseq, so that its --help needs neither fairseq nor torch.
+call_after_imports(register)

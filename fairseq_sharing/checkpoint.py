@@ -6,6 +6,7 @@ Tensor names are those of fairseq's ``transformer``. A model's state dict has on
 
 from __future__ import annotations
 
+import argparse
 import contextvars
 import os
 import re
@@ -18,6 +19,7 @@ from torch import nn
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map, num_unique, owners
+from fairseq_sharing.plain import NUMPY_READERS, explain_unreadable, to_plain
 from fairseq_sharing.tying import in_scope
 
 EXTRA_STATE = "_extra_state"
@@ -158,32 +160,40 @@ def explain_mismatch(error: RuntimeError) -> str:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint file to the CPU, without running any code in it.
+    """Read a checkpoint file to the CPU, without executing any code in it.
 
     Raises:
         SharingError: no such file, one that torch cannot read safely, or one without a model.
     """
-    from fairseq_sharing import compat  # fairseq's Namespace must be known as safe first
-
-    compat.allow_fairseq_checkpoints()
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_READERS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
     except Exception as error:  # a damaged file fails in torch's reader in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise SharingError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise SharingError(f"{path}: {explain_unreadable(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
         raise SharingError(f"{path}: not a fairseq checkpoint, there is no model in it")
     return checkpoint
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint under a temporary name, flush it to the disk, then rename it: never half a file."""
+    """Write a checkpoint under a temporary name, flush it to the disk, then rename it: never half a file.
+
+    Raises:
+        SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.
+    """
     temporary = f"{os.fspath(path)}.tmp"
     with open(temporary, "wb") as file:
-        torch.save(obj, file)
+        torch.save(to_plain(obj), file)
         _flush(file)
+    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
+        os.remove(temporary)
+        raise SharingError(
+            f"{path}: not written, because it could not be read again: it would contain {', '.join(sorted(unsafe))}; "
+            "allowed: tensors and plain values"
+        )
     os.replace(temporary, path)
     flush_directory(path)
 
@@ -325,27 +335,43 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def newest_readable(directory: str | os.PathLike[str], suffix: str = "") -> Path | None:
-    """Find the newest checkpoint of a folder that can be read whole.
+def newest_readable(directory: str | os.PathLike[str], suffix: str = "", optimizer_state: bool = True) -> Path | None:
+    """Find the newest checkpoint in a folder that a training can resume from.
 
     Args:
         directory: fairseq's --save-dir.
         suffix: fairseq's checkpoint suffix.
+        optimizer_state: whether a file needs the optimizer's state.
 
     Returns:
-        ``checkpoint_last.pt`` if it is readable, else the newest other one by time that a training can go on from (an
-        averaged one has no optimizer state); None where there is none.
+        ``checkpoint_last.pt`` if it is complete. Otherwise, of the files named as fairseq names those of epochs,
+        intervals of updates and best models, the one with the most updates. None if there is none.
     """
-    folder = Path(directory)
-    candidates = sorted(folder.glob(f"checkpoint*{suffix}.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    last = folder / f"checkpoint_last{suffix}.pt"
-    for path in sorted(candidates, key=lambda p: p != last):
+    last = Path(directory, f"checkpoint_last{suffix}.pt")
+    written = rf"checkpoint(\d+|_\d+_\d+|_best|\.best_.+){re.escape(suffix)}\.pt"
+    others = [path for path in Path(directory).glob("checkpoint*.pt") if re.fullmatch(written, path.name)]
+    complete: list[tuple[int, Path]] = []
+    for path in [last, *sorted(others)]:
         try:
-            if "last_optimizer_state" in load_checkpoint(path) or path == last:
-                return path
+            checkpoint = load_checkpoint(path)
         except SharingError:
             continue
-    return None
+        if not missing_parts(checkpoint, optimizer_state):
+            if path == last:
+                return last
+            complete.append((checkpoint["optimizer_history"][-1]["num_updates"], path))
+    return max(complete)[1] if complete else None
+
+
+def missing_parts(checkpoint: Mapping[str, Any], optimizer_state: bool = True) -> list[str]:
+    """List what a training needs to resume and a checkpoint does not have; the optimizer's state if asked for."""
+    history, extra = checkpoint.get("optimizer_history") or [{}], checkpoint.get("extra_state")
+    found = {
+        "last_optimizer_state": not optimizer_state or checkpoint.get("last_optimizer_state") is not None,
+        "optimizer_history": "num_updates" in history[-1],
+        "extra_state": isinstance(extra, Mapping) and "train_iterator" in extra,
+    }
+    return [part for part, there in found.items() if not there]
 
 
 def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:

@@ -21,13 +21,14 @@ from fairseq import checkpoint_utils, models, trainer
 from fairseq.data import data_utils, iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
-from fairseq.logging import metrics
+from fairseq.logging import meters, metrics
 from fairseq.modules import checkpoint_activations
 from fairseq.tasks import FairseqTask
 
-from fairseq_sharing import checkpoint, tying
+from fairseq_sharing import checkpoint, resuming, tying
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import format_map, num_unique
+from fairseq_sharing.plain import NUMPY_READERS, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -136,33 +137,62 @@ class _AtomicPathManager(PathManager):
 
 
 def mend_checkpoints() -> None:
-    """Write every checkpoint atomically and resume from the newest one that is whole."""
+    """Write every checkpoint atomically and plainly, read it safely, and resume past a damaged last one."""
     stock_save = checkpoint_utils.torch_persistent_save
     stock_load = checkpoint_utils.load_checkpoint
 
     def torch_persistent_save(obj, filename, async_write: bool = False):
         if async_write or not isinstance(filename, str):
-            return stock_save(obj, filename, async_write)
+            return stock_save(to_plain(obj), filename, async_write)
         return checkpoint.save_atomically(obj, filename)
 
     @functools.wraps(stock_load)
     def load_checkpoint(cfg, trainer, **kwargs):
-        last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
-        if cfg.restore_file == "checkpoint_last.pt" and os.path.isdir(cfg.save_dir or ""):
-            newest = checkpoint.newest_readable(cfg.save_dir, trainer.checkpoint_suffix)
-            if newest is not None and os.fspath(newest) != last:
-                logger.warning(f"{last} is missing or damaged; going on from {newest}")
-                if trainer.data_parallel_rank == 0:
-                    checkpoint.copy_atomically(os.fspath(newest), last)
-            elif newest is None and os.path.exists(last):
-                raise SharingError(f"{last} cannot be read, and no other checkpoint in {cfg.save_dir} can")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every rank must find the file that the first one has put there
-        return stock_load(cfg, trainer, **kwargs)
+        fallback = resuming.find_fallback(cfg, trainer)
+        if fallback is None:
+            return stock_load(cfg, trainer, **kwargs)
+        newest, problem = fallback
+        logger.warning(f"{problem}; resuming from {newest}")
+        default = cfg.restore_file
+        # fairseq adds the suffix itself.
+        cfg.restore_file = os.fspath(newest).removesuffix(f"{trainer.checkpoint_suffix}.pt") + ".pt"
+        try:
+            return stock_load(cfg, trainer, **kwargs)
+        finally:
+            cfg.restore_file = default
+
+    def reading(stock):
+        @functools.wraps(stock)
+        def read(path, *args, **kwargs):
+            try:
+                with torch.serialization.safe_globals(NUMPY_READERS):
+                    return stock(path, *args, **kwargs)
+            except Exception:
+                checkpoint.load_checkpoint(PathManager.get_local_path(path))  # raises a SharingError if it is the file
+                raise
+
+        return read
 
     checkpoint_utils.torch_persistent_save = torch_persistent_save
     checkpoint_utils.load_checkpoint = load_checkpoint
+    checkpoint_utils.load_checkpoint_to_cpu = reading(checkpoint_utils.load_checkpoint_to_cpu)
+    checkpoint_utils.load_ema_from_checkpoint = reading(checkpoint_utils.load_ema_from_checkpoint)
     checkpoint_utils.PathManager = _AtomicPathManager
+
+
+def mend_meters() -> None:
+    """Resume with meters of numpy's arrays, as --eval-bleu has them: checkpoints hold arrays as lists."""
+    stock = meters.MetersDict.load_state_dict
+
+    @functools.wraps(stock)
+    def load_state_dict(self, state_dict):
+        return stock(self, [(*names, {k: _as_array(v) for k, v in meter.items()}) for *names, meter in state_dict])
+
+    meters.MetersDict.load_state_dict = load_state_dict
+
+
+def _as_array(value):
+    return np.asarray(value) if isinstance(value, list) else value
 
 
 def show_data_wait() -> None:
@@ -230,7 +260,8 @@ def mend_trainer() -> None:
             cause = find_sharing_error(error)
             if cause is None:
                 raise
-            raise SharingError(f"{filename}: {cause}") from error
+            named = str(cause).startswith(f"{filename}:")
+            raise SharingError(str(cause) if named else f"{filename}: {cause}") from error
         finally:
             checkpoint.initialising.reset(token)
 
@@ -344,6 +375,7 @@ def mend() -> None:
     mend_batching()
     mend_batches_of_later_epochs()
     mend_checkpoints()
+    mend_meters()
     show_data_wait()
     mend_recomputation()
     mend_trainer()

@@ -41,7 +41,7 @@ def final_map_options(run: Path | str) -> dict[str, str]:
         SharingError: no readable checkpoint there, or one without a map.
     """
     path = Path(run)
-    file = newest_readable(path / "checkpoints") if path.is_dir() else path
+    file = newest_readable(path / "checkpoints", optimizer_state=False) if path.is_dir() else path
     if file is None:
         raise SharingError(f"--map-of {run}: has no readable checkpoint")
     sharing = recorded_sharing(load_checkpoint(file)["model"])

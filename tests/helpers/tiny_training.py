@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fairseq_sharing.checkpoint import load_checkpoint
+
 # Name of a subset -> sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
 SUBSETS = {"train": 300, "valid": 61, "test": 461, "test1": 5}
 _WORDS = [f"{first}{second}" for first in "bdfghk" for second in "aeiou"]
@@ -46,7 +48,7 @@ def free_port() -> int:
 
 def assert_same_bits(one: Path, other: Path) -> None:
     """Compare the weights, the optimizer's state and the place in the data of two checkpoints."""
-    states = [torch.load(path, weights_only=False) for path in (one, other)]
+    states = [load_checkpoint(path) for path in (one, other)]
     for part in ("model", "last_optimizer_state"):
         _assert_equal(states[0][part], states[1][part], part)
     places = [state["extra_state"]["train_iterator"] for state in states]

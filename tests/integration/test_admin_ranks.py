@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from tiny_training import distributed
 
+from fairseq_sharing.checkpoint import load_checkpoint
+
 UPDATES = 2
 FLAGS = ["--admin", "profile", "--lr", "1e-7", "--dropout", "0.1"]  # too slow to move a weight that anyone would see
 
@@ -44,6 +46,6 @@ def test_two_ranks_measure_once_and_agree(tmp_path, commands, train_words):
         for name, weight in one.items():
             assert torch.equal(weight, other[name]), f"update {update}: the ranks differ in {name}"
             torch.testing.assert_close(weight, first[name], rtol=0, atol=1e-5, msg=f"update {update} measured anew")
-    saved = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=False)["model"]
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint_last.pt")["model"]
     for name, weight in one.items():
         assert torch.equal(saved[name], weight)

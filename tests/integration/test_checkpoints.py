@@ -8,9 +8,7 @@ import pytest
 import torch
 from tiny_training import LAYERS, SUBSETS
 
-
-def load(path):
-    return torch.load(path, weights_only=False)
+from fairseq_sharing.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +22,8 @@ def averaged(trained, commands, tmp_path_factory):
 
 def test_an_average_is_that_of_fairseq_with_the_same_ties(trained, averaged):
     """fairseq's script, which isn't installed with it, sums in the precision of the files and divides."""
-    models = [load(trained / f"checkpoint{epoch}.pt")["model"] for epoch in (1, 2)]
-    mean = load(averaged)["model"]
+    models = [load_checkpoint(trained / f"checkpoint{epoch}.pt")["model"] for epoch in (1, 2)]
+    mean = load_checkpoint(averaged)["model"]
     assert mean.keys() == models[0].keys()
     assert mean["_extra_state"] == models[0]["_extra_state"]
     assert not any(name.startswith(("encoder.layers.2.", "decoder.layers.3.")) for name in mean), "saved once more"
@@ -75,6 +73,7 @@ def test_going_on_past_a_damaged_checkpoint(trained, tmp_path, train):
     last = tmp_path / "checkpoint_last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     done = train(tmp_path, "--max-epoch", "3")
-    assert f"{last} is missing or damaged; going on from {tmp_path / 'checkpoint2.pt'}" in done.stdout
-    assert load(last)["extra_state"]["train_iterator"]["epoch"] == 4
+    assert f"{last}: not a readable checkpoint (" in done.stdout
+    assert f"; resuming from {tmp_path / 'checkpoint2.pt'}" in done.stdout
+    assert load_checkpoint(last)["extra_state"]["train_iterator"]["epoch"] == 4
     assert (tmp_path / "checkpoint3.pt").exists()

@@ -15,6 +15,8 @@ import torch
 from fairseq_processes import ENVIRONMENT, PLUGIN, ROOT, lines_by_kind, logged
 from tiny_training import CYCLE_REV, LAYERS, SUBSETS
 
+from fairseq_sharing.checkpoint import load_checkpoint
+
 VANILLA = ["--arch", "transformer", *LAYERS]
 SEQUENCE = ["--arch", "transformer_sharing", "--encoder-layers", "3", "--decoder-layers", "6"]
 SEQUENCE += ["--encoder-sharing", "universal", "--decoder-sharing", "sequence", "--decoder-unique-layers", "3"]
@@ -58,7 +60,7 @@ def test_fairseq_train_from_a_clone(tmp_path, train_words):
     program = Path(sys.executable).with_name("fairseq-train")
     done = call([program, *train_words(tmp_path, "--max-update", "2", user_dir="fairseq_sharing")], cwd=ROOT)
     assert logged(done.stdout, "loss")[-1]["num_updates"] == "2"
-    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
+    state = load_checkpoint(tmp_path / "checkpoint_last.pt")["model"]
     assert state["_extra_state"]["stacks"]["decoder"]["layer_map"] == [0, 1, 1, 0]
 
 
@@ -149,7 +151,7 @@ def test_best_checkpoint_by_bleu_and_patience(tmp_path, train):
     bleu = [float(entry["valid_bleu"]) for entry in logged(done.stdout, "valid_bleu")]
     assert len(bleu) == 3, "with nothing learnt, two runs of patience end it after the third epoch"
     assert "early stop since valid performance hasn't improved for last 2 runs" in done.stdout
-    best = torch.load(tmp_path / "checkpoint_best.pt", weights_only=False)
+    best = load_checkpoint(tmp_path / "checkpoint_best.pt")
     assert best["extra_state"]["best"] == pytest.approx(max(bleu), abs=0.01)
 
 
@@ -159,11 +161,15 @@ def test_finetuning_starts_from_a_vanilla_model(tmp_path, train, model, owners):
     layers = ["--encoder-layers", str(len(owners)), "--decoder-layers", str(len(owners))]
     # Without the plugin: what a user of fairseq has.
     train(tmp_path / "vanilla", "--max-update", "2", model=["--arch", "transformer", *layers], user_dir=None)
-    vanilla = tmp_path / "vanilla" / "checkpoint_last.pt"
+    # In the folder of the new training, under a name that is not one of fairseq's.
+    vanilla = tmp_path / "checkpoint_pretrained.pt"
+    shutil.copy(tmp_path / "vanilla" / "checkpoint_last.pt", vanilla)
     # An update with a rate of 0 changes nothing.
     train(tmp_path, "--finetune-from-model", vanilla, "--max-update", "1", "--lr", "0", model=model)
-    before = torch.load(vanilla, weights_only=False)["model"]
-    after = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
+    before = load_checkpoint(vanilla)["model"]
+    trained = load_checkpoint(tmp_path / "checkpoint_last.pt")
+    assert trained["optimizer_history"][-1]["num_updates"] == 1
+    after = trained["model"]
     assert before.keys() - after.keys() <= {"decoder.embed_tokens.weight", "decoder.output_projection.weight"}
     for key, value in after.items():
         if torch.is_tensor(value):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from fairseq_processes import logged
 
+from fairseq_sharing.checkpoint import load_checkpoint
+
 # Plain gradient descent: Adam would blow up the rounding of gradients that are zero.
 FLAGS = ["--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--max-update", "3"]
 FAST = ["--fast", "--criterion", "fused_label_smoothed_cross_entropy"]
@@ -19,7 +21,7 @@ def updates(request, tmp_path_factory, train_on_ranks):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
         log = train_on_ranks(folder, ranks, *FLAGS, *request.param, "--update-freq", update_freq)
         words = [float(entry["wpb"]) for entry in logged(log, "wpb")]
-        state = torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"]
+        state = load_checkpoint(folder / "checkpoint_last.pt")["model"]
         done[ranks, update_freq] = words, {name: value for name, value in state.items() if torch.is_tensor(value)}
     return done
 
@@ -46,7 +48,7 @@ def test_ponder_cost_weighs_the_same_over_steps_and_ranks(tmp_path, train_on_ran
         words = [*FLAGS, *act, update_freq, "--criterion", "label_smoothed_cross_entropy_with_ponder"]
         log = train_on_ranks(tmp_path / f"{ranks}", ranks, *words)
         steps = [float(entry["encoder_steps"]) for entry in logged(log, "encoder_steps")]
-        state = torch.load(tmp_path / f"{ranks}" / "checkpoint_last.pt", weights_only=False)["model"]
+        state = load_checkpoint(tmp_path / f"{ranks}" / "checkpoint_last.pt")["model"]
         states[ranks] = steps, {name: value for name, value in state.items() if torch.is_tensor(value)}
     assert states[1][0][:3] == pytest.approx(states[2][0][:3], abs=0.002)
     for name, value in states[1][1].items():

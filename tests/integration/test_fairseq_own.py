@@ -28,6 +28,7 @@ MODELS = (
     "TestLanguageModeling::test_normformer_lm",
     "TestLanguageModeling::test_transformer_lm_with_adaptive_softmax",
     "TestActivationCheckpointing",
+    "TestOptimizers::test_optimizers",
 )
 # Left out: comparisons with xformers, which isn't installed; test_compare_with_baseline for its minute; searches
 # through made-up probabilities, whose models are in the file that the source distribution leaves out.

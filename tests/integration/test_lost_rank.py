@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_training import free_port
 from words_corpus import ENVIRONMENT, make_place
 
+from fairseq_sharing.checkpoint import load_checkpoint
 from fairseq_sharing.experiment.run_directory import RunDirectory
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
@@ -64,7 +64,7 @@ class Training:
         path = self.place / self.run.checkpoints / "checkpoint_last.pt"
         if not path.is_file():
             return 0
-        return torch.load(path, weights_only=False)["optimizer_history"][-1]["num_updates"]
+        return load_checkpoint(path)["optimizer_history"][-1]["num_updates"]
 
     def wait_for_update(self, more_than: int) -> None:
         end = time.monotonic() + 180

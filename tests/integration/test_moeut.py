@@ -11,6 +11,8 @@ import torch
 from fairseq_processes import PLUGIN, logged
 from tiny_training import LAYERS, assert_same_bits
 
+from fairseq_sharing.checkpoint import load_checkpoint
+
 BANKS = ["--head-dim", "8", "--attention-experts", "4", "--ffn-experts", "6", "--ffn-top-k", "2", "--expert-dim", "8"]
 MODEL = ["--arch", "transformer_moeut", *LAYERS, *BANKS, "--decoder-attention-heads", "2"]
 BALANCED = ["--criterion", "moe_cross_entropy", "--ffn-entropy", "0.1"]
@@ -61,7 +63,7 @@ def test_two_ranks_make_the_update_of_two_batches(train_on_ranks, tmp_path):
     for ranks, update_freq in ((2, 1), (1, 2)):
         folder = tmp_path / str(ranks)
         train_on_ranks(folder, ranks, "--arch", "transformer_moeut", *flags, "--update-freq", update_freq)
-        states.append(torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"])
+        states.append(load_checkpoint(folder / "checkpoint_last.pt")["model"])
     for name, value in states[0].items():
         if torch.is_tensor(value):
             torch.testing.assert_close(value, states[1][name], atol=5e-6, rtol=1e-5, msg=lambda text, n=name: n + text)

@@ -60,11 +60,11 @@ def test_plain_training_goes_on_from_an_untied_checkpoint(train, commands, tmp_p
     begun = tmp_path / "begun"
     train(begun, *SHARED, *TASK, "unshare", "--unshare-at", "99", *common, "--max-update", "3")
     commands.run("fairseq_sharing", "untie", begun / "checkpoint_last.pt", "--output", tmp_path / "untied.pt")
-    expected = torch.load(tmp_path / "swe" / "checkpoint_last.pt", weights_only=False)
+    expected = load_checkpoint(tmp_path / "swe" / "checkpoint_last.pt")
     for arch in ("transformer_sharing", "transformer"):
         folder = tmp_path / arch
         train(folder, *common, "--restore-file", tmp_path / "untied.pt", model=["--arch", arch, *LAYERS])
-        got = torch.load(folder / "checkpoint_last.pt", weights_only=False)
+        got = load_checkpoint(folder / "checkpoint_last.pt")
         for name, value in got["model"].items():
             if torch.is_tensor(value) and name in expected["model"]:  # embeddings are there once
                 assert torch.equal(value, expected["model"][name]), name

@@ -16,7 +16,7 @@ from fairseq.data import data_utils, iterators
 from fairseq.data.data_utils_fast import batch_by_size_vec
 from fairseq.logging import metrics
 from sharing_cases import BY_NAME
-from tiny_models import make_trainer, save, train_step
+from tiny_models import make_trainer, save
 
 from fairseq_sharing import checkpoint, compat
 from fairseq_sharing.errors import SharingError
@@ -173,99 +173,48 @@ def test_contents_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
 
 
-# Resuming from what can be read.
+# Reading files.
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three checkpoints of a training, the last one twice, and an averaged one that is newer."""
-    content = {"model": {}, "last_optimizer_state": {}}
-    names = ["checkpoint1.pt", "checkpoint2.pt", "checkpoint10.pt", "checkpoint_last.pt"]
-    for age, name in enumerate(names):
-        checkpoint.save_atomically({**content, "name": name}, tmp_path / name)
-        os.utime(tmp_path / name, (1000 + age, 1000 + age))
-    checkpoint.save_atomically({"model": {}}, tmp_path / "checkpoint_average.pt")
-    (tmp_path / "checkpoint11.pt.tmp").write_bytes(b"half")
-    return tmp_path
+def test_fairseq_says_in_one_line_why_it_reads_no_checkpoint(tmp_path):
+    """Also where its own commands and hubs read."""
+    path = tmp_path / "model.pt"
+    torch.save({"model": {"weight": SimpleNamespace()}}, path)
+    reason = "not read, because it could execute code (it contains types.SimpleNamespace)"
+    for read in (checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils.load_ema_from_checkpoint):
+        with pytest.raises(SharingError) as caught:
+            read(str(path))
+        assert str(caught.value) == f"{path}: {reason}; allowed: tensors and plain values"
+    path.write_bytes(b"hello, this is no checkpoint")
+    with pytest.raises(SharingError, match=f"^{path}: not a readable checkpoint"):
+        checkpoint_utils.load_model_ensemble([str(path)])
 
 
-def damage(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+# Meters.
 
 
-def test_newest_whole_checkpoint_is_found(folder):
-    assert checkpoint.newest_readable(folder).name == "checkpoint_last.pt"
-    for expected in ("checkpoint10.pt", "checkpoint2.pt", "checkpoint1.pt"):
-        newest = checkpoint.newest_readable(folder)
-        stamp = newest.stat().st_mtime
-        damage(newest)
-        os.utime(newest, (stamp, stamp))
-        assert checkpoint.newest_readable(folder).name == expected
-    damage(folder / "checkpoint1.pt")
-    assert checkpoint.newest_readable(folder) is None
-    assert checkpoint.newest_readable(folder / "nothing") is None
+def test_meters_of_arrays_are_the_same_after_resuming(tmp_path):
+    """As --eval-bleu logs its counts: of whole batches, resumed, and updated once more."""
 
+    def log(number: int) -> None:
+        metrics.log_scalar("_counts", np.array([4, 3, number, 1]))
+        metrics.log_scalar("_float", np.float64(number) / 3, 2)
+        metrics.log_scalar("loss", torch.tensor(number / 7), 5)
+        metrics.log_derived("counted", lambda meters: float(meters["_counts"].sum[2]))
 
-def test_missing_last_checkpoint_is_found_by_time(folder):
-    (folder / "checkpoint_last.pt").unlink()
-    assert checkpoint.newest_readable(folder).name == "checkpoint10.pt"
-
-
-def test_last_checkpoint_without_optimizer_state_is_gone_on_from(tmp_path):
-    """As --no-save-optimizer-state writes it."""
-    checkpoint.save_atomically({"model": {}}, tmp_path / "checkpoint_last.pt")
-    assert checkpoint.newest_readable(tmp_path).name == "checkpoint_last.pt"
-
-
-@pytest.fixture
-def interrupted(data_dir, tmp_path):
-    """A trainer, the folder of its checkpoints after one and two updates, and what loads from it."""
-    trainer = make_trainer(data_dir, BY_NAME["cycle_rev"])
-    for update in (1, 2):
-        train_step(trainer, seed=update)
-        save(trainer, tmp_path / f"checkpoint_1_{update}.pt")
-        os.utime(tmp_path / f"checkpoint_1_{update}.pt", (1000 + update, 1000 + update))
-    checkpoint.copy_atomically(str(tmp_path / "checkpoint_1_2.pt"), str(tmp_path / "checkpoint_last.pt"))
-
-    def resume():
-        resumed = make_trainer(data_dir, BY_NAME["cycle_rev"])
-        resumed.get_train_iterator = lambda **_: SimpleNamespace(epoch=1, load_state_dict=lambda state: None)
-        resumed.lr_step = lambda epoch: None
-        cfg = resumed.cfg.checkpoint
-        cfg.save_dir = str(tmp_path)
-        checkpoint_utils.load_checkpoint(cfg, resumed)
-        return resumed.get_num_updates()
-
-    return SimpleNamespace(folder=tmp_path, resume=resume)
-
-
-def test_training_goes_on_from_the_newest_whole_checkpoint(interrupted, caplog):
-    assert interrupted.resume() == 2
-    assert "missing or damaged" not in caplog.text
-    last = interrupted.folder / "checkpoint_last.pt"
-    for broken, updates in ((["checkpoint_last.pt"], 2), (["checkpoint_last.pt", "checkpoint_1_2.pt"], 1)):
-        for name in broken:
-            damage(interrupted.folder / name)
-        caplog.clear()
-        assert interrupted.resume() == updates
-        newest = interrupted.folder / f"checkpoint_1_{updates}.pt"
-        assert f"{last} is missing or damaged; going on from {newest}" in caplog.text
-        assert last.read_bytes() == newest.read_bytes()
-
-
-def test_training_stops_where_no_checkpoint_can_be_read(interrupted):
-    for path in interrupted.folder.glob("checkpoint*.pt"):
-        damage(path)
-    with pytest.raises(SharingError) as caught:
-        interrupted.resume()
-    last = interrupted.folder / "checkpoint_last.pt"
-    assert str(caught.value) == f"{last} cannot be read, and no other checkpoint in {interrupted.folder} can"
-
-
-def test_training_starts_where_there_is_no_checkpoint(interrupted):
-    for path in interrupted.folder.glob("checkpoint*.pt"):
-        path.unlink()
-    assert interrupted.resume() == 0
+    with metrics.aggregate(new_root=True) as meter:
+        log(1)
+        log(2)
+    checkpoint.save_atomically({"model": {}, "meters": meter.state_dict()}, tmp_path / "a.pt")
+    with metrics.aggregate("resumed", new_root=True) as resumed:
+        resumed.load_state_dict(checkpoint.load_checkpoint(tmp_path / "a.pt")["meters"])
+        assert {key: vars(value) for key, value in resumed.items() if key != "_counts"} == {
+            key: vars(value) for key, value in meter.items() if key not in ("_counts", "counted")
+        }
+        assert np.array_equal(resumed["_counts"].avg, meter["_counts"].avg)
+        log(5)
+    assert resumed.get_smoothed_value("counted") == 8.0
+    assert resumed["_counts"].sum.tolist() == [12, 9, 8, 3]
 
 
 # Errors.

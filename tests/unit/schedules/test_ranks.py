@@ -37,7 +37,7 @@ def noted(tmp_path_factory, data_dir):
     for process in started.values():
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors[-2000:]
-    together = {(2, rank): torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)}
+    together = {(2, rank): torch.load(folder / f"{rank}.pt") for rank in range(2)}
     return {(1, 0): alone, **together}
 
 

@@ -1,0 +1,83 @@
+"""Register the package with fairseq in whatever order the two are imported.
+
+A hook that runs right after the import of fairseq is not enough: fairseq may be imported by one of this package's
+modules, on which others depend and which is not complete by then, or may itself be the one that imports this package.
+So every such import is watched, and the last one to end registers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_PACKAGE = __name__.partition(".")[0]
+_waiting: list[Callable[[], None]] = []
+
+
+def call_after_imports(function: Callable[[], None]) -> None:
+    """Call a function once fairseq is imported and no module of it or of this package is still being imported.
+
+    Args:
+        function: called once; at once if that is so already.
+    """
+    _waiting.append(function)
+    sys.meta_path.insert(0, _Finder())
+    fairseq = sys.modules.get("fairseq")
+    if fairseq is not None and _is_importing(fairseq):
+        _watch(fairseq.__spec__)
+    _call_if_ready()
+
+
+def _call_if_ready() -> None:
+    watched = [module for name, module in list(sys.modules.items()) if _is_watched(name)]
+    if "fairseq" in sys.modules and not any(map(_is_importing, watched)):
+        while _waiting:
+            _waiting.pop()()
+
+
+def _is_watched(name: str) -> bool:
+    return name == "fairseq" or name.startswith(f"{_PACKAGE}.")
+
+
+def _is_importing(module: ModuleType) -> bool:
+    return getattr(module.__spec__, "_initializing", False)
+
+
+class _WatchedSpec(ModuleSpec):
+    """What Python imports a module from; Python sets ``_initializing`` to True before and to False after it."""
+
+    @property
+    def _initializing(self) -> bool:
+        return self.__dict__.get("_importing", False)
+
+    @_initializing.setter
+    def _initializing(self, value: bool) -> None:
+        self.__dict__["_importing"] = value
+        if not value:
+            _call_if_ready()
+
+
+def _watch(spec: ModuleSpec | None) -> None:
+    if type(spec) is ModuleSpec:
+        importing = spec.__dict__.pop("_initializing", False)
+        spec.__class__ = _WatchedSpec
+        spec.__dict__["_importing"] = importing
+
+
+class _Finder(MetaPathFinder):
+    """Finds what the other finders find, and watches its import."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not _is_watched(name):
+            return None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target) if finder is not self else None
+            if spec is not None:
+                _watch(spec)
+                return spec
+        return None

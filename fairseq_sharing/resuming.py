@@ -1,0 +1,61 @@
+"""Which file a training resumes from when its ``checkpoint_last.pt`` is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.checkpoint import load_checkpoint, missing_parts, newest_readable
+from fairseq_sharing.errors import SharingError
+
+_OTHER_SOURCES = (
+    "finetune_from_model",
+    "continue_once",
+    "reset_optimizer",
+    "reset_lr_scheduler",
+    "reset_meters",
+    "reset_dataloader",
+)
+
+
+def find_fallback(cfg: Any, trainer: Any) -> tuple[Path, str] | None:
+    """Find the checkpoint to resume from in the place of ``checkpoint_last.pt``.
+
+    A missing ``checkpoint_last.pt`` means what it means in fairseq, a new training, unless its temporary file shows
+    that the process was killed while writing it for the first time.
+
+    Args:
+        cfg: fairseq's checkpoint options.
+        trainer: fairseq's trainer.
+
+    Returns:
+        The checkpoint with the most updates among those that fairseq wrote, and what is wrong with the last one. None
+        if fairseq's own choice stands: the last checkpoint is whole or missing, the options name another source of
+        weights, or the model is not one of this package.
+
+    Raises:
+        SharingError: the last checkpoint cannot be read and there is no other one.
+    """
+    if cfg.restore_file != "checkpoint_last.pt" or any(getattr(cfg, name, None) for name in _OTHER_SOURCES):
+        return None
+    if not any(kind.__module__.startswith("fairseq_sharing.") for kind in type(trainer.get_model()).__mro__):
+        return None
+    suffix, optimizer_state = trainer.checkpoint_suffix, not cfg.no_save_optimizer_state
+    last = Path(cfg.save_dir, f"checkpoint_last{suffix}.pt")
+    if not last.exists() and not Path(f"{last}.tmp").exists():
+        return None
+    newest = newest_readable(cfg.save_dir, suffix, optimizer_state)
+    if newest == last:
+        return None
+    problem, readable = f"{last}: was not written completely", False
+    if last.exists():
+        try:
+            problem = f"{last}: has no {', '.join(missing_parts(load_checkpoint(last), optimizer_state))}"
+            readable = True
+        except SharingError as error:
+            problem = str(error)
+    if newest is not None:
+        return newest, problem
+    if last.exists() and not readable:
+        raise SharingError(f"{problem}; {cfg.save_dir} has no other checkpoint to resume from")
+    return None
