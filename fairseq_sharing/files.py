@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import re
 import tarfile
 import zipfile
 import zlib
@@ -15,6 +16,33 @@ from pathlib import Path
 from typing import IO, cast
 
 from fairseq_sharing.errors import SharingError
+
+
+def inside(folder: Path, name: object) -> Path:
+    """Join a folder and a name that was read from a file, which must stay inside the folder.
+
+    Args:
+        folder: the folder.
+        name: a relative path; it need not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        SharingError: the name is empty, absolute, contains ``..`` or NUL, or leads outside by a symbolic link.
+    """
+    if isinstance(name, str) and _is_relative(name):
+        path = folder / name
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            return path
+    raise SharingError(f"path {name!r}: not inside {folder}; allowed: relative paths without .. or links to elsewhere")
+
+
+def _is_relative(name: str) -> bool:
+    path = Path(name)
+    # JSON can encode lone surrogates; no UTF-8 file name contains one.
+    unusable = re.search("[\\0\\ud800-\\udfff]", name)
+    return not unusable and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 @contextmanager
@@ -30,7 +58,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        # Opening an existing temporary file would follow it if it is a symbolic link.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -126,7 +156,7 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
 def _tar_member(archive: tarfile.TarFile, path: Path, member: str) -> IO[bytes]:
     """Find a file in an archive that is read as a stream, so that nothing before it is decompressed twice."""
     for entry in archive:
-        if entry.name.removeprefix("./") == member:
+        if entry.isfile() and entry.name.removeprefix("./") == member:
             file = archive.extractfile(entry)
             if file is not None:
                 return file

@@ -214,7 +214,7 @@ def _write_manifest(folder: Path, files: ModelFiles, model: Any) -> None:
     """Write how text is prepared for the model, in the form of a prepared data directory's manifest."""
     manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in (files.languages or {}).items()}
     if files.manifest is not None:
-        prepared = read_manifest(files.manifest) or {}
+        prepared = read_manifest(files.manifest, ("tokenizer", "subword")) or {}
         manifest |= {"tokenizer": prepared["tokenizer"], "subword": prepared["subword"]}
         if subwords := prepared["subword"].get("model"):
             shutil.copyfile(files.manifest / subwords, folder / Path(subwords).name)

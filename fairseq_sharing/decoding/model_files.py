@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fairseq_sharing.experiment.direction import (
     inferred_direction,
     refuse_other_direction,
 )
+from fairseq_sharing.preparation import manifest as manifests
 
 EXPORTED = "model.bin"  # the file by which a folder is known as an exported model
 
@@ -68,7 +68,7 @@ def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
 
 
 def _exported(path: Path, data: Path | None) -> ModelFiles:
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, ("source_lang", "target_lang", "max_tokens"))
     if manifest is None:
         raise SharingError(f"{path}: has no manifest.json; allowed: a folder made by fairseq-sharing export")
     if data is not None:
@@ -151,19 +151,17 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
     )
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
+def read_manifest(directory: Path, needed: tuple[str, ...] = ("source_lang", "target_lang")) -> dict[str, Any] | None:
     """Read the manifest of a prepared data directory or an exported model; None where there is none.
 
+    Args:
+        directory: the directory.
+        needed: keys that the manifest must have.
+
     Raises:
-        SharingError: it is not JSON.
+        SharingError: it is damaged, lacks a key, or preparation of the directory has not finished.
     """
-    file = directory / "manifest.json"
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SharingError(f"{file}: not JSON ({error})") from None
+    return manifests.read_manifest(directory, needed) or None
 
 
 def _languages(manifest: dict[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, estimate_both, stand_in_task
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
+from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.tying import part_of
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
@@ -199,8 +200,9 @@ def vocabulary_size(data: Path) -> int:
     """Return the number of symbols of a prepared data directory's dictionary.
 
     Raises:
-        SharingError: there is none.
+        SharingError: there is none, or preparation of the data has not finished.
     """
+    read_manifest(data)
     dictionaries = sorted((data / "bin").glob("dict.*.txt"))
     if not dictionaries:
         raise SharingError(f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE")

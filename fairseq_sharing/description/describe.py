@@ -14,7 +14,7 @@ from fairseq_sharing import flags
 from fairseq_sharing.description.counts import compare, vocabulary_size
 from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.description.step_memory import DEVICES
-from fairseq_sharing.description.tables import main_table, map_line
+from fairseq_sharing.description.tables import bank_table, main_table, map_line
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose
 
@@ -73,4 +73,5 @@ def describe(
     if models[0].banks:
         console.print(bank_table(models[0]))
     drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
-    console.print(f"{drawn}; to train: {shlex.join(['fairseq-sharing', 'train', str(config), *overrides])}", markup=False)
+    command = shlex.join(["fairseq-sharing", "train", str(config), *overrides])
+    console.print(f"{drawn}; train it with: {command}", markup=False)

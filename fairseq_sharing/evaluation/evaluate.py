@@ -21,6 +21,7 @@ from fairseq_sharing.experiment.direction import direction_of, refuse_other_dire
 from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import atomic_write, read_lines, sha256
+from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
@@ -314,13 +315,11 @@ def _examples(
 
 def _read_manifest(data: Path, settings: EvaluationSettings) -> dict[str, Any]:
     """Read a data directory's manifest, which must have the test sets that the settings name."""
-    file = data / "manifest.json"
-    if not file.is_file():
-        raise SharingError(f"{file}: no such file; name the prepared data directory with --data")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SharingError(f"{file}: not JSON ({error})") from error
+    manifest = read_manifest(data, ("source_lang", "target_lang", "tests", "files"))
+    if not manifest:
+        raise SharingError(f"{data / MANIFEST}: no such file; name the prepared data directory with --data")
+    if not manifest["target_lang"]:
+        raise SharingError(f"{data}: contains texts of one language; allowed: data for translation")
     names = [test["name"] for test in manifest["tests"]]
     for name in settings.test_lenpen:
         if name not in names:

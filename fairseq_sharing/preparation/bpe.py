@@ -9,7 +9,8 @@ from typing import Any
 # Words kept with their subwords before all are forgotten; bounds the memory of a process.
 _CACHE_WORDS = 200_000
 
-_UNKNOWN = "<unk>"
+# What the library calls a character that no merge has. Merges are separated by spaces, so no symbol of theirs is one.
+_UNKNOWN = " "
 
 
 class BytePairEncoding:
@@ -28,7 +29,7 @@ class BytePairEncoding:
         with codes.open(encoding="utf-8", newline="\n") as file:
             self._reference: Any = BPE(file)
         merges = sorted(self._reference.bpe_codes, key=self._reference.bpe_codes.__getitem__)
-        self._same = same_in_any_order(merges)
+        self._same = self._reference.version == (0, 2) and same_in_any_order(merges)
         symbols = dict.fromkeys([_UNKNOWN, *(symbol for a, b in merges for symbol in (a, b, a + b))])
         vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
         self._tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=_UNKNOWN, end_of_word_suffix="</w>"))
@@ -38,12 +39,12 @@ class BytePairEncoding:
         """Cut the words of a text into subwords.
 
         Args:
-            text: words separated by single spaces, in lines.
+            text: words separated by spaces, in lines.
 
         Returns:
             The same lines with "@@" after each subword that is not the end of a word.
         """
-        lines = [line.split(" ") for line in text.split("\n")]
+        lines = [[word for word in line.strip("\r").split(" ") if word] for line in text.split("\n")]
         new = {word for line in lines for word in line}.difference(self._cache)
         if len(self._cache) + len(new) > _CACHE_WORDS:
             self._cache.clear()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import http.client
 import re
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.files import atomic_write, inside, sha256
 from fairseq_sharing.preparation.progress import console, progress
 
 UNKNOWN = "unknown"
@@ -28,8 +30,8 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
     Args:
         url: where the file is published, or only its name when a mirror must have it.
         digest: its SHA-256, or UNKNOWN.
-        folder: where downloads are kept, complete ones under their name, broken ones as ``<name>.part``, checksums
-            recorded for UNKNOWN as ``<name>.sha256``.
+        folder: where downloads are kept, each in a subfolder that its address determines: complete ones under their
+            name, broken ones as ``<name>.part``, checksums recorded for UNKNOWN as ``<name>.sha256``.
         mirror: local folder, or file:// or http(s):// URL of one, that holds the same file names; a local one may
             hold them in its sub-folders.
 
@@ -39,53 +41,85 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
     Raises:
         SharingError: when the file cannot be had, or is another than expected.
     """
-    name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
     if digest == UNKNOWN:
-        digest = recorded_digest(name, folder) or UNKNOWN
-    path = _get(url, name, digest, folder, mirror)
+        digest = recorded_digest(url, folder) or UNKNOWN
+    path = _get(url, digest, folder, mirror)
     if digest == UNKNOWN:
         digest = sha256(path)
-        with atomic_write(folder / (name + ".sha256")) as file:
+        with atomic_write(_cached(url, folder, ".sha256")) as file:
             file.write(f"{digest}\n".encode())
-        console.print(f"{name}: recorded SHA-256 {digest}", soft_wrap=True, highlight=False)
+        console.print(f"{file_name(url)}: recorded SHA-256 {digest}", soft_wrap=True, highlight=False)
     return path
 
 
-def recorded_digest(name: str, folder: Path) -> str | None:
+def recorded_digest(url: str, folder: Path) -> str | None:
     """Read the checksum of a file that the recipe knows none of.
 
     Args:
-        name: name of the file.
+        url: as for fetch.
         folder: where downloads are kept.
 
     Returns:
-        The SHA-256 recorded when the file was first fetched; None before that.
+        The SHA-256 recorded when the file was first fetched from this address; None before that.
+
+    Raises:
+        SharingError: the record holds something else.
     """
-    record = folder / (name + ".sha256")
-    return record.read_text(encoding="utf-8").strip() if record.is_file() else None
+    record = _cached(url, folder, ".sha256")
+    if not record.is_file():
+        return None
+    digest = record.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise SharingError(f"{record}: not a SHA-256; remove the file to record it again")
+    return digest
 
 
-def _get(url: str, name: str, digest: str, folder: Path, mirror: str | None) -> Path:
+def file_name(url: str) -> str:
+    """Return the name of a file in a mirror.
+
+    Args:
+        url: as for fetch.
+
+    Returns:
+        The last part of the URL's path, decoded, without the query.
+
+    Raises:
+        SharingError: that is no file name.
+    """
+    name = (unquote(urlsplit(url).path) if "://" in url else url).rpartition("/")[2]
+    if name in ("", ".", "..") or "\0" in name:
+        raise SharingError(f"{url}: names no file; allowed: an address whose path ends in a file name")
+    return name
+
+
+def _cached(url: str, folder: Path, ending: str = "") -> Path:
+    """Return where a download is kept. Files of one name at different addresses are different files."""
+    return inside(folder, f"{hashlib.sha256(url.encode()).hexdigest()[:16]}/{file_name(url)}{ending}")
+
+
+def _get(url: str, digest: str, folder: Path, mirror: str | None) -> Path:
+    path, part = _cached(url, folder), _cached(url, folder, ".part")
     if mirror is not None:
         local = local_path(mirror)
         if local is not None:
-            path = _find(local, name, mirror)
-            verify(path, digest)
-            return path
-        url = mirror.rstrip("/") + "/" + name
+            found = _find(local, file_name(url), mirror)
+            verify(found, digest)
+            return found
+        url = mirror.rstrip("/") + "/" + quote(file_name(url))
     elif "/" not in url:
         raise SharingError(f"{url}: is published under no URL of its own; give a folder that holds it with --mirror")
     elif (local := local_path(url)) is not None:
         verify(local, digest)
         return local
-    path = folder / name
     if path.is_file() and digest in (UNKNOWN, sha256(path)):
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / (name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if digest == UNKNOWN:
+        # Nothing would show that the beginning is that of another version of the file.
+        part.unlink(missing_ok=True)
     resumed = part.is_file()
     download(url, part)
-    if resumed and digest not in (UNKNOWN, sha256(part)):
+    if resumed and digest != sha256(part):
         # What an earlier run left may belong to another version of the file.
         part.unlink()
         download(url, part)
@@ -102,7 +136,7 @@ def _find(folder: Path, name: str, mirror: str) -> Path:
     """Look for a file in a folder, then in its sub-folders."""
     if (folder / name).is_file():
         return folder / name
-    found = sorted(folder.glob(f"*/{name}"))
+    found = sorted(folder.glob(f"*/{glob.escape(name)}"))
     if len(found) != 1:
         raise SharingError(f"--mirror {mirror}: holds {'more than one' if found else 'no'} file {name}")
     return found[0]

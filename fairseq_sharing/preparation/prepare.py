@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.files import atomic_write, inside, sha256
 from fairseq_sharing.preparation import subwords, toy
 from fairseq_sharing.preparation.binarize import (
     data_names,
@@ -29,7 +29,7 @@ from fairseq_sharing.preparation.clean import REASONS
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe
-from fairseq_sharing.preparation.sources import find_texts, identity
+from fairseq_sharing.preparation.sources import find_texts, identity, refuse_same_names
 from fairseq_sharing.preparation.steps import Steps, locked
 from fairseq_sharing.preparation.stream import Transform, transform
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
@@ -81,6 +81,8 @@ class _Preparation:
                 f"--out {self.directory}: holds dataset {self.steps.dataset}, not {self.recipe.dataset}; "
                 "give another directory"
             )
+        if self.mirror is not None:
+            refuse_same_names(corpus for corpora in self.recipe.splits.values() for corpus in corpora)
         held_out = ["valid", *self.recipe.tests]
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
         clean = {name: self._tokenize(name, raw[name]["lines"], held_out) for name in self.recipe.splits}
@@ -119,7 +121,7 @@ class _Preparation:
     def _unpack(self, name: str) -> dict[str, Any]:
         corpora = self.recipe.splits[name]
         lines = [corpus.lines for corpus in corpora]
-        where = self.recipe.languages, self.directory / "download", self.mirror
+        where = self.recipe.languages, inside(self.directory, "download"), self.mirror
 
         def action() -> dict[str, Any]:
             texts = [find_texts(corpus, *where) for corpus in corpora]
@@ -209,7 +211,7 @@ class _Preparation:
     def _number(self, text: str, dictionary: str, data: str, lines: int) -> None:
         def action() -> dict[str, Any]:
             function = partial(number_chunk, self.directory / dictionary, self.steps.hashes[dictionary])
-            lengths = f"{data}.lengths.tmp"
+            lengths = f"{data}.bin.lengths.tmp"
             self._transform(f"binarise {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
             kind = token_type(len(read_dictionary(self.directory / dictionary)))
             write_index(self.directory / lengths, kind, self.directory / f"{data}.idx")

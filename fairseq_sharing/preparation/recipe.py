@@ -21,6 +21,7 @@ A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,10 @@ class Source:
     sha256: str = ""
     path: str = ""
     member: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(value, str) for value in vars(self).values()):
+            raise TypeError("not all text")
 
     @property
     def location(self) -> str:
@@ -110,10 +115,15 @@ class Recipe:
             if name not in self.splits:
                 raise SharingError(f"dataset {self.dataset}: no {name} split")
         for name, corpora in self.splits.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise SharingError(f"a test set's name must be letters, digits, '_', '-' and '.', got {name!r}")
             for corpus in corpora:
                 self._check_corpus(name, corpus)
+        if self.generator == "toy" and not {"en", "de"}.issuperset(self.languages.values()):
+            raise SharingError(
+                f"--source-lang and --target-lang of dataset {self.dataset} must be en or de, "
+                f"got {' and '.join(self.languages.values())}"
+            )
         if self.generator not in (None, "toy"):
             raise SharingError(f"dataset {self.dataset}: generator must be toy, got {self.generator!r}")
         _choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
@@ -123,12 +133,13 @@ class Recipe:
         if self.cleaning is not None:
             _at_least("--min-tokens", self.cleaning["min_tokens"], 1)
             _at_least("--max-tokens", self.cleaning["max_tokens"], self.cleaning["min_tokens"])
-            _at_least("--max-ratio", self.cleaning["max_ratio"], 1)
+            _at_least("--max-ratio", self.cleaning["max_ratio"], 1, float)
             _at_least("--max-word-length", self.cleaning["max_word_length"], 1)
 
     def _check_corpus(self, name: str, corpus: Corpus) -> None:
-        if self.generator:
+        if self.generator or corpus.lines is not None:
             _at_least(f"dataset {self.dataset}: lines of {name}", corpus.lines, 1)
+        if self.generator:
             return
         for lang in () if corpus.sacrebleu else self.languages.values():
             if lang not in corpus.texts:
@@ -318,6 +329,8 @@ def _corpora(where: str, content: Any, path: Path | None) -> tuple[Corpus, ...]:
 def _corpus(where: str, content: Any, path: Path | None) -> Corpus:
     try:
         texts = {lang: Source(**text) for lang, text in content.items() if lang not in ("lines", "sacrebleu")}
+        if not isinstance(content.get("sacrebleu", ""), str):
+            raise TypeError("not a name")
     except (TypeError, AttributeError):
         raise SharingError(
             f"{where}: expected lines: N, and sacrebleu: NAME or LANG: {{url: ..., sha256: ...}}, "
@@ -342,6 +355,8 @@ def _choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
         raise SharingError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _at_least(flag: str, value: object, least: float) -> None:
-    if not isinstance(value, (int, float)) or value < least:
-        raise SharingError(f"{flag} must be at least {least}, got {value}")
+def _at_least(flag: str, value: object, least: float, kind: type[int] | type[float] = int) -> None:
+    kinds = (int,) if kind is int else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < math.inf:
+        allowed = "whole numbers" if kind is int else "finite numbers"
+        raise SharingError(f"{flag} must be at least {least}, got {value}; allowed: {allowed}")

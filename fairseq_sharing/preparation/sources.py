@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import read_lines, sha256
-from fairseq_sharing.preparation.fetch import UNKNOWN, fetch, local_path, recorded_digest
+from fairseq_sharing.preparation.fetch import UNKNOWN, fetch, file_name, local_path, recorded_digest
 from fairseq_sharing.preparation.recipe import Corpus, Source
 
 
@@ -53,11 +53,30 @@ def identity(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror:
 def _identity(source: Source, folder: Path, mirror: str | None) -> str:
     digest: str | None = source.sha256 or sha256(Path(source.path))
     if digest == UNKNOWN:
-        name = source.location.rsplit("/", 1)[-1]
-        if recorded_digest(name, folder) is None:
+        if recorded_digest(source.location, folder) is None:
             fetch(source.location, UNKNOWN, folder, mirror)
-        digest = recorded_digest(name, folder)
+        digest = recorded_digest(source.location, folder)
     return f"{digest} {source.member}".strip()
+
+
+def refuse_same_names(corpora: Iterable[Corpus]) -> None:
+    """Refuse texts that a mirror, which knows files by name alone, would mix up.
+
+    Args:
+        corpora: all texts of a recipe.
+
+    Raises:
+        SharingError: two files without checksum have the same name.
+    """
+    locations: dict[str, str] = {}
+    for source in (source for corpus in corpora for source in corpus.texts.values() if source.sha256 == UNKNOWN):
+        name = file_name(source.location)
+        other = locations.setdefault(name, source.location)
+        if other != source.location:
+            raise SharingError(
+                f"--mirror: {other} and {source.location} have the same file name {name}; "
+                "give the SHA-256 of both in the recipe, or leave --mirror out"
+            )
 
 
 def find_texts(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror: str | None) -> list[Text]:

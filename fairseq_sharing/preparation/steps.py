@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.files import atomic_write, inside, sha256
+from fairseq_sharing.preparation.manifest import LOCK, MANIFEST, UNFINISHED, load_manifest
 
-MANIFEST = "manifest.json"
-_UNFINISHED = "manifest.unfinished.json"
-_LOCK = ".lock"
+_TEMPORARY = (".tmp", ".journal.tmp", ".journal.tmp.tmp", ".lengths.tmp", ".lengths.tmp.tmp")
+"""Endings of the files that exist beside an output while it is made."""
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def locked(directory: Path) -> Iterator[None]:
         SharingError: when another run is at work in it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _LOCK).open("w") as file:
+    with inside(directory, LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -50,7 +50,8 @@ class Steps:
         directory: the data directory, locked.
 
     Raises:
-        SharingError: when it holds files but no manifest, so that it may be somebody's own folder.
+        SharingError: when it holds files but no manifest, so that it may be somebody's own folder, or when its
+            manifest is damaged or names files outside of it.
     """
 
     def __init__(self, directory: Path):
@@ -59,19 +60,19 @@ class Steps:
         self.hashes: dict[str, str] = {}
         self.key = ""
         self._finished = directory / MANIFEST
-        self._unfinished = directory / _UNFINISHED
+        self._unfinished = directory / UNFINISHED
         self._used: dict[str, Any] = {}
         source = self._finished if self._finished.is_file() else self._unfinished
         if source.is_file():
-            try:
-                self._manifest = json.loads(source.read_text(encoding="utf-8"))
-                self._records: dict[str, Any] = self._manifest["steps"]
-            except (ValueError, KeyError, TypeError):
-                raise SharingError(f"{source}: not a manifest of prepare; remove it to start afresh") from None
-        elif set(os.listdir(directory)) - {_LOCK}:
+            self._manifest = load_manifest(source)
+            if "steps" not in self._manifest:
+                raise SharingError(f"--out {directory}: its {source.name} records no steps; give another directory")
+        elif set(os.listdir(directory)) - {LOCK}:
             raise SharingError(f"--out {directory}: exists and holds no {MANIFEST}; give a new or empty directory")
         else:
-            self._manifest, self._records = {}, {}
+            self._manifest = {}
+        self._records: dict[str, Any] = self._manifest.get("steps", {})
+        self._begun: set[str] = set(self._manifest.pop("begun", ()))
 
     @property
     def dataset(self) -> str | None:
@@ -92,7 +93,7 @@ class Steps:
             name: name of the step.
             settings: everything but the inputs that decides the outputs.
             inputs: files made by earlier steps; or, for files from elsewhere, their SHA-256 by name.
-            outputs: files the step makes, relative to the directory; of a folder, all files in it.
+            outputs: files the step makes, relative to the directory.
             action: makes the outputs; what it returns is recorded.
 
         Returns:
@@ -105,13 +106,18 @@ class Steps:
         if not (
             record
             and {key: record[key] for key in wanted} == wanted
+            and record["outputs"].keys() == set(outputs)
             and all(self._hash(file) == digest for file, digest in record["outputs"].items())
         ):
             self.key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+            for output in outputs:
+                for ending in ("", *_TEMPORARY):
+                    inside(self.directory, output + ending)
             self._records.pop(name, None)
+            self._begun.update(outputs)
             self._save()
             result = dict(action())
-            made = {file: sha256(self.directory / file) for file in self._expand(outputs)}
+            made = {file: sha256(self.directory / file) for file in outputs}
             record = {**wanted, "outputs": made, "result": result}
             self._records[name] = record
             self._save()
@@ -129,21 +135,30 @@ class Steps:
         Returns:
             The whole manifest.
         """
-        earlier = {file for record in self._records.values() for file in record["outputs"]}
-        earlier |= set(self._manifest.get("files", {}))
-        for file in earlier - set(self.hashes):
-            (self.directory / file).unlink(missing_ok=True)
+        self._remove_earlier()
         complete = {**manifest, "steps": self._used, "files": dict(sorted(self.hashes.items()))}
         complete = json.loads(json.dumps(complete))
         if complete != self._manifest or not self._finished.is_file():
             self._write(self._finished, complete)
         self._unfinished.unlink(missing_ok=True)
-        for left_over in self.directory.glob("*/*.tmp"):
-            left_over.unlink()
         return complete
 
+    def _remove_earlier(self) -> None:
+        """Remove what earlier runs made and this one does not: unchanged outputs, and temporary files of outputs."""
+        records = [self._manifest.get("files", {}), *(record["outputs"] for record in self._records.values())]
+        made = {(file, digest) for record in records for file, digest in record.items()}
+        for file, digest in made:
+            if file not in self.hashes and self._hash(file) == digest:
+                (self.directory / file).unlink()
+        for file in self._begun.union(self.hashes, (file for file, _ in made)):
+            for ending in _TEMPORARY:
+                temporary = self.directory / (file + ending)
+                if _is_regular(temporary):
+                    temporary.unlink()
+
     def _save(self) -> None:
-        self._write(self._unfinished, {**self._manifest, "steps": self._records})
+        content = {**self._manifest, "steps": self._records, "begun": sorted(self._begun)}
+        self._write(self._unfinished, content)
         self._finished.unlink(missing_ok=True)
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
@@ -151,13 +166,9 @@ class Steps:
             file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _hash(self, file: str) -> str | None:
-        path = self.directory / file
-        return sha256(path) if path.is_file() else None
+        path = inside(self.directory, file)
+        return sha256(path) if _is_regular(path) else None
 
-    def _expand(self, outputs: list[str]) -> list[str]:
-        files: list[str] = []
-        for output in outputs:
-            path = self.directory / output
-            found = sorted(path.iterdir()) if path.is_dir() else [path]
-            files += [str(file.relative_to(self.directory)) for file in found]
-        return files
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()

@@ -99,8 +99,8 @@ def _read_journal(journal: Path, parts: list[Path], key: str) -> dict[str, Any] 
         state = json.loads(journal.read_text(encoding="utf-8"))
         if state["key"] == key and all(p.stat().st_size >= n for p, n in zip(parts, state["written"], strict=True)):
             return state
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # The journal is damaged or its parts are gone: the outputs are begun anew.
     return None
 
 

@@ -7,7 +7,6 @@ After: subwords joined, words detokenised. Training data, evaluation and transla
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -56,14 +55,16 @@ class Pipeline:
             The pipeline with the settings and the subword model of that directory.
 
         Raises:
-            SharingError: when the directory has no manifest.
+            SharingError: when the directory has no manifest, or its preparation has not finished.
         """
-        path = Path(data_dir) / "manifest.json"
-        if not path.is_file():
+        from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
+
+        manifest = read_manifest(Path(data_dir), ("source_lang", "target_lang", "tokenizer", "subword"))
+        if not manifest:
             raise SharingError(
-                f"{path}: no such file; make the data with: fairseq-sharing prepare DATASET --out {data_dir}"
+                f"{Path(data_dir) / MANIFEST}: no such file; make the data with: "
+                f"fairseq-sharing prepare DATASET --out {data_dir}"
             )
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         model = manifest["subword"].get("model")
         languages = {"source": manifest["source_lang"], "target": manifest["target_lang"]}
         return cls(

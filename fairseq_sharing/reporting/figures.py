@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.files import inside
 from fairseq_sharing.reporting.expert_figure import expert_use
 from fairseq_sharing.reporting.map_history import draw_map_history
 from fairseq_sharing.reporting.study import STACKS, Row, scored_sets
@@ -108,7 +109,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         figure = make(rows)
         if figure is not None:
             # No version or date in the file: equal results give equal bytes.
-            figure.savefig(folder / name, dpi=DPI, metadata={"Software": None})
+            figure.savefig(inside(folder, name), dpi=DPI, metadata={"Software": None})
             written.append((name, caption))
     return written
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write
+from fairseq_sharing.files import atomic_write, inside
 from fairseq_sharing.reporting import paper, tables
 from fairseq_sharing.reporting.study import Row, read_result, read_rows, scored_sets
 
@@ -67,7 +67,8 @@ def _collect(run: Path, folder: Path) -> None:
         raise SharingError(f"--runs {run}: no result.json there or one level below; make it with evaluate")
     for file in files:
         result = read_result(file)
-        _write(folder / f"{result['run']}-seed{result['seed']}.json", file.read_text(encoding="utf-8"))
+        copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
+        _write(copy, file.read_text(encoding="utf-8"))
 
 
 def _write(file: Path, text: str) -> None:

@@ -201,7 +201,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read one result file.
 
     Raises:
-        SharingError: it is no result; the message names the missing field.
+        SharingError: it is no result; the message names the field that is missing or not allowed.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -210,6 +210,10 @@ def read_result(file: Path) -> dict[str, Any]:
     missing = [name for name in _NEEDED if not isinstance(result, dict) or name not in result]
     if missing:
         raise SharingError(f"{file}: not a result of evaluate: it lacks {', '.join(missing)}")
+    # Names of written files contain both.
+    for name in ("run", "seed"):
+        if "/" in str(result[name]):
+            raise SharingError(f"{file}: {name} is {result[name]!r}; allowed: a name without /")
     if not result["scores"]:
         raise SharingError(f"{file}: scores no test set")
     return result

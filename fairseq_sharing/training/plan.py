@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from fairseq_sharing.experiment.direction import (
     refuse_other_languages,
 )
 from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.resources import PACKAGE_DIR
 
 # What torchrun starts for each rank: fairseq-train, after a look at the other ranks.
@@ -181,8 +181,7 @@ class Plan:
 
     def manifest(self) -> dict[str, Any]:
         """Return the data directory's manifest; empty when it has none."""
-        file = self.data / "manifest.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_manifest(self.data)
 
 
 def run_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:
@@ -218,8 +217,8 @@ def make_plan(
         fit_memory: whether to choose ``train.max_tokens`` by the memory of a device.
 
     Raises:
-        SharingError: for more devices than there are, a batch that they cannot make up, or languages that are not those
-            of the data.
+        SharingError: for more devices than there are, a batch that they cannot make up, languages that are not those
+            of the data, or data whose preparation has not finished.
     """
     here = environment.device()
     cuda = here["kind"] == "cuda" and not config.train.get("cpu")
@@ -230,6 +229,7 @@ def make_plan(
             f"--devices must be between 1 and {most} ({'GPUs' if cuda else 'CPU cores'} here), got {devices}"
         )
     data = data or Path(config.get("data") or Path("data") / config.dataset)
+    read_manifest(data)
     if fit_memory:
         from fairseq_sharing.description.fit import fit_max_tokens  # torch, which no other plan needs
 

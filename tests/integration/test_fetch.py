@@ -10,6 +10,8 @@ import pytest
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation import fetch as fetching
+from fairseq_sharing.preparation.recipe import Corpus, Source
+from fairseq_sharing.preparation.sources import find_texts, identity
 
 
 class Server(ThreadingHTTPServer):
@@ -70,30 +72,43 @@ CONTENT = bytes(range(256)) * 20
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def leave_part(server: Server, folder: Path, content: bytes) -> Path:
+    """Leave the beginning of a download of data.gz as a stopped run does."""
+    part = fetching._cached(f"{server.url}/data.gz", folder, ".part")
+    part.parent.mkdir()
+    part.write_bytes(content)
+    return part
+
+
 def test_a_broken_download_resumes_where_it_stopped(server: Server, tmp_path: Path):
     server.files["/a/data.gz"] = CONTENT
     server.breaks = 2
     path = fetching.fetch(f"{server.url}/a/data.gz", DIGEST, tmp_path)
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=1000-", "bytes=2000-"]
-    assert [file.name for file in tmp_path.iterdir()] == ["data.gz"]
+    assert files(tmp_path) == ["data.gz"]
     fetching.fetch(f"{server.url}/a/data.gz", DIGEST, tmp_path)
     assert len(server.ranges) == 3, "a complete file was asked for again"
 
 
 def test_a_later_run_goes_on_from_what_an_earlier_one_left(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
-    (tmp_path / "data.gz.part").write_bytes(CONTENT[:3000])
-    assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
+    part = leave_part(server, tmp_path, CONTENT[:3000])
+    path = fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
+    assert path.read_bytes() == CONTENT
     assert server.ranges == ["bytes=3000-"]
-    (tmp_path / "data.gz").replace(tmp_path / "data.gz.part")
+    path.replace(part)
     assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more"])
 def test_what_is_left_of_another_file_is_fetched_anew(server: Server, tmp_path: Path, left: bytes):
     server.files["/data.gz"] = CONTENT
-    (tmp_path / "data.gz.part").write_bytes(left)
+    leave_part(server, tmp_path, left)
     assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
 
 
@@ -106,19 +121,19 @@ def test_a_server_that_cannot_resume_still_works(server: Server, tmp_path: Path)
 def test_a_download_that_never_succeeds_ends_and_keeps_its_part(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
     server.breaks, server.limit = 99, 0
-    (tmp_path / "data.gz.part").write_bytes(CONTENT[:100])
+    part = leave_part(server, tmp_path, CONTENT[:100])
     with pytest.raises(
         SharingError, match=r"data.gz: the connection broke off, 5 times in a row; start again to go on"
     ):
         fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
-    assert (tmp_path / "data.gz.part").read_bytes() == CONTENT[:100]
+    assert part.read_bytes() == CONTENT[:100]
 
 
 def test_a_wrong_checksum_is_told_with_both_values(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
     with pytest.raises(SharingError, match=f"data.gz: SHA-256 is {DIGEST}, expected {'0' * 64}"):
         fetching.fetch(f"{server.url}/data.gz", "0" * 64, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not files(tmp_path)
 
 
 def test_a_missing_file_is_told_at_once(server: Server, tmp_path: Path):
@@ -162,12 +177,99 @@ def test_an_unknown_checksum_is_recorded_once_and_checked_ever_after(
 ):
     server.files["/data.gz"] = CONTENT
     url = f"{server.url}/data.gz"
-    assert fetching.fetch(url, fetching.UNKNOWN, tmp_path).read_bytes() == CONTENT
+    path = fetching.fetch(url, fetching.UNKNOWN, tmp_path)
+    assert path.read_bytes() == CONTENT
     assert DIGEST in capsys.readouterr().err
-    assert fetching.recorded_digest("data.gz", tmp_path) == DIGEST
+    assert fetching.recorded_digest(url, tmp_path) == DIGEST
     fetching.fetch(url, fetching.UNKNOWN, tmp_path)
     assert len(server.ranges) == 1, "a complete file was asked for again"
     server.files["/data.gz"] = b"changed"
-    (tmp_path / "data.gz").unlink()
+    path.unlink()
     with pytest.raises(SharingError, match=f"data.gz: SHA-256 is .*, expected {DIGEST}"):
         fetching.fetch(url, fetching.UNKNOWN, tmp_path)
+    path.with_name("data.gz.sha256").write_bytes(b"\xff")
+    with pytest.raises(SharingError, match=r"data\.gz\.sha256: not a SHA-256"):
+        fetching.fetch(url, fetching.UNKNOWN, tmp_path)
+
+
+ADDRESSES = [
+    "/a/text.en",
+    "/b/text.en",
+    "/text.en?version=1",
+    "/text.en?version=2",
+    "/my%20text.en?v=1",
+    "/my%20text.en",
+]
+
+
+@pytest.mark.parametrize("digest", ["known", fetching.UNKNOWN])
+def test_another_address_is_another_file(server: Server, tmp_path: Path, digest: str):
+    for number, address in enumerate([*ADDRESSES, *ADDRESSES]):
+        content = f"{number % len(ADDRESSES)}".encode()
+        server.files[address] = content
+        wanted = hashlib.sha256(content).hexdigest() if digest == "known" else digest
+        fetching.fetch(server.url + address, wanted, tmp_path)
+    assert len(server.ranges) == len(ADDRESSES), "a complete file was asked for again, or not at all"
+    for number, address in enumerate(ADDRESSES):
+        content = str(number).encode()
+        path = fetching.fetch(server.url + address, hashlib.sha256(content).hexdigest(), tmp_path)
+        assert path.read_bytes() == content
+        assert path.name == ("my text.en" if "my" in address else "text.en")
+
+
+@pytest.mark.parametrize("new", ["/text.en?version=2", "/new%20text.en", "/b/text.en"])
+def test_a_changed_address_gives_the_new_text(server: Server, tmp_path: Path, new: str):
+    """As two runs of prepare do: the identity of a text of unknown checksum changes with its address."""
+    server.files |= {"/text.en?version=1": b"old\n", new: b"new\n"}
+    texts = {}
+    for address in ("/text.en?version=1", new):
+        corpus = Corpus({"en": Source(url=server.url + address, sha256=fetching.UNKNOWN)})
+        found = identity(corpus, {"source": "en"}, tmp_path, None)["en"]
+        assert identity(corpus, {"source": "en"}, tmp_path, None)["en"] == found
+        texts[found] = [line for text in find_texts(corpus, {"source": "en"}, tmp_path, None) for line in text.lines()]
+    assert texts == {
+        hashlib.sha256(content).hexdigest(): [content.decode().strip()] for content in (b"old\n", b"new\n")
+    }
+
+
+def test_of_an_unknown_file_no_beginning_is_taken_from_an_earlier_run(server: Server, tmp_path: Path):
+    server.files["/data.gz"] = CONTENT
+    leave_part(server, tmp_path, b"older")
+    assert fetching.fetch(f"{server.url}/data.gz", fetching.UNKNOWN, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("address", ["/", "/..", "/a/%2e%2e", "/%00", "/a%2F.", "?text.en"])
+def test_an_address_without_a_file_name_is_refused(server: Server, tmp_path: Path, address: str):
+    with pytest.raises(SharingError, match="names no file; allowed: an address whose path ends in a file name"):
+        fetching.fetch(server.url + address, fetching.UNKNOWN, tmp_path / "download")
+    assert not list(tmp_path.iterdir())
+    assert not server.ranges
+
+
+def test_an_encoded_path_leads_to_no_other_folder(server: Server, tmp_path: Path):
+    server.files["/%2e%2e%2F%2e%2e%2Fevil"] = CONTENT
+    path = fetching.fetch(f"{server.url}/%2e%2e%2F%2e%2e%2Fevil", fetching.UNKNOWN, tmp_path / "download")
+    assert path.name == "evil"
+    assert path.is_relative_to(tmp_path / "download")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["download"]
+
+
+def test_a_download_folder_that_leads_elsewhere_is_refused(server: Server, tmp_path: Path):
+    server.files["/data.gz"] = CONTENT
+    path = fetching._cached(f"{server.url}/data.gz", tmp_path / "download")
+    path.parent.parent.mkdir()
+    (tmp_path / "victim").mkdir()
+    path.parent.symlink_to(tmp_path / "victim")
+    with pytest.raises(SharingError, match=r"not inside .*download"):
+        fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path / "download")
+    assert not files(tmp_path)
+
+
+def test_a_mirror_has_decoded_names(server: Server, tmp_path: Path):
+    server.files["/my%20text%5B1%5D.en"] = CONTENT
+    url = "https://example.invalid/my%20text[1].en?version=1"
+    assert fetching.fetch(url, DIGEST, tmp_path / "download", server.url).read_bytes() == CONTENT
+    (tmp_path / "news").mkdir()
+    (tmp_path / "news" / "my text[1].en").write_bytes(CONTENT)
+    (tmp_path / "news" / "my text1.en").write_bytes(b"other")
+    assert fetching.fetch(url, DIGEST, tmp_path, str(tmp_path)) == tmp_path / "news" / "my text[1].en"

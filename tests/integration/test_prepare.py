@@ -13,14 +13,17 @@ import pytest
 from fairseq_processes import Commands
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.files import read_lines, sha256
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.preparation.binarize import preprocess_arguments
 from fairseq_sharing.preparation.prepare import prepare
-from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe
+from fairseq_sharing.preparation.recipe import Recipe, build_recipe, files_recipe, load_recipe
 from fairseq_sharing.preparation.sources import find_texts
+from fairseq_sharing.preparation.stream import transform
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.preparation.unpack import unpack
+from fairseq_sharing.training.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {"source_lang": "en", "target_lang": "de"}
@@ -298,6 +301,27 @@ def test_a_run_killed_while_it_reads_or_learns_goes_on(prepared: Path, texts: Pa
     assert not list(directory.rglob("*.tmp"))
 
 
+def test_words_that_fairseq_has_a_meaning_for_are_numbered_as_by_fairseq_preprocess(
+    commands: Commands, corpus: dict, tmp_path: Path
+):
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<unk>a", "madeupword0000", "@@", "a@@", "</w>", "#fairseq:overwrite"]
+    pairs = [
+        (f"{en} {special[number % 10]} x", f"{special[number % 7]} {de}")
+        for number, (en, de) in enumerate(corpus["train"][:300])
+    ]
+    write(tmp_path / "train", pairs)
+    write(tmp_path / "valid", [*pairs[:20], ("<pad> </s> новое <unk>ж", "<s> <unk> @@ neues")])
+    for subword, flags in (("bpe", {"subword_size": 60}), ("none", {})):
+        directory, languages = tmp_path / subword, {**LANGUAGES, "subword": subword, "tokenizer": "none"}
+        prepare(
+            files_recipe(f"{tmp_path}/train", f"{tmp_path}/valid", [], {**languages, **flags}), directory, workers=1
+        )
+        fairseq_preprocess(commands, directory, preprocess_arguments(["en", "de"], []), tmp_path / f"{subword}-bin")
+        assert_same_files(directory / "bin", tmp_path / f"{subword}-bin")
+    assert binary_sentences(tmp_path / "none", "valid", "en")[-1] == [1, 2, 3, 3, 2]
+    assert binary_sentences(tmp_path / "none", "valid", "de")[-1][:2] == [0, 3]
+
+
 # Below, what is tested is which steps run, in this process, with one call each.
 
 
@@ -355,6 +379,65 @@ def test_nothing_of_an_earlier_text_is_left_in_a_process(corpus: dict, texts: Pa
         recipe = files_recipe(str(train), f"{texts}/valid", [], {**LANGUAGES, "subword_size": 300})
         manifests[out] = prepare(recipe, tmp_path / out, workers=1)
     assert manifests["again"]["files"] == manifests["afresh"]["files"]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["made", "remade"])
+@pytest.mark.parametrize("step", ["binarise train.en", "binarise valid.de"])
+def test_nobody_trains_on_data_whose_preparation_was_stopped(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, first: bool
+):
+    def recipe(size: int) -> Recipe:
+        return files_recipe(f"{texts}/valid", f"{texts}/valid", [], {**LANGUAGES, "subword_size": size})
+
+    def stop(title: str, *arguments: object) -> object:
+        if title == step:
+            raise KeyboardInterrupt
+        return transform(title, *arguments)
+
+    config, data = compose("toy/vanilla.yaml"), tmp_path / "data"
+    if not first:
+        prepare(recipe(60), data, workers=1)
+        make_plan(config, data=data, devices=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("fairseq_sharing.preparation.prepare.transform", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe(90), data, workers=1)
+    assert (data / "bin/dict.en.txt").is_file(), "stopped before anything could be mixed up"
+    with pytest.raises(SharingError, match=f"^{data}: its preparation has not finished; run the same "):
+        make_plan(config, data=data, devices=1)
+    prepare(recipe(90), data, workers=1)
+    assert "--source-lang" in make_plan(config, data=data, devices=1).words()
+
+
+def test_a_data_folder_from_elsewhere_removes_nothing_outside_of_it(texts: Path, tmp_path: Path):
+    recipe = files_recipe(f"{texts}/valid", f"{texts}/valid", [], {**LANGUAGES, "subword_size": 60})
+    data, precious = tmp_path / "data", tmp_path / "victim" / "precious.txt"
+    prepare(recipe, data, workers=1)
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    whole = (data / "manifest.json").read_text()
+    for name in ("../victim/precious.txt", str(precious), "bin/../../victim/precious.txt"):
+        for place in ("files", "outputs"):
+            manifest = json.loads(whole)
+            where = manifest["files"] if place == "files" else manifest["steps"]["raw/train"]["outputs"]
+            where[name] = sha256(precious)
+            (data / "manifest.json").write_text(json.dumps(manifest))
+            with pytest.raises(SharingError, match=r"manifest\.json: path .* not inside"):
+                prepare(recipe, data, workers=1)
+            assert precious.read_text() == "precious"
+    (data / "manifest.json").write_text(whole)
+    (data / "raw" / "draft.tmp").write_text("own")
+    (data / "tok" / "train.en").unlink()
+    prepare(recipe, data, workers=1)
+    assert (data / "raw" / "draft.tmp").read_text() == "own"
+    (data / "download").symlink_to(precious.parent)
+    with pytest.raises(SharingError, match="path 'download': not inside"):
+        prepare(recipe, data, workers=1)
+    (data / "download").unlink()
+    (data / "bin").rename(tmp_path / "bin")
+    (data / "bin").symlink_to(tmp_path / "bin")
+    with pytest.raises(SharingError, match=r"path 'bin/dict\.de\.txt': not inside"):
+        prepare(recipe, data, workers=1)
 
 
 def test_the_number_of_workers_changes_nothing(texts: Path, tmp_path: Path):

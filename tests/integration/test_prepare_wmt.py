@@ -69,7 +69,7 @@ def test_three_corpora_and_the_sets_of_sacrebleu(recipe: Recipe, tmp_path: Path)
     for name, known in (("newstest2014", "wmt14/full"), ("newstest2014_cleaned", "wmt14"), ("newstest2010", "wmt10")):
         assert next(read_lines(out / f"raw/{name}.de")).startswith(f"{known} ")
     news = f"training-parallel-nc-v{11 if recipe.dataset == 'wmt16_en_de' else 9}.tgz"
-    recorded = {path.name for path in (out / "download").iterdir()}
+    recorded = {path.name for path in (out / "download").glob("*/*")}
     archives = ("training-parallel-europarl-v7.tgz", "training-parallel-commoncrawl.tgz", news)
     assert recorded == {f"{archive}.sha256" for archive in archives}
     assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, read_lines, sha256
+from fairseq_sharing.files import atomic_write, inside, read_lines, sha256
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path):
@@ -92,3 +92,80 @@ def test_members_of_archives_are_read_without_unpacking(tmp_path: Path, kind: st
     archive.write_bytes(archive.read_bytes()[:60])
     with pytest.raises(SharingError, match=rf"corpus\.{kind}: a/train\.en: damaged archive"):
         list(read_lines(archive, "a/train.en"))
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "./a", "a//b", "..a/b..", "a b", "\u00fc\u3000", "link/a", "absent/a"])
+def test_names_inside_a_folder_are_joined_to_it(tmp_path: Path, name: str):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    assert inside(tmp_path, name) == tmp_path / name
+
+
+OUTSIDE = [
+    "",
+    ".",
+    "/",
+    "/etc/passwd",
+    "..",
+    "../a",
+    "a/../../b",
+    "a/..",
+    "a\0b",
+    "\ud800",
+    "out/a",
+    "out",
+    "loose",
+    5,
+    None,
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_outside_of_a_folder_are_refused(tmp_path: Path, name: object):
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "loose").symlink_to(tmp_path / "absent")
+    with pytest.raises(SharingError, match=r"not inside .*folder; allowed: relative paths"):
+        inside(folder, name)
+
+
+def test_a_folder_may_itself_be_a_link(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert inside(tmp_path / "link", "a") == tmp_path / "link" / "a"
+
+
+def test_writing_follows_no_link_at_the_temporary_name(tmp_path: Path):
+    (tmp_path / "precious").write_bytes(b"kept")
+    (tmp_path / "file.tmp").symlink_to("precious")
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "precious").read_bytes() == b"kept"
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert not (tmp_path / "file").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_reading_a_member_writes_nothing_and_follows_no_link(tmp_path: Path, kind: str):
+    folder, secret = tmp_path / "folder", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_text("secret\n")
+    archive = folder / f"corpus.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("../evil", "text\n")
+    else:
+        with tarfile.open(archive, "w:gz") as file:
+            entry = tarfile.TarInfo("../evil")
+            entry.size = 5
+            file.addfile(entry, io.BytesIO(b"text\n"))
+            for name, link in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE)):
+                entry = tarfile.TarInfo(name)
+                entry.type, entry.linkname = link, str(secret)
+                file.addfile(entry)
+    assert list(read_lines(archive, "../evil")) == ["text"]
+    for name in ("link", "hard", "folder"):
+        with pytest.raises(SharingError, match=f"holds no file {name}"):
+            list(read_lines(archive, name))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [archive.name, "folder", "secret"]

@@ -62,6 +62,13 @@ def test_sentencepiece_reads_plain_text_unless_told_otherwise(flags: dict, token
         ({"min_tokens": 0}, "--min-tokens must be at least 1, got 0"),
         ({"max_tokens": 0}, "--max-tokens must be at least 1, got 0"),
         ({"max_ratio": 0.5}, "--max-ratio must be at least 1, got 0.5"),
+        ({"max_ratio": float("nan")}, "--max-ratio must be at least 1, got nan; allowed: finite numbers"),
+        ({"max_ratio": float("inf")}, "--max-ratio must be at least 1, got inf; allowed: finite numbers"),
+        ({"max_ratio": True}, "--max-ratio must be at least 1, got True"),
+        ({"max_tokens": float("inf")}, "--max-tokens must be at least 1, got inf; allowed: whole numbers"),
+        ({"min_tokens": 1.5}, "--min-tokens must be at least 1, got 1.5; allowed: whole numbers"),
+        ({"max_word_length": float("nan")}, "--max-word-length must be at least 1, got nan; allowed: whole numbers"),
+        ({"subword_size": 7.5}, "--subword-size must be at least 1, got 7.5; allowed: whole numbers"),
         ({"target_lang": "en"}, "--source-lang and --target-lang must differ, got 'en' twice"),
         ({"target_lang": "fr"}, "train is in de, en, not in fr"),
         ({"source_lang": "../en"}, "--source-lang must be letters, digits and _, such as en, got '../en'"),
@@ -71,6 +78,27 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
     with pytest.raises(SharingError) as error:
         load_recipe("multi30k", flags)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("lines", [0, -1, 1.5, float("nan"), "many", True, []])
+def test_the_number_of_lines_is_a_number(lines: object):
+    text = {"lines": lines, "en": {"path": "a.en"}, "de": {"path": "a.de"}}
+    content = {"source_lang": "en", "target_lang": "de", "splits": {"train": text, "valid": text}}
+    with pytest.raises(SharingError, match=r"dataset mine: lines of train must be at least 1, got .*; allowed: whole"):
+        build_recipe("mine", content)
+
+
+@pytest.mark.parametrize("text", [{"url": 5}, {"url": "http://x/y", "sha256": 10**63}, {"path": None}])
+def test_texts_are_named_by_text(text: dict):
+    content = {"source_lang": "en", "splits": {name: {"en": text} for name in ("train", "valid")}}
+    with pytest.raises(SharingError, match="dataset mine: train: expected lines: N"):
+        build_recipe("mine", content)
+
+
+def test_languages_of_the_toy_corpus_are_its_own():
+    with pytest.raises(SharingError, match="of dataset toy must be en or de, got xx and de"):
+        load_recipe("toy", {"source_lang": "xx"})
+    assert load_recipe("toy", {"source_lang": "de", "target_lang": "en"}).source_lang == "de"
 
 
 @pytest.mark.parametrize(

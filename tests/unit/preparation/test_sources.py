@@ -10,7 +10,7 @@ from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.recipe import Corpus, Source
-from fairseq_sharing.preparation.sources import find_texts, identity
+from fairseq_sharing.preparation.sources import find_texts, identity, refuse_same_names
 
 LANGUAGES = {"source": "en", "target": "de"}
 MEMBERS = {
@@ -76,3 +76,16 @@ def test_both_sides_can_be_in_one_archive_of_unknown_checksum(archive: Path, tmp
     texts = find_texts(corpus, LANGUAGES, tmp_path, str(archive.parent))
     assert [next(text.lines()) for text in texts] == ["<srcset>", "<refset>"]
     assert texts[0].name == "x-src.en.sgm"
+
+
+def test_unknown_files_of_one_name_are_not_taken_from_a_mirror():
+    def corpus(*urls: str, sha256: str = "unknown") -> Corpus:
+        return Corpus({lang: Source(url=url, sha256=sha256) for lang, url in zip(("en", "de"), urls, strict=True)})
+
+    same = "http://x.invalid/a.tgz"
+    refuse_same_names([corpus(same, same), corpus("http://x.invalid/b.tgz", "http://x.invalid/c.tgz?v=1")])
+    refuse_same_names([corpus("http://x.invalid/en/text", "http://x.invalid/de/text", sha256="0" * 64)])
+    with pytest.raises(
+        SharingError, match=r"--mirror: http://x\.invalid/en/text and .*de/text have the same file name"
+    ):
+        refuse_same_names([corpus("http://x.invalid/en/text", "http://x.invalid/de/text")])

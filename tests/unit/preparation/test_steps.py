@@ -1,9 +1,12 @@
+import contextlib
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import sha256
 from fairseq_sharing.preparation.steps import Steps, locked
 
 
@@ -80,3 +83,85 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path):
 def test_a_directory_has_one_run_at_a_time(tmp_path: Path):
     with locked(tmp_path), pytest.raises(SharingError, match="another prepare is at work there"), locked(tmp_path):
         pass
+
+
+def snapshot(folder: Path, but: str) -> dict[str, bytes | str]:
+    """Read all that a folder contains, except for one subfolder; of a link, where it leads."""
+    found = {}
+    for path in folder.rglob("*"):
+        if but not in path.relative_to(folder).parts and not path.is_dir():
+            found[str(path)] = str(path.readlink()) if path.is_symlink() else path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_a_manifest_names_nothing_outside_of_the_folder_changes(tmp_path: Path, seed: int):
+    draw = random.Random(seed)
+    directory, victim = tmp_path / "data", tmp_path / "victim"
+    directory.mkdir()
+    victim.mkdir()
+    work(directory)
+    for name in ("precious", "precious.tmp", "b"):
+        (victim / name).write_text("precious")
+    (directory / "own").write_text("own")
+    (directory / "notes").mkdir()
+    (directory / "notes" / "draft.tmp").write_text("own")
+    (directory / "link").symlink_to(draw.choice([victim, victim / "precious"]))
+    names = ["../victim/precious", str(victim / "precious"), "link", "link/precious", "a/../../victim/b", "./a", "own"]
+    names += ["..", "", "\0", "own/../../victim/precious", "b\ud800"]
+    chosen = draw.sample(names, 2)
+    file = directory / "manifest.json"
+    manifest = json.loads(file.read_text())
+    digest = draw.choice([sha256(victim / "precious"), "0" * 64])
+    for place in draw.sample(["files", "outputs", "begun"], 2):
+        if place == "begun":
+            manifest["begun"] = chosen
+        else:
+            where = manifest["files"] if place == "files" else manifest["steps"]["two"]["outputs"]
+            where.update(dict.fromkeys(chosen, digest))
+    file.write_text(json.dumps(manifest))
+    if draw.random() < 0.5:
+        file.rename(directory / "manifest.unfinished.json")
+    before = snapshot(tmp_path, "data")
+    with contextlib.suppress(SharingError), locked(directory):
+        work(directory, names=draw.choice(["ab", "cd"]), first=draw.randrange(5))
+    assert snapshot(tmp_path, "data") == before
+    assert (directory / "own").read_text() == (directory / "notes" / "draft.tmp").read_text() == "own"
+
+
+def test_a_file_that_was_changed_by_hand_is_not_removed(tmp_path: Path):
+    work(tmp_path, names="ab")
+    (tmp_path / "b").write_text("my own")
+    work(tmp_path, names="ac")
+    assert (tmp_path / "b").read_text() == "my own"
+
+
+@pytest.mark.parametrize("name", ["b", "b.tmp", "b.journal.tmp", ".lock"])
+def test_an_output_that_is_a_link_to_outside_is_refused(tmp_path: Path, name: str):
+    directory, victim = tmp_path / "data", tmp_path / "victim"
+    directory.mkdir()
+    victim.write_text("precious")
+    work(directory)
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(victim)
+    with pytest.raises(SharingError, match="not inside"), locked(directory):
+        work(directory, second=4)
+    assert victim.read_text() == "precious"
+
+
+def test_temporary_files_of_a_stopped_run_are_removed_even_when_the_next_makes_other_files(tmp_path: Path):
+    with pytest.raises(RuntimeError):
+        work(tmp_path, fail=True)
+    (tmp_path / "a.journal.tmp").touch()
+    (tmp_path / "other.tmp").touch()
+    work(tmp_path, names="cd")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d", "manifest.json", "other.tmp"]
+
+
+def test_a_record_that_lacks_an_output_is_done_again(tmp_path: Path):
+    work(tmp_path)
+    file = tmp_path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["steps"]["one"]["outputs"] = {}
+    file.write_text(json.dumps(manifest))
+    assert work(tmp_path) == ["one"]

@@ -253,6 +253,27 @@ def test_runs_are_collected_before_the_report(study, tmp_path, no_pictures):
         write_report(study, [tmp_path / "nothing"])
 
 
+@pytest.mark.parametrize("changes", [{"run": "../../evil"}, {"run": "/tmp/evil"}, {"seed": "1/../../../evil"}])
+@pytest.mark.parametrize("collected", [True, False])
+def test_no_result_names_a_file_outside_of_the_folder(study, tmp_path, no_pictures, changes, collected):
+    folder = tmp_path / "runs" / "x" if collected else study
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({**result("cycle", "cycle"), **changes}))
+    before = sorted(tmp_path.rglob("*"))
+    key, value = next(iter(changes.items()))
+    with pytest.raises(SharingError, match=re.escape(f"result.json: {key} is {value!r}; allowed: a name without /")):
+        write_report(study, [tmp_path / "runs"] if collected else [])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_picture_is_written_through_a_link_to_outside(study, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (study / "bleu_by_parameters.png").symlink_to(tmp_path / "victim")
+    with pytest.raises(SharingError, match=r"path 'bleu_by_parameters\.png': not inside"):
+        write_report(study)
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
 def test_points_of_one_size_do_not_hide_each_other():
     offsets = figures._offsets([(100.0, None), (100.0, None), None, (100.0, None), (500.0, None)])
     assert offsets == pytest.approx([-8.0, 0.0, 0.0, 8.0, 0.0])

@@ -1,0 +1,168 @@
+"""Read and check the manifest of a data directory or of an exported model, for everything that uses one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import inside
+from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
+
+MANIFEST = "manifest.json"
+"""Exists only while a data directory is complete."""
+
+UNFINISHED = "manifest.unfinished.json"
+"""Records the finished steps while a data directory is made or remade."""
+
+LOCK = ".lock"
+"""Locked while preparation runs."""
+
+
+def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read the manifest of a data directory or of an exported model.
+
+    Args:
+        folder: the directory.
+        needed: keys that the manifest must have.
+
+    Returns:
+        The manifest; empty if the folder has none, such as one made by fairseq-preprocess.
+
+    Raises:
+        SharingError: preparation of the folder is running or unfinished, or the manifest is damaged or lacks a key.
+    """
+    if _is_locked(folder / LOCK):
+        raise SharingError(f"{folder}: fairseq-sharing prepare is running there; wait until it has finished")
+    file = folder / MANIFEST
+    if not file.is_file():
+        if (folder / UNFINISHED).is_file():
+            raise SharingError(
+                f"{folder}: its preparation has not finished; run the same fairseq-sharing prepare command again"
+            )
+        return {}
+    manifest = load_manifest(file)
+    for key in needed:
+        if key not in manifest:
+            raise SharingError(f"{file}: lacks {key}; allowed: a manifest of prepare or export")
+    return manifest
+
+
+def load_manifest(file: Path) -> dict[str, Any]:
+    """Parse a manifest and check the fields that it has.
+
+    Args:
+        file: the manifest, finished or not.
+
+    Returns:
+        Its content.
+
+    Raises:
+        SharingError: the file is no manifest, or a path in it leads out of its folder.
+    """
+    told = f"{file}: not a manifest of prepare or export"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SharingError(f"{told}: not JSON ({error})") from None
+    if not isinstance(manifest, dict):
+        raise SharingError(f"{told}: {shortened(manifest)}; allowed: a mapping")
+    for key, (allowed, description) in _FIELDS.items():
+        if key in manifest and not allowed(manifest[key]):
+            raise SharingError(f"{told}: {key} is {shortened(manifest[key])}; allowed: {description}")
+    for path in _paths(manifest):
+        try:
+            inside(file.parent, path)
+        except SharingError as error:
+            raise SharingError(f"{file}: {error}") from None
+    return manifest
+
+
+def _is_locked(lock: Path) -> bool:
+    if not lock.is_file():
+        return False
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _paths(manifest: Mapping[str, Any]) -> Iterator[str]:
+    yield from manifest.get("files", ())
+    yield from manifest.get("begun", ())
+    for record in manifest.get("steps", {}).values():
+        yield from record["outputs"]
+    for test in manifest.get("tests", ()):
+        yield from (test[side] for side in ("source", "reference") if side in test)
+    if (model := manifest.get("subword", {}).get("model")) is not None:
+        yield model
+
+
+def _is_name(value: object) -> bool:
+    """Tell whether a value can be part of a file name."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*", value) is not None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_step(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), dict) for key in ("settings", "inputs", "outputs", "result"))
+        and _are_digests(value["outputs"])
+    )
+
+
+def _is_test(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_name(value.get("name"))
+        and _is_name(value.get("subset"))
+        and _is_count(value.get("segments"))
+        and isinstance(value.get("source"), str)
+        and isinstance(value.get("reference", ""), str)
+    )
+
+
+def _are_digests(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+
+
+def _is_choice(value: object, names: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and value.get("name") in names
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset": (lambda value: isinstance(value, str), "a name"),
+    "artificial": (lambda value: isinstance(value, bool), "true or false"),
+    "source_lang": (_is_name, "a language code"),
+    "target_lang": (lambda value: value == "" or _is_name(value), "a language code; empty for a language model"),
+    "tokenizer": (lambda value: _is_choice(value, TOKENIZERS), f"a mapping with name: {' or '.join(TOKENIZERS)}"),
+    "subword": (
+        lambda value: _is_choice(value, SUBWORDS) and isinstance(value.get("model", ""), str),
+        f"a mapping with name: {' or '.join(SUBWORDS)}, and model: FILE",
+    ),
+    "tests": (
+        lambda value: isinstance(value, list) and all(map(_is_test, value)),
+        "a list of mappings with name, subset, segments, source and reference",
+    ),
+    "files": (_are_digests, "SHA-256 by file"),
+    "steps": (lambda value: isinstance(value, dict) and all(map(_is_step, value.values())), "the record of each step"),
+    "begun": (
+        lambda value: isinstance(value, list) and all(isinstance(file, str) for file in value),
+        "a list of files",
+    ),
+    "max_tokens": (
+        lambda value: isinstance(value, dict) and all(_is_count(value.get(side)) for side in ("source", "target")),
+        "a number for source and target",
+    ),
+}
