@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import gzip
 import hashlib
 import os
 import re
+import secrets
 import tarfile
 import zipfile
 import zlib
@@ -45,9 +47,26 @@ def _is_relative(name: str) -> bool:
     return not unusable and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
+def leftovers(path: Path) -> Iterator[Path]:
+    """Find the temporary files of ``atomic_write`` that killed processes left behind.
+
+    Args:
+        path: the file that they were to become.
+
+    Yields:
+        Regular files beside it.
+    """
+    for found in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        if found.is_file() and not found.is_symlink():
+            yield found
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name only when all of it is written.
+
+    It is written under a name of its own, so that two processes that write one file never mix their bytes: the last
+    one to finish wins.
 
     Args:
         path: the file to write; its folder is made when missing.
@@ -56,10 +75,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         A binary file object.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # Opening an existing temporary file would follow it if it is a symbolic link.
-        temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -67,6 +84,17 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all, with line feeds as they are.
+
+    Args:
+        path: the file to write; its folder is made when missing.
+        text: its content.
+    """
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def sha256(path: Path) -> str:

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Make the Multi30k table of results/multi30k: prepare, train every row with every seed, evaluate, report.
+# Make the same table as results/multi30k: prepare, train every row with every seed, evaluate, report.
 set -euo pipefail
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   cat <<'USAGE'
 usage: bash scripts/multi30k_table.sh [ARGUMENT ...]
 
-Is scripts/reproduce_table1.sh --preset multi30k; takes its arguments: --rows, --seeds, --mirror, --dry-run and others.
+Is scripts/reproduce_table1.sh --preset multi30k; takes its arguments: --rows, --seeds, --mirror, --out, --dry-run and others.
 USAGE
   exit
 fi

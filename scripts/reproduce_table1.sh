@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 usage: bash scripts/reproduce_table1.sh [--preset NAME] [--rows "ROW ..."] [--seeds "SEED ..."] [--gpus N] [--nodes K]
-                                        [--slurm FLAGS] [--mirror DIR] [--tflops X] [--dry-run] [KEY=VALUE ...]
+                                        [--slurm FLAGS] [--mirror DIR] [--out DIR] [--tflops X] [--dry-run] [KEY=VALUE ...]
 
   --preset NAME   wmt16_en_de (default), news_commentary for one GPU, news_commentary_cpu to see every stage work without
                   one, or multi30k
@@ -16,11 +16,12 @@ usage: bash scripts/reproduce_table1.sh [--preset NAME] [--rows "ROW ..."] [--se
                   with --gpus; when it has ended, the same command without --slurm evaluates and reports
   --nodes K       machines of a training, with --slurm
   --mirror DIR    a folder or URL that has the corpus's files, for a machine that cannot download them
+  --out DIR       a folder for the results and the report (default: runs/DATASET/report)
   --tflops X      what a GPU sustains in TFLOP/s, for the estimate (default: 40, an assumption)
   --dry-run       print every command, the estimated GPU hours and disk, and stop
 
 Further words change every row's recipe, as in train.max_epoch=10. Stopped anywhere and started again it goes on where
-it was; finished rows are not trained again. Each row's JSON lands in results/ as soon as it is scored.
+it was; finished rows are not trained again. Each row's JSON is written to that folder as soon as the row is scored.
 USAGE
 }
 
@@ -31,12 +32,13 @@ dry_run=
 flags=()
 while (($#)); do
   case $1 in
-    --preset | --rows | --seeds | --gpus | --nodes | --slurm | --mirror | --tflops)
+    --preset | --rows | --seeds | --gpus | --nodes | --slurm | --mirror | --out | --tflops)
       (($# > 1)) || { echo "reproduce_table1.sh: error: $1 needs a value" >&2 && exit 2; }
       case $1 in
         --preset) preset=$2 ;;
         --rows) read -ra rows <<<"$2" && flags+=(--rows "${rows[@]}") ;;
         --seeds) seeds=$2 ;;
+        --out) [[ $2 == /* ]] && flags+=("--out=$2") || flags+=("--out=${PWD%/}/$2") ;;
         # One word each, which may begin with a dash: the flags of sbatch.
         *) flags+=("$1=$2") ;;
       esac

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fairseq_sharing.checkpoint import EXTRA_STATE, layer_aliases, load_checkpoint, recorded_sharing, save_atomically
+from fairseq_sharing.checkpoint import EXTRA_STATE, layer_aliases, load_checkpoint, recorded_sharing
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import atomic_write
 from fairseq_sharing.layer_map import StackSharing, relabel
 
 Sharing = dict[str, StackSharing]
@@ -71,7 +73,8 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         model[EXTRA_STATE] = {**model[EXTRA_STATE], "stacks": stacks, "map_changed_by": "averaging over changes"}
     checkpoint.pop("last_optimizer_state", None)
     checkpoint["averaged"] = [os.path.basename(path) for path in paths]
-    save_atomically(checkpoint, output)
+    with atomic_write(Path(output)) as file:
+        torch.save(checkpoint, file)
 
 
 def _size(sharing: Sharing) -> dict[str, tuple[int, tuple[str, ...]]]:

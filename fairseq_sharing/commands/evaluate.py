@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 HELP = "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
 
-_SETTINGS = ("average_last", "beam", "lenpen", "max_tokens")
+_SETTINGS = ("average_last", "beam", "lenpen", "max_tokens", "tokenize")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--target-lang",
         metavar="LANG",
-        help="language code; zh, ja and ko have tokenisers of their own",
+        help="language code; Chinese, Japanese and Korean have tokenizers of their own",
+        **optional,
+    )
+    parser.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help=f"sacreBLEU's tokenizer for BLEU, such as char or flores200; by the target language, or {own}tokenize",
         **optional,
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
@@ -71,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
             args.reference,
             given.get("baseline_hypothesis"),
             given.get("target_lang", ""),
+            given.get("tokenize"),
         ).as_dict()
         result: dict[str, Any] = scores
         table = _table(str(args.hypothesis.name), {str(args.reference.name): scores})
@@ -102,7 +109,7 @@ def _check(given: dict[str, Any]) -> None:
     from fairseq_sharing.errors import SharingError
 
     for_files = ("hypothesis", "reference", "baseline_hypothesis", "target_lang")
-    for_runs = ("baseline", "out", "data", *_SETTINGS)
+    for_runs = ("baseline", "out", "data", *(name for name in _SETTINGS if name != "tokenize"))
     is_run = given["evaluated"] is not None
     for name in for_files if is_run else for_runs:
         if name in given:

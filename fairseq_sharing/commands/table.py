@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, metavar="K", help="machines of a training, with --slurm")
     parser.add_argument(
         "--mirror", metavar="DIR_OR_URL", help="where the corpus's files are, if not on their own servers"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the results and the report; runs/<dataset>/report if not given",
     )
     parser.add_argument(
         "--slurm",
@@ -65,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         devices=args.gpus,
         nodes=args.nodes,
         mirror=args.mirror,
+        out=args.out,
     )
     console = Console(stderr=True)
     if args.dry_run:

@@ -83,8 +83,7 @@ def _exported(path: Path, data: Path | None) -> ModelFiles:
 
 
 def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
-    from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs
-    from fairseq_sharing.evaluation.steps import Steps
+    from fairseq_sharing.evaluation.evaluate import EvaluationSettings
     from fairseq_sharing.experiment.run_directory import RunDirectory
 
     run = RunDirectory(path)
@@ -101,14 +100,26 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
     if not manifest.get("target_lang"):
         raise SharingError(f"{path}: was trained as a language model; allowed: translation models")
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
-    averaged, *_ = average_last_epochs(run, settings.average_last, Steps(run.evaluation / "steps.json"), console)
     return ModelFiles(
         str(path),
-        checkpoints=(averaged,),
+        checkpoints=(_average(run, settings.average_last, console),),
         manifest=data,
         dictionaries=data / "bin",
         languages=_languages(manifest),
     )
+
+
+def _average(run: Any, count: int, console: Console) -> Path:
+    """Find the average that ``evaluate`` makes, or make it as ``evaluate`` does: in one process at a time."""
+    from fairseq_sharing.evaluation.averages import finished_average
+    from fairseq_sharing.evaluation.evaluate import average_last_epochs
+    from fairseq_sharing.evaluation.steps import Steps
+
+    if (averaged := finished_average(run, count, console)) is not None:
+        return averaged
+    with run.evaluating():
+        averaged, *_ = average_last_epochs(run, count, Steps(run.steps_file), console)
+    return averaged
 
 
 def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> ModelFiles:

@@ -11,6 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.averages import AVERAGE, average_left, average_name, hashes, refuse_deleted
+from fairseq_sharing.evaluation.baseline import find_baseline, fingerprint, read_baseline
+from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, choose_tokenizer
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
 from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.scoring import read_parallel, score
@@ -20,7 +23,7 @@ from fairseq_sharing.experiment.command_line import flag_words, path_word
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
 from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.experiment.run_directory import RunDirectory
-from fairseq_sharing.files import atomic_write, read_lines, sha256
+from fairseq_sharing.files import read_lines, sha256, write_text
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
@@ -43,6 +46,7 @@ class EvaluationSettings:
         max_len_a: with max_len_b, the longest translation: max_len_a x source words + max_len_b.
         max_len_b: see max_len_a; the defaults are fairseq's.
         compound_split: also score tokenised text with German compounds split, as early papers did; an extra.
+        tokenize: sacreBLEU's tokenizer for BLEU; by the target language when None.
     """
 
     average_last: int = 10
@@ -54,6 +58,7 @@ class EvaluationSettings:
     max_len_a: float = 0.0
     max_len_b: int = 200
     compound_split: bool = False
+    tokenize: str | None = None
 
     @classmethod
     def of(cls, block: Mapping[Any, Any]) -> EvaluationSettings:
@@ -81,6 +86,8 @@ class EvaluationSettings:
                 raise SharingError(f"evaluate: length penalty {name} must be a number, got {value!r}")
         if isinstance(self.max_len_a, bool) or not isinstance(self.max_len_a, int | float) or self.max_len_a < 0:
             raise SharingError(f"evaluate.max_len_a must be a number from 0, got {self.max_len_a!r}")
+        if self.tokenize is not None:
+            choose_tokenizer("", self.tokenize)
 
 
 def evaluate_run(
@@ -107,20 +114,37 @@ def evaluate_run(
         The result, as written to ``result.json``.
 
     Raises:
-        SharingError: something is missing, incomplete or does not fit together; the message names it.
+        SharingError: something is missing, incomplete or does not fit together, or another process evaluates the run;
+            the message names it.
     """
     run = RunDirectory(path)
-    config, record = run.config(), run.record()
-    settings = EvaluationSettings.of({**config.get("evaluate", {}), **(overrides or {})})
+    own = run.config().get("evaluate", {})
+    settings = EvaluationSettings.of({**own, **(overrides or {})})
+    average = average_name(settings.average_last, EvaluationSettings.of(own).average_last)
+    with run.evaluating():
+        return _evaluate(run, console, settings, average, baseline, data, out)
+
+
+def _evaluate(
+    run: RunDirectory,
+    console: Console,
+    settings: EvaluationSettings,
+    average: str,
+    baseline: Path | None,
+    data: Path | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    config, record, path = run.config(), run.record(), run.path
     data = data or Path(record.get("data", ""))
     manifest = _read_manifest(data, settings)
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
+    check_tokenizer(manifest["target_lang"], settings.tokenize)
     if record.get("finished") is None:
         console.print(f"{path}: training has not finished; scoring what is there", markup=False, soft_wrap=True)
-    other = _find_baseline(run, config, settings, baseline, console)
+    other = find_baseline(run, config, settings.baseline, baseline, console)
 
-    steps = Steps(run.evaluation / "steps.json")
-    averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console)
+    steps = Steps(run.steps_file)
+    averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
     translator = _Translator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
@@ -128,9 +152,19 @@ def evaluate_run(
         name, reference = test["name"], data / test["reference"]
         references = read_parallel(reference, int(test["segments"]), f"{data / 'manifest.json'} says")
         hypotheses = translator.translate(test, averaged, inputs, steps, console)
-        _write(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
-        compared = _read_baseline(other, name, reference, len(references))
-        scores[name] = score(hypotheses, references, compared, manifest["target_lang"]).as_dict()
+        write_text(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
+        compared = read_baseline(other, name, reference, len(references))
+        scores[name] = {
+            **score(
+                hypotheses,
+                references,
+                (compared.name, compared.hypotheses) if compared else None,
+                manifest["target_lang"],
+                settings.tokenize,
+            ).as_dict(),
+            "hypothesis_sha256": fingerprint(hypotheses),
+            "baseline_sha256": fingerprint(compared.hypotheses) if compared else None,
+        }
         if settings.compound_split:
             bleu = compound_split_bleu(hypotheses, references, manifest["target_lang"])
             scores[name]["compound_split_bleu"] = round(bleu, 4)
@@ -161,9 +195,9 @@ def evaluate_run(
         **({"examples": examples} if examples else {}),
     }
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
-    _write(run.result_file, text)
+    write_text(run.result_file, text)
     if out is not None:
-        _write(out / f"{config.run}-seed{config.seed}.json", text)
+        write_text(out / f"{config.run}-seed{config.seed}.json", text)
     return json.loads(text)
 
 
@@ -217,37 +251,42 @@ def _epoch(name: str) -> int:
 
 
 def average_last_epochs(
-    run: RunDirectory, count: int, steps: Steps, console: Console
+    run: RunDirectory, count: int, steps: Steps, console: Console, name: str = AVERAGE
 ) -> tuple[Path, list[str], dict[str, Any]]:
     """Average the checkpoints of a run's last epochs, unless that is done or only their average is left.
 
     Args:
-        run: the run.
+        run: the run, held by its ``evaluating``.
         count: how many; a run that has fewer says so.
         steps: the finished steps of its evaluation.
         console: where that is said.
+        name: the file's name.
 
     Returns:
-        The averaged checkpoint, the names of those it was made from, and what identifies them.
+        The averaged checkpoint, the names of those it was made from, and what identifies its content.
+
+    Raises:
+        SharingError: there is none, or a training deletes them meanwhile.
     """
-    from fairseq_sharing.checkpoint import epoch_checkpoints, load_checkpoint
+    from fairseq_sharing.checkpoint import load_checkpoint
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
 
-    averaged = run.checkpoints / "checkpoint_average.pt"
-    if averaged.is_file() and not epoch_checkpoints(run.checkpoints):
-        names = load_checkpoint(averaged).get("averaged")
-        if names:
-            console.print(f"{averaged}: taken as it is, no epoch checkpoint is left", markup=False, soft_wrap=True)
-            return averaged, names, {"checkpoints": {averaged.name: sha256(averaged)}}
+    if left := average_left(run, name, console):
+        return left, load_checkpoint(left)["averaged"], {"checkpoint": sha256(left)}
+    averaged = run.checkpoints / name
     checkpoints = last_epoch_checkpoints(run.checkpoints, count)
-    inputs = {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
     if len(checkpoints) < count:
         number = len(checkpoints)
         console.print(f"averaging {number}, not {count}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
-    if not steps.is_done("average", inputs, averaged):
-        average_checkpoints(checkpoints, averaged)
-        steps.record("average", inputs, averaged)
-    return averaged, [file.name for file in checkpoints], inputs
+    inputs = hashes(checkpoints)
+    if not steps.is_done(name, inputs, averaged):
+        try:
+            average_checkpoints(checkpoints, averaged)
+        except SharingError:
+            refuse_deleted(checkpoints)
+            raise
+        steps.record(name, inputs, averaged)
+    return averaged, [file.name for file in checkpoints], {"checkpoint": sha256(averaged)}
 
 
 class _Translator:
@@ -327,37 +366,6 @@ def _read_manifest(data: Path, settings: EvaluationSettings) -> dict[str, Any]:
     return manifest
 
 
-def _find_baseline(
-    run: RunDirectory, config: Any, settings: EvaluationSettings, named: Path | None, console: Console
-) -> RunDirectory | None:
-    """Find the run to compare with; one that only the configuration names may be missing, which is said."""
-    if named is not None:
-        return RunDirectory(named)
-    if settings.baseline is None or settings.baseline == config.run:
-        return None
-    beside = RunDirectory(run.path.parent / f"{settings.baseline}-seed{config.seed}")
-    if beside.result_file.is_file():
-        return beside
-    console.print(
-        f"no comparison with the baseline {settings.baseline}: {beside.path} is not evaluated yet"
-        " (evaluate it, then this run again)",
-        markup=False,
-        soft_wrap=True,
-    )
-    return None
-
-
-def _read_baseline(
-    baseline: RunDirectory | None, test: str, reference: Path, segments: int
-) -> tuple[str, list[str]] | None:
-    if baseline is None:
-        return None
-    file = baseline.evaluation / f"{test}.hypothesis"
-    if not file.is_file():
-        raise SharingError(f"baseline {baseline.path} has no {file.name}: evaluate it first")
-    return baseline.path.resolve().name, read_parallel(file, segments, f"its reference {reference} has")
-
-
 def _portable(command: Sequence[str], config: Any) -> list[str]:
     """Rewrite the directories of a training command to where a clone has them by default."""
     run = f"runs/{config.dataset}/{config.run}-seed{config.seed}"
@@ -368,8 +376,3 @@ def _portable(command: Sequence[str], config: Any) -> list[str]:
         "--tensorboard-logdir": f"{run}/tensorboard",
     }
     return [places.get(before, word) for before, word in zip(["", *command], command, strict=False)]
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_write(file) as stream:
-        stream.write(text.encode("utf-8"))

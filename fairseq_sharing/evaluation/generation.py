@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import torch_threads
+from fairseq_sharing.files import atomic_write
 from fairseq_sharing.resources import PACKAGE_DIR
 
 
@@ -39,45 +40,45 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch_threads()), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     # -P: as with fairseq-generate itself, no file of the current directory stands in for a library.
     command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
-    partial, errors = output.with_name(output.name + ".partial"), output.with_name(output.name + ".errors")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        partial.open("wb") as copy,
-        errors.open("wb") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as process,
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("sentences"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as progress,
-    ):
-        bar = progress.add_task(title, total=segments)
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                copy.write(line)
-                if line.startswith(b"H-"):
-                    progress.advance(bar)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})")
-    hypotheses = read_generated(partial, segments)
-    os.replace(partial, output)
+    errors = output.with_name(output.name + ".errors")
+    with atomic_write(output) as copy:
+        with (
+            errors.open("wb") as stderr,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as process,
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("sentences"),
+                TimeRemainingColumn(),
+                console=console,
+            ) as progress,
+        ):
+            bar = progress.add_task(title, total=segments)
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    copy.write(line)
+                    if line.startswith(b"H-"):
+                        progress.advance(bar)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})")
+        copy.flush()
+        hypotheses = read_generated(Path(copy.name), segments, f"fairseq-generate on {title}")
     errors.unlink()
     return hypotheses
 
 
-def read_generated(path: Path, segments: int) -> list[str]:
+def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
     """Read the hypotheses of a file that `generate` kept.
 
     Args:
         path: the output of fairseq-generate.
         segments: number of sentences of the test set.
+        name: what an error calls the output; its path if not given.
 
     Returns:
         The hypotheses, sorted by sentence id.
@@ -88,8 +89,8 @@ def read_generated(path: Path, segments: int) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SharingError(f"{path}: not UTF-8 at byte {error.start}") from error
-    return parse_generated(text.split("\n"), segments, str(path))
+        raise SharingError(f"{name or path}: not UTF-8 at byte {error.start}") from error
+    return parse_generated(text.split("\n"), segments, name or str(path))
 
 
 def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]:

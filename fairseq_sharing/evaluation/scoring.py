@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, make_bleu
 from fairseq_sharing.files import read_lines
 
 BOOTSTRAP_SAMPLES = 1000  # sacreBLEU's default
@@ -49,6 +50,7 @@ def score(
     references: Sequence[str],
     baseline: tuple[str, Sequence[str]] | None = None,
     target_lang: str = "",
+    tokenize: str | None = None,
 ) -> Score:
     """Score detokenised translations against raw references.
 
@@ -56,31 +58,29 @@ def score(
         hypotheses: one translation a segment.
         references: one reference a segment, in the same order.
         baseline: name and translations of the system to compare with by paired bootstrap.
-        target_lang: language code by which sacreBLEU chooses its tokeniser (13a but for zh, ja and ko).
+        target_lang: language code by which BLEU's tokenizer is chosen: 13a except for Chinese, Japanese and Korean.
+        tokenize: one of sacreBLEU's tokenizers to use instead.
 
     Returns:
         The scores; an equal seed makes the interval and the p-value the same at every call.
 
     Raises:
-        SharingError: there is nothing to score, or the numbers of segments differ.
+        SharingError: there is nothing to score, the numbers of segments differ, or the tokenizer cannot be used.
 
     Source:
         Post 2018, "A Call for Clarity in Reporting BLEU Scores"; paired bootstrap: Koehn 2004.
     """
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics import CHRF
 
     _check_segments("hypotheses", hypotheses, references)
-    try:
-        bleu = BLEU(trg_lang=target_lang)
-    except RuntimeError as error:  # a tokeniser that needs an optional package
-        raise SharingError(f"target language {target_lang!r}: {' '.join(str(error).split())}") from error
+    bleu = make_bleu(target_lang, tokenize)
     chrf = CHRF()
     bleu_score = bleu.corpus_score(hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES)
     chrf_score = chrf.corpus_score(hypotheses, [references])
     p_value = None
     if baseline is not None:
         _check_segments(f"hypotheses of the baseline {baseline[0]}", baseline[1], references)
-        p_value = _paired_bootstrap(hypotheses, baseline[1], references, BLEU(trg_lang=target_lang))
+        p_value = _paired_bootstrap(hypotheses, baseline[1], references, make_bleu(target_lang, tokenize))
     return Score(
         bleu=float(bleu_score.score),
         bleu_interval=(max(0.0, bleu_score._mean - bleu_score._ci), bleu_score._mean + bleu_score._ci),
@@ -108,7 +108,13 @@ def _paired_bootstrap(
     return float(result.p_value)
 
 
-def score_files(hypothesis: Path, reference: Path, baseline: Path | None = None, target_lang: str = "") -> Score:
+def score_files(
+    hypothesis: Path,
+    reference: Path,
+    baseline: Path | None = None,
+    target_lang: str = "",
+    tokenize: str | None = None,
+) -> Score:
     """Score a plain or gzipped text file against another, one segment a line.
 
     Args:
@@ -116,20 +122,23 @@ def score_files(hypothesis: Path, reference: Path, baseline: Path | None = None,
         reference: the raw reference.
         baseline: translations of the same text by another system, for the paired test.
         target_lang: see `score`.
+        tokenize: see `score`.
 
     Returns:
         The scores.
 
     Raises:
-        SharingError: a file is missing, is not UTF-8 or differs in its number of lines from the reference.
+        SharingError: a file is missing, is not UTF-8 or differs in its number of lines from the reference, or the
+            tokenizer cannot be used.
     """
+    check_tokenizer(target_lang, tokenize)
     references = list(read_lines(reference))
     other = f"its reference {reference} has"
     hypotheses = read_parallel(hypothesis, len(references), other)
     compared = None
     if baseline is not None:
         compared = (baseline.name, read_parallel(baseline, len(references), other))
-    return score(hypotheses, references, compared, target_lang)
+    return score(hypotheses, references, compared, target_lang, tokenize)
 
 
 def read_parallel(path: Path, expected: int, other: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.files import sha256, write_text
 
 
 class Steps:
@@ -38,8 +38,7 @@ class Steps:
     def record(self, step: str, inputs: Mapping[str, Any], output: Path) -> None:
         """Remember a finished step."""
         self._done[step] = _entry(inputs, output)
-        with atomic_write(self._file) as stream:
-            stream.write((json.dumps(self._done, indent=2) + "\n").encode())
+        write_text(self._file, json.dumps(self._done, indent=2) + "\n")
 
 
 def _entry(inputs: Mapping[str, Any], output: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ from fairseq_sharing.resources import configs_dir
 
 EVALUATE_KEYS = (
     *("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen"),
-    *("max_len_a", "max_len_b", "compound_split"),
+    *("max_len_a", "max_len_b", "compound_split", "tokenize"),
 )
 # Flags of fairseq-train that the launcher gives.
 SET_ELSEWHERE = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.direction import KEYS, Direction, direction_of
 from fairseq_sharing.experiment.layers import check_name
+from fairseq_sharing.files import write_text
 
 # Keys that may differ when a run is started again: how long it trains, what it keeps, how it reports.
 # Anything else would make the checkpoints of one run come from two recipes. (The split of a batch over
@@ -84,6 +86,11 @@ class RunDirectory:
         return self.path / "evaluate"
 
     @property
+    def steps_file(self) -> Path:
+        """What the averaged checkpoint and the translations were made from."""
+        return self.evaluation / "steps.json"
+
+    @property
     def result_file(self) -> Path:
         """The scores, made by ``fairseq-sharing evaluate``."""
         return self.path / "result.json"
@@ -124,11 +131,11 @@ class RunDirectory:
 
     def write_config(self, config: DictConfig) -> None:
         """Keep the composed configuration."""
-        _write(self.config_file, OmegaConf.to_yaml(config))
+        write_text(self.config_file, OmegaConf.to_yaml(config))
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Keep the record."""
-        _write(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def log_records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the log's JSON records in order.
@@ -155,16 +162,45 @@ class RunDirectory:
         Raises:
             SharingError: when a training holds it already.
         """
+        with self._hold(".lock", "is being trained by another process") as descriptor:
+            self._remove(*(self.path.glob(f"{file.name}.*.tmp") for file in (self.config_file, self.record_file)))
+            yield descriptor
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the averaged checkpoint, the translations and the result for one process; a training may go on.
+
+        What a killed evaluation left half written is removed.
+
+        Raises:
+            SharingError: when another process holds them.
+        """
+        with self._hold(".evaluate.lock", "is being evaluated by another process; try again when it has ended"):
+            self._remove(
+                self.evaluation.glob("*.tmp"),
+                self.path.glob(f"{self.result_file.name}.*.tmp"),
+                self.checkpoints.glob("checkpoint_average*.tmp"),
+            )
+            yield
+
+    @contextmanager
+    def _hold(self, name: str, taken: str) -> Iterator[int]:
+        """Hold one of the locks, or refuse with what the holder is doing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise SharingError(f"{self.path}: is being trained by another process") from error
+            except BlockingIOError as error:
+                raise SharingError(f"{self.path}: {taken}") from error
             yield descriptor
         finally:
             os.close(descriptor)
+
+    @staticmethod
+    def _remove(*left_over: Iterable[Path]) -> None:
+        for file in itertools.chain(*left_over):
+            file.unlink(missing_ok=True)
 
 
 def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
@@ -230,11 +266,3 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
         else:
             flat[str(key)] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     return flat
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, sha256
+from fairseq_sharing.files import atomic_write, inside, leftovers, sha256
 from fairseq_sharing.preparation.manifest import LOCK, MANIFEST, UNFINISHED, load_manifest
 
 _TEMPORARY = (".tmp", ".journal.tmp", ".journal.tmp.tmp", ".lengths.tmp", ".lengths.tmp.tmp")
@@ -155,6 +155,11 @@ class Steps:
                 temporary = self.directory / (file + ending)
                 if _is_regular(temporary):
                     temporary.unlink()
+            for temporary in leftovers(self.directory / file):
+                temporary.unlink()
+        for manifest in (self._finished, self._unfinished):
+            for temporary in leftovers(manifest):
+                temporary.unlink()
 
     def _save(self) -> None:
         content = {**self._manifest, "steps": self._records, "begun": sorted(self._begun)}

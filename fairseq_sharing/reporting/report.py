@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside
+from fairseq_sharing.files import inside, write_text
 from fairseq_sharing.reporting import paper, tables
+from fairseq_sharing.reporting.comparability import check_comparisons, check_tokenizers
 from fairseq_sharing.reporting.study import Row, read_result, read_rows, scored_sets
 
 
@@ -41,10 +42,13 @@ def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
 
         figures.require_matplotlib()
     except ImportError as error:
-        raise SharingError(f"report needs {error.name}: pip install 'fairseq-sharing[plots]'") from error
+        raise SharingError(f"report needs {error.name}: pip install 'fairseq-sharing[report]'") from error
     for run in runs:
         _collect(run, folder)
     rows = read_rows(folder)
+    results = [result for row in rows for result in row.results]
+    check_tokenizers(results, folder)
+    check_comparisons(results, folder)
     title = f"Sharing parameters across layers: {rows[0]['dataset']}"
     pictures = figures.draw(rows, folder)
     texts: dict[str, Callable[[], str]] = {
@@ -56,7 +60,7 @@ def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
     if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
         texts["paper.md"] = lambda: paper.markdown(rows, title)
     for name, make in texts.items():
-        _write(folder / name, make())
+        write_text(folder / name, make())
     return Report(title, rows, [folder / name for name in (*texts, *(file for file, _ in pictures))])
 
 
@@ -68,9 +72,4 @@ def _collect(run: Path, folder: Path) -> None:
     for file in files:
         result = read_result(file)
         copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
-        _write(copy, file.read_text(encoding="utf-8"))
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_write(file) as stream:
-        stream.write(text.encode("utf-8"))
+        write_text(copy, file.read_text(encoding="utf-8"))

@@ -150,10 +150,11 @@ class Row:
         return Spread.of(values) if values else None
 
     def p_value(self, test: str) -> str:
-        """Write the p-value on a test set, the largest of several seeds; empty without baseline."""
-        values = [result["scores"][test]["p_value"] for result in self.results if test in result["scores"]]
-        known = [value for value in values if value is not None]
-        return f"p{'=' if len(known) == 1 else '≤'}{max(known):.3f}" if known else ""
+        """Write the p-value on a test set; empty without baseline, and for several seeds, which have no common one."""
+        if len(self.results) > 1 or test not in self["scores"]:
+            return ""
+        value = self["scores"][test]["p_value"]
+        return "" if value is None else f"p={value:.3f}"
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -102,13 +102,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
             " all updates and counts only what was trained."
         )
     if any(len(row.results) > 1 for row in rows):
-        lines.append("±: standard deviation over seeds. p≤: the largest over seeds.")
+        lines.append("±: standard deviation over seeds.")
     compared = baselines(rows)
+    several = any(len(row.results) > 1 and row.run in runs for runs in compared.values() for row in rows)
+    only = " A row of several seeds has no p-value; each of its runs has one." if several else ""
     if len(compared) == 1:
-        lines += [f"p: paired bootstrap of BLEU against {name}." for name in compared]
+        lines += [f"p: paired bootstrap of BLEU against {name}.{only}" for name in compared]
     elif compared:
         told = "; ".join(f"{', '.join(runs)} against {name}" for name, runs in compared.items())
-        lines.append(f"p: paired bootstrap of BLEU, {told}.")
+        lines.append(f"p: paired bootstrap of BLEU, {told}.{only}")
     lines += _recipes(rows)
     for metric, found in signatures(rows).items():
         name = {"bleu": "BLEU", "chrf": "chrF"}.get(metric, metric)

@@ -34,7 +34,6 @@ class Preset:
         dataset: name of the data: its folder in ``data/``.
         rows: configurations, the baseline first.
         configs: what stands before a row's name in ``configs/``.
-        results: folder of the results.
         pairs: sentence pairs to train on, for estimates; those of the corpus before cleaning.
         vocabulary: entries of the dictionary, for estimates before the data is prepared.
         recipe: name of the data's recipe; that of the data if not given.
@@ -44,7 +43,6 @@ class Preset:
     dataset: str
     rows: tuple[str, ...]
     configs: str
-    results: Path
     pairs: int
     vocabulary: int
     recipe: str | None = None
@@ -52,16 +50,15 @@ class Preset:
 
 
 _MULTI30K = ("vanilla", "sequence", "cycle", "cycle_rev", "universal", "vanilla_deep")
-_NEWS = Path("results/news_commentary")
 PRESETS = {
-    "wmt16_en_de": Preset("wmt16_en_de", PAPER_ROWS, "wmt16_en_de/", Path("results/wmt16_en_de"), 4_500_000, 32_768),
-    "news_commentary": Preset("news_commentary", PAPER_ROWS, "news_commentary/", _NEWS, 230_000, 32_768),
+    "wmt16_en_de": Preset("wmt16_en_de", PAPER_ROWS, "wmt16_en_de/", 4_500_000, 32_768),
+    "news_commentary": Preset("news_commentary", PAPER_ROWS, "news_commentary/", 230_000, 32_768),
     "news_commentary_cpu": Preset(
-        *("news_commentary_8k", PAPER_ROWS, "news_commentary_8k/", _NEWS / "cpu", 230_000, 8_192),
+        *("news_commentary_8k", PAPER_ROWS, "news_commentary_8k/", 230_000, 8_192),
         recipe="news_commentary",
         settings=("--subword-size", "8000"),
     ),
-    "multi30k": Preset("multi30k", _MULTI30K, "multi30k/", Path("results/multi30k"), 29_000, 10_000),
+    "multi30k": Preset("multi30k", _MULTI30K, "multi30k/", 29_000, 10_000),
 }
 
 
@@ -92,6 +89,7 @@ class Table:
         devices: GPUs, or CPU processes, of a training; None for the launcher's own choice.
         nodes: machines of a training, under Slurm.
         mirror: folder or URL of the corpus's files, for a machine that cannot download them.
+        out: folder of the results and the report; ``runs/<dataset>/report`` when None.
 
     Raises:
         SharingError: an unknown row, or no seed.
@@ -104,6 +102,12 @@ class Table:
     devices: int | None = None
     nodes: int = 1
     mirror: str | None = None
+    out: Path | None = None
+
+    @property
+    def results(self) -> Path:
+        """The folder of the results and the report."""
+        return self.out or Path("runs") / self.preset.dataset / "report"
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -144,11 +148,11 @@ class Table:
 
     def evaluate(self, run: Run) -> list[str]:
         """Return the command that averages, translates and scores a run."""
-        return ["fairseq-sharing", "evaluate", str(run.path), "--out", str(self.preset.results)]
+        return ["fairseq-sharing", "evaluate", str(run.path), "--out", str(self.results)]
 
     def report(self) -> list[str]:
         """Return the command that writes the report."""
-        return ["fairseq-sharing", "report", str(self.preset.results)]
+        return ["fairseq-sharing", "report", str(self.results)]
 
     def stages(self) -> list[list[str]]:
         """Return every command, in order; each skips what an earlier start has done."""

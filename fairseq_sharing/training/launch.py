@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
+from fairseq_sharing.evaluation.evaluate import EvaluationSettings
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed
@@ -29,7 +31,7 @@ def train(plan: Plan, console: Console) -> None:
 
     Raises:
         SharingError: when the data is missing, the run was started with another recipe or is being trained by
-            another process, or ``fairseq-train`` fails.
+            another process, its translations could not be scored, or ``fairseq-train`` fails.
         KeyboardInterrupt: after an interrupt, when ``fairseq-train`` has ended.
     """
     if not (plan.data / "bin").is_dir():
@@ -56,6 +58,7 @@ def train(plan: Plan, console: Console) -> None:
                     soft_wrap=True,
                 )
                 return
+        _check_scorer(plan)
         if not record:
             run.log_file.unlink(missing_ok=True)
         run.write_config(plan.config)
@@ -64,6 +67,13 @@ def train(plan: Plan, console: Console) -> None:
         run.write_record(record)
         _say(plan, command, console)
         _follow(plan, command, record, lock, console)
+
+
+def _check_scorer(plan: Plan) -> None:
+    """Make sure before a training that its translations can be scored after it."""
+    target_lang = plan.manifest().get("target_lang")
+    if target_lang:
+        check_tokenizer(target_lang, EvaluationSettings.of(plan.config.evaluate).tokenize)
 
 
 def _is_finished(plan: Plan, record: dict[str, Any]) -> bool:

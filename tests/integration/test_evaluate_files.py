@@ -67,6 +67,7 @@ def _write(path, text):
         (["no_run"], "no_run: no such run directory"),
         (["no_run", "--reference", "r3"], "--reference belongs to the evaluation of plain files"),
         (["--hypothesis", "h2", "--reference", "r3", "--beam", "4"], "--beam belongs to the evaluation of a RUN"),
+        (["--hypothesis", "r3", "--reference", "r3", "--tokenize", "moses"], "tokenize: 'moses'; allowed: 13a, char, "),
         (["."], ".: no run directory of fairseq-sharing train"),
     ],
 )
@@ -78,6 +79,26 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, c
     error = capsys.readouterr().err
     assert error.startswith(f"fairseq-sharing evaluate: error: {message}")
     assert error.count("\n") == 1
+
+
+def test_the_tokenizer_is_that_of_the_language_or_the_user_s(tmp_path, capsys):
+    files = [
+        "--hypothesis",
+        _write(tmp_path / "h", "一只小狗在跑步\n"),
+        "--reference",
+        _write(tmp_path / "r", "一只狗在跑步\n"),
+    ]
+
+    def scored(*flags):
+        assert main(["evaluate", *files, "--json", *flags]) == 0
+        scores = json.loads(capsys.readouterr().out)
+        return scores["signature"]["bleu"].split("|tok:")[1].split("|")[0], scores["bleu"]
+
+    by_hand = 100 * (6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** (1 / 4)
+    for language in ("zh", "zh_CN", "zho_Hans", "cmn"):
+        assert scored("--target-lang", language) == ("zh", pytest.approx(by_hand, abs=1e-4))
+    assert scored() == ("13a", 0.0)
+    assert scored("--target-lang", "zh", "--tokenize", "char")[0] == "char"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])

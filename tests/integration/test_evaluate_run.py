@@ -1,14 +1,18 @@
 """Prepare, train and evaluate two tiny models through the real commands."""
 
+import hashlib
 import json
 import random
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from fairseq_processes import fork_trainings, generate_in_fork
+from rich.console import Console
 
 from fairseq_sharing.commands import main
+from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.evaluation import generation
 
 # Two translations are processes that import torch: some seconds alone on two cores, minutes on a busy machine.
@@ -112,14 +116,26 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in
     assert universal["tokens_per_second"] > 0
     assert str(place) not in json.dumps(universal), "a result to publish names no directory of this machine"
 
-    hypotheses = (place / "runs/universal-seed1/evaluate/more.hypothesis").read_text(encoding="utf-8")
-    assert hypotheses.count("\n") == 21
+    files = [place / f"runs/{run}-seed1/evaluate/more.hypothesis" for run in ("universal", "vanilla")]
+    assert files[0].read_text(encoding="utf-8").count("\n") == 21
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    more = universal["scores"]["more"]
+    assert [more["hypothesis_sha256"], more["baseline_sha256"]] == digests
+    assert vanilla["scores"]["more"]["hypothesis_sha256"] == digests[1]
+    assert vanilla["scores"]["more"]["baseline_sha256"] is None
     copied = (place / "results/universal-seed1.json").read_text(encoding="utf-8")
     assert json.loads(copied) == universal
 
     assert main(["report", str(place / "results"), "--json"]) == 0
     table = json.loads(capsys.readouterr().out.split("\n{", 1)[-1].join(["{", ""]))["table"]
     assert [row["Model"] for row in table] == ["Vanilla", "Universal"]
+    (place / "results/vanilla-seed1.json").unlink()
+    capsys.readouterr()
+    assert main(["report", str(place / "results")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"is against vanilla-seed1, whose result is not there; evaluate vanilla-seed1 with --out {place}/results"
+    )
 
 
 def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, translations_in_forks):
@@ -135,13 +151,43 @@ def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, 
     assert "fairseq-generate" not in capsys.readouterr().err
     assert [file.stat().st_mtime_ns for file in outputs] == times
 
+    by_characters = _evaluate(place, "vanilla", "--tokenize", "char")
+    assert "fairseq-generate" not in capsys.readouterr().err, "only the scoring differs"
+    assert "|tok:char|" in by_characters["scores"]["more"]["signature"]["bleu"]
+    assert "|tok:13a|" in first["scores"]["more"]["signature"]["bleu"]
+
     again = _evaluate(place, "vanilla", "--beam", "3", "--average-last", "5")
     error = capsys.readouterr().err
     assert "averaging 3, not 5" in error
     assert error.count("--beam 3") == 2
+    assert error.count("checkpoint_average_last5.pt") == 2
     assert again["generation"]["beam"] == 3
     assert len(again["checkpoint"]["averaged"]) == 3
-    assert all(file.stat().st_mtime_ns > time for file, time in zip(outputs, times, strict=True))
+    assert outputs[0].stat().st_mtime_ns > times[0]
+    assert outputs[1].stat().st_mtime_ns == times[1], "translate takes the average of the configuration"
+    assert find_model(str(place / "runs/vanilla-seed1"), None, Console(stderr=True)).checkpoints == (outputs[1],)
+
+    outputs[0].write_text("by another process")
+    assert _evaluate(place, "vanilla") == first
+    assert "fairseq-generate" in capsys.readouterr().err
+
+
+def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch, commands):
+    told = []
+
+    @contextmanager
+    def translate_while_others_evaluate(command, **options):
+        assert main(["evaluate", str(place / "runs/vanilla-seed1"), "--beam", "1"]) == 2
+        told.append(capsys.readouterr().err.splitlines()[-1])
+        with generate_in_fork(commands, command, **options) as process:
+            yield process
+
+    monkeypatch.setattr(generation, "subprocess", SimpleNamespace(Popen=translate_while_others_evaluate, PIPE=None))
+    result = _evaluate(place, "vanilla", "--beam", "4")
+    assert result["generation"]["beam"] == 4
+    message = f"{place}/runs/vanilla-seed1: is being evaluated by another process; try again when it has ended"
+    assert told == [f"fairseq-sharing evaluate: error: {message}"] * 2
+    assert not list((place / "runs/vanilla-seed1").rglob("*.tmp"))
 
 
 def test_failures_are_told_in_one_line(place, tmp_path, capsys):
@@ -150,3 +196,7 @@ def test_failures_are_told_in_one_line(place, tmp_path, capsys):
     assert "manifest.json: no such file" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--baseline", str(tmp_path)]) == 2
     assert "has no five.hypothesis: evaluate it first" in capsys.readouterr().err.split("\n")[-2]
+    assert main(["evaluate", str(run), "--tokenize", "moses"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "fairseq-sharing evaluate: error: tokenize: 'moses'; allowed: 13a, char, "
+    )

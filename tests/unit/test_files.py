@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, read_lines, sha256
+from fairseq_sharing.files import atomic_write, inside, read_lines, sha256, write_text
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path):
@@ -62,6 +62,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
         fail()
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_two_writers_of_one_file_never_mix_and_the_last_one_wins(tmp_path: Path):
+    path = tmp_path / "file"
+    with atomic_write(path) as first:
+        first.write(b"first" * 1000)
+        with atomic_write(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" * 1000
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path):
+    write_text(tmp_path / "ours", "a\n\u2028\r\n")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "ours").read_bytes() == b"a\n\xe2\x80\xa8\r\n"
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_sha256_of_a_known_text(tmp_path: Path):

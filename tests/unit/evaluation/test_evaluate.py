@@ -2,12 +2,17 @@ import io
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from fairseq_sharing.decoding import model_files
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation import averages
+from fairseq_sharing.evaluation.averages import AVERAGE, average_name, finished_average
 from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs, last_epoch_checkpoints
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.files import sha256
 
 
 def _touch(folder, *names):
@@ -51,6 +56,92 @@ def test_an_average_is_taken_as_it_is_where_its_checkpoints_were_removed(tmp_pat
     assert torch.load(averaged)["model"]["weight"].item() == 1.5
 
 
+@pytest.fixture
+def run(tmp_path):
+    """A run with two epochs, whose configuration averages both."""
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    run.write_config(OmegaConf.create({"run": "a", "evaluate": {"average_last": 2}}))
+    for epoch in (1, 2):
+        _epoch(run, epoch, float(epoch))
+    return run
+
+
+def _epoch(run, epoch, weight):
+    torch.save({"model": {"weight": torch.tensor([weight])}}, run.checkpoints / f"checkpoint{epoch}.pt")
+
+
+def _average(run, count, name=AVERAGE):
+    steps = Steps(run.steps_file)
+    path, _, identity = average_last_epochs(run, count, steps, Console(file=io.StringIO()), name)
+    return torch.load(path)["model"]["weight"].item(), identity
+
+
+def test_an_average_is_made_again_when_its_file_or_an_epoch_is_another(run):
+    weight, identity = _average(run, 2)
+    assert weight == 1.5
+    made = run.checkpoints / AVERAGE
+    before = made.stat().st_mtime_ns
+    assert _average(run, 2) == (1.5, identity)
+    assert made.stat().st_mtime_ns == before, "done steps are skipped"
+    torch.save({"model": {"weight": torch.tensor([9.0])}}, made)  # as another process might
+    assert _average(run, 2) == (1.5, identity)
+    _epoch(run, 2, 5.0)
+    weight, other = _average(run, 2)
+    assert (weight, other == identity) == (3.0, False)
+
+
+def test_an_average_of_another_number_leaves_that_of_the_configuration_alone(run):
+    assert _average(run, 2)[0] == 1.5
+    assert average_name(2, 2) == AVERAGE
+    assert _average(run, 1, average_name(1, 2))[0] == 2.0
+    assert sorted(file.name for file in run.checkpoints.glob("*average*")) == [AVERAGE, "checkpoint_average_last1.pt"]
+    found = finished_average(run, 2, Console(file=io.StringIO()))
+    assert found == run.checkpoints / AVERAGE
+    assert torch.load(found)["model"]["weight"].item() == 1.5
+
+
+def test_translations_are_those_of_the_average_whatever_became_of_its_epochs(run):
+    _, identity = _average(run, 2)
+    for file in run.checkpoints.glob("checkpoint?.pt"):
+        file.unlink()
+    assert _average(run, 1, average_name(1, 2)) == (1.5, identity), "only the average is left"
+    assert finished_average(run, 2, Console(file=io.StringIO())) == run.checkpoints / AVERAGE
+
+
+def test_translate_takes_the_average_of_the_configuration_and_makes_it_alone(run, monkeypatch):
+    console = Console(file=io.StringIO())
+    with run.evaluating(), pytest.raises(SharingError, match="is being evaluated by another process"):
+        model_files._average(run, 2, console)
+    assert not (run.checkpoints / AVERAGE).exists()
+    _average(run, 1, average_name(1, 2))
+    made = model_files._average(run, 2, console)
+    assert torch.load(made)["model"]["weight"].item() == 1.5
+    with run.evaluating():  # an evaluation of hours
+        assert model_files._average(run, 2, console) == made
+
+
+@pytest.mark.parametrize("moment", ["before they are read", "before they are averaged"])
+def test_checkpoints_that_a_training_deletes_meanwhile_end_in_one_line(run, monkeypatch, moment):
+    if moment == "before they are read":
+        monkeypatch.setattr(averages, "sha256", lambda file: (file.unlink(), sha256(file)))
+    else:
+        monkeypatch.setattr(averages, "sha256", lambda file: (sha256(file), file.unlink())[0])
+    with pytest.raises(SharingError) as caught:
+        _average(run, 2)
+    assert str(caught.value) == (
+        f"{run.checkpoints / 'checkpoint1.pt'}: was deleted while it was read, as a running training does "
+        "(train.keep_last_epochs); try again, or when the training has finished"
+    )
+    assert not list(run.checkpoints.glob("*average*"))
+
+
+def test_a_checkpoint_that_is_damaged_is_not_called_deleted(run):
+    (run.checkpoints / "checkpoint2.pt").write_bytes(b"half")
+    with pytest.raises(SharingError, match=r"checkpoint2\.pt: not a readable checkpoint"):
+        _average(run, 2)
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
@@ -59,6 +150,7 @@ def test_an_average_is_taken_as_it_is_where_its_checkpoints_were_removed(tmp_pat
         ({"max_tokens": True}, "evaluate.max_tokens must be a whole number from 1, got True"),
         ({"lenpen": "long"}, "evaluate: length penalty lenpen must be a number, got 'long'"),
         ({"test_lenpen": {"newstest2014": "0.6"}}, "evaluate: length penalty newstest2014 must be a number"),
+        ({"tokenize": "mosess"}, "tokenize: 'mosess'; allowed: 13a, char, flores101, flores200, intl, ja-mecab, "),
         ({"bean": 4}, "evaluate: unknown key 'bean'; allowed: average_last, beam, "),
     ],
 )

@@ -1,7 +1,13 @@
+import io
+import sys
+from types import SimpleNamespace
+
 import pytest
+from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.generation import parse_generated, read_generated
+from fairseq_sharing.evaluation import generation
+from fairseq_sharing.evaluation.generation import generate, parse_generated, read_generated
 
 # As fairseq-generate writes it: in the order of its batches, log lines between.
 OUTPUT = """\
@@ -56,3 +62,47 @@ def test_incomplete_output_is_refused_in_one_line(text, segments, message):
         _parse(text, segments)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Puts a program of Python in the place of fairseq-generate."""
+
+    def replace(code):
+        popen = generation.subprocess.Popen
+        started = SimpleNamespace(
+            Popen=lambda command, **options: popen([sys.executable, "-c", code], **options),
+            PIPE=generation.subprocess.PIPE,
+        )
+        monkeypatch.setattr(generation, "subprocess", started)
+
+    return replace
+
+
+def test_output_gets_its_name_when_it_is_complete(program, tmp_path):
+    output = tmp_path / "folder" / "test.generate.txt"
+    program(f"import os; print('H-0\\t-1\\tja'); assert not os.path.exists({str(output)!r})")
+    assert generate([], output, 1, "test", Console(file=io.StringIO())) == ["ja"]
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
+    assert output.read_text() == "H-0\t-1\tja\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "left", "message"),
+    [
+        ("import sys; print('H-0\\t-1\\tja'); sys.exit('no memory')", ["test.generate.txt.errors"], "no memory"),
+        (
+            "print('H-1\\t-1\\tja')",
+            ["test.generate.txt.errors"],
+            "^fairseq-generate on test: 1 of 1 sentences are not translated: 0",
+        ),
+    ],
+)
+def test_output_that_is_not_complete_leaves_the_last_one(program, tmp_path, code, left, message):
+    output = tmp_path / "test.generate.txt"
+    output.write_text("of the last time")
+    program(code)
+    with pytest.raises(SharingError, match=message):
+        generate([], output, 1, "test", Console(file=io.StringIO()))
+    assert output.read_text() == "of the last time"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["test.generate.txt", *left]

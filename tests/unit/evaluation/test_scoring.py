@@ -1,4 +1,5 @@
 import gzip
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import sacrebleu
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import scoring
+from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, choose_tokenizer
 from fairseq_sharing.evaluation.scoring import score, score_files
 
 REFERENCES = [
@@ -101,6 +103,73 @@ def test_empty_and_tabbed_hypotheses_are_scored():
 def test_chinese_is_scored_by_its_own_tokeniser():
     assert "tok:zh" in score(["一只小狗在跑"], ["一只狗在跑"], target_lang="zh").signature["bleu"]
     assert "tok:13a" in score(HYPOTHESES, REFERENCES, target_lang="de").signature["bleu"]
+
+
+@pytest.mark.parametrize("code", ["zh", "zh_CN", "ZH-hant", "zho_Hans", "zho", "cmn", "chi", "yue_Hant", "zh-Hant-TW"])
+def test_chinese_is_scored_alike_whatever_its_code(code):
+    hypotheses, references = ["一只小狗在跑步", "两个人"], ["一只狗在跑步", "两个男人"]
+    assert score(hypotheses, references, target_lang=code) == score(hypotheses, references, target_lang="zh")
+    assert score(hypotheses, references, target_lang=code).bleu == pytest.approx(
+        sacrebleu.corpus_bleu(hypotheses, [references], tokenize="zh").score
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "name"),
+    [
+        ("zh zho cmn chi zh_CN zh-Hant zho_Hans yue zh_CN.UTF-8", "zh"),
+        ("ja jpn ja_JP JPN_Jpan ja-Jpan-JP", "ja-mecab"),
+        ("ko kor ko_KR kor_Hang ko-Kore", "ko-mecab"),
+        ("de en_US deu_Latn sr_Cyrl ja_Latn th km_KH tha_Thai", "13a"),
+    ],
+)
+def test_codes_and_scripts_choose_the_tokenizer(codes, name):
+    assert {code: choose_tokenizer(code) for code in codes.split()} == dict.fromkeys(codes.split(), name)
+    assert {choose_tokenizer(code, "char") for code in codes.split()} == {"char"}
+
+
+def test_a_tokenizer_of_the_user_s_replaces_that_of_the_language():
+    hypotheses, references = ["หมาวิ่งเร็ว"], ["หมาวิ่งช้า"]
+    assert score(hypotheses, references, target_lang="th").bleu == 0.0
+    by_characters = score(hypotheses, references, ("other", references), "th", "char")
+    assert by_characters.bleu == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char").score)
+    assert by_characters.bleu > 30
+    assert "tok:char" in by_characters.signature["bleu"]
+
+
+@pytest.mark.parametrize("name", ["foo", "ZH", ""])
+def test_a_tokenizer_that_sacrebleu_has_not_is_refused_with_its_list(name):
+    with pytest.raises(SharingError) as caught:
+        score(HYPOTHESES, REFERENCES, tokenize=name)
+    assert str(caught.value) == f"tokenize: {name!r}; allowed: {', '.join(sorted(sacrebleu.metrics.BLEU.TOKENIZERS))}"
+
+
+@pytest.mark.parametrize("code", ["th", "tha_Thai", "lo", "lao", "km_KH", "my", "mya_Mymr", "bo", "bod_Tibt", "dz"])
+def test_a_language_without_spaces_and_tokenizer_is_warned_of_unless_one_is_chosen(code, caplog):
+    check_tokenizer(code)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"target language {code}: written without spaces, and sacreBLEU has no")
+    assert "choose char, flores200 or spm with evaluate --tokenize" in record.getMessage()
+    caplog.clear()
+    check_tokenizer(code, "char")
+    for spaced in ("de", "zh", "th_Latn", "ko_Latn"):
+        check_tokenizer(spaced)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("code", "extra", "module"), [("jpn_Jpan", "ja", "ja_mecab"), ("ko_KR", "ko", "ko_mecab")])
+def test_a_missing_package_is_named_with_its_extra(code, extra, module, monkeypatch):
+    tokenizer = pytest.importorskip(f"sacrebleu.tokenizers.tokenizer_{module}")
+    monkeypatch.setattr(tokenizer, "MeCab", None)  # as where its package is not installed
+    with pytest.raises(SharingError) as caught:
+        check_tokenizer(code)
+    name = module.replace("_", "-")
+    assert str(caught.value) == (
+        f"target language {code}: BLEU's tokenizer {name} is not available: install it with: pip install "
+        f"'fairseq-sharing[{extra}]'; or choose another with evaluate --tokenize or evaluate.tokenize"
+    )
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"][extra][0].startswith(f"sacrebleu[{extra}]")
 
 
 def test_numbers_of_segments_must_agree():

@@ -102,6 +102,36 @@ def test_a_training_keeps_the_lock_when_its_starter_is_gone(run):
         pass
 
 
+def test_a_run_is_evaluated_by_one_process_at_a_time_while_it_trains(run):
+    with run.locked(), run.evaluating():
+        with pytest.raises(SharingError) as caught, run.evaluating():
+            pass
+        with pytest.raises(SharingError, match="is being trained"), run.locked():
+            pass
+    assert str(caught.value) == f"{run.path}: is being evaluated by another process; try again when it has ended"
+    with run.evaluating():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next(run):
+    run.checkpoints.mkdir()
+    run.evaluation.mkdir()
+    of_training = [run.path / "run.json.0a1b2c3d.tmp", run.checkpoints / "checkpoint2.pt.tmp"]
+    of_evaluation = [
+        run.path / "result.json.0a1b2c3d.tmp",
+        run.evaluation / "test.generate.txt.0a1b2c3d.tmp",
+        run.checkpoints / "checkpoint_average.pt.0a1b2c3d.tmp",
+    ]
+    for file in (*of_training, *of_evaluation):
+        file.touch()
+    with run.evaluating():
+        assert not any(file.exists() for file in of_evaluation)
+        assert all(file.exists() for file in of_training)
+    with run.locked():
+        assert not of_training[0].exists()
+    assert sorted(file.name for file in run.path.glob("*.*")) == [".evaluate.lock", ".lock", "config.yaml"]
+
+
 def test_log_lines_give_their_kind_and_values():
     line = '2026-01-01 00:00:00 | INFO | train_inner | {"epoch": 1, "loss": "3.5"}\n'
     assert parse_log_line(line) == ("train_inner", {"epoch": 1, "loss": "3.5"})

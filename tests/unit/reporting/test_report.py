@@ -151,14 +151,84 @@ def test_runs_of_one_shape_are_told_apart_by_name(study):
     assert tables.titles(rows)[2] == "Cycle, M=2, N=4, cycle_long"
 
 
+def test_scores_by_different_tokenizers_share_no_table(study):
+    other = result("universal", "universal")
+    other["scores"]["test_2016_flickr"]["signature"]["bleu"] = BLEU_SIGNATURE.replace("tok:13a", "tok:char")
+    write(study, other)
+    with pytest.raises(SharingError) as caught:
+        write_report(study)
+    assert str(caught.value) == (
+        f"{study}: BLEU of vanilla-seed1 is by the tokenizer 13a, of universal-seed1 by char; evaluate both with one "
+        "--tokenize, or report them in two folders"
+    )
+    assert not list(study.glob("table.*"))
+
+
+def _compared(name, own, baseline=None, p_value=None):
+    """A result with fingerprints of its translations and of those compared with."""
+    content = result(name, {"vanilla": "none"}.get(name, name), p_value=p_value)
+    content["scores"]["test_2016_flickr"] |= {"hypothesis_sha256": own, "baseline_sha256": baseline}
+    return content
+
+
+def test_a_p_value_against_what_is_not_in_the_table_is_refused(tmp_path, no_pictures):
+    folder = write(tmp_path, _compared("cycle", "c", "v", 0.01))
+    against = f"{folder}: the p-value of cycle-seed1 on test_2016_flickr is against vanilla-seed1, "
+    with pytest.raises(SharingError) as caught:
+        write_report(folder)
+    assert str(caught.value) == f"{against}whose result is not there; evaluate vanilla-seed1 with --out {folder}"
+    write(folder, _compared("vanilla", "another v"))
+    with pytest.raises(SharingError) as caught:
+        write_report(folder)
+    assert str(caught.value) == (
+        f"{against}but against other translations than those of its result there; evaluate vanilla-seed1, then "
+        f"cycle-seed1, with --out {folder}"
+    )
+    write(folder, result("vanilla", seed=2))  # another seed, and without a fingerprint
+    with pytest.raises(SharingError, match="but against other translations"):
+        write_report(folder)
+    write(folder, _compared("vanilla", "v"))
+    assert [row.run for row in write_report(folder).rows] == ["vanilla", "cycle"]
+
+
+def test_results_without_fingerprints_are_matched_by_name_and_seed_only_with_each_other(tmp_path, no_pictures):
+    folder = write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.2))
+    assert len(write_report(folder).rows) == 2
+    write(folder, _compared("vanilla", "mine"))
+    with pytest.raises(SharingError, match="against vanilla-seed1, but against other translations than those"):
+        write_report(folder)
+    (folder / "vanilla-seed1.json").unlink()
+    write(folder, result("vanilla", seed=2))
+    with pytest.raises(SharingError, match="against vanilla-seed1, whose result is not there"):
+        write_report(folder)
+
+
+def test_several_seeds_have_no_p_value_in_the_summary_and_one_each_beside_it(tmp_path, no_pictures):
+    seeds = (1, 2)
+    folder = write(
+        tmp_path,
+        *(result("vanilla", "none", seed, 30.0) for seed in seeds),
+        result("cycle", "cycle", 1, 33.0, 0.001),
+        result("cycle", "cycle", 2, 27.0, 0.002),
+    )
+    write_report(folder)
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    summary, by_run = text.split("## Each run")
+    assert "| 30.00 ± 4.24 |" in " ".join(summary.split())
+    assert not re.search(r"p\s*[=≤]", summary)
+    assert "A row of several seeds has no p-value; each of its runs has one." in summary
+    assert [line.split("|")[-2].strip() for line in by_run.splitlines() if "cycle" in line] == ["0.001", "0.002"]
+    assert "≤" not in (folder / "index.html").read_text(encoding="utf-8")
+
+
 def test_differing_signatures_and_recipes_are_said(study):
     other = result("universal", "universal", generation={"beam": 4, "lenpen": 0.6, "test_lenpen": {"b": 1}})
-    other["scores"]["test_2016_flickr"]["signature"]["bleu"] = "nrefs:1|tok:intl|version:2.0.0"
+    other["scores"]["test_2016_flickr"]["signature"]["bleu"] = "nrefs:1|tok:13a|version:2.0.0"
     write(study, other)
     notes = tables.notes(read_rows(study))
     (warning,) = [note for note in notes if "cannot be compared" in note]
     assert BLEU_SIGNATURE in warning
-    assert "tok:intl" in warning
+    assert "version:2.0.0" in warning
     assert any(
         note.startswith("universal (seed 1): ") and "beam 4, length penalty 0.6, 1 for b" in note for note in notes
     )

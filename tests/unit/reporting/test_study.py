@@ -2,7 +2,7 @@ import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.reporting.study import baselines, read_rows, scored_sets, signatures
+from fairseq_sharing.reporting.study import Row, baselines, read_rows, scored_sets, signatures
 
 
 def test_rows_come_vanilla_first_then_by_strategy_and_size(tmp_path):
@@ -46,8 +46,10 @@ def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
     assert vanilla.score("test_2016_flickr", "bleu").format() == "30.00"
     assert vanilla.score("another", "bleu") is None
     assert cycle.speed.mean == 12_200.0
-    assert cycle.p_value("test_2016_flickr") == "p≤0.200"
+    assert cycle.p_value("test_2016_flickr") == "", "of several seeds there is no one p-value"
+    assert Row(cycle.results[1:2]).p_value("test_2016_flickr") == "p=0.200"
     assert vanilla.p_value("test_2016_flickr") == ""
+    assert cycle.p_value("another") == ""
     assert cycle.updates == "3,850 to 3,870"
     assert vanilla.updates == "3,840"
     assert baselines([vanilla, cycle]) == {"vanilla": ["cycle"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -89,6 +90,7 @@ def test_bad_argument_is_refused(words, message):
             "table news_commentary --seeds 1 --slurm=--time 1:00 --partition a",
         ),
         (["multi30k_table.sh", "--seeds", "1 2", "--mirror", "/m"], "table multi30k --seeds 1 2 --mirror=/m"),
+        (["multi30k_table.sh", "--out", "/mine"], "table multi30k --seeds 1 --out=/mine"),
     ],
 )
 def test_table_scripts_pass_their_arguments_on(tmp_path, words, called):
@@ -203,9 +205,21 @@ def test_changing_sharing_dry_run_gives_the_final_map_of_the_same_seed():
     assert [line for line in told.splitlines() if line.startswith("$ fairseq-sharing")] == [
         "$ fairseq-sharing prepare multi30k --out data/multi30k",
         f"$ fairseq-sharing train configs/changing_sharing/dlt.yaml seed=3 --runs {runs}",
-        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt-seed3 --out results/changing_sharing",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt-seed3 --out {runs}/multi30k/report",
         f"$ fairseq-sharing train configs/changing_sharing/dlt_final.yaml seed=3 --runs {runs} "
         f"--map-of {runs}/multi30k/dlt-seed3",
-        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt_final-seed3 --out results/changing_sharing",
-        "$ fairseq-sharing report results/changing_sharing",
+        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt_final-seed3 --out {runs}/multi30k/report",
+        f"$ fairseq-sharing report {runs}/multi30k/report",
     ]
+
+
+def test_changing_sharing_writes_to_a_folder_of_the_user_s():
+    told = _bash(ROOT / "scripts/changing_sharing.sh", "--rows", "dlt", "--out", "mine", "--dry-run").stderr
+    assert "evaluate runs/changing_sharing/multi30k/dlt-seed2 --out /mine\n" in told, "_bash runs in /"
+    assert told.endswith("$ fairseq-sharing report /mine\n")
+
+
+def test_no_script_writes_to_the_committed_results():
+    for script in (ROOT / "scripts").rglob("*.*"):
+        for line in script.read_text(encoding="utf-8").splitlines():
+            assert not re.search(r"(--out|report) \S*results/", line), f"{script.name}: {line}"

@@ -26,7 +26,7 @@ def words(command: str) -> list[str]:
 def test_stages_are_every_row_of_a_seed_then_the_next_seed():
     table = Table(PRESETS["wmt16_en_de"], ("cycle_n12", "vanilla"), (1, 2), ("train.max_update=9",), 4, mirror="m")
     train = "fairseq-sharing train configs/wmt16_en_de/{}.yaml seed={} train.max_update=9 --devices 4"
-    evaluate = "fairseq-sharing evaluate runs/wmt16_en_de/{}-seed{} --out results/wmt16_en_de"
+    evaluate = "fairseq-sharing evaluate runs/wmt16_en_de/{}-seed{} --out runs/wmt16_en_de/report"
     assert table.stages() == [
         words("fairseq-sharing prepare wmt16_en_de --out data/wmt16_en_de --mirror m"),
         *(
@@ -35,8 +35,19 @@ def test_stages_are_every_row_of_a_seed_then_the_next_seed():
             for row in ("vanilla", "cycle_n12")
             for stage in (train, evaluate)
         ),
-        words("fairseq-sharing report results/wmt16_en_de"),
+        words("fairseq-sharing report runs/wmt16_en_de/report"),
     ]
+
+
+def test_results_are_written_below_runs_or_where_the_user_says():
+    for name, preset in PRESETS.items():
+        table = Table(preset)
+        written = {Path(stage[stage.index("--out") + 1]) for stage in table.stages() if stage[1] == "evaluate"}
+        assert written == {Path("runs") / preset.dataset / "report"}, name
+        assert table.report()[-1] == f"runs/{preset.dataset}/report"
+    mine = Table(PRESETS["multi30k"], ("vanilla",), out=Path("/mine"))
+    assert mine.evaluate(mine.runs()[0])[-2:] == ["--out", "/mine"]
+    assert mine.report()[-1] == "/mine"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -167,6 +178,8 @@ def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path
     tokens = 3 * 230_000 * estimate.TOKENS_A_PAIR
     assert f"vanilla: 60.9M parameters, {tokens / 1e6:,.0f}M target tokens, " in told
     assert "in all, 2 seeds: " in told
+    assert main(["table", "multi30k", "--out", "mine", "--dry-run"]) == 0
+    assert "$ fairseq-sharing report mine" in capsys.readouterr().out
     assert main(["table", "nothing"]) == 2
     assert "no table nothing; allowed: wmt16_en_de, news_commentary, " in capsys.readouterr().err
     assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
+from sacrebleu.tokenizers import tokenizer_ja_mecab
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.config import compose
-from fairseq_sharing.training import processes
+from fairseq_sharing.training import launch, processes
 from fairseq_sharing.training.launch import train
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Machines, make_plan
@@ -218,6 +219,35 @@ def test_tokens_per_batch_sets_update_freq():
 def test_more_devices_than_there_are_is_refused(devices):
     with pytest.raises(SharingError, match=f"--devices must be between 1 and 4 .* got {devices}"):
         make_plan(compose("toy/vanilla.yaml"), devices=devices)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_training_whose_translations_could_not_be_scored_does_not_start(tmp_path, monkeypatch, caplog):
+    started = []
+    monkeypatch.setattr(launch, "_follow", lambda plan, *_: started.append(plan.config.evaluate.get("tokenize")))
+    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)  # as where its package is not installed
+    (tmp_path / "bin").mkdir()
+
+    def start(language, *overrides):
+        (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": language}))
+        config = compose("toy/vanilla.yaml", ["train.target_lang=null", *overrides])
+        train(make_plan(config, runs=tmp_path / "runs", data=tmp_path), Console(file=io.StringIO()))
+
+    for overrides, message in (
+        ([], r"^target language ja_JP: BLEU's tokenizer ja-mecab .* pip install 'fairseq-sharing\[ja\]'; or choose"),
+        (["evaluate.tokenize=moses"], "^tokenize: 'moses'; allowed: 13a, "),
+        (["evaluate.beam=0"], "^evaluate.beam must be a whole number from 1, got 0"),
+    ):
+        with pytest.raises(SharingError, match=message):
+            start("ja_JP", *overrides)
+    assert not started
+    assert [file.name for file in (tmp_path / "runs").rglob("*") if file.is_file()] == [".lock"]
+    start("ja_JP", "evaluate.tokenize=char")
+    start("", "evaluate.beam=4")  # the data of a language model
+    assert not caplog.records
+    start("th")
+    assert started == ["char", None, None]
+    assert caplog.records[0].getMessage().startswith("target language th: written without spaces")
 
 
 @pytest.mark.usefixtures("machine")

@@ -1,0 +1,113 @@
+"""Which of sacreBLEU's tokenizers scores a language, and whether it can be used here."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from fairseq_sharing.errors import SharingError
+
+logger = logging.getLogger(__name__)
+
+# By script (ISO 15924), which decides where a code names one, then by language (ISO 639). sacreBLEU itself compares
+# with "zh", "ja" and "ko" alone. "jp" and "cn" are country codes, and no language's.
+_BY_SCRIPT = {
+    **dict.fromkeys(("hans", "hant", "hani"), "zh"),
+    **dict.fromkeys(("jpan", "hira", "kana", "hrkt"), "ja-mecab"),
+    **dict.fromkeys(("kore", "hang"), "ko-mecab"),
+}
+_BY_LANGUAGE = {
+    **dict.fromkeys(("zh", "zho", "chi", "cmn", "cn", "yue", "wuu", "hak", "gan", "hsn", "lzh"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "jp"), "ja-mecab"),
+    **dict.fromkeys(("ko", "kor"), "ko-mecab"),
+}
+# Thai, Lao, Khmer, Burmese and Shan, Tibetan, Dzongkha: written without spaces between words.
+_UNSPACED_SCRIPTS = ("thai", "laoo", "khmr", "mymr", "tibt")
+_UNSPACED_LANGUAGES = (
+    *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn"),
+    *("bo", "bod", "tib", "dz", "dzo"),
+)
+# What brings a tokenizer's packages.
+_EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}
+
+
+def choose_tokenizer(target_lang: str, tokenize: str | None = None) -> str:
+    """Name the tokenizer of BLEU for a language.
+
+    Args:
+        target_lang: language code such as ``zh``, ``zh_CN``, ``zho_Hans`` or ``zh-Hant-TW``, in any case.
+        tokenize: one of sacreBLEU's tokenizers to use instead.
+
+    Returns:
+        The name by which sacreBLEU knows it; its default, 13a, for most languages.
+
+    Raises:
+        SharingError: sacreBLEU has no tokenizer of that name.
+    """
+    from sacrebleu.metrics import BLEU
+
+    if tokenize is not None:
+        if tokenize not in list(BLEU.TOKENIZERS):
+            raise SharingError(f"tokenize: {tokenize!r}; allowed: {', '.join(sorted(BLEU.TOKENIZERS))}")
+        return tokenize
+    language, script = _parts(target_lang)
+    by_language = _BY_LANGUAGE.get(language, BLEU.TOKENIZER_DEFAULT)
+    return _BY_SCRIPT.get(script, BLEU.TOKENIZER_DEFAULT) if script else by_language
+
+
+def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
+    """Make sure that a language can be scored, and warn where the scores would mean little.
+
+    Args:
+        target_lang: see `choose_tokenizer`.
+        tokenize: see `choose_tokenizer`.
+
+    Raises:
+        SharingError: no such tokenizer, or a package that it needs is missing.
+    """
+    make_bleu(target_lang, tokenize)
+    language, script = _parts(target_lang)
+    unspaced = script in _UNSPACED_SCRIPTS if script else language in _UNSPACED_LANGUAGES
+    if unspaced and tokenize is None:
+        logger.warning(
+            f"target language {target_lang}: written without spaces, and sacreBLEU has no tokenizer for it, so BLEU "
+            "counts whole clauses as words; choose char, flores200 or spm with evaluate --tokenize or evaluate.tokenize"
+        )
+
+
+def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
+    """Make sacreBLEU's metric for a language.
+
+    Args:
+        target_lang: see `choose_tokenizer`.
+        tokenize: see `choose_tokenizer`.
+
+    Returns:
+        A ``sacrebleu.metrics.BLEU``.
+
+    Raises:
+        SharingError: no such tokenizer, or a package or file that it needs cannot be had.
+    """
+    from sacrebleu.metrics import BLEU
+
+    name = choose_tokenizer(target_lang, tokenize)
+    try:
+        return BLEU(tokenize=name)
+    # A missing package (RuntimeError, ImportError), a model that cannot be downloaded, or another dictionary.
+    except (RuntimeError, ImportError, OSError, AssertionError) as error:
+        if name in _EXTRAS and not isinstance(error, AssertionError):
+            reason = f"install it with: pip install 'fairseq-sharing[{_EXTRAS[name]}]'"
+        else:
+            reason = " ".join(str(error).split())
+        of = f"target language {target_lang}: " if target_lang else ""
+        raise SharingError(
+            f"{of}BLEU's tokenizer {name} is not available: {reason}; or choose another with evaluate --tokenize or "
+            "evaluate.tokenize"
+        ) from error
+
+
+def _parts(code: str) -> tuple[str, str]:
+    """Split a code into language and script, lower case; the script is empty where none is named."""
+    language, *rest = re.split(r"[-_.@]", code.casefold())
+    return language, next((part for part in rest if len(part) == 4 and part.isalpha()), "")
