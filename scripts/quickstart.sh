@@ -62,7 +62,7 @@ stage() {
 stage "1/4 prepare the corpus" \
   fairseq-sharing prepare "$dataset" --out "data/$dataset" ${mirror:+--mirror "$mirror"}
 for run in vanilla cycle_rev; do
-  stage "2/4 train $run" fairseq-sharing train "configs/$dataset/$run.yaml"
+  stage "2/4 train $run" fairseq-sharing train "$dataset" "row=$run"
 done
 for run in vanilla cycle_rev; do
   stage "3/4 translate and score with $run" fairseq-sharing evaluate "runs/$dataset/$run-seed1"

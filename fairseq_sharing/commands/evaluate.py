@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     optional: dict[str, Any] = {"default": argparse.SUPPRESS}
     run = parser.add_argument_group("a run")
-    run.add_argument("evaluated", nargs="?", type=Path, metavar="RUN", help="run directory made by train")
+    run.add_argument(
+        "evaluated", nargs="?", type=Path, metavar="RUN", help="run directory made by train, or a study with row=NAME"
+    )
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of a study: row=NAME and seed=N")
     run.add_argument(
         "--baseline",
         type=Path,
@@ -64,8 +67,6 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
     from rich.console import Console
 
-    from fairseq_sharing.errors import SharingError
-
     given = vars(args)
     _check(given)
     output = Console()
@@ -84,10 +85,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         from fairseq_sharing.evaluation.evaluate import evaluate_run
 
-        if not args.evaluated.is_dir():
-            raise SharingError(f"{args.evaluated}: no such run directory")
         result = evaluate_run(
-            args.evaluated,
+            _find_run(args.evaluated, args.overrides),
             Console(stderr=True),
             baseline=given.get("baseline"),
             data=given.get("data"),
@@ -102,6 +101,22 @@ def run(args: argparse.Namespace) -> None:
     scored = result.get("scores", {"": result})
     for signature in sorted({item for score in scored.values() for item in score["signature"].items()}):
         output.print(": ".join(signature), highlight=False, soft_wrap=True, markup=False)
+
+
+def _find_run(named: Path, overrides: list[str]) -> Path:
+    """Return the run directory that is named, itself or as a row and seed of a study."""
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.experiment.config import compose
+    from fairseq_sharing.experiment.run_directory import default_directory
+
+    if not overrides:
+        if not named.is_dir():
+            raise SharingError(f"{named}: no such run directory; of a study, also give row=NAME")
+        return named
+    path = default_directory(compose(named, overrides), Path("runs"))
+    if not path.is_dir():
+        raise SharingError(f"{path}: no such run directory; train it first")
+    return path
 
 
 def _check(given: dict[str, Any]) -> None:

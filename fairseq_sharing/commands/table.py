@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,19 @@ HELP = "make a whole table of a paper: prepare, train all rows and seeds, evalua
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "preset", metavar="PRESET", help="wmt16_en_de, news_commentary, news_commentary_cpu or multi30k"
-    )
+    parser.add_argument("study", metavar="STUDY", help="a study, for example multi30k, or its YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to every row, as in train.max_epoch=60"
     )
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="some of its rows; all if not given")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="SEED", help="the seeds of every row")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="SEED",
+        help="seeds of every row (default: the study's)",
+    )
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs (CPU processes without one) of a training's machine"
     )
@@ -35,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the results and the report; runs/<dataset>/report if not given",
+        help="folder of the results and the report; runs/<study>/report if not given",
     )
     parser.add_argument(
         "--slurm",
@@ -56,16 +62,16 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.experiment.config import find_study
     from fairseq_sharing.studies import table as tables
 
-    if args.preset not in tables.PRESETS:
-        raise SharingError(f"no table {args.preset}; allowed: {', '.join(tables.PRESETS)}")
     if args.nodes > 1 and args.slurm is None:
         raise SharingError(f"--nodes {args.nodes} needs --slurm; without it start scripts/train.sh on each machine")
     if args.slurm is not None and not args.gpus:
         raise SharingError("--slurm needs --gpus: how many GPUs of a machine each training gets")
     table = tables.Table(
-        preset=tables.PRESETS[args.preset],
+        study=find_study(args.study),
+        config=args.study,
         rows=tuple(args.rows),
         seeds=tuple(args.seeds),
         overrides=tuple(args.overrides),
@@ -104,16 +110,16 @@ def _say(table: Table, slurm: str | None, tflops: float | None, console: Console
         console.print("and, when the job has ended:")
     for stage in table.stages():
         tables.show(stage, console)
-    rate, seeds = tflops or estimate.TFLOPS, len(table.seeds)
+    rate, runs = tflops or estimate.TFLOPS, Counter(run.row for run in table.runs())
     console.print(
         f"\nestimated, at an assumed {rate:g} TFLOP/s a GPU, with the disk of the checkpoints kept, a run:",
         highlight=False,
         soft_wrap=True,
     )
-    hours, disk = 0.0, estimate.data_bytes(table.preset)
+    hours, disk = 0.0, estimate.data_bytes(table.study)
     for row in estimate.estimate_rows(table):
         each = row.device_hours(rate)
-        hours, disk = hours + seeds * each, disk + seeds * row.disk
+        hours, disk = hours + runs[row.run] * each, disk + runs[row.run] * row.disk
         console.print(
             f"  {row.run}: {row.parameters / 1e6:,.1f}M parameters, {row.tokens / 1e6:,.0f}M target tokens,"
             f" {each:,.2f} GPU hours, {row.disk / 1e9:,.1f} GB",
@@ -121,7 +127,7 @@ def _say(table: Table, slurm: str | None, tflops: float | None, console: Console
             soft_wrap=True,
         )
     console.print(
-        f"  in all, {seeds} seed{'s' * (seeds > 1)}: {hours:,.1f} GPU hours, {disk / 1e9:,.0f} GB with the data",
+        f"  in total, {runs.total()} runs: {hours:,.1f} GPU hours, {disk / 1e9:,.0f} GB with the data",
         highlight=False,
         soft_wrap=True,
     )

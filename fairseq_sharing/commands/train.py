@@ -65,13 +65,14 @@ def run(args: argparse.Namespace) -> None:
 
     from fairseq_sharing import flags
     from fairseq_sharing.experiment.config import compose
+    from fairseq_sharing.experiment.run_directory import default_directory
     from fairseq_sharing.training.launch import train
-    from fairseq_sharing.training.plan import Machines, make_plan, run_directory
+    from fairseq_sharing.training.plan import Machines, make_plan
 
     overrides = list(args.overrides)
     map_of = args.map_of
     if map_of is None and (row := (config := compose(args.config, overrides)).get("map_of")):
-        map_of = run_directory(config, args.runs, row)
+        map_of = default_directory(config, args.runs, row)
     if map_of is not None:
         from fairseq_sharing.schedules.replay import final_map_options
 

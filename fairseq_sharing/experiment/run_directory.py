@@ -203,6 +203,17 @@ class RunDirectory:
             file.unlink(missing_ok=True)
 
 
+def default_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:
+    """Return where a run is kept if its directory is not given.
+
+    Args:
+        config: the composed configuration.
+        runs: the directory of all runs.
+        row: another row of the same study; that of the configuration when None.
+    """
+    return runs / (config.get("study") or config.dataset) / f"{row or config.run}-seed{config.seed}"
+
+
 def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
     """Split a line of fairseq's log into its kind and its JSON record; None for any other line."""
     head, brace, tail = line.partition("{")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from fairseq_sharing import flags
 from fairseq_sharing.description import counts
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose
-from fairseq_sharing.studies.table import Preset, Table
+from fairseq_sharing.experiment.study import Study
+from fairseq_sharing.studies.table import Table
 
 # Assumptions, all told beside the estimate. Sustained arithmetic of a GPU in bf16, TFLOP/s.
 TFLOPS = 40.0
@@ -46,27 +48,29 @@ class RowEstimate:
 
 
 def estimate_rows(table: Table) -> list[RowEstimate]:
-    """Estimate each row of a table, whatever its seeds."""
-    seen, rows = set(), []
-    for run in table.runs():
-        if run.config not in seen:
-            seen.add(run.config)
-            rows.append(_estimate(run.config, table))
-    return rows
+    """Estimate each row of a table, whatever its seeds.
+
+    Raises:
+        SharingError: the study does not say how many pairs its data have.
+    """
+    for key in ("pairs", "vocabulary"):
+        if key not in table.study.estimate:
+            raise SharingError(f"{table.study.file}: estimate.{key}: missing; an estimate needs it")
+    return [_estimate(row, table) for row in table.chosen_rows() if row not in table.study.map_of]
 
 
-def data_bytes(preset: Preset) -> int:
+def data_bytes(study: Study) -> int:
     """Estimate the disk that the prepared data takes."""
-    return preset.pairs * BYTES_A_PAIR
+    return study.estimate["pairs"] * BYTES_A_PAIR
 
 
-def _estimate(file: str, table: Table) -> RowEstimate:
-    config = compose(file, table.overrides)
-    train, preset = config.train, table.preset
-    data = Path("data") / preset.dataset
-    vocabulary = counts.vocabulary_size(data) if (data / "bin").is_dir() else preset.vocabulary
+def _estimate(row: str, table: Table) -> RowEstimate:
+    config = compose(table.study.file, [f"row={row}", *table.overrides])
+    train, sizes = config.train, table.study.estimate
+    data = Path("data") / table.study.data.name
+    vocabulary = counts.vocabulary_size(data) if (data / "bin").is_dir() else sizes["vocabulary"]
     model = counts.measure(str(config.run), flags.parse(train), vocabulary, TOKENS_A_PAIR)
-    tokens = (train.get("max_epoch") or 0) * preset.pairs * TOKENS_A_PAIR
+    tokens = (train.get("max_epoch") or 0) * sizes["pairs"] * TOKENS_A_PAIR
     if train.get("max_update"):
         updates = train.max_update * (config.get("tokens_per_batch") or train.max_tokens)
         tokens = min(tokens, updates) if tokens else updates

@@ -15,51 +15,11 @@ from rich.console import Console
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.processes import forwarded_signals
 
-# The rows of Takase & Kiyono 2023, Table 2, in its order.
-PAPER_ROWS = (
-    *("vanilla", "admin", "universal_n6", "universal_n12", "vanilla_big"),
-    *("sequence_n12", "cycle_n12", "cycle_rev_n12", "sequence_n18", "cycle_n18", "cycle_rev_n18"),
-)
 SBATCH = PACKAGE_DIR.parent / "scripts" / "slurm" / "train.sbatch"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A table that can be made.
-
-    Args:
-        dataset: name of the data: its folder in ``data/``.
-        rows: configurations, the baseline first.
-        configs: what stands before a row's name in ``configs/``.
-        pairs: sentence pairs to train on, for estimates; those of the corpus before cleaning.
-        vocabulary: entries of the dictionary, for estimates before the data is prepared.
-        recipe: name of the data's recipe; that of the data if not given.
-        settings: flags of ``prepare`` that change the recipe.
-    """
-
-    dataset: str
-    rows: tuple[str, ...]
-    configs: str
-    pairs: int
-    vocabulary: int
-    recipe: str | None = None
-    settings: tuple[str, ...] = ()
-
-
-_MULTI30K = ("vanilla", "sequence", "cycle", "cycle_rev", "universal", "vanilla_deep")
-PRESETS = {
-    "wmt16_en_de": Preset("wmt16_en_de", PAPER_ROWS, "wmt16_en_de/", 4_500_000, 32_768),
-    "news_commentary": Preset("news_commentary", PAPER_ROWS, "news_commentary/", 230_000, 32_768),
-    "news_commentary_cpu": Preset(
-        *("news_commentary_8k", PAPER_ROWS, "news_commentary_8k/", 230_000, 8_192),
-        recipe="news_commentary",
-        settings=("--subword-size", "8000"),
-    ),
-    "multi30k": Preset("multi30k", _MULTI30K, "multi30k/", 29_000, 10_000),
-}
 
 
 @dataclass(frozen=True)
@@ -67,14 +27,14 @@ class Run:
     """One row with one seed.
 
     Args:
-        config: its configuration file.
-        path: its run directory.
+        row: its row.
         seed: its seed.
+        path: its run directory.
     """
 
-    config: str
-    path: Path
+    row: str
     seed: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -82,49 +42,54 @@ class Table:
     """What is asked for.
 
     Args:
-        preset: the table.
+        study: the study.
+        config: the study as the command line names it.
         rows: some of its rows; empty for all.
-        seeds: the seeds of every row.
-        overrides: ``key=value`` changes to every configuration.
+        seeds: the seeds of every row; empty for those of the study.
+        overrides: ``key=value`` changes to every row.
         devices: GPUs, or CPU processes, of a training; None for the launcher's own choice.
         nodes: machines of a training, under Slurm.
         mirror: folder or URL of the corpus's files, for a machine that cannot download them.
-        out: folder of the results and the report; ``runs/<dataset>/report`` when None.
+        out: folder of the results and the report; ``runs/<study>/report`` when None.
 
     Raises:
-        SharingError: an unknown row, or no seed.
+        SharingError: an unknown row.
     """
 
-    preset: Preset
+    study: Study
+    config: str
     rows: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (1,)
+    seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     devices: int | None = None
     nodes: int = 1
     mirror: str | None = None
     out: Path | None = None
 
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row not in self.study.rows:
+                raise SharingError(f"--rows: no row {row}; allowed: {' '.join(self.study.rows)}")
+
     @property
     def results(self) -> Path:
         """The folder of the results and the report."""
-        return self.out or Path("runs") / self.preset.dataset / "report"
+        return self.out or Path("runs") / self.study.name / "report"
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if row not in self.preset.rows:
-                raise SharingError(f"--rows: no row {row}; allowed: {' '.join(self.preset.rows)}")
-        if not self.seeds:
-            raise SharingError("--seeds needs at least one seed")
+    def chosen_rows(self) -> list[str]:
+        """List the rows in the order of the study: the baseline first, rows that train with another row's map last."""
+        rows = [row for row in self.study.rows if row in (self.rows or self.study.rows)]
+        return sorted(rows, key=lambda row: (row != self.study.baseline, row in self.study.map_of))
 
     def runs(self) -> list[Run]:
-        """List the runs: all rows of a seed before the next seed, the baseline first."""
-        preset, runs = self.preset, []
-        for seed in self.seeds:
-            for row in (row for row in preset.rows if row in (self.rows or preset.rows)):
-                config = f"configs/{preset.configs}{row}.yaml"
-                run = compose(config, [f"seed={seed}", *self.overrides]).run
-                runs.append(Run(config, Path("runs") / preset.dataset / f"{run}-seed{seed}", seed))
-        return runs
+        """List the runs: all rows of a seed before the next seed, so that a table stopped early is complete."""
+        seeds = {row: self.seeds or self.study.seeds_of(row) for row in self.chosen_rows()}
+        return [
+            Run(row, seed, Path("runs") / self.study.name / f"{row}-seed{seed}")
+            for seed in sorted({seed for of_row in seeds.values() for seed in of_row})
+            for row, of_row in seeds.items()
+            if seed in of_row
+        ]
 
     def check(self) -> None:
         """Check every row's configuration against fairseq-train.
@@ -132,18 +97,22 @@ class Table:
         Raises:
             SharingError: a key or value that it does not take.
         """
-        for config in {run.config: None for run in self.runs()}:
-            compose(config, self.overrides, check=flags.check)
+        from fairseq_sharing import flags  # torch, which a table alone does not need
+
+        for row in self.chosen_rows():
+            # The map of another row is not known before that row is trained.
+            check = None if row in self.study.map_of else flags.check
+            compose(self.study.file, [f"row={row}", *self.overrides], check=check)
 
     def prepare(self) -> list[str]:
         """Return the command that prepares the data."""
-        preset = self.preset
-        words = ["fairseq-sharing", "prepare", preset.recipe or preset.dataset, "--out", f"data/{preset.dataset}"]
-        return [*words, *preset.settings, *(["--mirror", self.mirror] if self.mirror else [])]
+        data = self.study.data
+        words = ["fairseq-sharing", "prepare", data.recipe, "--out", f"data/{data.name}", *data.settings]
+        return [*words, *(["--mirror", self.mirror] if self.mirror else [])]
 
     def train(self, run: Run) -> list[str]:
         """Return the command that trains a run."""
-        words = ["fairseq-sharing", "train", run.config, f"seed={run.seed}", *self.overrides]
+        words = ["fairseq-sharing", "train", self.config, f"row={run.row}", f"seed={run.seed}", *self.overrides]
         return [*words, "--devices", str(self.devices)] if self.devices else words
 
     def evaluate(self, run: Run) -> list[str]:
@@ -243,7 +212,7 @@ def submit(table: Table, flags: str, console: Console) -> str:
 
 def job_file(table: Table) -> Path:
     """Say where the lines of the array job are written."""
-    return Path("runs") / "slurm" / f"{table.preset.configs.replace('/', '-').strip('-_')}.txt"
+    return Path("runs") / "slurm" / f"{table.study.name}.txt"
 
 
 def call(command: Sequence[str], console: Console) -> None:

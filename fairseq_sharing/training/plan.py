@@ -21,7 +21,7 @@ from fairseq_sharing.experiment.direction import (
     inferred_direction,
     refuse_other_languages,
 )
-from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.experiment.run_directory import RunDirectory, default_directory
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.resources import PACKAGE_DIR
 
@@ -184,17 +184,6 @@ class Plan:
         return read_manifest(self.data)
 
 
-def run_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:
-    """Return where a run is kept.
-
-    Args:
-        config: the composed configuration.
-        runs: the directory of all runs.
-        row: another row of the same study; that of the configuration when None.
-    """
-    return runs / (config.get("study") or config.dataset) / f"{row or config.run}-seed{config.seed}"
-
-
 def make_plan(
     config: DictConfig,
     *,
@@ -209,7 +198,7 @@ def make_plan(
 
     Args:
         config: the composed configuration.
-        run: the run directory; ``run_directory``'s when None.
+        run: the run directory; ``default_directory``'s when None.
         runs: the directory of all runs.
         data: the data directory; the configuration's ``data``, else ``data/<dataset>``, when None.
         devices: number of GPUs of each machine, or of CPU processes without one; every GPU, or one process, when None.
@@ -236,7 +225,7 @@ def make_plan(
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")
     configuration.update_freq(config, devices * machines.nodes)
-    directory = run or run_directory(config, runs)
+    directory = run or default_directory(config, runs)
     plan = Plan(config, RunDirectory(directory), data, devices, cuda, machines)
     refuse_other_languages(config.train, plan.manifest(), data)
     return plan
