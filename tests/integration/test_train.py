@@ -99,13 +99,22 @@ def test_run_under_another_recipe_is_refused_in_one_line(trained, train, words, 
 
 
 def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(place, train):
-    told = _train_as_a_user(place, "run=wrong", "train.unique_layers=9", status=2)
+    told = _train_as_a_user(place, "run=wrong", "train.valid_subset=other", status=2)
     assert told.splitlines()[-1] == (
-        "fairseq-sharing train: error: fairseq-train failed: --unique-layers must be between 1 and the number of"
-        " layers (4), got 9 (log: runs/words/wrong-seed1/train.log)"
+        "fairseq-sharing train: error: fairseq-train failed: FileNotFoundError: Dataset not found: other"
+        " (data/words/bin) (log: runs/words/wrong-seed1/train.log)"
     )
     assert "Traceback" not in told
     assert "finished" in train("run=wrong", "train.max_update=1")
+
+
+def test_mistake_that_the_parser_or_the_model_finds_starts_nothing(place, train):
+    (line,) = train("run=early", "train.unique_layers=9", status=2).splitlines()
+    assert line == (
+        "fairseq-sharing train: error: override: train.unique_layers: --unique-layers must be between 1 and the number"
+        " of layers (4), got 9"
+    )
+    assert not (place / "runs" / "words" / "early-seed1").exists()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
