@@ -6,7 +6,6 @@ Tensor names are those of fairseq's ``transformer``. A model's state dict has on
 
 from __future__ import annotations
 
-import argparse
 import contextvars
 import os
 import re
@@ -165,7 +164,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         SharingError: no such file, one that torch cannot read safely, or one without a model.
     """
-    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         with torch.serialization.safe_globals(NUMPY_READERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -321,11 +319,10 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
     borrowed = [sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()]
     history = checkpoint.get("optimizer_history") or [{}]
+    strategies = {s: args.get(f"{s.split('.')[0]}_sharing") or args.get("sharing") or "none" for s in sharing}
     return {
         "arch": args.get("arch"),
-        "sharing": {
-            stack: args.get(f"{stack.split('.')[0]}_sharing") or args.get("sharing") or "none" for stack in sharing
-        },
+        "sharing": strategies,
         "layers": {stack: len(s.layer_map) for stack, s in sharing.items()},
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
@@ -339,13 +336,12 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "", optimiz
     """Find the newest checkpoint in a folder that a training can resume from.
 
     Args:
-        directory: fairseq's --save-dir.
-        suffix: fairseq's checkpoint suffix.
+        directory, suffix: fairseq's --save-dir and --checkpoint-suffix.
         optimizer_state: whether a file needs the optimizer's state.
 
     Returns:
-        ``checkpoint_last.pt`` if it is complete. Otherwise, of the files named as fairseq names those of epochs,
-        intervals of updates and best models, the one with the most updates. None if there is none.
+        ``checkpoint_last.pt`` if it is complete, else the one with the most updates among the files with fairseq's
+        names for epochs, intervals of updates and best models. None if there is none.
     """
     last = Path(directory, f"checkpoint_last{suffix}.pt")
     written = rf"checkpoint(\d+|_\d+_\d+|_best|\.best_.+){re.escape(suffix)}\.pt"

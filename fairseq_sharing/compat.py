@@ -54,11 +54,6 @@ def avoid_half_hidden_amx(cpuinfo: str = "/proc/cpuinfo") -> None:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 
-def allow_fairseq_checkpoints() -> None:
-    """Let torch load fairseq's checkpoints safely: they hold a Namespace (fairseq#5610)."""
-    torch.serialization.add_safe_globals([argparse.Namespace])
-
-
 def mend_broadcast() -> None:
     """Let ranks send each other any object, above all the checkpoint to go on from.
 
@@ -368,7 +363,6 @@ def mend() -> None:
         return
     fairseq._mended_by_fairseq_sharing = True
     avoid_half_hidden_amx()
-    allow_fairseq_checkpoints()
     mend_broadcast()
     avoid_cudnn_attention()
     mend_numpy()

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+# fairseq's checkpoints hold the model's arguments in one (fairseq#5610).
+torch.serialization.add_safe_globals([Namespace])
+
 
 def to_plain(value: Any) -> Any:
     """Replace what torch does not read safely; tensors stay the objects that they are.
@@ -95,5 +98,5 @@ def explain_unreadable(error: Exception) -> str:
         what = f" (it contains {named[1]})" if named else " (it contains a TorchScript program)"
         return f"not read, because it could execute code{what}; allowed: tensors and plain values"
     told = re.search(r"WeightsUnpickler error: (.*)", text)
-    reason = told[1] if told else (text.splitlines() or [type(error).__name__])[0]
+    reason = (told[1] if told else text.partition("\n")[0]) or type(error).__name__
     return f"not a readable checkpoint ({reason[:200]})"

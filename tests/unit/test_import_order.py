@@ -17,7 +17,7 @@ PACKAGE_INSIDE = """
 import builtins
 stock = builtins.__import__
 def load(name, *rest):
-    if name == "fairseq.pdb":  # the last but some of what fairseq imports itself
+    if name == "fairseq.%s":
         stock("fairseq_sharing")
     return stock(name, *rest)
 builtins.__import__ = load
@@ -27,7 +27,8 @@ ORDERS = {
     "package, fairseq": "import fairseq_sharing, fairseq",
     "package, a module of fairseq": "import fairseq_sharing\nfrom fairseq.data import Dictionary",
     "fairseq, package": "import fairseq, fairseq_sharing",
-    "package while fairseq is imported": PACKAGE_INSIDE,
+    "package at the start of fairseq": PACKAGE_INSIDE % "distributed",
+    "package at the end of fairseq": PACKAGE_INSIDE % "pdb",
     "module without fairseq, fairseq": "import fairseq_sharing.layer_map, fairseq",
     "module with torch, fairseq": "import fairseq_sharing.checkpoint, fairseq",
     "model": "from fairseq_sharing.models.transformer_sharing import TransformerSharingModel",

@@ -234,9 +234,18 @@ def test_file_that_would_run_code_is_refused(tmp_path):
 
     path = tmp_path / "file.pt"
     torch.save({"model": {"weight": Harmful()}}, path)
-    with pytest.raises(SharingError, match="not a readable checkpoint"):
+    with pytest.raises(SharingError) as caught:
         checkpoint.load_checkpoint(path)
+    reason = "not read, because it could execute code (it contains posix.mkdir)"
+    assert str(caught.value) == f"{path}: {reason}; allowed: tensors and plain values"
     assert not (tmp_path / "harm").exists()
+
+
+def test_torchscript_program_is_refused(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)), path)
+    with pytest.raises(SharingError, match=r"could execute code \(it contains a TorchScript program\)"):
+        checkpoint.load_checkpoint(path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
