@@ -30,6 +30,10 @@ while (($#)); do
       [[ $2 == /* ]] && arguments+=("--out=$2") || arguments+=("--out=${PWD%/}/$2")
       shift 2
       ;;
+    --slurm) # one word, because the flags of sbatch begin with dashes
+      (($# > 1)) || { echo "reproduce_wmt_en_de.sh: error: --slurm needs a value" >&2 && exit 2; }
+      arguments+=("--slurm=$2") && shift 2
+      ;;
     --dry-run) dry_run=1 && arguments+=("$1") && shift ;;
     *) arguments+=("$1") && shift ;;
   esac

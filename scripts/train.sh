@@ -18,7 +18,7 @@ Says the world size, the ranks' devices and the tokens per batch. The batch is m
 update_freq; a configuration with tokens_per_batch gets the update_freq that keeps it whatever N and K are, or is
 refused. Started again it goes on from the last complete checkpoint. Under Slurm: scripts/slurm/train.sbatch. Example:
 
-  bash scripts/train.sh --devices 4 configs/wmt16_en_de/cycle_rev_n12.yaml
+  bash scripts/train.sh --devices 4 wmt16_en_de row=cycle_rev_n12
 USAGE
 }
 

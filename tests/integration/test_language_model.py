@@ -40,7 +40,7 @@ SIZES = {
     **{"max_tokens": 512, "precision": "fp32", "warmup_updates": 10, "lr_period_updates": 110},
 }
 WIKITEXT = flags.words(
-    compose("wikitext103/cycle_rev_n12.yaml", [f"train.{name}={value}" for name, value in SIZES.items()]).train
+    compose("wikitext103", ["row=cycle_rev_n12", *(f"train.{name}={value}" for name, value in SIZES.items())]).train
 )
 SMALL = [
     *("--arch", "transformer_lm_sharing", "--sharing", "cycle_rev", "--unique-layers", 2, "--decoder-layers", 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fairseq_sharing import flags
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.config import compose, tokens_per_batch, update_freq
+from fairseq_sharing.experiment.config import compose, find_study, tokens_per_batch, update_freq
 from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.layer_map import STACKS
 from fairseq_sharing.resources import configs_dir
@@ -88,10 +89,10 @@ def test_missing_configuration_names_both_places():
         compose("nowhere.yaml")
 
 
-@pytest.mark.parametrize("name", ["toy/vanilla.yaml", "configs/toy/vanilla.yaml", "toy/vanilla"])
+@pytest.mark.parametrize("name", ["studies/toy.yaml", "configs/studies/toy.yaml", "studies/toy", "toy"])
 def test_own_configuration_is_found_from_any_directory(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    assert compose(name).run == "vanilla"
+    assert compose(name, ["row=vanilla"]).run == "vanilla"
 
 
 TRANSLATION = {"task": "translation", "arch": "transformer_sharing_tiny", "optimizer": "adam"}
@@ -274,55 +275,69 @@ def test_batch_that_cannot_be_made_is_refused(experiment, overrides, devices, me
     assert message in str(error.value)
 
 
-# Folders of configurations that are not named after their data.
-STUDIES = {"changing_sharing": "multi30k", "precision": "multi30k"}
-EXPERIMENTS = sorted(file for file in configs_dir().glob("*/*.yaml") if file.parent.name != "base")
+STUDIES = sorted(file.stem for file in configs_dir().joinpath("studies").glob("*.yaml"))
+ROWS = [(study, row) for study in STUDIES for row in find_study(study).rows]
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_every_experiment_composes_and_says_how_to_launch_it(file):
-    # Its map is that of another run (--map-of).
-    overrides = ["train.layer_map='0,1,1,0,1,0'"] if file.stem == "dlt_final" else []
-    config = compose(file, overrides, check=flags.check)
+@pytest.mark.parametrize(("study", "row"), ROWS)
+def test_every_row_of_every_study_composes(study, row):
+    # The map of dlt_final is that of another run.
+    overrides = ["train.layer_map='0,1,1,0,1,0'"] if row == "dlt_final" else []
+    config = compose(study, [f"row={row}", *overrides], check=flags.check)
     assert not {"source_lang", "target_lang"} & set(config.train), "languages are those of the data"
-    assert config.dataset == STUDIES.get(file.parent.name, file.parent.name)
-    assert config.run == file.stem
-    header = file.read_text().split("base:")[0]
-    assert f"fairseq-sharing train configs/{file.parent.name}/{file.name}" in header
-    for word in ("devices:", "expected:", "hours", "score:", "source:"):
-        assert word in header, f"{file}: its comment must state {word}"
+    assert (config.study, config.run, config.dataset) == (study, row, find_study(study).data.name)
+    assert config.evaluate.get("baseline") != row
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_states_its_question_and_cost(study):
+    header = configs_dir().joinpath("studies", f"{study}.yaml").read_text().split("question:")[0]
+    for word in ("launch:", "devices:", "expected:"):
+        assert word in header, f"{study}: its comment must state {word}"
+    assert find_study(study).question.endswith(("?", "strategies.", "them."))
+    launch = re.search(r"launch:   (.*)", header)[1]
+    assert study in launch or study in ("toy", "wmt16_en_de"), launch
+
+
+@pytest.mark.parametrize("recipe", sorted(configs_dir().joinpath("recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_states_its_source(recipe):
+    comment = recipe.read_text().split("\nbase:")[0].split("\ndataset:")[0]
+    assert any(word in comment for word in ("Source:", "Size:", "Chosen by trial", "all ours")), comment
 
 
 PAPER_ROWS = ["vanilla", "admin", "universal_n6", "universal_n12", "vanilla_big"]
-PAPER_ROWS += [f"{strategy}_n{n}" for strategy in ("sequence", "cycle", "cycle_rev") for n in (12, 18)]
+PAPER_ROWS += [f"{strategy}_n{n}" for n in (12, 18) for strategy in ("sequence", "cycle", "cycle_rev")]
 SIZES = ["embed_dim", "ffn_embed_dim", "attention_heads", "layers"]
 ROW_CHANGES = {"sharing", "unique_layers", "admin"} | {f"{s}_{size}" for s in ("encoder", "decoder") for size in SIZES}
+WIDE = {"universal_n6", "universal_n12", "vanilla_big"}
 
 
-@pytest.mark.parametrize("folder", ["wmt16_en_de", "news_commentary", "news_commentary_8k"])
-def test_every_table_has_the_rows_of_the_paper_which_differ_in_the_model_only(folder):
-    found = {file.stem for file in configs_dir().joinpath(folder).glob("*.yaml")}
-    assert found >= set(PAPER_ROWS)
-    vanilla = compose(f"{folder}/vanilla.yaml")
+@pytest.mark.parametrize("study", ["wmt16_en_de", "news_commentary", "news_commentary_cpu"])
+def test_every_table_has_the_rows_of_the_paper_which_differ_in_the_model_only(study):
+    assert list(find_study(study).rows) == PAPER_ROWS
+    vanilla = compose(study, ["row=vanilla"])
     for row in PAPER_ROWS:
-        config = compose(f"{folder}/{row}.yaml")
+        config = compose(study, [f"row={row}"])
         differing = {key for key in {*config.train, *vanilla.train} if config.train.get(key) != vanilla.train.get(key)}
         assert differing <= ROW_CHANGES, f"{row}: {differing - ROW_CHANGES}"
         assert config.tokens_per_batch == vanilla.tokens_per_batch
         assert (config.train.get("admin") == "profile") == (row == "admin" or config.train.encoder_layers > 6)
-        lenpens = {"newstest2014": 0.6, "newstest2014_cleaned": 0.6 if folder == "wmt16_en_de" else None}
+        for size in ("embed_dim", "ffn_embed_dim", "attention_heads"):
+            wide, plain = config.train[f"encoder_{size}"], vanilla.train[f"encoder_{size}"]
+            assert wide == plain * (2 if row in WIDE else 1), f"{row}: {size}"
+        lenpens = {"newstest2014": 0.6, "newstest2014_cleaned": 0.6 if study == "wmt16_en_de" else None}
         assert config.evaluate.test_lenpen == lenpens
 
 
 def test_the_batch_of_the_paper_is_that_of_four_devices_and_32_steps():
-    config = compose("wmt16_en_de/vanilla.yaml")
+    config = compose("wmt16_en_de", ["row=vanilla"])
     assert config.tokens_per_batch == 3584 * 4 * 32
     assert [update_freq(config, devices) for devices in (1, 2, 4, 8, 32, 128)] == [128, 64, 32, 16, 4, 1]
 
 
 def test_shared_rows_differ_from_vanilla_in_sharing_and_depth_only():
     allowed = {"sharing", "unique_layers", "encoder_layers", "decoder_layers", "admin"}
-    # Rows with expert banks differ in what their layers are, too; never in the recipe.
+    # Rows with expert banks differ in their layers, too; never in the recipe.
     banks = {
         "arch",
         "criterion",
@@ -335,20 +350,20 @@ def test_shared_rows_differ_from_vanilla_in_sharing_and_depth_only():
     }
     banks |= {"expert_dim", "ffn_top_k", "attention_experts", "attention_top_k"}
     banks |= {f"{s}_{n}" for s in STACKS for n in ("attention_heads", "ffn_embed_dim", "ffn_experts")}
-    for dataset in ("toy", "multi30k"):
-        vanilla = compose(f"{dataset}/vanilla.yaml").train
-        for file in configs_dir().joinpath(dataset).glob("*.yaml"):
-            train = compose(file).train
+    for study in ("toy", "multi30k", "moeut"):
+        vanilla = compose(study, ["row=vanilla"]).train
+        for row in find_study(study).rows:
+            train = compose(study, [f"row={row}"]).train
             differing = {key for key in {*train, *vanilla} if train.get(key) != vanilla.get(key)}
             permitted = allowed | banks if "moeut" in train.arch else allowed
-            assert differing <= permitted, f"{file}: {differing - permitted} differ from vanilla"
+            assert differing <= permitted, f"{study} {row}: {differing - permitted} differ from vanilla"
 
 
 def test_rows_of_changing_sharing_differ_in_sharing_and_schedule_only():
     allowed = {"sharing", "unique_layers", "task", "max_epoch"}
-    vanilla = compose("changing_sharing/vanilla.yaml").train
-    for file in configs_dir().joinpath("changing_sharing").glob("*.yaml"):
-        train = compose(file).train
+    vanilla = compose("changing_sharing", ["row=vanilla"]).train
+    for row in find_study("changing_sharing").rows:
+        train = compose("changing_sharing", [f"row={row}"]).train
         differing = {key for key in {*train, *vanilla} if train.get(key) != vanilla.get(key)} - allowed
         schedule = ("sharing_schedule", "unshare_", "dynamic_", "freeze_pattern_at")
-        assert all(key.startswith(schedule) for key in differing), f"{file}: {differing}"
+        assert all(key.startswith(schedule) for key in differing), f"{row}: {differing}"

@@ -89,7 +89,7 @@ def test_final_map_of_a_run_gives_the_same_model(tmp_path, monkeypatch, capsys):
         labels = options[f"{name}_layer_map"].strip("'")
         assert make_layer_map(options[f"{name}_sharing"], 6, custom=labels) == model.sharing[name].layer_map
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "changing_sharing/dlt_final.yaml", "--map-of", str(file), "--dry-run"]) == 0
+    assert main(["train", "changing_sharing", "row=dlt_final", "--map-of", str(file), "--dry-run"]) == 0
     words = capsys.readouterr().out.split()
     assert words[words.index("--encoder-layer-map") + 1] == "0,1,1,0,2,2"
     assert words[words.index("--decoder-layer-map") + 1] == "0,0,0,0,0,0"

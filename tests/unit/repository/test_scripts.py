@@ -33,8 +33,8 @@ def test_quickstart_dry_run_tells_every_step_in_order(data):
     commands = [line for line in told.splitlines() if line.startswith("$ ")]
     assert commands == [
         f"$ fairseq-sharing prepare {data} --out data/{data}",
-        f"$ fairseq-sharing train configs/{data}/vanilla.yaml",
-        f"$ fairseq-sharing train configs/{data}/cycle_rev.yaml",
+        f"$ fairseq-sharing train {data} row=vanilla",
+        f"$ fairseq-sharing train {data} row=cycle_rev",
         f"$ fairseq-sharing evaluate runs/{data}/vanilla-seed1",
         f"$ fairseq-sharing evaluate runs/{data}/cycle_rev-seed1",
         f"$ fairseq-sharing report runs/{data}/report --runs runs/{data}/vanilla-seed1 runs/{data}/cycle_rev-seed1",
@@ -66,9 +66,9 @@ def test_test_dry_run_tells_every_check():
         (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
         (["train.sh"], "train.sh: error: no CONFIG given"),
         (["train.sh", "--master"], "train.sh: error: --master needs a value"),
-        (["reproduce_table1.sh", "--rows"], "reproduce_table1.sh: error: --rows needs a value"),
-        (["reproduce_table1.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
-        (["multi30k_table.sh", "--fast"], "reproduce_table1.sh: error: unknown argument --fast"),
+        (["reproduce_wmt_en_de.sh", "--study"], "reproduce_wmt_en_de.sh: error: --study needs a value"),
+        (["reproduce_wmt_en_de.sh", "--slurm"], "reproduce_wmt_en_de.sh: error: --slurm needs a value"),
+        (["reproduce_wmt_en_de.sh", "--out"], "reproduce_wmt_en_de.sh: error: --out needs a value"),
     ],
 )
 def test_bad_argument_is_refused(words, message):
@@ -80,32 +80,30 @@ def test_bad_argument_is_refused(words, message):
 @pytest.mark.parametrize(
     ("words", "called"),
     [
-        (["reproduce_table1.sh"], "table wmt16_en_de --seeds 1 2 3"),
+        ([], "table wmt16_en_de"),
         (
-            ["reproduce_table1.sh", "--rows", "vanilla cycle_n12", "--gpus", "4", "train.max_update=9"],
-            "table wmt16_en_de train.max_update=9 --seeds 1 2 3 --rows vanilla cycle_n12 --gpus=4",
+            ["--rows", "vanilla", "cycle_n12", "--gpus", "4", "train.max_update=9"],
+            "table wmt16_en_de --rows vanilla cycle_n12 --gpus 4 train.max_update=9",
         ),
         (
-            ["reproduce_table1.sh", "--preset", "news_commentary", "--slurm", "--time 1:00 --partition a"],
-            "table news_commentary --seeds 1 --slurm=--time 1:00 --partition a",
+            ["--study", "news_commentary", "--slurm", "--time 1:00 --partition a"],
+            "table news_commentary --slurm=--time 1:00 --partition a",
         ),
-        (["multi30k_table.sh", "--seeds", "1 2", "--mirror", "/m"], "table multi30k --seeds 1 2 --mirror=/m"),
-        (["multi30k_table.sh", "--out", "/mine"], "table multi30k --seeds 1 --out=/mine"),
+        (["--out", "mine", "--seeds", "1", "2"], "table wmt16_en_de --out=/mine --seeds 1 2"),
     ],
 )
-def test_table_scripts_pass_their_arguments_on(tmp_path, words, called):
+def test_the_script_of_the_table_passes_its_arguments_on(tmp_path, words, called):
     (tmp_path / "fairseq-sharing").write_text(f'#!{shutil.which("bash")}\necho "$*"\n')
     (tmp_path / "fairseq-sharing").chmod(0o755)
-    script, *arguments = words
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = _bash(ROOT / "scripts" / script, "--dry-run", *arguments, PATH=path)
+    done = _bash(ROOT / "scripts/reproduce_wmt_en_de.sh", "--dry-run", *words, PATH=path)
     assert done.stdout.strip().replace(" --dry-run", "") == called
     assert " --dry-run" in done.stdout
 
 
 def test_table_s_dry_run_says_when_nothing_is_installed(programs):
-    told = _bash(ROOT / "scripts/reproduce_table1.sh", "--dry-run", status=2, PATH=str(programs)).stderr
-    assert told.startswith("reproduce_table1.sh: error: --dry-run looks at the models: install first")
+    told = _bash(ROOT / "scripts/reproduce_wmt_en_de.sh", "--dry-run", status=2, PATH=str(programs)).stderr
+    assert told.startswith("reproduce_wmt_en_de.sh: error: --dry-run builds the models: install first")
 
 
 @pytest.fixture
@@ -197,26 +195,6 @@ def test_slurm_task_that_fails_is_not_queued_again(slurm):
     done = subprocess.run(words, env=_task(slurm, "exit 4\n"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.endswith("lines has no line 2\n")
-
-
-def test_changing_sharing_dry_run_gives_the_final_map_of_the_same_seed():
-    told = _bash(ROOT / "scripts/changing_sharing.sh", "--rows", "dlt dlt_final", "--seeds", "3", "--dry-run").stderr
-    runs = "runs/changing_sharing"
-    assert [line for line in told.splitlines() if line.startswith("$ fairseq-sharing")] == [
-        "$ fairseq-sharing prepare multi30k --out data/multi30k",
-        f"$ fairseq-sharing train configs/changing_sharing/dlt.yaml seed=3 --runs {runs}",
-        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt-seed3 --out {runs}/multi30k/report",
-        f"$ fairseq-sharing train configs/changing_sharing/dlt_final.yaml seed=3 --runs {runs} "
-        f"--map-of {runs}/multi30k/dlt-seed3",
-        f"$ fairseq-sharing evaluate {runs}/multi30k/dlt_final-seed3 --out {runs}/multi30k/report",
-        f"$ fairseq-sharing report {runs}/multi30k/report",
-    ]
-
-
-def test_changing_sharing_writes_to_a_folder_of_the_user_s():
-    told = _bash(ROOT / "scripts/changing_sharing.sh", "--rows", "dlt", "--out", "mine", "--dry-run").stderr
-    assert "evaluate runs/changing_sharing/multi30k/dlt-seed2 --out /mine\n" in told, "_bash runs in /"
-    assert told.endswith("$ fairseq-sharing report /mine\n")
 
 
 def test_no_script_writes_to_the_committed_results():

@@ -13,10 +13,18 @@ from rich.console import Console
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.experiment.config import compose, find_study
+from fairseq_sharing.experiment.run_directory import default_directory
 from fairseq_sharing.studies import cost as estimate
 from fairseq_sharing.studies import table as tables
-from fairseq_sharing.studies.table import PRESETS, Table
+from fairseq_sharing.studies.table import Table
+
+WMT16 = find_study("wmt16_en_de")
+STUDIES = ["wmt16_en_de", "news_commentary", "news_commentary_cpu", "multi30k", "moeut", "changing_sharing"]
+
+
+def table_of(study: str, *rows: str, **options) -> Table:
+    return Table(find_study(study), study, rows, **options)
 
 
 def words(command: str) -> list[str]:
@@ -24,8 +32,8 @@ def words(command: str) -> list[str]:
 
 
 def test_stages_are_every_row_of_a_seed_then_the_next_seed():
-    table = Table(PRESETS["wmt16_en_de"], ("cycle_n12", "vanilla"), (1, 2), ("train.max_update=9",), 4, mirror="m")
-    train = "fairseq-sharing train configs/wmt16_en_de/{}.yaml seed={} train.max_update=9 --devices 4"
+    table = Table(WMT16, "wmt16_en_de", ("cycle_n12", "vanilla"), (1, 2), ("train.max_update=9",), 4, mirror="m")
+    train = "fairseq-sharing train wmt16_en_de row={} seed={} train.max_update=9 --devices 4"
     evaluate = "fairseq-sharing evaluate runs/wmt16_en_de/{}-seed{} --out runs/wmt16_en_de/report"
     assert table.stages() == [
         words("fairseq-sharing prepare wmt16_en_de --out data/wmt16_en_de --mirror m"),
@@ -40,36 +48,43 @@ def test_stages_are_every_row_of_a_seed_then_the_next_seed():
 
 
 def test_results_are_written_below_runs_or_where_the_user_says():
-    for name, preset in PRESETS.items():
-        table = Table(preset)
+    for study in STUDIES:
+        table = table_of(study)
         written = {Path(stage[stage.index("--out") + 1]) for stage in table.stages() if stage[1] == "evaluate"}
-        assert written == {Path("runs") / preset.dataset / "report"}, name
-        assert table.report()[-1] == f"runs/{preset.dataset}/report"
-    mine = Table(PRESETS["multi30k"], ("vanilla",), out=Path("/mine"))
+        assert written == {Path("runs") / study / "report"}, study
+        assert table.report()[-1] == f"runs/{study}/report"
+    mine = table_of("multi30k", "vanilla", out=Path("/mine"))
     assert mine.evaluate(mine.runs()[0])[-2:] == ["--out", "/mine"]
     assert mine.report()[-1] == "/mine"
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_row_of_every_preset_has_a_configuration(name):
-    preset = PRESETS[name]
-    runs = Table(preset).runs()
-    assert len({run.path for run in runs}) == len(preset.rows)
+@pytest.mark.parametrize("study", STUDIES)
+def test_runs_are_where_train_keeps_them_and_the_baseline_is_first(study):
+    table = table_of(study)
+    runs = table.runs()
+    assert runs[0].row == table.study.baseline
+    assert len({run.path for run in runs}) == len(runs)
+    assert {run.row for run in runs} == set(table.study.rows)
     for run in runs:
-        assert compose(run.config).dataset == preset.dataset
-    assert "vanilla" in preset.rows[0]
+        config = compose(study, [f"row={run.row}", f"seed={run.seed}"])
+        assert default_directory(config, Path("runs")) == run.path
 
 
-def test_presets_of_one_corpus_keep_their_runs_apart():
-    gpu, cpu = (Table(PRESETS[name]).runs() for name in ("news_commentary", "news_commentary_cpu"))
-    assert not {run.path for run in gpu} & {run.path for run in cpu}
+def test_seeds_are_those_of_the_study_unless_given():
+    seeds = [(run.row, run.seed) for run in table_of("multi30k", "vanilla", "vanilla_admin").runs()]
+    both = [(row, seed) for seed in (1, 2, 3) for row in ("vanilla_admin", "vanilla")]
+    assert seeds == [*both, ("vanilla_admin", 4), ("vanilla_admin", 5)]
+    assert [run.seed for run in table_of("multi30k", "vanilla", seeds=(7,)).runs()] == [7]
 
 
-def test_unknown_row_and_no_seed_are_refused():
+def test_a_row_with_the_map_of_another_is_trained_after_it():
+    rows = table_of("changing_sharing", "dlt_final", "dlt").chosen_rows()
+    assert rows == ["dlt", "dlt_final"]
+
+
+def test_unknown_row_is_refused():
     with pytest.raises(SharingError, match=r"^--rows: no row vanila; allowed: vanilla admin "):
-        Table(PRESETS["news_commentary"], ("vanila",))
-    with pytest.raises(SharingError, match=r"^--seeds needs at least one seed$"):
-        Table(PRESETS["news_commentary"], seeds=())
+        table_of("news_commentary", "vanila")
 
 
 @pytest.fixture
@@ -98,7 +113,7 @@ def programs(monkeypatch, tmp_path):
 
 def test_a_row_that_fails_is_named_and_holds_up_no_other(programs, tmp_path):
     (tmp_path / "fails").touch()
-    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12", "cycle_n18"))
+    table = table_of("wmt16_en_de", "vanilla", "cycle_n12", "cycle_n18", seeds=(1,))
     told = io.StringIO()
     failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; started again, it goes on with them$"
     with pytest.raises(SharingError, match=failed):
@@ -112,7 +127,7 @@ def test_a_finished_run_is_scored_where_it_could_not_be_trained(programs, tmp_pa
     run = tmp_path / "runs/wmt16_en_de/vanilla-seed1"
     run.mkdir(parents=True)
     (run / "run.json").write_text('{"exit_status": 0}')
-    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12"), devices=4)
+    table = table_of("wmt16_en_de", "vanilla", "cycle_n12", seeds=(1,), devices=4)
     tables.make(table, Console(file=io.StringIO()))
     prepare, vanilla, *others, report = [" ".join(stage[1:]) for stage in table.stages()]
     assert vanilla.startswith("train ")
@@ -120,10 +135,10 @@ def test_a_finished_run_is_scored_where_it_could_not_be_trained(programs, tmp_pa
 
 
 def test_slurm_gets_an_array_of_one_line_a_run(programs, tmp_path):
-    table = Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_n12"), (1, 2), devices=8, nodes=2)
+    table = table_of("wmt16_en_de", "vanilla", "cycle_n12", seeds=(1, 2), devices=8, nodes=2)
     assert tables.submit(table, "--time 24:00:00", Console(file=io.StringIO())) == "4711"
     lines = (tmp_path / "runs/slurm/wmt16_en_de.txt").read_text().splitlines()
-    assert lines[0] == "fairseq-sharing train configs/wmt16_en_de/vanilla.yaml seed=1 --devices 8 $MACHINES"
+    assert lines[0] == "fairseq-sharing train wmt16_en_de row=vanilla seed=1 --devices 8 $MACHINES"
     assert len(lines) == 4
     prepare, sbatch = programs.read_text().splitlines()
     assert prepare.startswith("prepare wmt16_en_de")
@@ -139,7 +154,7 @@ def test_a_signal_reaches_the_stage_and_ends_the_table(tmp_path):
 import sys
 from pathlib import Path
 from rich.console import Console
-from fairseq_sharing.training import table
+from fairseq_sharing.studies import table
 Popen = table.subprocess.Popen
 code = "import signal, sys, time; from pathlib import Path; "
 code += "signal.signal(signal.SIGTERM, lambda *_: (Path({str(tmp_path / "told")!r}).touch(), sys.exit(1))); "
@@ -155,7 +170,7 @@ table.call(["fairseq-sharing", "train"], Console(stderr=True))
 
 
 def test_estimate_is_that_of_the_operations_and_the_tokens():
-    vanilla, deep = estimate.estimate_rows(Table(PRESETS["wmt16_en_de"], ("vanilla", "cycle_rev_n18"), (1, 2)))
+    vanilla, deep = estimate.estimate_rows(table_of("wmt16_en_de", "vanilla", "cycle_rev_n18", seeds=(1, 2)))
     d, ffn, length = 512, 2048, estimate.TOKENS_A_PAIR
     layers = 6 * (4 * d * d + 2 * d * ffn) + 6 * (8 * d * d + 2 * d * ffn)
     a_token = layers + 32_768 * d + (6 + 2 * 6) * 2 * length * d
@@ -173,15 +188,15 @@ def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path
         == 0
     )
     told = capsys.readouterr().out
-    assert "$ fairseq-sharing train configs/news_commentary/vanilla.yaml seed=2 train.max_epoch=3" in told
+    assert "$ fairseq-sharing train news_commentary row=vanilla seed=2 train.max_epoch=3" in told
     assert "estimated, at an assumed 40 TFLOP/s a GPU" in told
     tokens = 3 * 230_000 * estimate.TOKENS_A_PAIR
     assert f"vanilla: 60.9M parameters, {tokens / 1e6:,.0f}M target tokens, " in told
-    assert "in all, 2 seeds: " in told
+    assert "in total, 2 runs: " in told
     assert main(["table", "multi30k", "--out", "mine", "--dry-run"]) == 0
     assert "$ fairseq-sharing report mine" in capsys.readouterr().out
     assert main(["table", "nothing"]) == 2
-    assert "no table nothing; allowed: wmt16_en_de, news_commentary, " in capsys.readouterr().err
+    assert "configuration nothing: no such file, here or in " in capsys.readouterr().err
     assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2
     assert "--slurm needs --gpus" in capsys.readouterr().err
     assert not list(Path().iterdir()), "a dry run writes nothing"

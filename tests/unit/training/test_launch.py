@@ -42,7 +42,7 @@ def _flag(command, name):
 
 @pytest.mark.usefixtures("machine")
 def test_plan_names_data_run_and_seed(tmp_path):
-    plan = make_plan(compose("toy/vanilla.yaml", ["seed=3"]), runs=tmp_path, data=tmp_path / "d")
+    plan = make_plan(compose("toy", ["row=vanilla", "seed=3"]), runs=tmp_path, data=tmp_path / "d")
     command = plan.command()
     assert command[:2] == ["fairseq-train", str(tmp_path / "d" / "bin")]
     assert _flag(command, "--save-dir") == str(tmp_path / "toy" / "vanilla-seed3" / "checkpoints")
@@ -139,7 +139,7 @@ def test_an_update_of_changing_length_is_described(small):
 @pytest.mark.usefixtures("machine")
 def test_a_data_directory_is_no_flag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = make_plan(compose("toy/vanilla.yaml"), runs=Path("--runs"), data=Path("--user-dir=x")).words()
+    words = make_plan(compose("toy", ["row=vanilla"]), runs=Path("--runs"), data=Path("--user-dir=x")).words()
     assert words[0] == "./--user-dir=x/bin"
     assert _flag(words, "--save-dir") == "./--runs/toy/vanilla-seed1/checkpoints"
 
@@ -157,7 +157,7 @@ def test_the_command_checks_the_train_block_first(tmp_path, capsys, dry):
 
 @pytest.mark.usefixtures("machine")
 def test_several_processes_are_started_by_torchrun():
-    command = make_plan(compose("toy/vanilla.yaml"), devices=2).command()
+    command = make_plan(compose("toy", ["row=vanilla"]), devices=2).command()
     assert command[0] == "torchrun"
     assert (_flag(command, "--nnodes"), _flag(command, "--nproc-per-node")) == ("1", "2")
     assert (_flag(command, "--master-addr"), _flag(command, "-m")) == ("127.0.0.1", "fairseq_sharing.training.rank")
@@ -169,7 +169,7 @@ def test_several_processes_are_started_by_torchrun():
 @pytest.mark.usefixtures("machine")
 def test_cpu_processes_share_the_cores(monkeypatch, share):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    plan = make_plan(compose("toy/vanilla.yaml"), devices=2)
+    plan = make_plan(compose("toy", ["row=vanilla"]), devices=2)
     assert plan.variables().get("OMP_NUM_THREADS") == share
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert plan.variables()["OMP_NUM_THREADS"] == "1"
@@ -178,7 +178,7 @@ def test_cpu_processes_share_the_cores(monkeypatch, share):
 @pytest.mark.parametrize("machine", [GPUS], indirect=True)
 @pytest.mark.usefixtures("machine")
 def test_all_gpus_of_all_machines_share_the_batch():
-    config = compose("wmt16_en_de/vanilla.yaml")
+    config = compose("wmt16_en_de", ["row=vanilla"])
     plans = [make_plan(config, machines=Machines(2, rank, "first:29500")) for rank in range(2)]
     for rank, plan in enumerate(plans):
         command = plan.command()
@@ -208,7 +208,7 @@ def test_machines_that_do_not_fit_together_are_refused(machines, message):
 
 @pytest.mark.usefixtures("machine")
 def test_tokens_per_batch_sets_update_freq():
-    config = compose("toy/vanilla.yaml", ["tokens_per_batch=16384", "train.max_tokens=4096"])
+    config = compose("toy", ["row=vanilla", "tokens_per_batch=16384", "train.max_tokens=4096"])
     plan = make_plan(config, devices=2)
     assert _flag(plan.command(), "--update-freq") == "2"
     assert plan.batch() == "16,384 tokens per batch = 4,096 tokens x 2 devices x update_freq 2"
@@ -218,7 +218,7 @@ def test_tokens_per_batch_sets_update_freq():
 @pytest.mark.usefixtures("machine")
 def test_more_devices_than_there_are_is_refused(devices):
     with pytest.raises(SharingError, match=f"--devices must be between 1 and 4 .* got {devices}"):
-        make_plan(compose("toy/vanilla.yaml"), devices=devices)
+        make_plan(compose("toy", ["row=vanilla"]), devices=devices)
 
 
 @pytest.mark.usefixtures("machine")
@@ -230,7 +230,7 @@ def test_a_training_whose_translations_could_not_be_scored_does_not_start(tmp_pa
 
     def start(language, *overrides):
         (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": language}))
-        config = compose("toy/vanilla.yaml", ["train.target_lang=null", *overrides])
+        config = compose("toy", ["row=vanilla", "train.target_lang=null", *overrides])
         train(make_plan(config, runs=tmp_path / "runs", data=tmp_path), Console(file=io.StringIO()))
 
     for overrides, message in (
@@ -252,7 +252,7 @@ def test_a_training_whose_translations_could_not_be_scored_does_not_start(tmp_pa
 
 @pytest.mark.usefixtures("machine")
 def test_missing_data_names_the_command_that_makes_it(tmp_path):
-    plan = make_plan(compose("toy/vanilla.yaml"), runs=tmp_path, data=tmp_path / "none")
+    plan = make_plan(compose("toy", ["row=vanilla"]), runs=tmp_path, data=tmp_path / "none")
     with pytest.raises(SharingError, match=r"fairseq-sharing prepare toy --out .*none"):
         train(plan, Console(file=io.StringIO()))
 
