@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fairseq_sharing.import_order import call_after_imports
+from fairseq_sharing.registration import call_after_imports
 
 if TYPE_CHECKING:
     from fairseq_sharing.decoding.translator import Translator as Translator
@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register what fairseq finds by name, and mend fairseq on current Python, torch and numpy."""
-    from fairseq_sharing import compat  # noqa: F401
+    """Register what fairseq finds by name, and fix fairseq on current Python, torch and numpy."""
+    from fairseq_sharing import fixes
     from fairseq_sharing.fast import (
         fused_adam,  # noqa: F401
         fused_label_smoothed_cross_entropy,  # noqa: F401
@@ -27,6 +27,8 @@ def register() -> None:
     )
     from fairseq_sharing.schedules import tasks as sharing_tasks  # noqa: F401
     from fairseq_sharing.universal import ponder  # noqa: F401
+
+    fixes.apply()
 
 
 def __getattr__(name: str) -> Any:

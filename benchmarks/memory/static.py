@@ -49,7 +49,7 @@ def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
     from synthetic import write_dictionaries
 
     import fairseq_sharing
-    from fairseq_sharing.tying import measure_bytes
+    from fairseq_sharing.schedules.change_sharing import measure_bytes
 
     fairseq_sharing.register()
     logging.disable(logging.INFO)

@@ -72,7 +72,7 @@ def measure(model: str, recompute: bool, tokens: int, device: str, threads: int)
     from fairseq.trainer import Trainer
     from synthetic import write_dictionaries
 
-    from fairseq_sharing.tying import measure_bytes
+    from fairseq_sharing.schedules.change_sharing import measure_bytes
 
     torch.set_num_threads(threads)
     args = arguments(model, recompute)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fairseq.tasks.translation import TranslationTask
 
+import fairseq_sharing  # noqa: F401  fixes fairseq's batching
 from benchmarks.record import environment, write
-from fairseq_sharing import compat  # noqa: F401  mends fairseq's batching
 
 
 def count(data: Path, max_tokens: int, batches: int) -> dict[str, dict[str, int]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fairseq_sharing.checkpoint import EXTRA_STATE, layer_aliases, load_checkpoint, recorded_sharing
+from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write
 from fairseq_sharing.layer_map import StackSharing, relabel

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> None:
     """Average the named checkpoints, or the last K epochs of a folder."""
     from rich.console import Console
 
-    from fairseq_sharing.checkpoint import last_epochs
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
+    from fairseq_sharing.checkpoints.choose import last_epochs
     from fairseq_sharing.errors import SharingError
 
     if args.last is not None:

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> None:
 def _materialise(args: argparse.Namespace, console: Console) -> None:
     from rich.console import Console
 
-    from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
+    from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+    from fairseq_sharing.checkpoints.materialise import materialise
     from fairseq_sharing.decoding.model_files import find_model
 
     path = Path(args.model)

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the untied checkpoint."""
     from rich.console import Console
 
-    from fairseq_sharing.checkpoint import load_checkpoint, save_atomically
+    from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.schedules.at_rest import untie
 

@@ -27,7 +27,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     fairseq_sharing.register()
     from fairseq import checkpoint_utils
 
-    from fairseq_sharing.compat import find_sharing_error
+    from fairseq_sharing.fixes.error_messages import find_sharing_error
 
     assert files.dictionaries is not None
     assert files.languages is not None

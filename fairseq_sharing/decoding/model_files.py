@@ -123,7 +123,8 @@ def _average(run: Any, count: int, console: Console) -> Path:
 
 
 def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> ModelFiles:
-    from fairseq_sharing.checkpoint import load_checkpoint, task_arguments
+    from fairseq_sharing.checkpoints.arguments import task_arguments
+    from fairseq_sharing.checkpoints.files import load_checkpoint
 
     trained: Direction | None = None
     for path in paths:

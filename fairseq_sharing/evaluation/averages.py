@@ -35,7 +35,7 @@ def finished_average(run: RunDirectory, count: int, console: Console) -> Path | 
     Raises:
         SharingError: a running training deletes the checkpoints.
     """
-    from fairseq_sharing.checkpoint import epoch_checkpoints
+    from fairseq_sharing.checkpoints.choose import epoch_checkpoints
 
     if left := average_left(run, AVERAGE, console):
         return left
@@ -46,7 +46,8 @@ def finished_average(run: RunDirectory, count: int, console: Console) -> Path | 
 
 def average_left(run: RunDirectory, name: str, console: Console) -> Path | None:
     """Find an average whose epochs have been removed: of that name, else the configuration's; report it."""
-    from fairseq_sharing.checkpoint import epoch_checkpoints, load_checkpoint
+    from fairseq_sharing.checkpoints.choose import epoch_checkpoints
+    from fairseq_sharing.checkpoints.files import load_checkpoint
 
     if epoch_checkpoints(run.checkpoints):
         return None

@@ -172,7 +172,8 @@ def _evaluate(
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
 
-    from fairseq_sharing.checkpoint import describe_checkpoint, load_checkpoint  # torch: not before bad input is out
+    from fairseq_sharing.checkpoints.files import load_checkpoint  # torch: not before bad input is out
+    from fairseq_sharing.checkpoints.summary import describe_checkpoint  # torch: not before bad input is out
 
     model = describe_checkpoint(averaged)
     log = summarise(run.log_records())
@@ -237,7 +238,9 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     Raises:
         SharingError: there is none.
     """
-    from fairseq_sharing.checkpoint import epoch_checkpoints  # torch, which --help and bad input need not wait for
+    from fairseq_sharing.checkpoints.choose import (
+        epoch_checkpoints,  # torch, which --help and bad input need not wait for
+    )
 
     files = epoch_checkpoints(directory)
     if not files:
@@ -268,8 +271,8 @@ def average_last_epochs(
     Raises:
         SharingError: there is none, or a training deletes them meanwhile.
     """
-    from fairseq_sharing.checkpoint import load_checkpoint
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
+    from fairseq_sharing.checkpoints.files import load_checkpoint
 
     if left := average_left(run, name, console):
         return left, load_checkpoint(left)["averaged"], {"checkpoint": sha256(left)}

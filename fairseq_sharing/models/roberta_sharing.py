@@ -9,7 +9,6 @@ from fairseq.models.roberta import model as roberta
 from fairseq.models.transformer import TransformerConfig
 from omegaconf import DictConfig
 
-from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharingModel

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fairseq_sharing.admin.residual import profiling, set_closed_form
-from fairseq_sharing.checkpoint import (
+from fairseq_sharing.checkpoints.sharing_state import (
     EXTRA_STATE,
     explain_mismatch,
     extra_state,

@@ -11,7 +11,6 @@ from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, Transformer
 from fairseq.modules import AdaptiveInput
 from omegaconf import DictConfig
 
-from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharingModel

@@ -10,7 +10,6 @@ from fairseq.models.transformer.transformer_decoder import TransformerDecoderBas
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
 from omegaconf import DictConfig
 
-from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass

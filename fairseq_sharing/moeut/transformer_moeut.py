@@ -8,7 +8,6 @@ from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
 from omegaconf import DictConfig
 
-from fairseq_sharing import compat  # noqa: F401  mends fairseq before a model of it is built
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fairseq_sharing.checkpoint import EXTRA_STATE, layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
 from fairseq_sharing.errors import SharingError
 
 # State that fairseq's modules keep beside their parameters.

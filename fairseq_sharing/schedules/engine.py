@@ -18,9 +18,10 @@ from fairseq.logging import metrics
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import format_map, num_unique
+from fairseq_sharing.schedules.change_sharing import change_sharing, measure_bytes
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
-from fairseq_sharing.tying import alias_names, change_sharing, measure_bytes, stand_ins
+from fairseq_sharing.tying import alias_names, stand_ins
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.checkpoint import load_checkpoint, newest_readable, recorded_sharing
+from fairseq_sharing.checkpoints.choose import newest_readable
+from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, format_map
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule

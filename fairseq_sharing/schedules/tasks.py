@@ -7,7 +7,6 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_sharing import compat  # noqa: F401  lets a task look at the run after every update
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.schedules.build import build_schedule

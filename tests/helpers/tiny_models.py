@@ -21,7 +21,7 @@ from sharing_cases import LAYERS, Case
 from torch import nn
 
 import fairseq_sharing
-from fairseq_sharing import checkpoint
+from fairseq_sharing.checkpoints.sharing_state import find_aliases
 
 fairseq_sharing.register()
 
@@ -194,7 +194,7 @@ def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
     names = [dict(model.named_parameters(remove_duplicate=False)) for model in (one, other)]
     assert names[0].keys() == names[1].keys()
     assert all(torch.equal(value, names[1][name]) for name, value in names[0].items())
-    assert checkpoint.find_aliases(one) == checkpoint.find_aliases(other)
+    assert find_aliases(one) == find_aliases(other)
 
 
 def assert_tied(case: Case, model: nn.Module) -> None:

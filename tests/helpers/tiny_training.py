@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 # Name of a subset -> sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
 SUBSETS = {"train": 300, "valid": 61, "test": 461, "test1": 5}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tiny_training import distributed
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 UPDATES = 2
 FLAGS = ["--admin", "profile", "--lr", "1e-7", "--dropout", "0.1"]  # too slow to move a weight that anyone would see

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_training import LAYERS, SUBSETS
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 from fairseq_processes import ENVIRONMENT, PLUGIN, ROOT, lines_by_kind, logged
 from tiny_training import CYCLE_REV, LAYERS, SUBSETS
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 VANILLA = ["--arch", "transformer", *LAYERS]
 SEQUENCE = ["--arch", "transformer_sharing", "--encoder-layers", "3", "--decoder-layers", "6"]
@@ -73,7 +73,7 @@ def test_fairseq_commands_from_an_installation(tmp_path, installed, train_words,
     words += ["--user-dir", "fairseq_sharing"]
     done = call([*run, "fairseq_cli.generate", *words], cwd=tmp_path, PYTHONPATH=str(installed))
     assert sorted(lines_by_kind(done.stdout)["H"]) == list(range(5))
-    assert list((installed / "fairseq_sharing").glob("__pycache__/compat*.pyc")), "another fairseq_sharing was used"
+    assert list((installed / "fairseq_sharing").glob("__pycache__/tying*.pyc")), "another fairseq_sharing was used"
 
 
 @pytest.mark.parametrize("subset", ["test", "test1"])

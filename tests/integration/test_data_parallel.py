@@ -6,7 +6,7 @@ import pytest
 import torch
 from fairseq_processes import logged
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 # Plain gradient descent: Adam would blow up the rounding of gradients that are zero.
 FLAGS = ["--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--max-update", "3"]

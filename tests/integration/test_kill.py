@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_training import assert_same_bits
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 KILLS = 20
 FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1"]

@@ -10,7 +10,7 @@ import pytest
 from fairseq_processes import PLUGIN
 
 from fairseq_sharing import flags
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.experiment.config import compose
 
 WORDS = [f"w{number}" for number in range(30)]

@@ -13,7 +13,7 @@ import pytest
 from tiny_training import free_port
 from words_corpus import ENVIRONMENT, make_place
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.experiment.run_directory import RunDirectory
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")

@@ -11,7 +11,7 @@ import torch
 from fairseq_processes import PLUGIN, logged
 from tiny_training import LAYERS, assert_same_bits
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 BANKS = ["--head-dim", "8", "--attention-experts", "4", "--ffn-experts", "6", "--ffn-top-k", "2", "--expert-dim", "8"]
 MODEL = ["--arch", "transformer_moeut", *LAYERS, *BANKS, "--decoder-attention-heads", "2"]

@@ -12,7 +12,7 @@ import torch
 from fairseq_processes import PLUGIN
 from tiny_training import CYCLE_REV, LAYERS, SUBSETS
 
-from fairseq_sharing.checkpoint import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
 
 BLEU = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 5}', "--best-checkpoint-metric", "bleu"]
 BLEU += ["--maximize-best-checkpoint-metric"]

@@ -11,7 +11,8 @@ import torch
 from fairseq_processes import logged
 from tiny_training import LAYERS, assert_same_bits, distributed
 
-from fairseq_sharing.checkpoint import describe_checkpoint, load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.summary import describe_checkpoint
 from fairseq_sharing.schedules.replay import recorded_changes, recorded_state
 
 SHARED = ("--sharing", "universal", "--unique-layers", "1")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sharing_cases import CASES, NORMS
 
-from fairseq_sharing import compat  # noqa: F401  mends bf16 on some machines, before the first matrix product
+import fairseq_sharing.models.transformer_sharing  # noqa: F401  fixes bf16 on some machines, before the first matrix product
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on a CPU, however slowly

@@ -27,8 +27,11 @@ from tiny_models import (
     train_step,
 )
 
-from fairseq_sharing import checkpoint
 from fairseq_sharing.checkpoints.averaging import average_checkpoints
+from fairseq_sharing.checkpoints.choose import last_epochs
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
+from fairseq_sharing.checkpoints.summary import describe_checkpoint
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
@@ -56,7 +59,7 @@ def test_state_dict_holds_the_map_in_plain_words(case, model):
         for stack in ("encoder", "decoder")
     }
     assert model.state_dict()["_extra_state"] == {"stacks": stacks, "aliases": EMBEDDING_ALIASES}
-    assert checkpoint.recorded_sharing(model.state_dict()) == model.sharing
+    assert recorded_sharing(model.state_dict()) == model.sharing
 
 
 def test_state_dict_of_a_wrapped_model_is_canonical_too(model):
@@ -131,19 +134,19 @@ def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir):
 def write(path, model, case):
     """Write a file with what generation needs of a checkpoint."""
     content = {"cfg": {"model": arguments(**case.options)}, "model": model.state_dict()}
-    checkpoint.save_atomically(content, path)
+    save_atomically(content, path)
     return path
 
 
 def test_average_is_the_mean_and_keeps_ties_and_size(case, trained, tmp_path):
-    paths, states = [trained.path], [checkpoint.load_checkpoint(trained.path)["model"]]
+    paths, states = [trained.path], [load_checkpoint(trained.path)["model"]]
     generator = torch.Generator().manual_seed(4)
     for number in (2, 3):
-        other = checkpoint.load_checkpoint(trained.path)
+        other = load_checkpoint(trained.path)
         for name, value in tensors(other["model"]).items():
             if not name.endswith("version"):  # fairseq's number of the format
                 value.add_(torch.randn(value.shape, generator=generator))
-        checkpoint.save_atomically(other, tmp_path / f"checkpoint{number}.pt")
+        save_atomically(other, tmp_path / f"checkpoint{number}.pt")
         paths.append(tmp_path / f"checkpoint{number}.pt")
         states.append(other["model"])
     average_checkpoints(paths, tmp_path / "average.pt")
@@ -153,9 +156,9 @@ def test_average_is_the_mean_and_keeps_ties_and_size(case, trained, tmp_path):
     for name, parameter in loaded.named_parameters():
         mean = torch.stack([state[name].double() for state in states]).mean(0)
         torch.testing.assert_close(parameter.double(), mean, rtol=0, atol=1e-6)
-    assert "last_optimizer_state" not in checkpoint.load_checkpoint(tmp_path / "average.pt")
+    assert "last_optimizer_state" not in load_checkpoint(tmp_path / "average.pt")
     other.pop("last_optimizer_state")
-    checkpoint.save_atomically(other, tmp_path / "one.pt")
+    save_atomically(other, tmp_path / "one.pt")
     sizes = [os.path.getsize(tmp_path / name) for name in ("average.pt", "one.pt")]
     assert abs(sizes[0] - sizes[1]) <= 0.01 * sizes[1]
 
@@ -199,10 +202,10 @@ def test_last_epochs_are_taken_by_number(tmp_path):
     names = ["checkpoint1.pt", "checkpoint2.pt", "checkpoint10.pt", "checkpoint_last.pt", "checkpoint_best.pt"]
     for name in [*names, "checkpoint_3_500.pt", "checkpoint11.pt.tmp"]:
         (tmp_path / name).touch()
-    assert [path.name for path in checkpoint.last_epochs(tmp_path, 2)] == ["checkpoint2.pt", "checkpoint10.pt"]
+    assert [path.name for path in last_epochs(tmp_path, 2)] == ["checkpoint2.pt", "checkpoint10.pt"]
     for count in (0, 4):
         with pytest.raises(SharingError) as caught:
-            checkpoint.last_epochs(tmp_path, count)
+            last_epochs(tmp_path, count)
         assert str(caught.value) == f"{tmp_path}: has 3 epoch checkpoints, got {count} to average"
 
 
@@ -224,7 +227,7 @@ def test_other_files_are_refused_in_one_line(content, message, tmp_path):
     path = tmp_path / "file.pt"
     path.write_bytes(content if isinstance(content, bytes) else to_bytes(content))
     with pytest.raises(SharingError, match=f"^{path}: {message}$"):
-        checkpoint.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 def test_file_that_would_run_code_is_refused(tmp_path):
@@ -235,7 +238,7 @@ def test_file_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "file.pt"
     torch.save({"model": {"weight": Harmful()}}, path)
     with pytest.raises(SharingError) as caught:
-        checkpoint.load_checkpoint(path)
+        load_checkpoint(path)
     reason = "not read, because it could execute code (it contains posix.mkdir)"
     assert str(caught.value) == f"{path}: {reason}; allowed: tensors and plain values"
     assert not (tmp_path / "harm").exists()
@@ -245,7 +248,7 @@ def test_torchscript_program_is_refused(tmp_path):
     path = tmp_path / "file.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)), path)
     with pytest.raises(SharingError, match=r"could execute code \(it contains a TorchScript program\)"):
-        checkpoint.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -267,7 +270,7 @@ def test_damaged_files_of_many_kinds_are_refused(tmp_path):
             path.write_bytes(content)
             told = None
             try:
-                checkpoint.load_checkpoint(path)
+                load_checkpoint(path)
             except SharingError as error:
                 told = str(error)
             refused += told is not None
@@ -279,7 +282,7 @@ def test_damaged_files_of_many_kinds_are_refused(tmp_path):
 
 
 def test_description_of_a_checkpoint(case, norm, trained):
-    told = checkpoint.describe_checkpoint(trained.path)
+    told = describe_checkpoint(trained.path)
     attention, ffn = 4 * EMBED * (EMBED + 1), 2 * EMBED * FFN + FFN + EMBED
     vanilla_layers = LAYERS * (attention + ffn + 4 * EMBED) + LAYERS * (2 * attention + ffn + 6 * EMBED)
     effective = VOCABULARY * EMBED + vanilla_layers + (4 * EMBED if norm == "pre" else 0)

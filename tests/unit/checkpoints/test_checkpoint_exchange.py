@@ -26,7 +26,9 @@ from tiny_models import (
     translate,
 )
 
-from fairseq_sharing import checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.materialise import materialise
+from fairseq_sharing.checkpoints.sharing_state import initialising
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
@@ -84,7 +86,7 @@ def materialised(trained):
     """The file that is made of a case's checkpoint, beside it; not to be changed."""
     path = trained.path.with_name("materialised.pt")
     if not path.exists():
-        checkpoint.save_atomically(checkpoint.materialise(checkpoint.load_checkpoint(trained.path)), path)
+        save_atomically(materialise(load_checkpoint(trained.path)), path)
     return path
 
 
@@ -101,10 +103,10 @@ def test_materialised_file_is_fairseq_s_own_transformer_and_translates_the_same(
 
 
 def test_materialised_file_names_fairseq_s_own_loss_and_optimizer(trained):
-    fused = checkpoint.load_checkpoint(trained.path)
+    fused = load_checkpoint(trained.path)
     fused["cfg"]["criterion"]["_name"] = "fused_label_smoothed_cross_entropy"
     fused["cfg"]["optimizer"]["_name"] = "fused_adam"
-    cfg = checkpoint.materialise(fused)["cfg"]
+    cfg = materialise(fused)["cfg"]
     assert (cfg["criterion"]["_name"], cfg["optimizer"]["_name"]) == ("label_smoothed_cross_entropy", "adam")
 
 
@@ -141,7 +143,7 @@ def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialise
 def test_what_stock_fairseq_has_no_layers_for_is_not_materialised(option, value, flag):
     model = {"arch": "transformer_sharing", option: value}
     with pytest.raises(SharingError, match=f"^--materialise cannot write a model with {flag}: stock fairseq"):
-        checkpoint.materialise({"cfg": {"model": model}, "model": {}})
+        materialise({"cfg": {"model": model}, "model": {}})
 
 
 def test_materialised_file_loads_back_into_the_shared_model(case, norm, trained, materialised):
@@ -153,9 +155,9 @@ def test_materialised_file_loads_back_into_the_shared_model(case, norm, trained,
 
 
 def test_materialising_changes_nothing_in_what_it_is_given(trained):
-    original = checkpoint.load_checkpoint(trained.path)
+    original = load_checkpoint(trained.path)
     keys = list(original["model"])
-    checkpoint.materialise(original)
+    materialise(original)
     assert list(original["model"]) == keys
     assert vars(original["cfg"]["model"])["arch"] == "transformer_sharing"
     assert "last_optimizer_state" in original
@@ -164,7 +166,7 @@ def test_materialising_changes_nothing_in_what_it_is_given(trained):
 def test_only_shared_models_are_materialised(data_dir, tmp_path):
     path = save(make_trainer(data_dir, BY_NAME["none"], arch="transformer"), tmp_path / "vanilla.pt")
     with pytest.raises(SharingError) as caught:
-        checkpoint.materialise(checkpoint.load_checkpoint(path))
+        materialise(load_checkpoint(path))
     assert str(caught.value) == "--materialise writes transformer_sharing models, this one is transformer"
 
 
@@ -172,10 +174,10 @@ def test_only_shared_models_are_materialised(data_dir, tmp_path):
 
 
 @pytest.fixture
-def initialising():
-    token = checkpoint.initialising.set(True)
+def starts_from_another_model():
+    token = initialising.set(True)
     yield
-    checkpoint.initialising.reset(token)
+    initialising.reset(token)
 
 
 def full_layer_maps():
@@ -184,7 +186,7 @@ def full_layer_maps():
 
 @pytest.mark.parametrize("name", full_layer_maps())
 @pytest.mark.parametrize("arch", ["transformer", "transformer_sharing"])
-def test_finetuning_starts_from_a_vanilla_model_of_m_layers(name, arch, norm, initialising):
+def test_finetuning_starts_from_a_vanilla_model_of_m_layers(name, arch, norm, starts_from_another_model):
     """Vanilla layer i gives parameter set i."""
     case = BY_NAME[name]
     sizes = {f"{stack}_layers": len(set(case.layer_map(stack))) for stack in ("encoder", "decoder")}
@@ -200,7 +202,7 @@ def test_finetuning_starts_from_a_vanilla_model_of_m_layers(name, arch, norm, in
     assert torch.equal(ours.decoder.embed_tokens.weight, vanilla.decoder.embed_tokens.weight)
 
 
-def test_finetuning_starts_from_a_vanilla_model_of_n_layers(case, norm, model, vanilla, initialising):
+def test_finetuning_starts_from_a_vanilla_model_of_n_layers(case, norm, model, vanilla, starts_from_another_model):
     ours = build(norm, seed=5, **case.options)
     ours.load_state_dict(vanilla.state_dict(), strict=True)
     assert_equal_models(ours, model)
@@ -220,10 +222,10 @@ def test_trainer_finetunes_and_refuses_by_whether_the_optimizer_is_reset(data_di
     shared = make_trainer(data_dir, BY_NAME["cycle"])
     with pytest.raises(SharingError, match=rf"^{path}: the checkpoint's encoder has the layer map 3 vanilla layers"):
         shared.load_checkpoint(str(path))
-    assert not checkpoint.initialising.get()
+    assert not initialising.get()
     shared.load_checkpoint(str(path), reset_optimizer=True, reset_lr_scheduler=True, reset_meters=True)
     assert torch.equal(shared.model.encoder.layers[4].fc1.weight, three.model.encoder.layers[1].fc1.weight)
-    assert not checkpoint.initialising.get()
+    assert not initialising.get()
     train_step(shared, seed=4)
 
 

@@ -12,7 +12,7 @@ from fairseq.models import transformer_lm
 from sharing_cases import CASES, LAYERS
 from tiny_models import EMBED, EOS, FFN, VOCABULARY, dictionary, perturb
 
-from fairseq_sharing import checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
 from fairseq_sharing.errors import SharingError
 
 TIED = {
@@ -109,9 +109,9 @@ def test_a_saved_model_loads_each_tensor_once(tmp_path, output):
     state = model.state_dict()
     storages = [value.data_ptr() for value in state.values() if torch.is_tensor(value) and value.numel() > 3]
     assert len(storages) == len(set(storages))
-    checkpoint.save_atomically({"model": state}, tmp_path / "lm.pt")
+    save_atomically({"model": state}, tmp_path / "lm.pt")
     loaded = build(sharing="cycle_rev", unique_layers=3, seed=8, **OUTPUTS[output])
-    loaded.load_state_dict(checkpoint.load_checkpoint(tmp_path / "lm.pt")["model"])
+    loaded.load_state_dict(load_checkpoint(tmp_path / "lm.pt")["model"])
     for (name, ours), theirs in zip(model.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     with pytest.raises(SharingError, match="layer map"):

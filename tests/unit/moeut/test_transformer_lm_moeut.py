@@ -12,7 +12,7 @@ from moeut_models import MOEUT_CASES, build_moeut, decoder_options
 from tiny_models import EMBED, EOS, VOCABULARY, assert_equal_models, dictionary, perturb
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_sharing import checkpoint
+from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
 from fairseq_sharing.errors import SharingError
 
 LM = "transformer_lm_moeut"
@@ -124,7 +124,7 @@ def test_a_saved_model_loads():
     loaded = build_moeut(LM, sharing="cycle_rev", unique_layers=3, seed=8)
     loaded.load_state_dict(state)
     assert_equal_models(model, loaded)
-    assert checkpoint.recorded_sharing(state)["decoder"].layer_map == (0, 1, 2, 2, 1, 0)
+    assert recorded_sharing(state)["decoder"].layer_map == (0, 1, 2, 2, 1, 0)
 
 
 def test_the_output_is_untied_with_a_bias_unless_it_is_tied():

@@ -15,8 +15,10 @@ from sharing_cases import BY_NAME, LAYERS
 from step_by_step import check_step_by_step
 from tiny_models import PAD, assert_equal_models, batch, dictionary, loss, perturb
 
-from fairseq_sharing import checkpoint
 from fairseq_sharing.checkpoints.averaging import average_checkpoints
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.materialise import materialise
+from fairseq_sharing.checkpoints.sharing_state import find_aliases
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing, num_unique
 from fairseq_sharing.moeut import stacks as moeut_stacks
@@ -177,10 +179,10 @@ def test_a_saved_model_loads_each_tensor_once(case, moeut, tmp_path):
     assert len(storages) == len(set(storages))
     paths = [tmp_path / "1.pt", tmp_path / "2.pt"]
     for path in paths:
-        checkpoint.save_atomically({"model": state}, path)
+        save_atomically({"model": state}, path)
     average_checkpoints(paths, tmp_path / "average.pt")
     loaded = build_moeut(seed=8, **{"sharing": "none", **case.options})
-    loaded.load_state_dict(checkpoint.load_checkpoint(tmp_path / "average.pt")["model"])
+    loaded.load_state_dict(load_checkpoint(tmp_path / "average.pt")["model"])
     assert_equal_models(moeut, loaded)
 
 
@@ -196,7 +198,7 @@ def test_it_cannot_be_written_for_stock_fairseq():
     with pytest.raises(
         SharingError, match="--materialise writes transformer_sharing models, this one is transformer_moeut"
     ):
-        checkpoint.materialise({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
+        materialise({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
 
 
 # Dense transformer: d, ffn, layers -> parameters of encoder and decoder; MoEUT: the same, by the card of its sizes.
@@ -303,6 +305,6 @@ def test_a_criterion_that_does_not_balance_experts_is_pointed_out(caplog):
 def test_half_precision_keeps_what_is_shared():
     model = perturb(build_moeut(**CYCLE)).eval()
     expected = model(**batch())[0]
-    ties = checkpoint.find_aliases(model)
+    ties = find_aliases(model)
     assert (model.bfloat16()(**batch())[0].float() - expected).abs().mean() < 0.5
-    assert checkpoint.find_aliases(model) == ties
+    assert find_aliases(model) == ties

@@ -14,12 +14,13 @@ from scheduled_training import LAYERS, TrainingBatches, changes, make_trainer, s
 from step_by_step import check_step_by_step
 from tiny_models import EMBED, VOCABULARY, assert_equal_models, assert_same_translations, component_sizes, translate
 
-from fairseq_sharing.checkpoint import load_checkpoint, materialise, save_atomically
 from fairseq_sharing.checkpoints.averaging import average_checkpoints
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.materialise import materialise
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import num_unique
+from fairseq_sharing.schedules.change_sharing import change_sharing, measure_bytes
 from fairseq_sharing.schedules.replay import recorded_changes
-from fairseq_sharing.tying import change_sharing, measure_bytes
 
 RANDOM = ("--sharing-schedule=dynamic", "--dynamic-interval=2", "--dynamic-policy=random")
 SPLIT = (

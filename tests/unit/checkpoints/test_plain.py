@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fairseq_sharing.checkpoint import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.plain import to_plain
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.plain import to_plain
 
 REBUILD = np.array([1]).__reduce__()[0]
 ARRAYS = [

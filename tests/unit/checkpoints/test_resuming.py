@@ -10,7 +10,8 @@ from fairseq import checkpoint_utils
 from sharing_cases import BY_NAME
 from tiny_models import make_trainer, save, train_step
 
-from fairseq_sharing import checkpoint
+from fairseq_sharing.checkpoints.choose import missing_parts, newest_readable
+from fairseq_sharing.checkpoints.files import copy_atomically, load_checkpoint, save_atomically
 from fairseq_sharing.errors import SharingError
 
 
@@ -34,22 +35,22 @@ def folder(tmp_path):
     written |= {"checkpoint.best_loss_8.5170.pt": 7, "checkpoint_last.pt": 14}
     others = ["checkpoint_average.pt", "checkpoint_pretrained.pt", "checkpoint9-shard0.pt", "checkpoint_last_old.pt"]
     for name, updates in {**written, **dict.fromkeys(others, 99)}.items():
-        checkpoint.save_atomically(content(updates), tmp_path / name)
+        save_atomically(content(updates), tmp_path / name)
         os.utime(tmp_path / name, (2000 - updates, 2000 - updates))
     (tmp_path / "checkpoint11.pt.tmp").write_bytes(b"half")
     return tmp_path
 
 
 def test_checkpoint_with_the_most_updates_is_found(folder):
-    assert checkpoint.newest_readable(folder).name == "checkpoint_last.pt"
+    assert newest_readable(folder).name == "checkpoint_last.pt"
     for name in ("checkpoint_last.pt", "checkpoint_best.pt", "checkpoint2.pt", "checkpoint_2_10.pt", "checkpoint1.pt"):
-        assert checkpoint.newest_readable(folder).name == name
+        assert newest_readable(folder).name == name
         damage(folder / name)
-    assert checkpoint.newest_readable(folder).name == "checkpoint.best_loss_8.5170.pt"
+    assert newest_readable(folder).name == "checkpoint.best_loss_8.5170.pt"
     damage(folder / "checkpoint.best_loss_8.5170.pt")
-    assert checkpoint.newest_readable(folder) is None
-    assert checkpoint.newest_readable(folder / "nothing") is None
-    assert checkpoint.newest_readable(folder, "-shard0").name == "checkpoint9-shard0.pt"
+    assert newest_readable(folder) is None
+    assert newest_readable(folder / "nothing") is None
+    assert newest_readable(folder, "-shard0").name == "checkpoint9-shard0.pt"
 
 
 @pytest.mark.parametrize("part", ["last_optimizer_state", "optimizer_history", "extra_state"])
@@ -57,10 +58,10 @@ def test_checkpoint_without_what_resuming_needs_is_passed_over(folder, part):
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         incomplete = content(14)
         del incomplete[part]
-        checkpoint.save_atomically(incomplete, folder / name)
-    assert checkpoint.missing_parts(incomplete) == [part]
-    assert checkpoint.newest_readable(folder).name == "checkpoint2.pt"
-    without = checkpoint.newest_readable(folder, optimizer_state=False)
+        save_atomically(incomplete, folder / name)
+    assert missing_parts(incomplete) == [part]
+    assert newest_readable(folder).name == "checkpoint2.pt"
+    without = newest_readable(folder, optimizer_state=False)
     assert without.name == ("checkpoint_last.pt" if part == "last_optimizer_state" else "checkpoint2.pt")
 
 
@@ -72,7 +73,7 @@ def interrupted(data_dir, tmp_path):
         train_step(trainer, seed=update)
         save(trainer, tmp_path / f"checkpoint_1_{update}.pt")
         os.utime(tmp_path / f"checkpoint_1_{update}.pt", (2000 - update, 2000 - update))
-    checkpoint.copy_atomically(str(tmp_path / "checkpoint_1_2.pt"), str(tmp_path / "checkpoint_last.pt"))
+    copy_atomically(str(tmp_path / "checkpoint_1_2.pt"), str(tmp_path / "checkpoint_last.pt"))
 
     def resume(arch: str = "transformer_sharing", **changes) -> int:
         resumed = make_trainer(data_dir, BY_NAME["cycle_rev" if arch == "transformer_sharing" else "none"], arch=arch)
@@ -108,9 +109,9 @@ def test_training_falls_back_to_checkpoints_of_its_own_suffix(interrupted):
 
 @pytest.mark.parametrize("part", ["last_optimizer_state", "optimizer_history", "extra_state"])
 def test_training_resumes_past_an_incomplete_checkpoint(interrupted, caplog, part):
-    incomplete = checkpoint.load_checkpoint(interrupted.last)
+    incomplete = load_checkpoint(interrupted.last)
     del incomplete[part]
-    checkpoint.save_atomically(incomplete, interrupted.last)
+    save_atomically(incomplete, interrupted.last)
     assert interrupted.resume() == 2
     newest = interrupted.folder / "checkpoint_1_2.pt"
     assert f"{interrupted.last}: has no {part}; resuming from {newest}" in caplog.text
@@ -118,9 +119,9 @@ def test_training_resumes_past_an_incomplete_checkpoint(interrupted, caplog, par
 
 def test_weights_alone_are_used_where_nothing_else_is(interrupted):
     """As --no-save-optimizer-state writes them, and as a user puts them there to start from them."""
-    weights = checkpoint.load_checkpoint(interrupted.last)
+    weights = load_checkpoint(interrupted.last)
     del weights["last_optimizer_state"]
-    checkpoint.save_atomically(weights, interrupted.last)
+    save_atomically(weights, interrupted.last)
     for path in interrupted.folder.glob("checkpoint_1_*.pt"):
         path.unlink()
     assert interrupted.resume() == 0

@@ -35,7 +35,7 @@ ORDERS = {
     "last model": "import fairseq_sharing.moeut.transformer_lm_moeut",
     "module of fairseq's parts": "import fairseq_sharing.fast.compiled_layer",
     "schedule": "import fairseq_sharing.schedules.engine",
-    "mending": "import fairseq_sharing.compat",
+    "fixes": "import fairseq_sharing.fixes",
     "description": "import fairseq_sharing.description.describe",
     "fairseq not found at first": "import fairseq_sharing\nsys.modules['fairseq'] = None\n"
     "try:\n    import fairseq\nexcept ImportError:\n    del sys.modules['fairseq']\nimport fairseq",

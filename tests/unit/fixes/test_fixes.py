@@ -18,8 +18,11 @@ from fairseq.logging import metrics
 from sharing_cases import BY_NAME
 from tiny_models import make_trainer, save
 
-from fairseq_sharing import checkpoint, compat
+from fairseq_sharing import fixes
+from fairseq_sharing.checkpoints.files import copy_atomically, load_checkpoint, save_atomically
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.fixes.error_messages import find_sharing_error, tell_errors_in_one_line
+from fairseq_sharing.fixes.processor import avoid_half_hidden_amx
 
 STOCK_BATCH_BY_SIZE = data_utils.batch_by_size.__wrapped__
 
@@ -123,7 +126,7 @@ def test_namespace_is_safe_to_load_and_other_classes_are_not(tmp_path):
 
 def test_mending_twice_changes_nothing():
     mended = data_utils.batch_by_size, checkpoint_utils.load_checkpoint
-    compat.mend()
+    fixes.apply()
     assert mended == (data_utils.batch_by_size, checkpoint_utils.load_checkpoint)
 
 
@@ -137,7 +140,7 @@ def test_failed_save_leaves_the_old_file(tmp_path):
     with pytest.raises(Exception, match=r"pickle|local object"):
         checkpoint_utils.torch_persistent_save({"model": torch.ones(10**4), "bad": lambda: 0}, str(path))
     assert path.read_bytes() == before
-    assert checkpoint.load_checkpoint(path) == {"model": {"a": 1}}
+    assert load_checkpoint(path) == {"model": {"a": 1}}
 
 
 class Interrupted(BaseException):
@@ -167,8 +170,8 @@ def test_contents_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     stock_fsync, stock_replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda d: (done.append("fsync"), stock_fsync(d))[1])
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), stock_replace(*names))[1])
-    checkpoint.save_atomically({"model": {}}, tmp_path / "a.pt")
-    checkpoint.copy_atomically(str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
+    save_atomically({"model": {}}, tmp_path / "a.pt")
+    copy_atomically(str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
     assert done == ["fsync", "rename", "fsync"] * 2, "the file, its name, then the folder"
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
 
@@ -205,9 +208,9 @@ def test_meters_of_arrays_are_the_same_after_resuming(tmp_path):
     with metrics.aggregate(new_root=True) as meter:
         log(1)
         log(2)
-    checkpoint.save_atomically({"model": {}, "meters": meter.state_dict()}, tmp_path / "a.pt")
+    save_atomically({"model": {}, "meters": meter.state_dict()}, tmp_path / "a.pt")
     with metrics.aggregate("resumed", new_root=True) as resumed:
-        resumed.load_state_dict(checkpoint.load_checkpoint(tmp_path / "a.pt")["meters"])
+        resumed.load_state_dict(load_checkpoint(tmp_path / "a.pt")["meters"])
         assert {key: vars(value) for key, value in resumed.items() if key != "_counts"} == {
             key: vars(value) for key, value in meter.items() if key not in ("_counts", "counted")
         }
@@ -224,15 +227,15 @@ def test_sharing_error_is_found_behind_other_errors():
     told = SharingError("--unique-layers must be 3")
     hidden = RuntimeError("Cannot load model parameters")
     hidden.__context__ = told  # as of a raise in an except clause, in fairseq's trainer
-    assert compat.find_sharing_error(hidden) is told
-    assert compat.find_sharing_error(told) is told
-    assert compat.find_sharing_error(ValueError("--unique-layers")) is None
-    assert compat.find_sharing_error(None) is None
+    assert find_sharing_error(hidden) is told
+    assert find_sharing_error(told) is told
+    assert find_sharing_error(ValueError("--unique-layers")) is None
+    assert find_sharing_error(None) is None
 
 
 def test_sharing_error_of_a_spawned_process_is_found_in_its_text():
     text = "-- Process 1 terminated:\nTraceback:\n  File x\nfairseq_sharing.errors.SharingError: --sharing is bad\n"
-    assert str(compat.find_sharing_error(Exception(text))) == "--sharing is bad"
+    assert str(find_sharing_error(Exception(text))) == "--sharing is bad"
 
 
 @pytest.mark.parametrize("program", ["/usr/bin/fairseq-train", "fairseq-generate"])
@@ -240,7 +243,7 @@ def test_command_tells_a_sharing_error_in_one_line(program, monkeypatch, capsys)
     stock = []
     monkeypatch.setattr(sys, "argv", [program])
     monkeypatch.setattr(sys, "excepthook", lambda *error: stock.append(error))
-    compat.tell_errors_in_one_line()
+    tell_errors_in_one_line()
     sys.excepthook(SharingError, SharingError("--sharing is bad"), None)
     assert capsys.readouterr().err == f"{os.path.basename(program)}: error: --sharing is bad\n"
     assert not stock
@@ -253,7 +256,7 @@ def test_command_tells_a_sharing_error_in_one_line(program, monkeypatch, capsys)
 def test_other_programs_keep_their_own_way_of_telling_errors(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["my_script.py"])
     before = sys.excepthook
-    compat.tell_errors_in_one_line()
+    tell_errors_in_one_line()
     assert sys.excepthook is before
 
 
@@ -308,15 +311,15 @@ def test_amx_without_its_tile_sizes_is_not_used(tmp_path, monkeypatch, level, fl
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")  # put back after the test, with what the function sets
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(level=level, flags=flags))
-    compat.avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
+    avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
     assert os.environ.get("ONEDNN_MAX_CPU_ISA") == limit
 
 
 def test_a_chosen_instruction_set_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(level=28, flags="amx_tile"))
-    compat.avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
-    compat.avoid_half_hidden_amx(str(tmp_path / "none"))
+    avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
+    avoid_half_hidden_amx(str(tmp_path / "none"))
     assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
 
 

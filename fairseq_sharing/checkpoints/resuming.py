@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.checkpoint import load_checkpoint, missing_parts, newest_readable
+from fairseq_sharing.checkpoints.choose import missing_parts, newest_readable
+from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.errors import SharingError
 
 _OTHER_SOURCES = (

@@ -1,0 +1,27 @@
+"""The arguments of a model and its task in a checkpoint, as plain dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of the model in a checkpoint as a plain dict."""
+    cfg = checkpoint.get("cfg")
+    return plain(cfg["model"] if cfg else checkpoint.get("args") or {})
+
+
+def task_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of the task in a checkpoint as a plain dict."""
+    cfg = checkpoint.get("cfg")
+    return plain(cfg["task"] if cfg else checkpoint.get("args") or {})
+
+
+def plain(value: Any) -> Any:
+    """Turn Namespaces inside a configuration into dicts, which any loader reads."""
+    if hasattr(value, "__dict__"):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

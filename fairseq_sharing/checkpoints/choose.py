@@ -1,0 +1,79 @@
+"""Choose checkpoints of a folder: the newest that a training can resume from, and those to average."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.errors import SharingError
+
+
+def newest_readable(directory: str | os.PathLike[str], suffix: str = "", optimizer_state: bool = True) -> Path | None:
+    """Find the newest checkpoint in a folder that a training can resume from.
+
+    Args:
+        directory, suffix: fairseq's --save-dir and --checkpoint-suffix.
+        optimizer_state: whether a file needs the optimizer's state.
+
+    Returns:
+        ``checkpoint_last.pt`` if it is complete, else the one with the most updates among the files with fairseq's
+        names for epochs, intervals of updates and best models. None if there is none.
+    """
+    last = Path(directory, f"checkpoint_last{suffix}.pt")
+    written = rf"checkpoint(\d+|_\d+_\d+|_best|\.best_.+){re.escape(suffix)}\.pt"
+    others = [path for path in Path(directory).glob("checkpoint*.pt") if re.fullmatch(written, path.name)]
+    complete: list[tuple[int, Path]] = []
+    for path in [last, *sorted(others)]:
+        try:
+            checkpoint = load_checkpoint(path)
+        except SharingError:
+            continue
+        if not missing_parts(checkpoint, optimizer_state):
+            if path == last:
+                return last
+            complete.append((checkpoint["optimizer_history"][-1]["num_updates"], path))
+    return max(complete)[1] if complete else None
+
+
+def missing_parts(checkpoint: Mapping[str, Any], optimizer_state: bool = True) -> list[str]:
+    """List what a training needs to resume and a checkpoint does not have; the optimizer's state if asked for."""
+    history, extra = checkpoint.get("optimizer_history") or [{}], checkpoint.get("extra_state")
+    found = {
+        "last_optimizer_state": not optimizer_state or checkpoint.get("last_optimizer_state") is not None,
+        "optimizer_history": "num_updates" in history[-1],
+        "extra_state": isinstance(extra, Mapping) and "train_iterator" in extra,
+    }
+    return [part for part, there in found.items() if not there]
+
+
+def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
+    """List the checkpoints to average in a folder, oldest first.
+
+    Those of whole epochs (``checkpointN.pt``); where no epoch has ended yet, those that --save-interval-updates wrote
+    (``checkpoint_N_UPDATES.pt``).
+    """
+    for pattern in (r"checkpoint(\d+)\.pt", r"checkpoint_\d+_(\d+)\.pt"):
+        numbered = {
+            int(match[1]): path
+            for path in Path(directory).glob("checkpoint*.pt")
+            if (match := re.fullmatch(pattern, path.name))
+        }
+        if numbered:
+            return [numbered[number] for number in sorted(numbered)]
+    return []
+
+
+def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
+    """List the checkpoints of the last ``count`` epochs in a folder, oldest first.
+
+    Raises:
+        SharingError: fewer of them, or a count below 1.
+    """
+    files = epoch_checkpoints(directory)
+    if not 1 <= count <= len(files):
+        raise SharingError(f"{directory}: has {len(files)} epoch checkpoints, got {count} to average")
+    return files[-count:]

@@ -1,0 +1,75 @@
+"""Checkpoint files: read without executing code, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import torch
+
+from fairseq_sharing.checkpoints.plain import NUMPY_READERS, explain_unreadable, to_plain
+from fairseq_sharing.errors import SharingError
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint file to the CPU, without executing any code in it.
+
+    Raises:
+        SharingError: no such file, one that torch cannot read safely, or one without a model.
+    """
+    try:
+        with torch.serialization.safe_globals(NUMPY_READERS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SharingError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # a damaged file fails in torch's reader in many ways
+        raise SharingError(f"{path}: {explain_unreadable(error)}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
+        raise SharingError(f"{path}: not a fairseq checkpoint, there is no model in it")
+    return checkpoint
+
+
+def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint under a temporary name, flush it to the disk, then rename it: never half a file.
+
+    Raises:
+        SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.
+    """
+    temporary = f"{os.fspath(path)}.tmp"
+    with open(temporary, "wb") as file:
+        torch.save(to_plain(obj), file)
+        _flush(file)
+    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
+        os.remove(temporary)
+        raise SharingError(
+            f"{path}: not written, because it could not be read again: it would contain {', '.join(sorted(unsafe))}; "
+            "allowed: tensors and plain values"
+        )
+    os.replace(temporary, path)
+    flush_directory(path)
+
+
+def copy_atomically(source: str, target: str) -> None:
+    """Copy a file so that the target is never half a file."""
+    temporary = f"{target}.tmp"
+    with open(source, "rb") as original, open(temporary, "wb") as file:
+        while block := original.read(1 << 24):
+            file.write(block)
+        _flush(file)
+    os.replace(temporary, target)
+    flush_directory(target)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_directory(path: str | os.PathLike[str]) -> None:
+    """Flush the folder of a file, so that its new name survives a power cut."""
+    descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""A checkpoint of this package as one of stock fairseq."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fairseq_sharing.checkpoints.arguments import model_arguments, plain
+from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
+from fairseq_sharing.errors import SharingError
+
+# What the names of this package's faster losses and optimizers begin with; fairseq's own names follow.
+FUSED = "fused_"
+_SHARING_OPTION = re.compile(
+    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|compile|"
+    r"admin|depth_signal|position_per_depth|act|act_epsilon"
+)
+
+
+def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Turn a checkpoint into one of stock fairseq's ``transformer``: all N layers, plain dicts only.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` gave; not changed.
+
+    Returns:
+        The stock checkpoint, without optimizer state. Layers that shared a tensor still share its storage, so that the
+        file is no larger.
+
+    Raises:
+        SharingError: not a model of the transformer_sharing family, or one with parts that stock fairseq has not.
+    """
+    model_args = model_arguments(checkpoint)
+    arch = str(model_args.get("arch", ""))
+    if not arch.startswith("transformer_sharing"):
+        raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
+    for option in ("admin", "depth_signal", "act"):
+        if model_args.get(option, "off") != "off":
+            flag = f"--{option.replace('_', '-')} {model_args[option]}"
+            allowed = "; allowed: --to ctranslate2" if option == "admin" else ""
+            raise SharingError(
+                f"--materialise cannot write a model with {flag}: stock fairseq has no such layers{allowed}"
+            )
+    if model_args.get("position_per_depth"):
+        raise SharingError("--materialise cannot write a model with --position-per-depth: stock fairseq has it not")
+    state = dict(checkpoint["model"])
+    aliases = dict((state.get(EXTRA_STATE) or {}).get("aliases", {}))
+    for stack, sharing in recorded_sharing(state).items():
+        aliases.update(layer_aliases(state, stack, sharing))
+    state.pop(EXTRA_STATE, None)
+    for name, owner in aliases.items():
+        state[name] = state[owner]
+    plain_args = {key: value for key, value in model_args.items() if not _SHARING_OPTION.fullmatch(key)}
+    stock = arch.replace("transformer_sharing", "transformer")
+    plain_args.update(arch=stock, _name=stock)
+    cfg = {**plain(checkpoint["cfg"]), "model": plain_args}
+    cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
+    for part in ("criterion", "optimizer"):
+        if str((cfg.get(part) or {}).get("_name", "")).startswith(FUSED):
+            cfg[part] = {**cfg[part], "_name": cfg[part]["_name"].removeprefix(FUSED)}
+    kept: dict[str, Any] = {
+        key: checkpoint[key] for key in ("args", "optimizer_history", "task_state") if key in checkpoint
+    }
+    return {**kept, "cfg": cfg, "model": state, "extra_state": {}}

@@ -1,0 +1,50 @@
+"""A summary of a checkpoint: its architecture, sharing and sizes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from fairseq_sharing.checkpoints.arguments import model_arguments
+from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.sharing_state import count_layers, layer_aliases, recorded_sharing
+from fairseq_sharing.layer_map import STACKS, StackSharing, num_unique
+
+
+def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Tell what a checkpoint holds.
+
+    Returns:
+        arch; sharing, layers, unique_layers and layer_map by stack; parameters {unique, effective} (numbers of values,
+        effective as if every layer had its own); updates.
+
+    Raises:
+        SharingError: no such file, or not a checkpoint.
+    """
+    checkpoint = load_checkpoint(path)
+    state, args = checkpoint["model"], model_arguments(checkpoint)
+    sharing = recorded_sharing(state)
+    for stack in STACKS:
+        if stack not in sharing and (n := count_layers(state, stack, {})):
+            sharing[stack] = StackSharing(tuple(range(n)))
+    # fairseq's version buffers are no parameters.
+    sizes = {
+        name: value.numel()
+        for name, value in state.items()
+        if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor"))
+    }
+    borrowed = [sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()]
+    history = checkpoint.get("optimizer_history") or [{}]
+    strategies = {s: args.get(f"{s.split('.')[0]}_sharing") or args.get("sharing") or "none" for s in sharing}
+    return {
+        "arch": args.get("arch"),
+        "sharing": strategies,
+        "layers": {stack: len(s.layer_map) for stack, s in sharing.items()},
+        "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
+        "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
+        "scope": {stack: list(s.scope) for stack, s in sharing.items()},
+        "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
+        "updates": history[-1].get("num_updates"),
+    }

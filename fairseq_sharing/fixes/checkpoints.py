@@ -1,0 +1,88 @@
+"""Fixes of fairseq's checkpoint files: written whole and plainly, read safely, resumed past a damaged one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from fairseq.logging import meters
+
+from fairseq_sharing.checkpoints import files, resuming
+from fairseq_sharing.checkpoints.plain import NUMPY_READERS, to_plain
+
+logger = logging.getLogger(__name__)
+
+
+class _AtomicPathManager(PathManager):
+    """fairseq's file access; copies are never half a file."""
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if os.path.exists(dst_path) and not overwrite:
+            return False
+        files.copy_atomically(src_path, dst_path)
+        return True
+
+
+def mend_checkpoints() -> None:
+    """Write every checkpoint atomically and plainly, read it safely, and resume past a damaged last one."""
+    stock_save = checkpoint_utils.torch_persistent_save
+    stock_load = checkpoint_utils.load_checkpoint
+
+    def torch_persistent_save(obj, filename, async_write: bool = False):
+        if async_write or not isinstance(filename, str):
+            return stock_save(to_plain(obj), filename, async_write)
+        return files.save_atomically(obj, filename)
+
+    @functools.wraps(stock_load)
+    def load_checkpoint(cfg, trainer, **kwargs):
+        fallback = resuming.find_fallback(cfg, trainer)
+        if fallback is None:
+            return stock_load(cfg, trainer, **kwargs)
+        newest, problem = fallback
+        logger.warning(f"{problem}; resuming from {newest}")
+        default = cfg.restore_file
+        # fairseq adds the suffix itself.
+        cfg.restore_file = os.fspath(newest).removesuffix(f"{trainer.checkpoint_suffix}.pt") + ".pt"
+        try:
+            return stock_load(cfg, trainer, **kwargs)
+        finally:
+            cfg.restore_file = default
+
+    def reading(stock):
+        @functools.wraps(stock)
+        def read(path, *args, **kwargs):
+            try:
+                with torch.serialization.safe_globals(NUMPY_READERS):
+                    return stock(path, *args, **kwargs)
+            except Exception:
+                files.load_checkpoint(PathManager.get_local_path(path))  # raises a SharingError if it is the file
+                raise
+
+        return read
+
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+    checkpoint_utils.load_checkpoint = load_checkpoint
+    checkpoint_utils.load_checkpoint_to_cpu = reading(checkpoint_utils.load_checkpoint_to_cpu)
+    checkpoint_utils.load_ema_from_checkpoint = reading(checkpoint_utils.load_ema_from_checkpoint)
+    checkpoint_utils.PathManager = _AtomicPathManager
+
+
+def mend_meters() -> None:
+    """Resume with meters of numpy's arrays, as --eval-bleu has them: checkpoints hold arrays as lists."""
+    stock = meters.MetersDict.load_state_dict
+
+    @functools.wraps(stock)
+    def load_state_dict(self, state_dict):
+        return stock(self, [(*names, {k: _as_array(v) for k, v in meter.items()}) for *names, meter in state_dict])
+
+    meters.MetersDict.load_state_dict = load_state_dict
+
+
+def _as_array(value):
+    return np.asarray(value) if isinstance(value, list) else value
