@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
+from fairseq_sharing.checkpoints.recorded_state import recorded_extra
 from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write
@@ -29,7 +31,8 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         output: the file to write. The configuration in it is that of the last path; ``averaged`` names the files.
 
     Raises:
-        SharingError: no path, an unreadable file, differing tensors, or maps that differ without a schedule.
+        SharingError: no path, an unreadable file, differing tensors, weights that are NaN or infinite, or maps that
+            differ without a schedule.
     """
     paths = list(paths)
     if not paths:
@@ -41,10 +44,11 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
     for path in paths:
         checkpoint = load_checkpoint(path)
         model = checkpoint["model"]
+        refuse_nonfinite_weights(model, path)
         tensors = {name: value for name, value in model.items() if torch.is_tensor(value)}
         sharing = recorded_sharing(model)
         borrowed = _aliases(tensors, sharing)
-        scheduled = scheduled or bool((model.get(EXTRA_STATE) or {}).get("map_changed_by"))
+        scheduled = scheduled or bool(recorded_extra(model).get("map_changed_by"))
         if path == first:
             common, always_borrowed = sharing, set(borrowed)
         elif sharing != common:

@@ -8,7 +8,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from fairseq_sharing.checkpoints.integrity import refuse_damaged
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, explain_unreadable, to_plain
+from fairseq_sharing.checkpoints.recorded_state import refuse_incomplete
 from fairseq_sharing.errors import SharingError
 
 
@@ -16,7 +18,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint file to the CPU, without executing any code in it.
 
     Raises:
-        SharingError: no such file, one that torch cannot read safely, or one without a model.
+        SharingError: no such file, one that torch cannot read safely, one that is damaged, or one without a model
+            whose tensors fit the layer maps that it records.
     """
     try:
         with torch.serialization.safe_globals(NUMPY_READERS):
@@ -27,6 +30,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SharingError(f"{path}: {explain_unreadable(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
         raise SharingError(f"{path}: not a fairseq checkpoint, there is no model in it")
+    refuse_damaged(path)
+    try:
+        refuse_incomplete(checkpoint["model"])
+    except SharingError as error:
+        raise SharingError(f"{path}: {error}") from error
     return checkpoint
 
 

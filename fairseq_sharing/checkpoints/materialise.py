@@ -6,7 +6,10 @@ import re
 from typing import Any
 
 from fairseq_sharing.checkpoints.arguments import model_arguments, plain
-from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra
+from fairseq_sharing.checkpoints.sharing_state import layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.stock_model import refuse_unfit
 from fairseq_sharing.errors import SharingError
 
 # What the names of this package's faster losses and optimizers begin with; fairseq's own names follow.
@@ -28,7 +31,8 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
         file is no larger.
 
     Raises:
-        SharingError: not a model of the transformer_sharing family, or one with parts that stock fairseq has not.
+        SharingError: not a model of the transformer_sharing family, one with parts that stock fairseq has not, or
+            weights that are NaN, infinite or do not fit the model's arguments.
     """
     model_args = model_arguments(checkpoint)
     arch = str(model_args.get("arch", ""))
@@ -44,7 +48,8 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if model_args.get("position_per_depth"):
         raise SharingError("--materialise cannot write a model with --position-per-depth: stock fairseq has it not")
     state = dict(checkpoint["model"])
-    aliases = dict((state.get(EXTRA_STATE) or {}).get("aliases", {}))
+    refuse_nonfinite_weights(state)
+    aliases = dict(recorded_extra(state).get("aliases", {}))
     for stack, sharing in recorded_sharing(state).items():
         aliases.update(layer_aliases(state, stack, sharing))
     state.pop(EXTRA_STATE, None)
@@ -53,6 +58,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     plain_args = {key: value for key, value in model_args.items() if not _SHARING_OPTION.fullmatch(key)}
     stock = arch.replace("transformer_sharing", "transformer")
     plain_args.update(arch=stock, _name=stock)
+    refuse_unfit(plain_args, state)
     cfg = {**plain(checkpoint["cfg"]), "model": plain_args}
     cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
     for part in ("criterion", "optimizer"):

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing, format_map, num_unique, owners
 from fairseq_sharing.tying import in_scope
 
-EXTRA_STATE = "_extra_state"
 # True while a model starts from the weights of another one (--finetune-from-model) instead of resuming.
 initialising: contextvars.ContextVar[bool] = contextvars.ContextVar("initialising", default=False)
 
@@ -45,8 +45,12 @@ def extra_state(sharing: Mapping[str, StackSharing], aliases: Mapping[str, str])
 
 
 def recorded_sharing(state: Mapping[str, Any]) -> dict[str, StackSharing]:
-    """Read the maps of a model's state dict; empty for a vanilla fairseq model."""
-    stacks = (state.get(EXTRA_STATE) or {}).get("stacks", {})
+    """Read the maps of a model's state dict; empty for a vanilla fairseq model.
+
+    Raises:
+        SharingError: what the state dict says about its sharing is malformed.
+    """
+    stacks = recorded_extra(state).get("stacks", {})
     return {name: StackSharing(tuple(s["layer_map"]), tuple(s["scope"])) for name, s in stacks.items()}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.finite import finite_number
+
 HELP = "show an experiment's layer map, parameters, memory and operations"
 
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="source and target tokens of the sentence whose operations are counted, and of those of a batch",
     )
     parser.add_argument(
-        "--memory", type=float, default=80, metavar="GB", help="of a device, for the longest batch that fits it"
+        "--memory", type=finite_number, default=80, metavar="GB", help="of a device, for the longest batch that fits it"
     )
     parser.add_argument("--device", default="cuda", help="cuda or cpu: whose memory is estimated; neither is needed")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the layer maps into an SVG file")

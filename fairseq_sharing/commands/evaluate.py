@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.finite import finite_number
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **optional,
     )
     run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
-    run.add_argument("--lenpen", type=float, metavar="X", help=f"length penalty, {own}lenpen", **optional)
+    run.add_argument("--lenpen", type=finite_number, metavar="X", help=f"length penalty, {own}lenpen", **optional)
     run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
     files = parser.add_argument_group("plain files, one detokenised sentence a line (.gz too)")
     files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)

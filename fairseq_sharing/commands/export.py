@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
     used, stored = exported.tensors
     console.print(
         f"{args.output}: {exported.size:,} bytes, {stored} tensors stored of the {used} that the layers use; "
-        f"log-probabilities within {exported.difference:.1g} of fairseq's",
+        f"log-probabilities{f' in {args.quantization}' if args.quantization else ''} differ from fairseq's by "
+        f"{exported.difference.mean:.1g} per subword on average, {exported.difference.largest:.1g} at most "
+        "(natural logarithm, random sentences)",
         markup=False,
     )
     if exported.depth_tensors:
@@ -75,10 +77,15 @@ def _materialise(args: argparse.Namespace, console: Console) -> None:
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.materialise import materialise
     from fairseq_sharing.decoding.model_files import find_model
+    from fairseq_sharing.errors import SharingError
 
     path = Path(args.model)
     if path.is_dir():
         (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
-    save_atomically(materialise(load_checkpoint(path)), args.output)
+    try:
+        stock = materialise(load_checkpoint(path))
+    except SharingError as error:
+        raise SharingError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    save_atomically(stock, args.output)
     size = args.output.stat().st_size
     console.print(f"{args.output}: {size:,} bytes; translate with: fairseq-generate DATA --path {args.output}")

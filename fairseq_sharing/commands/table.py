@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairseq_sharing.finite import finite_number
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -52,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without",
     )
     parser.add_argument(
-        "--tflops", type=float, metavar="X", help="what a GPU sustains, TFLOP/s, for the estimate; 40 if not given"
+        "--tflops",
+        type=finite_number,
+        metavar="X",
+        help="what a GPU sustains, TFLOP/s, for the estimate; 40 if not given",
     )
     parser.add_argument("--dry-run", action="store_true", help="print every command, the estimated hours and disk")
 

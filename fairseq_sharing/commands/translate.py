@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
+from fairseq_sharing.finite import finite_number
 
 HELP = "translate plain text with a run, a checkpoint or an exported model"
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"CTranslate2's arithmetic, {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
     )
     parser.add_argument("--beam", type=int, metavar="N", default=Search.beam, help="beam size")
-    parser.add_argument("--lenpen", type=float, metavar="X", default=Search.lenpen, help="length penalty")
+    parser.add_argument("--lenpen", type=finite_number, metavar="X", default=Search.lenpen, help="length penalty")
     parser.add_argument(
         "--nbest",
         type=int,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.decoding.forked import inherited
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 
@@ -25,6 +29,19 @@ def import_ctranslate2() -> Any:
             "CTranslate2 is not installed; install it with: pip install 'fairseq-sharing[ctranslate2]'"
         ) from None
     return ctranslate2
+
+
+def refuse_forked() -> None:
+    """Refuse to work in a process that was forked after a model was loaded.
+
+    Raises:
+        SharingError: this is such a process, where CTranslate2 would wait for threads that the fork left behind.
+    """
+    if inherited():
+        raise SharingError(
+            f"process {os.getpid()} was forked after a model had been loaded, CTranslate2 cannot work in it; allowed: "
+            "threads, processes of multiprocessing's spawn context, or to load the model only after the fork"
+        )
 
 
 def batch_tokens(sentences: Sequence[Sequence[str]], threads: int) -> int:
@@ -54,6 +71,7 @@ class CTranslate2Engine:
 
     def __init__(self, folder: Path, limits: dict[str, int], quantization: str | None, threads: int, device: str):
         library = import_ctranslate2()
+        refuse_forked()
         if device == "cuda" and not library.get_cuda_device_count():
             raise SharingError("--device cuda: CTranslate2 finds no GPU; allowed: cpu")
         supported = sorted(library.get_supported_compute_types(device))
@@ -73,6 +91,7 @@ class CTranslate2Engine:
             )
         except RuntimeError as error:  # a damaged file
             raise SharingError(f"{folder}: CTranslate2 cannot read it ({str(error)[:200]})") from error
+        _engines.add(self)
 
     @property
     def max_source(self) -> int:
@@ -88,7 +107,11 @@ class CTranslate2Engine:
 
         Yields:
             The number of a sentence and its hypotheses.
+
+        Raises:
+            SharingError: this process was forked after the model had been loaded.
         """
+        refuse_forked()
         found = self._translator.translate_batch(
             sentences,
             max_batch_size=search.max_tokens or batch_tokens(sentences, self._threads),
@@ -110,3 +133,19 @@ class CTranslate2Engine:
                     for words, score in zip(translated.hypotheses, translated.scores, strict=True)
                 ],
             )
+
+    def abandon(self) -> None:
+        """Keep the translator from ever being destroyed: its destructor waits for its threads."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._translator))
+
+
+_engines: weakref.WeakSet[CTranslate2Engine] = weakref.WeakSet()
+
+
+def _abandon_engines() -> None:
+    """Let a forked process end, although the threads of its engines stayed behind in the other."""
+    for engine in _engines:
+        engine.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_engines)

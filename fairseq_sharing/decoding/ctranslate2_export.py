@@ -13,14 +13,17 @@ import numpy as np
 import torch
 
 from fairseq_sharing.admin.folding import fold_admin
-from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2
+from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refuse_forked
 from fairseq_sharing.decoding.fairseq_engine import load_models
 from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write
+from fairseq_sharing.files import atomic_write, sha256
 
-# Log-probabilities of a word may differ by this much; what CTranslate2 lacks makes differences of 0.1 and more.
+# Log-probabilities of a subword may differ by this much before quantization; what CTranslate2 lacks makes differences
+# of 0.1 and more.
 _TOLERANCE = 0.01
+# A mean difference beyond rounding: the quantized model computes something else.
+_ABSURD = 1.0
 _CHECKED_LENGTHS = (1, 2, 3, 5, 8, 13, 21)  # subwords of the sentences that are compared
 
 # Options that change what is computed and have no counterpart, with the value that is allowed.
@@ -36,6 +39,19 @@ _ONLY = {
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far an exported model's log-probabilities (natural) are from fairseq's, over the subwords of drawn sentences.
+
+    Attributes:
+        largest: the largest absolute difference.
+        mean: the mean absolute difference.
+    """
+
+    largest: float
+    mean: float
+
+
+@dataclass(frozen=True)
 class Exported:
     """What an export made.
 
@@ -44,14 +60,14 @@ class Exported:
         size: bytes of its weights.
         tensors: tensors that the model uses, and how many of them are stored.
         depth_tensors: tensors of shared layers that Admin's weights made different for each layer.
-        difference: largest difference from fairseq of a word's log-probability (natural) before quantisation.
+        difference: of the written model, quantized if asked for, computing as ``translate`` lets it by default.
     """
 
     path: Path
     size: int
     tensors: tuple[int, int]
     depth_tensors: int
-    difference: float
+    difference: Difference
 
 
 def export(files: ModelFiles, output: Path, quantization: str | None = None) -> Exported:
@@ -63,9 +79,11 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
         quantization: type of the stored weights; None for that of the checkpoint.
 
     Raises:
-        SharingError: the model has no counterpart in CTranslate2, or the folder holds something else.
+        SharingError: the model has no counterpart in CTranslate2, its weights or log-probabilities are NaN or
+            infinite, or the folder holds something else.
     """
     library = import_ctranslate2()
+    refuse_forked()
     if len(files.checkpoints) != 1:
         raise SharingError(f"{files.name}: one model is exported at a time; average checkpoints first")
     if output.exists() and not (output / EXPORTED).is_file() and not (output.is_dir() and not any(output.iterdir())):
@@ -78,13 +96,8 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
         try:
             spec.optimize()
             tensors = _count_tensors(spec)
-            spec.save(str(temporary))
-            difference = _compare(library, temporary, model, task, files.name)
-            if quantization is not None:
-                shutil.rmtree(temporary)
-                temporary.mkdir()
-                spec._quantize(quantization)
-                spec.save(str(temporary))
+            # Scored before quantizing, which changes the weights that the description shares with the model.
+            difference = _save_checked(library, spec, temporary, _Reference.of(model, task, files.name), quantization)
             _write_manifest(temporary, files, model)
             shutil.rmtree(output, ignore_errors=True)
             temporary.chmod(0o755)
@@ -185,25 +198,68 @@ def _count_tensors(spec: Any) -> tuple[int, int]:
     return names + stored, stored
 
 
-def _compare(library: Any, folder: Path, model: Any, task: Any, name: str) -> float:
-    """Score sentences of drawn words with the exported model and with fairseq's, and refuse one that differs."""
-    draw = np.random.default_rng(1)
-    pairs = [(_draw(draw, task.source_dictionary, n), _draw(draw, task.target_dictionary, n)) for n in _CHECKED_LENGTHS]
-    exported = library.Translator(str(folder), device="cpu", compute_type="float32", intra_threads=1)
-    scores = exported.score_batch([source for source, _ in pairs], [target for _, target in pairs])
-    difference = 0.0
-    for (source, target), score in zip(pairs, scores, strict=True):
-        ids = task.target_dictionary.encode_line(" ".join(target), add_if_not_exist=False).long()
-        inputs = task.source_dictionary.encode_line(" ".join(source), add_if_not_exist=False).long()[None]
-        output = model(inputs, torch.tensor([inputs.shape[1]]), ids.roll(1)[None])
-        wanted = model.get_normalized_probs(output, log_probs=True)[0].gather(1, ids[:, None])[:, 0]
-        difference = max(difference, float((wanted - torch.tensor(score.log_probs)).abs().max()))
-    if not difference <= _TOLERANCE:
+@dataclass(frozen=True)
+class _Reference:
+    """fairseq's log-probabilities of the subwords of drawn sentences, ends of sentences included."""
+
+    name: str
+    sources: list[list[str]]
+    targets: list[list[str]]
+    scores: torch.Tensor
+
+    @classmethod
+    def of(cls, model: Any, task: Any, name: str) -> _Reference:
+        """Draw sentences and score them with fairseq's model."""
+        draw = np.random.default_rng(1)
+        scored: list[tuple[list[str], list[str], torch.Tensor]] = []
+        for length in _CHECKED_LENGTHS:
+            source = _draw(draw, task.source_dictionary, length)
+            target = _draw(draw, task.target_dictionary, length)
+            ids = task.target_dictionary.encode_line(" ".join(target), add_if_not_exist=False).long()
+            inputs = task.source_dictionary.encode_line(" ".join(source), add_if_not_exist=False).long()[None]
+            output = model(inputs, torch.tensor([inputs.shape[1]]), ids.roll(1)[None])
+            scores = model.get_normalized_probs(output, log_probs=True)[0].gather(1, ids[:, None])[:, 0]
+            scored.append((source, target, scores))
+        sources, targets, scores_of = zip(*scored, strict=True)
+        return cls(name, list(sources), list(targets), _finite(torch.cat(scores_of), f"{name}: fairseq"))
+
+    def compare(self, library: Any, folder: Path) -> Difference:
+        """Compare a written model's log-probabilities, in the arithmetic of its stored type, with fairseq's."""
+        exported = library.Translator(str(folder), device="cpu", compute_type="default", intra_threads=1)
+        found = [torch.tensor(score.log_probs) for score in exported.score_batch(self.sources, self.targets)]
+        difference = (self.scores - _finite(torch.cat(found), f"{self.name}: CTranslate2")).abs()
+        return Difference(float(difference.max()), float(difference.mean()))
+
+
+def _save_checked(library: Any, spec: Any, folder: Path, reference: _Reference, quantization: str | None) -> Difference:
+    """Write a description to an empty folder, and refuse a model that computes something else than fairseq's."""
+    spec.save(str(folder))
+    difference = reference.compare(library, folder)
+    if not difference.largest <= _TOLERANCE:
         raise SharingError(
-            f"{name}: the exported model's log-probabilities differ from fairseq's by {difference:.3g}, more than "
-            f"{_TOLERANCE}: it computes something that CTranslate2 does not; translate it with --engine fairseq"
+            f"{reference.name}: the exported model's log-probabilities differ from fairseq's by "
+            f"{difference.largest:.3g}, more than {_TOLERANCE}: it computes something that CTranslate2 does not; "
+            "translate it with --engine fairseq"
+        )
+    if quantization is None:
+        return difference
+    for file in folder.iterdir():
+        file.unlink()
+    spec._quantize(quantization)
+    spec.save(str(folder))
+    difference = reference.compare(library, folder)
+    if not difference.mean <= _ABSURD:
+        raise SharingError(
+            f"{reference.name}: in {quantization} the log-probabilities differ from fairseq's by {difference.mean:.3g} "
+            f"per subword on average, more than {_ABSURD}; allowed: another --quantization, or none"
         )
     return difference
+
+
+def _finite(scores: torch.Tensor, engine: str) -> torch.Tensor:
+    if not scores.isfinite().all():
+        raise SharingError(f"{engine} computes log-probabilities that are NaN or infinite; allowed: finite ones")
+    return scores
 
 
 def _draw(draw: np.random.Generator, dictionary: Any, length: int) -> list[str]:
@@ -222,6 +278,7 @@ def _write_manifest(folder: Path, files: ModelFiles, model: Any) -> None:
     manifest |= {
         "max_tokens": {"source": source - 1, "target": target - 1},
         "layer_map": {stack: list(sharing.layer_map) for stack, sharing in getattr(model, "sharing", {}).items()},
+        "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir())},
     }
     with atomic_write(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())

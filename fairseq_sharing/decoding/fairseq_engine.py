@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 import fairseq_sharing
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
+from fairseq_sharing.decoding.forked import inherited
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.errors import SharingError
+
+logger = logging.getLogger(__name__)
 
 _MAX_TOKENS = 8000  # a batch, as in the evaluations of the configurations
 
@@ -22,13 +27,14 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
         The models, in evaluation mode on the CPU, and fairseq's task.
 
     Raises:
-        SharingError: a dictionary or option is missing, or the weights do not fit.
+        SharingError: a dictionary or option is missing, or the weights do not fit or are NaN or infinite.
     """
     fairseq_sharing.register()
     from fairseq import checkpoint_utils
 
     from fairseq_sharing.fixes.error_messages import find_sharing_error
 
+    _compute_alone_if_forked()
     assert files.dictionaries is not None
     assert files.languages is not None
     for lang in files.languages.values():
@@ -45,9 +51,17 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
         if cause is None:
             raise
         raise SharingError(f"{files.name}: {cause}") from error
-    for model in models:
+    for path, model in zip(files.checkpoints, models, strict=True):
+        refuse_nonfinite_weights(model.state_dict(), path)
         model.eval()
     return models, task
+
+
+def _compute_alone_if_forked() -> None:
+    """Use one thread in a process that was forked from one that used torch's threads, which stayed behind in it."""
+    if inherited() and torch.get_num_threads() > 1:
+        logger.warning("forked after a model had been loaded: torch computes in one thread here")
+        torch.set_num_threads(1)
 
 
 class FairseqEngine:
@@ -64,7 +78,8 @@ class FairseqEngine:
             raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
         self._models, self._task = load_models(files)
         self._device = device
-        torch.set_num_threads(threads)
+        if not inherited():
+            torch.set_num_threads(threads)
         for model in self._models:
             model.make_generation_fast_(need_attn=False)
             if device == "cuda":
@@ -84,14 +99,24 @@ class FairseqEngine:
 
         Yields:
             The number of a sentence and its hypotheses, batch by batch.
+
+        Raises:
+            SharingError: the search found nothing, since no log-probability of the models is finite.
         """
         from argparse import Namespace
 
+        _compute_alone_if_forked()
         settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
         generator = self._task.build_generator(self._models, settings)
         dictionary = self._task.target_dictionary
         for batch in self._batches(sentences, search):
-            found = self._task.inference_step(generator, self._models, batch)
+            try:
+                found = self._task.inference_step(generator, self._models, batch)
+            except AssertionError as error:  # of the search: it came to its end and no hypothesis had a finite score
+                raise SharingError(
+                    "the model's log-probabilities are NaN or infinite: its search found no translation; "
+                    "allowed: a model whose log-probabilities are finite"
+                ) from error
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
                 yield sentence, [_hypothesis(one, dictionary) for one in hypotheses[: search.nbest]]
 

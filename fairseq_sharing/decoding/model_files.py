@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from fairseq_sharing.experiment.direction import (
     inferred_direction,
     refuse_other_direction,
 )
+from fairseq_sharing.files import sha256
 from fairseq_sharing.preparation import manifest as manifests
+
+logger = logging.getLogger(__name__)
 
 EXPORTED = "model.bin"  # the file by which a folder is known as an exported model
 
@@ -73,6 +77,7 @@ def _exported(path: Path, data: Path | None) -> ModelFiles:
         raise SharingError(f"{path}: has no manifest.json; allowed: a folder made by fairseq-sharing export")
     if data is not None:
         raise SharingError(f"--data {data}: {path} has all that it needs; leave --data out")
+    _refuse_damaged(path, manifest)
     return ModelFiles(
         str(path),
         exported=path,
@@ -80,6 +85,18 @@ def _exported(path: Path, data: Path | None) -> ModelFiles:
         languages=_languages(manifest),
         max_tokens=manifest["max_tokens"],
     )
+
+
+def _refuse_damaged(folder: Path, manifest: dict[str, Any]) -> None:
+    """Compare the files of an exported model with the checksums of its manifest."""
+    checksums = manifest.get("sha256")
+    if checksums is None:
+        logger.warning(f"{folder}: its files cannot be checked, manifest.json has no sha256; export the model again")
+        return
+    for name, checksum in checksums.items():
+        file = folder / Path(name).name
+        if not file.is_file() or sha256(file) != checksum:
+            raise SharingError(f"{file}: missing, or not the file that was exported; export the model again")
 
 
 def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.finite import is_number
 
 ENGINES = ("fairseq", "ctranslate2")
 # The types of weights and arithmetic that CTranslate2 has.
@@ -45,8 +46,8 @@ class Search:
                 raise SharingError(f"{_flag(name)} must be a whole number from 1, got {value!r}")
         if self.nbest > self.beam:
             raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")
-        if isinstance(self.lenpen, bool) or not isinstance(self.lenpen, int | float):
-            raise SharingError(f"--lenpen must be a number, got {self.lenpen!r}")
+        if not is_number(self.lenpen):
+            raise SharingError(f"--lenpen must be a finite number, got {self.lenpen!r}")
 
 
 @dataclass(frozen=True)

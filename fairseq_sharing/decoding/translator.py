@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -102,7 +103,7 @@ class Translator:
             The translations of each, the best first; at least one.
 
         Raises:
-            SharingError: a sentence that cannot be written as UTF-8.
+            SharingError: a sentence that cannot be written as UTF-8, or scores that are NaN or infinite.
         """
         if isinstance(sentences, str):
             raise SharingError("sentences must be a list of str, got one str")
@@ -114,6 +115,11 @@ class Translator:
             advance(len(tokens) - len(asked))
         if asked:
             for index, hypotheses in self._engine.translate([tokens[number] for number in asked], search):
+                if not hypotheses or not all(math.isfinite(hypothesis.score) for hypothesis in hypotheses):
+                    raise SharingError(
+                        f"sentence {first + asked[index]}: the model's scores are NaN or infinite; "
+                        "allowed: a model whose log-probabilities are finite"
+                    )
                 self._warn_of_cut(hypotheses[0], first + asked[index], search)
                 found[asked[index]] = [self._finish(hypothesis) for hypothesis in hypotheses]
                 if advance is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.averages import AVERAGE, average_left, average_name, hashes, refuse_deleted
 from fairseq_sharing.evaluation.baseline import find_baseline, fingerprint, read_baseline
@@ -24,6 +25,7 @@ from fairseq_sharing.experiment.direction import direction_of, refuse_other_dire
 from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import read_lines, sha256, write_text
+from fairseq_sharing.finite import find_nonfinite, is_number
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
 EXAMPLES = 5  # sentences quoted from an artificial corpus
@@ -82,10 +84,10 @@ class EvaluationSettings:
         if self.baseline is not None:
             check_name(self.baseline, "evaluate.baseline")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise SharingError(f"evaluate: length penalty {name} must be a number, got {value!r}")
-        if isinstance(self.max_len_a, bool) or not isinstance(self.max_len_a, int | float) or self.max_len_a < 0:
-            raise SharingError(f"evaluate.max_len_a must be a number from 0, got {self.max_len_a!r}")
+            if not is_number(value):
+                raise SharingError(f"evaluate: length penalty {name} must be a finite number, got {value!r}")
+        if not is_number(self.max_len_a) or self.max_len_a < 0:
+            raise SharingError(f"evaluate.max_len_a must be a finite number from 0, got {self.max_len_a!r}")
         if self.tokenize is not None:
             choose_tokenizer("", self.tokenize)
 
@@ -145,6 +147,8 @@ def _evaluate(
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
+    log, history = summarise(run.log_records()), _read_history(averaged)
+    _refuse_nonfinite(path, {**vars(log), **history})
     translator = _Translator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
@@ -172,11 +176,9 @@ def _evaluate(
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
 
-    from fairseq_sharing.checkpoints.files import load_checkpoint  # torch: not before bad input is out
     from fairseq_sharing.checkpoints.summary import describe_checkpoint  # torch: not before bad input is out
 
     model = describe_checkpoint(averaged)
-    log = summarise(run.log_records())
     result = {
         "run": str(config.run),
         "dataset": str(config.dataset),
@@ -187,7 +189,7 @@ def _evaluate(
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         **{name: record.get(name) for name in _RECORD},
         "command": _portable(record.get("command") or [], config),
-        **_map_history(load_checkpoint(averaged)),
+        **history,
         "valid": log.valid,
         **({"experts": log.experts} if log.experts else {}),
         "checkpoint": {"averaged": names},
@@ -195,11 +197,32 @@ def _evaluate(
         "scores": scores,
         **({"examples": examples} if examples else {}),
     }
+    _refuse_nonfinite(path, result)
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
     write_text(run.result_file, text)
     if out is not None:
         write_text(out / f"{config.run}-seed{config.seed}.json", text)
     return json.loads(text)
+
+
+def _refuse_nonfinite(run: Path, result: Mapping[str, Any]) -> None:
+    """Refuse numbers that JSON cannot hold, by field."""
+    nonfinite = find_nonfinite(result)
+    if nonfinite is not None:
+        raise SharingError(f"{run}: its result would have {nonfinite}; allowed: finite numbers")
+
+
+def _read_history(averaged: Path) -> dict[str, Any]:
+    """Read the changes of the layer maps from the checkpoint that is to translate, and check its weights.
+
+    Raises:
+        SharingError: a weight is NaN or infinite.
+    """
+    from fairseq_sharing.checkpoints.files import load_checkpoint
+
+    checkpoint = load_checkpoint(averaged)
+    refuse_nonfinite_weights(checkpoint["model"], averaged)
+    return _map_history(checkpoint)
 
 
 def _map_history(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,9 +242,15 @@ def _map_history(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "mean_parameters": round(state["parameter_updates"] / state["updates"]),
         "map_history": {
             "start": changes[0]["before"] if changes else None,
-            "changes": [{name: value for name, value in change.items() if name != "before"} for change in changes],
+            "changes": [_change(change) for change in changes],
         },
     }
+
+
+def _change(change: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what the change before tells, and give null for a gradient norm that overflowed."""
+    norms = {time: norm if is_number(norm) else None for time, norm in change["gradient_norm"].items()}
+    return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
 def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:

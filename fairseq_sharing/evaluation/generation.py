@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import subprocess
@@ -105,7 +106,7 @@ def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]
         The hypotheses, sorted by sentence id; one may be empty or hold tabs.
 
     Raises:
-        SharingError: the ids are not exactly 0 .. segments - 1, each once.
+        SharingError: the ids are not exactly 0 .. segments - 1, each once, or a score is not a finite number.
     """
     hypotheses: dict[int, str] = {}
     for line in lines:
@@ -115,6 +116,8 @@ def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]
         if len(rest) != 2 or not head[2:].isdecimal():
             raise SharingError(f"{name}: {line[:60]!r} is not a hypothesis H-<id>, score and text")
         sentence = int(head[2:])
+        if not _is_finite(rest[0]):
+            raise SharingError(f"{name}: sentence {sentence} has the score {rest[0]}; allowed: finite numbers")
         if sentence in hypotheses:
             raise SharingError(f"{name}: sentence {sentence} is translated twice; each id must come once")
         hypotheses[sentence] = rest[1]
@@ -127,6 +130,13 @@ def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]
             f"{name}: ids beyond the {segments} sentences of the test set (0 to {segments - 1}): {_some(beyond)}"
         )
     return [hypotheses[sentence] for sentence in range(segments)]
+
+
+def _is_finite(score: str) -> bool:
+    try:
+        return math.isfinite(float(score))
+    except ValueError:
+        return False
 
 
 def _some(ids: Sequence[int], shown: int = 5) -> str:

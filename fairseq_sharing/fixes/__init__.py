@@ -10,6 +10,7 @@ from fairseq_sharing.fixes.distributed import mend_broadcast, mend_torchrun
 from fairseq_sharing.fixes.error_messages import tell_errors_in_one_line
 from fairseq_sharing.fixes.log import log_maps_for_ties, show_data_wait
 from fairseq_sharing.fixes.processor import avoid_cudnn_attention, avoid_half_hidden_amx
+from fairseq_sharing.fixes.search import refuse_nonfinite_search
 from fairseq_sharing.fixes.trainer import mend_recomputation, mend_trainer
 
 
@@ -26,6 +27,7 @@ def apply() -> None:
     mend_batches_of_later_epochs()
     mend_checkpoints()
     mend_meters()
+    refuse_nonfinite_search()
     show_data_wait()
     mend_recomputation()
     mend_trainer()

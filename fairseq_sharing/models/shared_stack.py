@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fairseq_sharing.admin.residual import profiling, set_closed_form
+from fairseq_sharing.checkpoints.recorded_state import recorded_extra
 from fairseq_sharing.checkpoints.sharing_state import (
     EXTRA_STATE,
     explain_mismatch,
@@ -135,13 +136,16 @@ class SharingModel:
 
     def _fit_state(self, state, prefix: str, *_unused) -> None:
         assert not prefix, "a shared model is the root of its state dict"
-        extra = state.get(EXTRA_STATE) or {}
+        extra, recorded = recorded_extra(state), recorded_sharing(state)
+        # A stack with another number of layers is left to fit_to_model, which refuses it.
+        fitting = [n for n, s in self.stacks.items() if n in recorded and len(recorded[n].layer_map) == len(s.layers)]
         if extra and not initialising.get():
-            for name, stack in self.stacks.items():
-                stack.freeze(tuple(extra.get("frozen", {}).get(name, ())))
+            for name in fitting:
+                self.stacks[name].freeze(tuple(extra.get("frozen", {}).get(name, ())))
         changed_by = extra.get("map_changed_by")
         if changed_by:
-            for stack, sharing in recorded_sharing(state).items():
+            for stack in fitting:
+                sharing = recorded[stack]
                 if sharing != self.sharing[stack]:
                     self.stacks[stack].change_map(sharing)
                     logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")

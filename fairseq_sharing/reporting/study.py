@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.finite import find_nonfinite
 
 # The names of the strategies and schedules in a table, in the order of its rows.
 LABELS = {
@@ -202,7 +203,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read one result file.
 
     Raises:
-        SharingError: it is no result; the message names the field that is missing or not allowed.
+        SharingError: it is no result; the message names the field that is missing or not allowed, such as NaN.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -215,6 +216,9 @@ def read_result(file: Path) -> dict[str, Any]:
     for name in ("run", "seed"):
         if "/" in str(result[name]):
             raise SharingError(f"{file}: {name} is {result[name]!r}; allowed: a name without /")
+    nonfinite = find_nonfinite(result)
+    if nonfinite is not None:
+        raise SharingError(f"{file}: {nonfinite}; allowed: finite numbers, as evaluate writes them")
     if not result["scores"]:
         raise SharingError(f"{file}: scores no test set")
     return result

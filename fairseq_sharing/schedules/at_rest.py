@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
+from fairseq_sharing.checkpoints.recorded_state import recorded_extra
 from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
 from fairseq_sharing.errors import SharingError
 
@@ -26,10 +28,13 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         The checkpoint of a model with ``--sharing none``, without a schedule; fairseq's own architectures load it too.
 
     Raises:
-        SharingError: no layer is shared, or the file has no optimizer state that can be told apart by parameter.
+        SharingError: no layer is shared, the file has no optimizer state that can be told apart by parameter, or its
+            weights or that state are NaN or infinite.
     """
     state = dict(checkpoint["model"])
-    extra = state.pop(EXTRA_STATE, None) or {}
+    refuse_nonfinite_weights(state)
+    extra = recorded_extra(state)
+    state.pop(EXTRA_STATE, None)
     sharing = recorded_sharing(checkpoint["model"])
     aliases = {
         name: owner for stack, shared in sharing.items() for name, owner in layer_aliases(state, stack, shared).items()
@@ -94,6 +99,7 @@ def _spread(
         kept = optimizer["state"].get(place.get(aliases.get(name, name)))
         if kept is None:
             continue
+        refuse_nonfinite_weights({f"{key} of {name} in the optimizer": value for key, value in kept.items()})
         moment = kept.get("exp_avg")
         if moment is not None and moment.shape != state[name].shape:
             raise SharingError(f"untie: the optimizer's state of {name} has another shape than the parameter")

@@ -1,0 +1,47 @@
+"""Finite numbers: refuse NaN and infinity in options, scores and result files, by name."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Check that a value is an int or a float, and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above the largest float
+        return False
+
+
+def finite_number(text: str) -> float:
+    """Read a command-line value as a finite number: the ``type`` of an argparse option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not a number, or it is NaN or infinite.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
+    return number
+
+
+def find_nonfinite(value: Any, field: str = "") -> str | None:
+    """Find the first NaN or infinite number in nested mappings and lists, as read from JSON.
+
+    Returns:
+        The field and its value (``scores.test.bleu: nan``); None if all numbers are finite.
+    """
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{field}: {value}"
+    items: Any = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, list | tuple):
+        items = enumerate(value)
+    return next((found for key, item in items if (found := find_nonfinite(item, f"{field}.{key}".lstrip(".")))), None)

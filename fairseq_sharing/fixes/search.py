@@ -1,0 +1,26 @@
+"""Refusals of search options that fairseq would take without effect."""
+
+from __future__ import annotations
+
+import functools
+
+from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.finite import find_nonfinite
+
+
+def refuse_nonfinite_search() -> None:
+    """Refuse NaN and infinity in the options of a search, such as --lenpen, which would end with any hypothesis."""
+    stock = FairseqTask.build_generator
+
+    @functools.wraps(stock)
+    def build_generator(self, models, args, *more, **named):
+        nonfinite = find_nonfinite(dict(args) if isinstance(args, DictConfig) else vars(args))
+        if nonfinite is not None:
+            name, _, value = nonfinite.partition(": ")
+            raise SharingError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+        return stock(self, models, args, *more, **named)
+
+    FairseqTask.build_generator = build_generator
