@@ -10,7 +10,10 @@ import sys
 from fairseq_sharing.errors import SharingError
 
 # In the order of the work. The help of each is its module's HELP.
-COMMANDS = ("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate", "report", "table")
+COMMANDS = (
+    *("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate", "report", "table"),
+    "flags",
+)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -13,12 +13,12 @@ from fairseq_sharing.checkpoints.materialise import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
 
-_SHARING = "which layers share their parameters: " + ", ".join(SHARING_CHOICES)
-_UNIQUE = "M, the parameter sets that the layers share; needed by sequence, cycle and cycle_rev"
-_MAP = "for custom sharing: one label a layer, equal labels share, as in 0,1,2,2,1,0"
-_SCOPE = "what is shared: layer (all of it), or some of " + ",".join(SCOPES[1:])
+_SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
+_UNIQUE = "M, the number of parameter sets; required by sequence, cycle and cycle_rev"
+_MAP = "layer map for custom: one label per layer; layers with equal labels share, for example 0,1,2,2,1,0"
+_SCOPE = "what is shared: layer (the whole layer), or a comma-separated list of " + ", ".join(SCOPES[1:])
 _PONDER_CRITERION = "label_smoothed_cross_entropy_with_ponder"
-_ONLY = " ({} only; goes before the option for both stacks)"
+_ONLY = " ({} only; overrides the flag for both stacks)"
 
 
 def _option(text: str, default=None):
@@ -44,35 +44,34 @@ class SharingOptions(FairseqDataclass):
     decoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("decoder"))
     decoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("decoder"))
     admin: ChoiceEnum(["off", "profile", "closed_form"]) = _option(
-        "Admin's residual weights, for post-norm stacks, one vector a sub-layer and never shared: profile sets them "
-        "from the variances of the first training batch, closed_form to the square root of the sub-layer's number",
+        "Admin's residual weights for post-norm stacks, one vector per sub-layer, never shared: profile sets them from "
+        "the variances of the first training batch, closed_form to the square root of the sub-layer's number",
         "off",
     )
     depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = _option(
-        "Universal Transformer: what is added to the state that enters each depth of a stack, a vector a depth", "off"
+        "Universal Transformer: vector added to the input of each layer, one per depth", "off"
     )
     position_per_depth: bool = _option(
-        "Universal Transformer: add the positions of the tokens before every depth, not before the first only", False
+        "Universal Transformer: add the position embeddings before every layer, not only before the first", False
     )
     act: ChoiceEnum(["off", "encoder", "decoder", "both"]) = _option(
-        "Universal Transformer: adaptive computation time, in these stacks each token halts at a depth of its own; "
-        f"train with --criterion {_PONDER_CRITERION}",
+        "Universal Transformer: stacks with adaptive computation time, in which each token halts at its own depth; "
+        f"requires --criterion {_PONDER_CRITERION}",
         "off",
     )
-    act_epsilon: float = _option("a token halts when its halting probabilities sum up to 1 minus this", 0.01)
+    act_epsilon: float = _option("a token halts when its halting probabilities sum to 1 minus this value", 0.01)
     precision: ChoiceEnum(["fp32", "bf16"]) = _option(
-        "arithmetic of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and "
-        "optimizer and no loss scaling; validation and translation stay in fp32",
+        "precision of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and optimizer, "
+        "without loss scaling; validation and decoding use fp32",
         "fp32",
     )
     fast: bool = _option(
-        "faster training, the same but for rounding and the random numbers of dropout; goes well with --criterion "
-        "fused_label_smoothed_cross_entropy",
+        "faster training, equal except for rounding and the random numbers of dropout; use it with --criterion "
+        "fused_label_smoothed_cross_entropy and --optimizer fused_adam",
         False,
     )
     compile: bool = _option(
-        "with --fast: train the layers in compiled form, one graph for all depths of a stack; the first updates wait "
-        "for the compiler",
+        "compile the layers for training, one graph for all depths of a stack; requires --fast",
         False,
     )
 

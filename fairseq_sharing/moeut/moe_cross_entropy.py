@@ -26,22 +26,22 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
     ffn_entropy: float = field(
         default=0.01,
-        metadata={"help": "weight of the entropy of the mean choice of feed-forward experts, in nats a target token"},
+        metadata={"help": "weight of the entropy of the mean choice of feed-forward experts, in nats per target token"},
     )
     attention_entropy: float = field(
         default=0.001,
-        metadata={"help": "the same for each router of attention"},
+        metadata={"help": "weight of the same entropy for each attention router"},
     )
     entropy_scope: ChoiceEnum(["auto", "sequence", "batch"]) = field(
         default="auto",
         metadata={
-            "help": "over which tokens a choice is averaged: a sequence, as in the paper, or all of a (micro-)batch; "
-            "auto: sequence for language models, batch for translation, whose sentences are too short for all experts"
+            "help": "tokens over which a choice is averaged: sequence, as in the paper, or batch (a micro-batch of one "
+            "device); auto: sequence for language models, batch for translation, whose sentences are too short"
         },
     )
     log_expert_usage: bool = field(
         default=False,
-        metadata={"help": "log how often each expert was chosen in a validation too, for the report's pictures"},
+        metadata={"help": "log how often each expert is chosen in validation, for the figures of report"},
     )
 
 

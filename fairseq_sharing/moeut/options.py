@@ -24,18 +24,18 @@ class MoEOptions(FairseqDataclass):
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    head_dim: Optional[int] = _option("width of an attention head; heads times width need not be the model's width")
-    rotary_dim: Optional[int] = _option(
-        "channels of a head that carry the position, even; half of the head when left out"
+    head_dim: Optional[int] = _option(
+        "width of an attention head; the number of heads times this need not be the model's width"
     )
-    attention_experts: Optional[int] = _option("value and output matrices of each head")
-    attention_top_k: Optional[int] = _option("value and output matrices of each head that a token uses")
-    ffn_experts: Optional[int] = _option("experts of a feed-forward layer")
-    encoder_ffn_experts: Optional[int] = _option("experts of a feed-forward layer (encoder only)")
-    decoder_ffn_experts: Optional[int] = _option("experts of a feed-forward layer (decoder only)")
+    rotary_dim: Optional[int] = _option("rotary channels of a head, an even number (default: half of the head)")
+    attention_experts: Optional[int] = _option("number of value and output matrices per head")
+    attention_top_k: Optional[int] = _option("value and output matrices that a token uses per head")
+    ffn_experts: Optional[int] = _option("number of experts of a feed-forward layer")
+    encoder_ffn_experts: Optional[int] = _option("number of experts of a feed-forward layer (encoder only)")
+    decoder_ffn_experts: Optional[int] = _option("number of experts of a feed-forward layer (decoder only)")
     ffn_top_k: Optional[int] = _option("feed-forward experts that a token uses")
     expert_dim: Optional[int] = _option("hidden width of a feed-forward expert")
-    expert_dropout: float = _option("probability with which an expert cannot be chosen for a token, in training", 0.0)
+    expert_dropout: float = _option("probability that an expert cannot be chosen for a token during training", 0.0)
     router_init: ChoiceEnum(["normal", "equal_rows"]) = _option(
         "initial router weights: normal, or rows of one length, so that no expert starts ahead", "normal"
     )
@@ -43,12 +43,12 @@ class MoEOptions(FairseqDataclass):
         "initial value and output matrices: normal, or of one norm over all experts, entry by entry", "normal"
     )
     expert_backend: ChoiceEnum(["auto", *BACKENDS]) = _option(
-        "how tokens are multiplied by their experts; all give the same, triton on NVIDIA GPUs from Ampere on: auto"
-        " chooses by device, bank, batch and precision",
+        "implementation of the expert banks; auto chooses by device, bank, batch and precision; triton requires an "
+        "NVIDIA GPU, Ampere or newer",
         "auto",
     )
     keep_gathered: bool = _option(
-        "keep every expert's inputs for the backward pass instead of gathering them again: more memory", False
+        "keep each expert's inputs for the backward pass instead of gathering them again: needs more memory", False
     )
 
 

@@ -26,57 +26,61 @@ class ScheduleOptions(FairseqDataclass):
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    sharing_schedule: Optional[str] = _option("how sharing changes while training: " + ", ".join(SCHEDULES))
+    sharing_schedule: Optional[str] = _option("how sharing changes during training: " + ", ".join(SCHEDULES))
     tied_gradients: Optional[str] = _option(
-        "gradient of a shared parameter: mean over the layers that use it (unless given: with unshare), their sum "
-        "(with dynamic and replay), or that of the first of them alone (root)"
+        "gradient of a shared parameter: mean over the layers that use it (default with unshare), sum (default with "
+        "dynamic and replay), or the gradient of the first of them (root)"
     )
     untied_moments: str = _option(
-        "optimizer state of a layer that becomes independent: inherit a copy from the parameters it used, or reset",
+        "optimizer state of a layer that becomes independent: inherit (a copy of the shared state) or reset",
         "inherit",
     )
     unshare_at: Optional[int] = _option("unshare: the update at which all layers become independent")
     unshare_when: Optional[str] = _option(
-        "unshare: correlation unties a stack when the gradients of most adjacent units disagree, correlation-split "
+        "unshare: correlation unties a stack when the gradients of most adjacent units disagree; correlation-split "
         "splits it between two units that disagree"
     )
-    unshare_threshold: float = _option("unshare: two gradients disagree when their cosine is below this", 0.5)
-    unshare_interval: int = _option("unshare: updates from one check of the gradients to the next", 1000)
-    unshare_patience: int = _option("unshare: checks in a row that must find disagreement", 3)
-    dynamic_interval: int = _option("dynamic: updates from one decision to the next", 15)
+    unshare_threshold: float = _option("unshare: two gradients disagree if their cosine is below this value", 0.5)
+    unshare_interval: int = _option("unshare: updates between checks of the gradients", 1000)
+    unshare_patience: int = _option("unshare: number of consecutive checks that must find disagreement", 3)
+    dynamic_interval: int = _option("dynamic: updates between decisions", 15)
     dynamic_agent: str = _option(
-        "dynamic: one agent for both stacks (joint), one each (separate), or for one stack only (encoder, decoder)",
+        "dynamic: one agent for both stacks (joint), one per stack (separate), or one for one stack (encoder, decoder)",
         "joint",
     )
-    dynamic_policy: str = _option("dynamic: q-learning, or random as a control", "q")
-    dynamic_decide: str = _option("dynamic: all layers at once, or one layer at a time in turn (layer)", "all")
+    dynamic_policy: str = _option("dynamic: q (Q-learning), or random as a control", "q")
+    dynamic_decide: str = _option(
+        "dynamic: decide for all layers at once, or for one layer at a time in turn (layer)", "all"
+    )
     dynamic_reward: str = _option(
-        "dynamic: nll (minus the loss per target token, in nats), ppl (minus the perplexity), or ppl-clip10 (that, "
-        "clipped to -10)",
+        "dynamic: nll (minus the loss per target token, in nats), ppl (minus the perplexity), or ppl-clip10 (minus the "
+        "perplexity, clipped to -10)",
         "nll",
     )
     dynamic_reward_when: str = _option(
-        "dynamic: reward a decision at the next one (after), or at once (immediate)", "after"
+        "dynamic: reward a decision at the next decision (after) or immediately (immediate)", "after"
     )
     dynamic_discount: float = _option("dynamic: discount of the next state's value", 0.99)
     dynamic_lr: float = _option("dynamic: learning rate of the Q-network", 0.001)
     dynamic_hidden: int = _option("dynamic: hidden units of the Q-network", 128)
     dynamic_epsilon_min: float = _option("dynamic: lowest probability of a random action", 0.1)
-    dynamic_epsilon_decay: float = _option("dynamic: factor on that probability, 1 at first", 0.95)
+    dynamic_epsilon_decay: float = _option("dynamic: factor that reduces this probability, which starts at 1", 0.95)
     dynamic_epsilon_per: str = _option(
-        "dynamic: decay it with every decision, or every sweep over the layers", "decision"
+        "dynamic: reduce it after every decision, or after every sweep over the layers", "decision"
     )
-    dynamic_state: str = _option("dynamic: the Q-network sees layer numbers scaled by the depth, or raw", "scaled")
+    dynamic_state: str = _option(
+        "dynamic: layer numbers as the Q-network's input: scaled by the depth, or raw", "scaled"
+    )
     dynamic_initial: str = _option(
         "dynamic: freeze all layers but the first until their first decision, or train them all", "freeze"
     )
-    dynamic_seed: Optional[int] = _option("dynamic: seed of the agent; that of the training if not given")
-    freeze_pattern_at: Optional[int] = _option("dynamic: the update from which the map stays as it is")
-    replay_of: Optional[str] = _option("replay: a checkpoint of the run whose changes are made again")
+    dynamic_seed: Optional[int] = _option("dynamic: seed of the agent (default: --seed)")
+    freeze_pattern_at: Optional[int] = _option("dynamic: the update after which the map does not change")
+    replay_of: Optional[str] = _option("replay: a checkpoint of the run whose changes are repeated")
 
 
 # Option -> the values that it can have.
-_CHOICES = {
+CHOICES = {
     "sharing_schedule": SCHEDULES,
     "tied_gradients": TIED_GRADIENTS,
     "untied_moments": ("inherit", "reset"),
@@ -93,7 +97,7 @@ _CHOICES = {
 # Beginning of an option's name -> the schedule that it belongs to.
 _OWNERS = {"unshare_": "unshare", "dynamic_": "dynamic", "freeze_pattern_": "dynamic", "replay_": "replay"}
 # Option -> its range, ends included.
-_RANGES = {
+RANGES = {
     "unshare_at": (1, None),
     "unshare_threshold": (-1, 1),
     "unshare_interval": (1, None),
@@ -120,11 +124,11 @@ def read_options(cfg: Any, seed: int = 1) -> Namespace:
     options = Namespace(
         **{option.name: getattr(cfg, option.name, None) for option in fields(ScheduleOptions) if option.name != "_name"}
     )
-    for name, allowed in _CHOICES.items():
+    for name, allowed in CHOICES.items():
         value = getattr(options, name)
         if value is not None and value not in allowed:
             raise SharingError(f"{_flag(name)} must be one of {', '.join(allowed)}, got {value}")
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in RANGES.items():
         value = getattr(options, name)
         if value is not None and not (low <= value and (high is None or value <= high)):
             limits = f"at least {low}" if high is None else f"between {low} and {high}"

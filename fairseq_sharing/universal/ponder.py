@@ -23,7 +23,7 @@ class PonderCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
     ponder_weight: float = field(
         default=0.01,
-        metadata={"help": "weight of ACT's ponder cost, summed over the tokens of the stacks that halt"},
+        metadata={"help": "weight of ACT's ponder cost, summed over the tokens of the stacks with ACT"},
     )
 
 

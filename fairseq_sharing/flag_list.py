@@ -1,0 +1,263 @@
+"""The flags that this package adds to fairseq's commands, as the dataclasses that define them describe them."""
+
+from __future__ import annotations
+
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq import models
+from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import FairseqEncoderDecoderModel, FairseqEncoderModel, FairseqLanguageModel
+from fairseq.registry import REGISTRIES
+
+import fairseq_sharing
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STRATEGIES, make_layer_map
+from fairseq_sharing.models.sharing_options import SharingOptions
+from fairseq_sharing.moeut.counts import MoECounts
+from fairseq_sharing.moeut.options import MoEOptions
+from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
+
+ALL = "all"
+_PACKAGE = "fairseq_sharing."
+# Sharing options that the layers of a model do not have, so that it refuses them.
+_MOEUT_REFUSES = ("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile")
+REFUSED = {
+    "transformer_lm_sharing": ("admin",),
+    "roberta_sharing": ("admin", "depth_signal", "act", "act_epsilon"),
+    "transformer_moeut": _MOEUT_REFUSES,
+    "transformer_lm_moeut": _MOEUT_REFUSES,
+}
+# A criterion -> the flag without which a model cannot use it.
+_NEEDS = {
+    "--criterion moe_cross_entropy": "--ffn-experts",
+    "--criterion label_smoothed_cross_entropy_with_ponder": "--act",
+}
+# What of fairseq the criterions and optimizers of this package extend.
+_STOCK = {"criterion": "label_smoothed_cross_entropy", "optimizer": "adam"}
+# What the layer map takes for options that are not given.
+_UNSET = {"sharing": "none", "sharing_scope": "layer"}
+_TASKS = {
+    FairseqEncoderDecoderModel: "translation_sharing",
+    FairseqLanguageModel: "language_modeling_sharing",
+    FairseqEncoderModel: "masked_lm_sharing",
+}
+# The dense baseline of the MoEUT language model has no expert banks.
+DENSE_TAKES = ("head_dim", "rotary_dim")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        name: with its dashes.
+        allowed: the values that it takes.
+        default: its value if it is not given; empty if there is none.
+        meaning: its help text.
+    """
+
+    name: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The flags that belong together.
+
+    Attributes:
+        title: a heading.
+        where: a sentence that says what they apply to.
+        flags: the flags, in the order of their definition.
+    """
+
+    title: str
+    where: str
+    flags: tuple[Flag, ...]
+
+
+def architectures() -> dict[str, list[str]]:
+    """Return the architectures of this package by registered model."""
+    found: dict[str, list[str]] = {}
+    for name, model in models.MODEL_REGISTRY.items():
+        if model.__module__.startswith(_PACKAGE):
+            found[name] = [arch for arch, kind in models.ARCH_MODEL_REGISTRY.items() if kind is model]
+    return found
+
+
+def list_flags(arch: str = ALL) -> list[Group]:
+    """List the flags that this package adds.
+
+    Args:
+        arch: an architecture, to list the flags that apply to it with its defaults; ``all`` for every flag with the
+            default of its definition.
+
+    Returns:
+        The flags of models, criterions, optimizers and tasks.
+
+    Raises:
+        SharingError: an unknown architecture.
+    """
+    fairseq_sharing.register()
+    if arch == ALL:
+        return [*_model_groups(), *_choice_groups("criterion"), *_choice_groups("optimizer"), _schedule_group()]
+    known = [name for names in architectures().values() for name in names]
+    if arch not in known:
+        raise SharingError(f"ARCH must be {ALL} or one of {', '.join(known)}, got {arch!r}")
+    groups = _model_groups(arch)
+    names = {flag.name for group in groups for flag in group.flags}
+    criterions = [
+        group for group in _choice_groups("criterion") if _NEEDS.get(group.title, "--arch") in {"--arch", *names}
+    ]
+    if issubclass(models.ARCH_MODEL_REGISTRY[arch], FairseqEncoderModel):
+        criterions = []  # they score the words of a decoder
+    return [*groups, *criterions, *_choice_groups("optimizer"), _schedule_group(arch)]
+
+
+def _model_groups(arch: str | None = None) -> list[Group]:
+    groups = [Group("Sharing and training", "For every architecture of this package.", _flags(SharingOptions(), arch))]
+    if arch is None or issubclass(models.ARCH_MODEL_REGISTRY[arch], MoECounts):
+        banks = "For `--arch transformer_moeut`, `--arch transformer_lm_moeut` and their sizes."
+        groups.append(Group("MoEUT", banks, _flags(MoEOptions(), arch)))
+    return groups
+
+
+def _choice_groups(kind: str) -> list[Group]:
+    """List the flags of each criterion or optimizer of this package; those of fairseq's base class once."""
+    registry = REGISTRIES[kind]
+    groups = []
+    for name, registered in registry["registry"].items():
+        if registered.__module__.startswith(_PACKAGE):
+            config = registry["dataclass_registry"][name]
+            own = config.__module__.startswith(_PACKAGE)
+            also = "The flags of its own; it also takes those" if own else "It takes the flags"
+            where = f"{also} of fairseq's `--{kind} {_STOCK[kind]}`."
+            taken = {flag.name for flag in _flags(config.__mro__[1]())} if own else set()
+            flags = tuple(flag for flag in _flags(config()) if flag.name not in taken)
+            groups.append(Group(f"--{kind} {name}", where, flags))
+    return sorted(groups, key=lambda group: group.title)
+
+
+def _schedule_group(arch: str | None = None) -> Group:
+    model = None if arch is None else models.ARCH_MODEL_REGISTRY[arch]
+    names = [name for base, name in _TASKS.items() if model is None or issubclass(model, base)]
+    where = "With " + " or ".join(f"`--task {name}`" for name in names) + "."
+    return Group("Sharing that changes during training", where, _flags(ScheduleOptions()))
+
+
+def _flags(options: FairseqDataclass, arch: str | None = None) -> tuple[Flag, ...]:
+    """Read the flags that fairseq makes from a dataclass."""
+    parser = ArgumentParser(add_help=False)
+    gen_parser_from_dataclass(parser, options)
+    own = Namespace()
+    if arch is not None:
+        models.ARCH_CONFIG_REGISTRY[arch](own)
+    return tuple(
+        _flag(action, getattr(own, action.dest, action.default))
+        for action in parser._actions
+        # fairseq's interpolations stand for flags of other groups.
+        if "${" not in str(action.default) and (arch is None or _applies(arch, own, action.dest))
+    )
+
+
+def _applies(arch: str, own: Namespace, option: str) -> bool:
+    model = models.ARCH_MODEL_REGISTRY[arch]
+    name = next(name for name, archs in architectures().items() if arch in archs)
+    missing = ("encoder_",) if issubclass(model, FairseqLanguageModel) else ()
+    missing = ("decoder_",) if issubclass(model, FairseqEncoderModel) else missing
+    if getattr(own, "layer_type", None) == "dense" and hasattr(MoEOptions, option) and option not in DENSE_TAKES:
+        return False
+    return option not in REFUSED.get(name, ()) and not option.startswith(missing)
+
+
+def _flag(action: Action, default: Any) -> Flag:
+    shown = _UNSET.get(action.dest, "") if default in (None, False) else str(default)
+    return Flag(action.option_strings[-1], _allowed(action), shown, " ".join((action.help or "").split()))
+
+
+def _allowed(action: Action) -> str:
+    name = action.dest
+    if action.nargs == 0:
+        return "switch"
+    choices: Iterable[Any] | None = action.choices or CHOICES.get(name)
+    if name.endswith("sharing"):
+        choices = SHARING_CHOICES
+    if name.endswith("sharing_scope"):
+        choices = SCOPES
+    if choices:
+        return ", ".join(map(str, choices))
+    kind = {int: "integer", float: "number"}.get(action.type, "text") if callable(action.type) else "text"
+    if name not in RANGES:
+        return kind
+    low, high = RANGES[name]
+    return f"{kind}, {low} or more" if high is None else f"{kind}, {low} to {high}"
+
+
+def as_text(groups: Sequence[Group]) -> str:
+    """Write flags for a terminal."""
+    lines = []
+    for group in groups:
+        lines += [group.title, f"  {group.where.replace('`', '')}", ""]
+        for flag in group.flags:
+            default = f"; default: {flag.default}" if flag.default else ""
+            lines += [f"  {flag.name}  ({flag.allowed}{default})", f"      {flag.meaning}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_markdown(groups: Sequence[Group]) -> str:
+    """Write flags as the page docs/flags.md."""
+    lines = [_INTRODUCTION, "## Strategies", "", *_strategies(), "", "## Architectures", "", *_architectures(), ""]
+    for group in groups:
+        lines += [f"## {group.title}", "", group.where, ""]
+        cells = [(f"`{f.name}`", f.allowed, f.default, f.meaning) for f in group.flags]
+        lines += [*_table(("flag", "allowed", "default", "meaning"), cells), ""]
+    return "\n".join(lines)
+
+
+_INTRODUCTION = """\
+# Flags
+
+<!-- Written by: fairseq-sharing flags --markdown > docs/flags.md -->
+
+These are the flags that this package adds to `fairseq-train --user-dir fairseq_sharing`. All other flags are those of
+fairseq's `transformer`, `transformer_lm` and `roberta`, for example `--encoder-layers` and `--decoder-layers`, the
+number of layers N of each stack. In the `train` block of a configuration, write `unique_layers: 3` for
+`--unique-layers 3` and `fast: true` for a switch.
+
+`fairseq-sharing flags` prints this list. `fairseq-sharing flags ARCH` prints the flags that apply to one architecture,
+with its defaults.
+"""
+
+
+def _strategies() -> list[str]:
+    """Show each strategy with N = 6 layers and, if it can be chosen, M = 3 parameter sets."""
+    cells = []
+    for name in SHARING_CHOICES:
+        if name not in STRATEGIES:
+            cells.append((f"`{name}`", "any: `--layer-map 0,1,2,2,1,0`", "implied by the map"))
+            continue
+        fixed = STRATEGIES[name].fixed_unique_layers
+        shown = " ".join(str(label + 1) for label in make_layer_map(name, 6, None if fixed else 3))
+        unique = "`--unique-layers`" if fixed is None else str(fixed(6)) if fixed(6) == fixed(7) else "N"
+        cells.append((f"`{name}`", shown, unique))
+    return [
+        "M parameter sets serve the N layers of a stack. The maps are for N = 6 and M = 3.",
+        "",
+        *_table(("`--sharing`", "layers 1 to 6 use set", "M"), cells),
+    ]
+
+
+def _architectures() -> list[str]:
+    names = {model: ", ".join(f"`{arch}`" for arch in archs) for model, archs in sorted(architectures().items())}
+    return _table(("model", "`--arch`"), [(f"`{model}`", archs) for model, archs in names.items()])
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

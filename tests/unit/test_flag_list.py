@@ -1,0 +1,112 @@
+"""The list of flags is that of fairseq's parser, and says which flags an architecture takes."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import pytest
+from fairseq import models
+from fairseq.models import roberta, transformer, transformer_lm
+
+import fairseq_sharing
+from fairseq_sharing.commands import main
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.flag_list import REFUSED, architectures, as_markdown, list_flags
+from fairseq_sharing.layer_map import SHARING_CHOICES
+
+fairseq_sharing.register()
+PAGE = Path(fairseq_sharing.__file__).parents[1] / "docs" / "flags.md"
+STOCK = {
+    "transformer_sharing": transformer.TransformerModel,
+    "transformer_moeut": transformer.TransformerModel,
+    "transformer_lm_sharing": transformer_lm.TransformerLanguageModel,
+    "transformer_lm_moeut": transformer_lm.TransformerLanguageModel,
+    "roberta_sharing": roberta.RobertaModel,
+}
+# A value other than the default of each option that some model refuses.
+OTHER = {
+    "admin": "profile",
+    "depth_signal": "learned",
+    "position_per_depth": True,
+    "act": "encoder",
+    "fast": True,
+    "compile": True,
+    "precision": "bf16",
+}
+
+
+def _names(arch: str) -> dict[str, str]:
+    """The listed flags of an architecture with their defaults."""
+    return {flag.name: flag.default for group in list_flags(arch) for flag in group.flags}
+
+
+def _parsed(model) -> set[str]:
+    parser = ArgumentParser(add_help=False)
+    model.add_args(parser)
+    return {action.option_strings[-1] for action in parser._actions}
+
+
+def test_the_page_is_the_output_of_the_command(capsys):
+    assert main(["flags", "--markdown"]) == 0
+    assert capsys.readouterr().out == PAGE.read_text(encoding="utf-8")
+
+
+def test_choices_of_sharing_on_the_page_are_those_of_the_code():
+    (line,) = [
+        line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `--sharing` | none")
+    ]
+    assert tuple(line.split(" | ")[1].split(", ")) == SHARING_CHOICES
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_every_flag_that_a_model_adds_is_listed(name):
+    assert set(architectures()) == set(STOCK)
+    added = _parsed(models.MODEL_REGISTRY[name]) - _parsed(STOCK[name])
+    assert "--sharing" in added
+    assert added <= set(_names("all"))
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_flags_that_are_not_listed_for_a_model_are_those_it_refuses(name):
+    refused = set()
+    for option, value in OTHER.items():
+        stack = {option: "decoder"} if option == "act" and "_lm_" in name else {option: value}
+        fast = {"fast": True} if option == "compile" else {}
+        try:
+            models.ARCH_CONFIG_REGISTRY[name](Namespace(**stack, **fast))
+        except SharingError as error:
+            assert f"--{option}".replace("_", "-") in str(error) or "--fast" in str(error)
+            refused.add(option)
+    assert refused == set(REFUSED.get(name, ())) - {"act_epsilon"}
+    listed = _names(name)
+    assert {option for option in OTHER if f"--{option}".replace("_", "-") not in listed} == refused
+
+
+@pytest.mark.parametrize(
+    ("arch", "defaults", "missing"),
+    [
+        ("transformer_sharing", {"--sharing": "none", "--sharing-scope": "layer"}, {"--head-dim", "--ffn-entropy"}),
+        (
+            "transformer_moeut_tiny",
+            {"--sharing": "cycle", "--unique-layers": "2", "--decoder-ffn-experts": "14"},
+            {"--act"},
+        ),
+        ("transformer_lm_moeut_44m", {"--ffn-experts": "155", "--ffn-entropy": "0.01"}, {"--encoder-sharing"}),
+        ("transformer_lm_moeut_dense_44m", {"--head-dim": "41"}, {"--ffn-experts", "--ffn-entropy"}),
+        ("roberta_sharing", {"--sharing-schedule": ""}, {"--decoder-sharing", "--label-smoothing"}),
+    ],
+)
+def test_flags_of_an_architecture_have_its_defaults(arch, defaults, missing):
+    listed = _names(arch)
+    assert {name: listed[name] for name in defaults} == defaults
+    assert not missing & set(listed)
+    assert f"| `{next(iter(defaults))}` |" in as_markdown(list_flags(arch))
+
+
+def test_an_unknown_architecture_is_refused_in_one_line(capsys):
+    assert main(["flags", "transformer_shared"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("fairseq-sharing flags: error: ARCH must be all or one of transformer_sharing, ")
+    assert told.endswith("got 'transformer_shared'\n")
+    assert told.count("\n") == 1
