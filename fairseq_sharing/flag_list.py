@@ -176,7 +176,7 @@ def _applies(arch: str, own: Namespace, option: str) -> bool:
 
 
 def _flag(action: Action, default: Any) -> Flag:
-    shown = _UNSET.get(action.dest, "") if default in (None, False) else str(default)
+    shown = _UNSET.get(action.dest, "") if default is None or default is False else str(default)
     return Flag(action.option_strings[-1], _allowed(action), shown, " ".join((action.help or "").split()))
 
 
