@@ -100,7 +100,7 @@ def _refuse_damaged(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
-    from fairseq_sharing.evaluation.evaluate import EvaluationSettings
+    from fairseq_sharing.evaluation.settings import EvaluationSettings
     from fairseq_sharing.experiment.run_directory import RunDirectory
 
     run = RunDirectory(path)
@@ -128,8 +128,7 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
 
 def _average(run: Any, count: int, console: Console) -> Path:
     """Find the average that ``evaluate`` makes, or make it as ``evaluate`` does: in one process at a time."""
-    from fairseq_sharing.evaluation.averages import finished_average
-    from fairseq_sharing.evaluation.evaluate import average_last_epochs
+    from fairseq_sharing.evaluation.averages import average_last_epochs, finished_average
     from fairseq_sharing.evaluation.steps import Steps
 
     if (averaged := finished_average(run, count, console)) is not None:

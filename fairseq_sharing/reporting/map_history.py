@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.colors import set_colours
-from fairseq_sharing.reporting.study import Row
+from fairseq_sharing.reporting.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

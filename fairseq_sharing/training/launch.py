@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed

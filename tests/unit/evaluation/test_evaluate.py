@@ -8,8 +8,14 @@ from rich.console import Console
 from fairseq_sharing.decoding import model_files
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import averages
-from fairseq_sharing.evaluation.averages import AVERAGE, average_name, finished_average
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs, last_epoch_checkpoints
+from fairseq_sharing.evaluation.averages import (
+    AVERAGE,
+    average_last_epochs,
+    average_name,
+    finished_average,
+    last_epoch_checkpoints,
+)
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import sha256

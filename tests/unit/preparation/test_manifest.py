@@ -9,7 +9,8 @@ import pytest
 from fairseq_sharing.decoding import model_files
 from fairseq_sharing.description.describe import vocabulary_size
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings, _read_manifest
+from fairseq_sharing.evaluation.evaluate import _read_manifest
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.preparation.steps import Steps, locked
