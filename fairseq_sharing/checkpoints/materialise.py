@@ -11,6 +11,7 @@ from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_ext
 from fairseq_sharing.checkpoints.sharing_state import layer_aliases, recorded_sharing
 from fairseq_sharing.checkpoints.stock_model import refuse_unfit
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.options import flag_of
 
 # What the names of this package's faster losses and optimizers begin with; fairseq's own names follow.
 FUSED = "fused_"
@@ -40,7 +41,7 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
         raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
     for option in ("admin", "depth_signal", "act"):
         if model_args.get(option, "off") != "off":
-            flag = f"--{option.replace('_', '-')} {model_args[option]}"
+            flag = f"{flag_of(option)} {model_args[option]}"
             allowed = "; allowed: --to ctranslate2" if option == "admin" else ""
             raise SharingError(
                 f"--materialise cannot write a model with {flag}: stock fairseq has no such layers{allowed}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.finite import finite_number
+from fairseq_sharing.options import flag_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,7 +132,7 @@ def _check(given: dict[str, Any]) -> None:
     for name in for_files if is_run else for_runs:
         if name in given:
             other = "plain files (--hypothesis and --reference)" if is_run else "a RUN"
-            raise SharingError(f"--{name.replace('_', '-')} belongs to the evaluation of {other}")
+            raise SharingError(f"{flag_of(name)} belongs to the evaluation of {other}")
     if not is_run and not ("hypothesis" in given and "reference" in given):
         raise SharingError("give a RUN, or both --hypothesis and --reference")
 

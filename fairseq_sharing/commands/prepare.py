@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.recipe import (
     CLEANING,
     DEFAULT_SUBWORD_SIZE,
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"BPE merges or sentencepiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
     )
     for name, value in CLEANING.items():
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         settings.add_argument(
             flag, type=type(value), metavar="N", help=f"limit that training pairs keep (files: {value})"
         )

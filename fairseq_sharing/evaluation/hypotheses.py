@@ -13,6 +13,7 @@ from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.command_line import flag_words, path_word
 from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.options import flag_of
 
 
 class RunTranslator:
@@ -62,7 +63,7 @@ class RunTranslator:
             words = [path_word(self._data / "bin"), *flag_words("--path", checkpoint)]
             words += [*flag_words("--gen-subset", test["subset"]), *flag_words("--task", self._task), *self._languages]
             for option, value in search.items():
-                words += [f"--{option.replace('_', '-')}", str(value)]
+                words += [flag_of(option), str(value)]
             tokens = generate(words, output, segments, name, console)
             steps.record(name, inputs, output)
         return [self._pipeline.decode(line) for line in tokens]

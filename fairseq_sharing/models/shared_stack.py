@@ -100,6 +100,11 @@ class SharingModel:
     # What changed the maps since the options made them, told in the checkpoint; None when nothing did.
     map_changed_by: str | None = None
 
+    @classmethod
+    def hub_models(cls) -> dict[str, str]:
+        """Return no models: none are published."""
+        return {}
+
     def watch_state_dict(self) -> None:
         """Drop aliases when saving and fill them in when loading; call it when the model is built."""
         self.register_state_dict_post_hook(SharingModel._drop_aliases)

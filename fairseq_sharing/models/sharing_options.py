@@ -2,16 +2,18 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
+from omegaconf import DictConfig
 
 from fairseq_sharing.checkpoints.materialise import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
+from fairseq_sharing.options import flag_of, option_field
 
 _SHARING = "which layers share their parameters: " + ", ".join(SHARING_CHOICES)
 _UNIQUE = "M, the parameter sets that the layers share; needed by sequence, cycle and cycle_rev"
@@ -21,56 +23,52 @@ _PONDER_CRITERION = "label_smoothed_cross_entropy_with_ponder"
 _ONLY = " ({} only; goes before the option for both stacks)"
 
 
-def _option(text: str, default=None):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class SharingOptions(FairseqDataclass):
     """Options of ``--arch transformer_sharing`` and its kin, beside those of fairseq's own architecture."""
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    sharing: Optional[str] = _option(_SHARING)
-    unique_layers: Optional[int] = _option(_UNIQUE)
-    layer_map: Optional[str] = _option(_MAP)
-    sharing_scope: Optional[str] = _option(_SCOPE)
-    encoder_sharing: Optional[str] = _option(_SHARING + _ONLY.format("encoder"))
-    encoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("encoder"))
-    encoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("encoder"))
-    encoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("encoder"))
-    decoder_sharing: Optional[str] = _option(_SHARING + _ONLY.format("decoder"))
-    decoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("decoder"))
-    decoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("decoder"))
-    decoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("decoder"))
-    admin: ChoiceEnum(["off", "profile", "closed_form"]) = _option(
+    sharing: Optional[str] = option_field(_SHARING)
+    unique_layers: Optional[int] = option_field(_UNIQUE)
+    layer_map: Optional[str] = option_field(_MAP)
+    sharing_scope: Optional[str] = option_field(_SCOPE)
+    encoder_sharing: Optional[str] = option_field(_SHARING + _ONLY.format("encoder"))
+    encoder_unique_layers: Optional[int] = option_field(_UNIQUE + _ONLY.format("encoder"))
+    encoder_layer_map: Optional[str] = option_field(_MAP + _ONLY.format("encoder"))
+    encoder_sharing_scope: Optional[str] = option_field(_SCOPE + _ONLY.format("encoder"))
+    decoder_sharing: Optional[str] = option_field(_SHARING + _ONLY.format("decoder"))
+    decoder_unique_layers: Optional[int] = option_field(_UNIQUE + _ONLY.format("decoder"))
+    decoder_layer_map: Optional[str] = option_field(_MAP + _ONLY.format("decoder"))
+    decoder_sharing_scope: Optional[str] = option_field(_SCOPE + _ONLY.format("decoder"))
+    admin: ChoiceEnum(["off", "profile", "closed_form"]) = option_field(
         "Admin's residual weights, for post-norm stacks, one vector a sub-layer and never shared: profile sets them "
         "from the variances of the first training batch, closed_form to the square root of the sub-layer's number",
         "off",
     )
-    depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = _option(
+    depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = option_field(
         "Universal Transformer: what is added to the state that enters each depth of a stack, a vector a depth", "off"
     )
-    position_per_depth: bool = _option(
+    position_per_depth: bool = option_field(
         "Universal Transformer: add the positions of the tokens before every depth, not before the first only", False
     )
-    act: ChoiceEnum(["off", "encoder", "decoder", "both"]) = _option(
+    act: ChoiceEnum(["off", "encoder", "decoder", "both"]) = option_field(
         "Universal Transformer: adaptive computation time, in these stacks each token halts at a depth of its own; "
         f"train with --criterion {_PONDER_CRITERION}",
         "off",
     )
-    act_epsilon: float = _option("a token halts when its halting probabilities sum up to 1 minus this", 0.01)
-    precision: ChoiceEnum(["fp32", "bf16"]) = _option(
+    act_epsilon: float = option_field("a token halts when its halting probabilities sum up to 1 minus this", 0.01)
+    precision: ChoiceEnum(["fp32", "bf16"]) = option_field(
         "arithmetic of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and "
         "optimizer and no loss scaling; validation and translation stay in fp32",
         "fp32",
     )
-    fast: bool = _option(
+    fast: bool = option_field(
         "faster training, the same but for rounding and the random numbers of dropout; goes well with --criterion "
         "fused_label_smoothed_cross_entropy",
         False,
     )
-    compile: bool = _option(
+    compile: bool = option_field(
         "with --fast: train the layers in compiled form, one graph for all depths of a stack; the first updates wait "
         "for the compiler",
         False,
@@ -188,6 +186,20 @@ def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
             )
 
 
+def refuse_hydra(args: Any, model: str) -> None:
+    """Refuse the configuration of fairseq-hydra-train, which lacks the flags of this package's models.
+
+    Args:
+        args: what ``build_model`` got.
+        model: the registered model.
+
+    Raises:
+        SharingError: it is such a configuration.
+    """
+    if isinstance(args, DictConfig):
+        raise SharingError(f"fairseq-hydra-train cannot build {model}; use fairseq-train or fairseq-sharing train")
+
+
 def register_size(
     model: str, name: str, size: Callable[[Namespace], None], check: Callable[[Namespace], object]
 ) -> Callable[[Namespace], None]:
@@ -217,6 +229,5 @@ def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
     if value not in (None, allowed) and value:
         value = ",".join(map(str, value)) if isinstance(value, list) else value
         raise SharingError(
-            f"--{name.replace('_', '-')} {value} cannot be combined with this model: {reason}; "
-            f"allowed: {allowed or 'leave it out'}"
+            f"{flag_of(name)} {value} cannot be combined with this model: {reason}; allowed: {allowed or 'leave it out'}"
         )

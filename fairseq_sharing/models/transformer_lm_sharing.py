@@ -9,12 +9,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, transformer_lm
 from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerConfig
 from fairseq.modules import AdaptiveInput
-from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
 
 
@@ -30,11 +29,6 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         self.cfg = decoder.cfg
         self.watch_state_dict()
         self.start_fast(self.cfg)
-
-    @classmethod
-    def hub_models(cls):
-        """No trained models are published."""
-        return {}
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -53,10 +47,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         Raises:
             SharingError: options that make no layer map or cannot be combined with it.
         """
-        if isinstance(args, DictConfig):
-            raise SharingError(
-                "fairseq-hydra-train cannot build transformer_lm_sharing; use fairseq-train or fairseq-sharing train"
-            )
+        refuse_hydra(args, "transformer_lm_sharing")
         transformer_lm_sharing(args)
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = getattr(args, "tokens_per_sample", DEFAULT_MAX_TARGET_POSITIONS)

@@ -10,10 +10,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STRATEGIES
-from fairseq_sharing.models.sharing_options import _option, _refuse
+from fairseq_sharing.models.sharing_options import _refuse
 from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions
 from fairseq_sharing.moeut.peri_layer import LayerSizes
 from fairseq_sharing.moeut.rotary import default_width
+from fairseq_sharing.options import flag_of, option_field
 
 logger = logging.getLogger(__name__)
 
@@ -24,30 +25,34 @@ class MoEOptions(FairseqDataclass):
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    head_dim: Optional[int] = _option("width of an attention head; heads times width need not be the model's width")
-    rotary_dim: Optional[int] = _option(
+    head_dim: Optional[int] = option_field(
+        "width of an attention head; heads times width need not be the model's width"
+    )
+    rotary_dim: Optional[int] = option_field(
         "channels of a head that carry the position, even; half of the head when left out"
     )
-    attention_experts: Optional[int] = _option("value and output matrices of each head")
-    attention_top_k: Optional[int] = _option("value and output matrices of each head that a token uses")
-    ffn_experts: Optional[int] = _option("experts of a feed-forward layer")
-    encoder_ffn_experts: Optional[int] = _option("experts of a feed-forward layer (encoder only)")
-    decoder_ffn_experts: Optional[int] = _option("experts of a feed-forward layer (decoder only)")
-    ffn_top_k: Optional[int] = _option("feed-forward experts that a token uses")
-    expert_dim: Optional[int] = _option("hidden width of a feed-forward expert")
-    expert_dropout: float = _option("probability with which an expert cannot be chosen for a token, in training", 0.0)
-    router_init: ChoiceEnum(["normal", "equal_rows"]) = _option(
+    attention_experts: Optional[int] = option_field("value and output matrices of each head")
+    attention_top_k: Optional[int] = option_field("value and output matrices of each head that a token uses")
+    ffn_experts: Optional[int] = option_field("experts of a feed-forward layer")
+    encoder_ffn_experts: Optional[int] = option_field("experts of a feed-forward layer (encoder only)")
+    decoder_ffn_experts: Optional[int] = option_field("experts of a feed-forward layer (decoder only)")
+    ffn_top_k: Optional[int] = option_field("feed-forward experts that a token uses")
+    expert_dim: Optional[int] = option_field("hidden width of a feed-forward expert")
+    expert_dropout: float = option_field(
+        "probability with which an expert cannot be chosen for a token, in training", 0.0
+    )
+    router_init: ChoiceEnum(["normal", "equal_rows"]) = option_field(
         "initial router weights: normal, or rows of one length, so that no expert starts ahead", "normal"
     )
-    bank_init: ChoiceEnum(["normal", "normalised"]) = _option(
+    bank_init: ChoiceEnum(["normal", "normalised"]) = option_field(
         "initial value and output matrices: normal, or of one norm over all experts, entry by entry", "normal"
     )
-    expert_backend: ChoiceEnum(["auto", *BACKENDS]) = _option(
+    expert_backend: ChoiceEnum(["auto", *BACKENDS]) = option_field(
         "how tokens are multiplied by their experts; all give the same, triton on NVIDIA GPUs from Ampere on: auto"
         " chooses by device, bank, batch and precision",
         "auto",
     )
-    keep_gathered: bool = _option(
+    keep_gathered: bool = option_field(
         "keep every expert's inputs for the backward pass instead of gathering them again: more memory", False
     )
 
@@ -124,7 +129,7 @@ def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
     for stack in stacks:
         name = f"{stack}_ffn_experts" if getattr(args, f"{stack}_ffn_experts") is not None else "ffn_experts"
         _at_least_one(args, name)
-        _between(args, "ffn_top_k", 1, getattr(args, name), f"--{name.replace('_', '-')}")
+        _between(args, "ffn_top_k", 1, getattr(args, name), flag_of(name))
     for name in ("head_dim", "attention_experts", "expert_dim"):
         _at_least_one(args, name)
     check_rotary(args)
@@ -226,13 +231,13 @@ def expert_options(cfg: Any) -> ExpertOptions:
 
 def _at_least_one(args: Namespace, name: str) -> None:
     if getattr(args, name) < 1:
-        raise SharingError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}; nearest: 1")
+        raise SharingError(f"{flag_of(name)} must be at least 1, got {getattr(args, name)}; nearest: 1")
 
 
 def _between(args: Namespace, name: str, low: int, high: int, high_flag: str) -> None:
     value = getattr(args, name)
     if not low <= value <= high:
         raise SharingError(
-            f"--{name.replace('_', '-')} must be between {low} and {high_flag} ({high}), got {value}; "
+            f"{flag_of(name)} must be between {low} and {high_flag} ({high}), got {value}; "
             f"nearest: {min(max(value, low), max(high, low))}"
         )

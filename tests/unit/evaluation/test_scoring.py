@@ -168,7 +168,7 @@ def test_a_missing_package_is_named_with_its_extra(code, extra, module, monkeypa
         f"target language {code}: BLEU's tokenizer {name} is not available: install it with: pip install "
         f"'fairseq-sharing[{extra}]'; or choose another with evaluate --tokenize or evaluate.tokenize"
     )
-    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert extras["optional-dependencies"][extra][0].startswith(f"sacrebleu[{extra}]")
 
 
