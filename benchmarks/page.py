@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def bars(ax: Any, groups: Sequence[str], series: dict[str, Sequence[float]], form: str = "{:.0f}") -> None:
+def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]], form: str = "{:.0f}") -> None:
     """Draw groups of bars side by side, each with its value."""
     width = 0.8 / len(series)
     for number, ((name, values), colour) in enumerate(zip(series.items(), (OURS, THEIRS, *OTHERS), strict=False)):

@@ -236,6 +236,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         told = ", ".join(f"{engine} {load} {speeds[-1]:.1f}" for (engine, load), speeds in measured.items())
         print(f"round {number + 1} of {args.rounds}, sentences/s: {told}", file=sys.stderr)
 
+    assert files.manifest is not None
     pipeline = Pipeline.from_manifest(files.manifest)
     prepared = [pipeline.encode(line) for line in lines]
     compared = {}

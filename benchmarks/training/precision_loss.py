@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.record import write
 from fairseq_sharing.evaluation.training_log import summarise
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for precision, seeds in (("fp32", args.seeds), ("bf16", args.bf16_seeds)):
         for seed in seeds:
             if args.after_epoch is None:
@@ -49,9 +50,9 @@ def main() -> None:
             run = RunDirectory(args.runs / f"{precision}-seed{seed}")
             curve = summarise(run.log_records()).valid
             last = args.after_epoch or len(curve["loss"])
-            row = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
+            losses = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
             record = run.record()
-            row = {"precision": precision, "seed": seed, **row}
+            row = {"precision": precision, "seed": seed, **losses}
             rows.append(row)
             print(f"{precision} seed {seed}: validation loss {row['valid_loss'][-1]:.3f}", flush=True)
     final = {p: [row["valid_loss"][-1] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}

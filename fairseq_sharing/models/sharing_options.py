@@ -229,5 +229,6 @@ def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
     if value not in (None, allowed) and value:
         value = ",".join(map(str, value)) if isinstance(value, list) else value
         raise SharingError(
-            f"{flag_of(name)} {value} cannot be combined with this model: {reason}; allowed: {allowed or 'leave it out'}"
+            f"{flag_of(name)} {value} cannot be combined with this model: {reason}; "
+            f"allowed: {allowed or 'leave it out'}"
         )
