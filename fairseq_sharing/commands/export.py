@@ -82,10 +82,11 @@ def _materialise(args: argparse.Namespace, console: Console) -> None:
     path = Path(args.model)
     if path.is_dir():
         (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
+    checkpoint = load_checkpoint(path)
     try:
-        stock = materialise(load_checkpoint(path))
+        stock = materialise(checkpoint)
     except SharingError as error:
-        raise SharingError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise SharingError(f"{path}: {error}") from error
     save_atomically(stock, args.output)
     size = args.output.stat().st_size
     console.print(f"{args.output}: {size:,} bytes; translate with: fairseq-generate DATA --path {args.output}")
