@@ -13,12 +13,13 @@ from sharing_cases import BY_NAME
 from tiny_models import dictionary, make_trainer, save, train_step
 
 from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.evaluate import EvaluationSettings, _change
 from fairseq_sharing.evaluation.generation import parse_generated
-from fairseq_sharing.finite import find_nonfinite, finite_number, is_number, refuse_nonfinite_weights
+from fairseq_sharing.finite import find_nonfinite, finite_number, is_number
 
 NOT_FINITE = ["nan", "inf", "-inf", "1e999"]
 
