@@ -81,7 +81,7 @@ def spread(total: int, wanted: int) -> list[int]:
 
 
 def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) -> ModelFiles:
-    """Write chosen sentences of a binarised test set as a data directory of their own, for fairseq-generate."""
+    """Write chosen sentences of a binarized test set as a data directory of their own, for fairseq-generate."""
     from fairseq.data import Dictionary, data_utils, indexed_dataset
 
     assert files.dictionaries is not None

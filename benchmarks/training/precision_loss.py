@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import write
-from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.run_directory import RunDirectory
 
 CONFIG = "benchmarks/training/precision.yaml"
@@ -48,7 +48,7 @@ def main() -> None:
             if args.after_epoch is None:
                 train(precision, seed, args.runs, args.changes)
             run = RunDirectory(args.runs / f"{precision}-seed{seed}")
-            curve = summarise(run.log_records()).valid
+            curve = summarize(run.log_records()).valid
             last = args.after_epoch or len(curve["loss"])
             losses = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
             record = run.record()

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
     run.add_argument("--lenpen", type=finite_number, metavar="X", help=f"length penalty, {own}lenpen", **optional)
     run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
-    files = parser.add_argument_group("plain files, one detokenised sentence a line (.gz too)")
+    files = parser.add_argument_group("plain files, one detokenized sentence a line (.gz too)")
     files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
     files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference", **optional)
     files.add_argument(

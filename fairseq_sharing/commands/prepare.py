@@ -1,4 +1,4 @@
-"""Fetch or read parallel texts, clean, tokenise, cut into subwords and binarise them for fairseq.
+"""Fetch or read parallel texts, clean, tokenize, cut into subwords and binarize them for fairseq.
 
 A step that is done is skipped; a changed setting, source or output is done anew; a stopped run goes on.
 """
@@ -19,7 +19,7 @@ from fairseq_sharing.preparation.recipe import (
 )
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 
-HELP = "fetch, clean, tokenise, segment and binarise a dataset"
+HELP = "fetch, clean, tokenize, segment and binarize a dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ class Search:
 
     Attributes:
         beam: hypotheses kept at each step.
-        lenpen: length penalty; above 1 favours longer translations.
+        lenpen: length penalty; above 1 favors longer translations.
         nbest: translations given of each sentence, the best first.
         max_len_b: subwords a translation may have at most.
         max_tokens: source subwords a batch, padding included; None for the engine's own choice.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.description.counts import COMPONENTS, Description
 from fairseq_sharing.layer_map import LayerMap, num_unique
 
@@ -15,9 +15,9 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 def map_line(stack: str, layer_map: LayerMap) -> Text:
     """Draw the layer map of a stack in one line."""
     line = Text(f"{stack}  N={len(layer_map)} M={num_unique(layer_map)}  ")
-    colours = set_colours(num_unique(layer_map))
+    colors = set_colors(num_unique(layer_map))
     for label in layer_map:
-        line.append(f" {label} ", style=f"{ink(colours[label])} on {colours[label]}")
+        line.append(f" {label} ", style=f"{ink(colors[label])} on {colors[label]}")
     return line
 
 

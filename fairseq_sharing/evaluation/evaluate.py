@@ -19,7 +19,7 @@ from fairseq_sharing.evaluation.hypotheses import RunTranslator
 from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
-from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import read_lines, write_text
@@ -87,7 +87,7 @@ def _evaluate(
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
-    log, history = summarise(run.log_records()), _read_history(averaged)
+    log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
     translator = RunTranslator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}

@@ -45,7 +45,7 @@ class RunTranslator:
         steps: Steps,
         console: Console,
     ) -> list[str]:
-        """Give the detokenised translations of one test set, from the last time where nothing changed."""
+        """Give the detokenized translations of one test set, from the last time where nothing changed."""
         name, segments, settings = test["name"], int(test["segments"]), self._settings
         search = {
             "beam": settings.beam,

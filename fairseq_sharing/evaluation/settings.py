@@ -19,13 +19,13 @@ class EvaluationSettings:
     Attributes:
         average_last: number of epoch checkpoints averaged, the newest.
         beam: beam size.
-        lenpen: length penalty; above 1 favours longer translations.
+        lenpen: length penalty; above 1 favors longer translations.
         max_tokens: source tokens a batch, padding included.
         baseline: run name of the baseline, looked up beside the run at the same seed.
         test_lenpen: length penalty by test set, where it differs; null, which leaves out what a base names, is lenpen.
         max_len_a: with max_len_b, the longest translation: max_len_a x source words + max_len_b.
         max_len_b: see max_len_a; the defaults are fairseq's.
-        compound_split: also score tokenised text with German compounds split, as early papers did; an extra.
+        compound_split: also score tokenized text with German compounds split, as early papers did; an extra.
         tokenize: sacreBLEU's tokenizer for BLEU; by the target language when None.
     """
 

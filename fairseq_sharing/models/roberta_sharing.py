@@ -53,7 +53,7 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
 
         Args:
             args: fairseq's arguments; what they lack is that of ``roberta_sharing``.
-            task: a masked-language-modelling task with its dictionary.
+            task: a masked-language-modeling task with its dictionary.
 
         Raises:
             SharingError: options that make no layer map or cannot be combined with it.

@@ -10,7 +10,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
 from omegaconf import DictConfig
 
-from fairseq_sharing.checkpoints.materialise import FUSED
+from fairseq_sharing.checkpoints.materialize import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
 from fairseq_sharing.options import flag_of, option_field
@@ -121,8 +121,8 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped one by one", 0)
             _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned one by one", None)
     if any(s.shares for s in sharing.values()):
-        _refuse(args, "quant_noise_pq", "quantisation noise would hit a shared weight once a layer", 0)
-        _refuse(args, "quant_noise_scalar", "quantisation noise would hit a shared weight once a layer", 0)
+        _refuse(args, "quant_noise_pq", "quantization noise would hit a shared weight once a layer", 0)
+        _refuse(args, "quant_noise_scalar", "quantization noise would hit a shared weight once a layer", 0)
         _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
         _refuse(args, "store_ema", "its copies are kept by name and would miss the shared ones", False)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):

@@ -42,7 +42,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 
         Args:
             args: fairseq's arguments; what they lack is that of ``transformer_lm_sharing``.
-            task: a language-modelling task with its dictionary.
+            task: a language-modeling task with its dictionary.
 
         Raises:
             SharingError: options that make no layer map or cannot be combined with it.

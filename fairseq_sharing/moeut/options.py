@@ -44,7 +44,7 @@ class MoEOptions(FairseqDataclass):
     router_init: ChoiceEnum(["normal", "equal_rows"]) = option_field(
         "initial router weights: normal, or rows of one length, so that no expert starts ahead", "normal"
     )
-    bank_init: ChoiceEnum(["normal", "normalised"]) = option_field(
+    bank_init: ChoiceEnum(["normal", "normalized"]) = option_field(
         "initial value and output matrices: normal, or of one norm over all experts, entry by entry", "normal"
     )
     expert_backend: ChoiceEnum(["auto", *BACKENDS]) = option_field(
@@ -61,7 +61,7 @@ class MoEOptions(FairseqDataclass):
 _FIXED = {
     "activation_fn": ("relu", "the stream has no scale of its own, and only ReLU leaves it so"),
     "activation_dropout": (0.0, "experts have no dropout inside; use --expert-dropout"),
-    "layernorm_embedding": (False, "the stream is never normalised"),
+    "layernorm_embedding": (False, "the stream is never normalized"),
     "cross_self_attention": (False, "layers attend to themselves and to the encoder apart"),
     "no_cross_attention": (False, "every decoder layer attends to the encoder"),
     "adaptive_input": (False, "embeddings have one width"),
@@ -114,7 +114,7 @@ def fill(args: Namespace, sizes: dict[str, Any]) -> None:
             setattr(args, option.name, option.default)
     if args.rotary_dim is None:
         args.rotary_dim = default_width(args.head_dim)
-    # Positions are rotary, and what a stack gives is normalised at its end.
+    # Positions are rotary, and what a stack gives is normalized at its end.
     args.no_token_positional_embeddings = True
     args.encoder_normalize_before = args.decoder_normalize_before = True
 
@@ -225,7 +225,7 @@ def expert_options(cfg: Any) -> ExpertOptions:
         keep_gathered=cfg.keep_gathered,
         dropout=cfg.expert_dropout,
         equal_router_rows=cfg.router_init == "equal_rows",
-        normalised_banks=cfg.bank_init == "normalised",
+        normalized_banks=cfg.bank_init == "normalized",
     )
 
 

@@ -50,7 +50,7 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
 
         Args:
             args: fairseq's arguments; what they lack is that of ``transformer_lm_moeut``.
-            task: a language-modelling task with its dictionary.
+            task: a language-modeling task with its dictionary.
 
         Raises:
             SharingError: options that make no layer map or no expert banks.
@@ -81,7 +81,7 @@ def _size(layers: int, unique_layers: int, embed_dim: int, heads: int, head_dim:
         "sharing": "cycle",
         "attention_top_k": 2,
         "expert_dim": 128,
-        "bank_init": "normalised",
+        "bank_init": "normalized",
         **more,
     }
 

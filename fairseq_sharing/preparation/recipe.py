@@ -313,7 +313,7 @@ def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any],
     if "tokenizer" in given:
         tokenizer["name"] = given["tokenizer"]
     elif "name" not in tokenizer:
-        # Sentencepiece learns from plain text, spaces included; tokenising would hide them from it.
+        # Sentencepiece learns from plain text, spaces included; tokenizing would hide them from it.
         tokenizer["name"] = "none" if subword == "sentencepiece" else "moses"
     if tokenizer["name"] == "moses":
         return {"aggressive_dashes": False, "escape": False, **tokenizer}

@@ -63,15 +63,15 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         (
             "layer_maps.png",
             layer_maps,
-            "Which parameter set each layer uses, input at the left: layers of one number and colour share"
+            "Which parameter set each layer uses, input at the left: layers of one number and color share"
             " their parameters. Encoder and decoder have sets of their own. Where each seed found its own map: the"
             " first's.",
         ),
         (
             "map_history.png",
             draw_map_history,
-            "How the layer maps changed while training: at each update, layers of one colour share their parameters;"
-            " the colour is that of the first of them. Grey: not trained yet.",
+            "How the layer maps changed while training: at each update, layers of one color share their parameters;"
+            " the color is that of the first of them. Gray: not trained yet.",
         ),
     ]
     for row, title in zip(rows, titles(rows), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.reporting.plot_style import new_figure
 from fairseq_sharing.reporting.results import STACKS, Row
 from fairseq_sharing.reporting.tables import titles
@@ -47,10 +47,10 @@ def layer_maps(rows: Sequence[Row]) -> Figure | None:
                 )
         for line, row in enumerate(rows):
             labels = row["layer_map"].get(stack, ())
-            colours = set_colours(max(labels, default=-1) + 1)
+            colors = set_colors(max(labels, default=-1) + 1)
             for layer, label in enumerate(labels):
                 place = (left + layer, line * 1.35)
-                axes.add_patch(Rectangle(place, 1, 1, facecolor=colours[label], edgecolor="white", linewidth=1.2))
+                axes.add_patch(Rectangle(place, 1, 1, facecolor=colors[label], edgecolor="white", linewidth=1.2))
                 if cell > 0.15:
                     axes.text(
                         place[0] + 0.5,
@@ -59,7 +59,7 @@ def layer_maps(rows: Sequence[Row]) -> Figure | None:
                         ha="center",
                         va="center",
                         fontsize=min(9.0, 30 * cell),
-                        color=ink(colours[label]),
+                        color=ink(colors[label]),
                     )
         left += longest[stack] + gap
     for line, name in enumerate(names):

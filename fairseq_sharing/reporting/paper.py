@@ -155,7 +155,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     splits = _compound_splits(rows)
     if splits:
         lines.append(
-            "Extra, not sacreBLEU and not comparable with it: tokenised BLEU with compounds split, newstest2014: "
+            "Extra, not sacreBLEU and not comparable with it: tokenized BLEU with compounds split, newstest2014: "
             + "; ".join(splits)
             + "."
         )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that readers with any form of colour blindness tell apart, each with a marker of its own.
+# Colors that readers with any form of color blindness tell apart, each with a marker of its own.
 # Source: Okabe & Ito 2008, "Color Universal Design".
 _STYLES = {
     "none": ("#000000", "o"),
@@ -30,15 +30,15 @@ _FILLS = ("full", "none", "left", "top")
 
 
 def row_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Give each row its colour and marker by strategy; rows of one strategy differ in line and filling."""
+    """Give each row its color and marker by strategy; rows of one strategy differ in line and filling."""
     styles: list[dict[str, Any]] = []
     used: dict[str, int] = {}
     for row in rows:
-        colour, marker = _STYLES.get(row.strategy, _STYLES["custom"])
+        color, marker = _STYLES.get(row.strategy, _STYLES["custom"])
         turn = used[row.strategy] = used.get(row.strategy, -1) + 1
         styles.append(
             {
-                "color": colour,
+                "color": color,
                 "marker": marker,
                 "linestyle": _LINES[turn % len(_LINES)],
                 "fillstyle": _FILLS[turn % len(_FILLS)],

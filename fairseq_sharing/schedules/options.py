@@ -166,8 +166,8 @@ def check_training(args: Any) -> None:
     def refuse(what: str, reason: str, allowed: str) -> None:
         raise SharingError(f"{what} cannot be combined with --sharing-schedule: {reason}; allowed: {allowed}")
 
-    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-    ranks = torch.distributed.get_world_size() if initialised else int(given("distributed_world_size") or 1)
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if initialized else int(given("distributed_world_size") or 1)
     backend = given("ddp_backend")
     if backend is not None and backend not in DDP_BACKENDS and (ranks > 1 or backend in ("fully_sharded", "slowmo")):
         refuse(

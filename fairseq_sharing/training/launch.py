@@ -36,7 +36,7 @@ def train(plan: Plan, console: Console) -> None:
     """
     if not (plan.data / "bin").is_dir():
         raise SharingError(
-            f"data directory {plan.data}: no binarised data in it; "
+            f"data directory {plan.data}: no binarized data in it; "
             f"make it with: fairseq-sharing prepare {plan.config.dataset} --out {plan.data}"
         )
     run = plan.run

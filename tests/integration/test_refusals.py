@@ -73,14 +73,14 @@ OPTIONS = {
         "--decoder-layers-to-keep 0,2 cannot be combined with this model: shared layers cannot be pruned one by one; "
         "allowed: leave it out",
     ),
-    "quantisation noise": (
+    "quantization noise": (
         [*CYCLE, "--quant-noise-pq", "0.1"],
-        "--quant-noise-pq 0.1 cannot be combined with this model: quantisation noise would hit a shared weight once a "
+        "--quant-noise-pq 0.1 cannot be combined with this model: quantization noise would hit a shared weight once a "
         "layer; allowed: leave it out",
     ),
-    "scalar quantisation noise": (
+    "scalar quantization noise": (
         [*CYCLE, "--quant-noise-scalar", "0.5"],
-        "--quant-noise-scalar 0.5 cannot be combined with this model: quantisation noise would hit a shared weight "
+        "--quant-noise-scalar 0.5 cannot be combined with this model: quantization noise would hit a shared weight "
         "once a layer; allowed: leave it out",
     ),
     "FSDP": (

@@ -12,7 +12,7 @@ from tiny_models import build, make_trainer, save, train_step
 from fairseq_sharing.checkpoints.choose import newest_readable
 from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
 from fairseq_sharing.checkpoints.integrity import refuse_damaged
-from fairseq_sharing.checkpoints.materialise import materialise
+from fairseq_sharing.checkpoints.materialize import materialize
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
 
@@ -117,7 +117,7 @@ def test_malformed_entries_are_refused_by_every_command(case, trained, tmp_path,
     for words in (
         ["average", path, trained, *output],
         ["untie", path, *output],
-        ["export", path, "--materialise", *output],
+        ["export", path, "--materialize", *output],
         ["export", path, "--to", "ctranslate2", *output],
         ["translate", path, tmp_path / "in", "--prepared"],
     ):
@@ -150,12 +150,12 @@ def test_malformed_entries_are_refused_when_a_model_loads_them(case):
         (lambda s: s.update({"encoder.embed_tokens.weight": torch.ones(50)}), "encoder.embed_tokens.weight: [50]"),
     ],
 )
-def test_materialising_compares_tensors_with_the_model_s_arguments(change, told, data_dir, tmp_path):
+def test_materializing_compares_tensors_with_the_model_s_arguments(change, told, data_dir, tmp_path):
     """The only set of a stack has no other to be compared with."""
     content = load_checkpoint(save(make_trainer(data_dir, BY_NAME["universal"]), tmp_path / "a.pt"))
     change(content["model"])
     with pytest.raises(SharingError) as caught:
-        materialise(content)
+        materialize(content)
     assert f"the checkpoint's tensor {told}" in str(caught.value)
 
 

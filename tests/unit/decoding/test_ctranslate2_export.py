@@ -167,7 +167,7 @@ def test_folder_that_holds_something_else_is_kept(checkpoint, tmp_path):
     assert (folder / "thesis.txt").exists()
 
 
-def test_quantised_weights_are_smaller_and_translate_alike(checkpoint, tmp_path):
+def test_quantized_weights_are_smaller_and_translate_alike(checkpoint, tmp_path):
     files = checkpoint("sequence")
     sizes = {kind: export(files, tmp_path / str(kind), kind).size for kind in (None, "float16", "int8")}
     assert sizes[None] > 1.6 * sizes["float16"] > 1.6 * sizes["int8"]

@@ -30,7 +30,7 @@ LINES = ["w5 w6.", "", "w9", " \t ", "w7 w8, w9 w5", "unheard-of ¡w6!", "w5\u20
 
 @pytest.fixture(scope="session")
 def prepared(data_dir, tmp_path_factory):
-    """A data directory as prepare makes it: words of the dictionary, tokenised, whole."""
+    """A data directory as prepare makes it: words of the dictionary, tokenized, whole."""
     folder = tmp_path_factory.mktemp("prepared")
     shutil.copytree(data_dir, folder / "bin")
     tokenizer = {"name": "moses", "aggressive_dashes": False, "escape": False}
@@ -228,19 +228,19 @@ def test_the_run_of_a_language_model_is_refused_by_name(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def binarised(data_dir, tmp_path_factory):
+def binarized(data_dir, tmp_path_factory):
     """What fairseq-preprocess leaves: dictionaries, and files with the direction in their names."""
-    folder = tmp_path_factory.mktemp("binarised")
+    folder = tmp_path_factory.mktemp("binarized")
     shutil.copytree(data_dir, folder, dirs_exist_ok=True)
     (folder / "train.en-de.en.idx").touch()
     return folder
 
 
 @pytest.fixture(scope="session")
-def saved(checkpoint, binarised):
+def saved(checkpoint, binarized):
     """Gives the checkpoint with other languages in its task, stored beside it."""
 
-    def save_with(source: str | None, target: str | None, data: object = binarised):
+    def save_with(source: str | None, target: str | None, data: object = binarized):
         stored = torch.load(checkpoint)
         stored["cfg"]["task"].update(source_lang=source, target_lang=target, data=str(data))
         path = checkpoint.with_name(f"{source}-{target}.pt")
@@ -251,9 +251,9 @@ def saved(checkpoint, binarised):
 
 
 @pytest.mark.parametrize("languages", [(None, None), ("en", None), ("en", "de")])
-def test_languages_that_fairseq_inferred_are_inferred_again(saved, binarised, prepared, languages):
+def test_languages_that_fairseq_inferred_are_inferred_again(saved, binarized, prepared, languages):
     path = saved(*languages)
-    for data in (None, binarised, prepared):
+    for data in (None, binarized, prepared):
         files = find_model(str(path), data, Console(stderr=True))
         assert files.languages == {"source": "en", "target": "de"}
         assert (files.dictionaries / "dict.en.txt").is_file()

@@ -8,7 +8,7 @@ import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 from rich.console import Console
 
-from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.reporting import bleu_figures, figures, tables
 from fairseq_sharing.reporting.expert_figure import expert_use
@@ -363,19 +363,19 @@ def test_points_of_one_size_do_not_hide_each_other():
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 48])
-def test_every_parameter_set_has_a_colour_of_its_own(count):
-    colours = set_colours(count)
-    assert len(set(colours)) == count
-    assert all(re.fullmatch("#[0-9A-Fa-f]{6}", colour) for colour in colours)
+def test_every_parameter_set_has_a_color_of_its_own(count):
+    colors = set_colors(count)
+    assert len(set(colors)) == count
+    assert all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in colors)
 
 
 def test_text_on_a_cell_has_enough_contrast():
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for colour in (*set_colours(8), *set_colours(24)):
-        text = {"black": 0.0, "white": 1.0}[ink(colour)]
-        light, dark = sorted((luminance(colour), text), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+    for color in (*set_colors(8), *set_colors(24)):
+        text = {"black": 0.0, "white": 1.0}[ink(color)]
+        light, dark = sorted((luminance(color), text), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color
