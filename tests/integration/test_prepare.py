@@ -394,7 +394,7 @@ def test_nobody_trains_on_data_whose_preparation_was_stopped(
             raise KeyboardInterrupt
         return transform(title, *arguments)
 
-    config, data = compose("toy/vanilla.yaml"), tmp_path / "data"
+    config, data = compose("toy", ["row=vanilla"]), tmp_path / "data"
     if not first:
         prepare(recipe(60), data, workers=1)
         make_plan(config, data=data, devices=1)

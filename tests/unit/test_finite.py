@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 from evaluation_results import result, write
-from fairseq_sharing.reporting.study import read_result
 from sharing_cases import BY_NAME
 from tiny_models import dictionary, make_trainer, save, train_step
 
@@ -20,6 +19,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.evaluate import EvaluationSettings, _change
 from fairseq_sharing.evaluation.generation import parse_generated
 from fairseq_sharing.finite import find_nonfinite, finite_number, is_number
+from fairseq_sharing.reporting.results import read_result
 
 NOT_FINITE = ["nan", "inf", "-inf", "1e999"]
 

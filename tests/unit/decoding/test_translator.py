@@ -282,7 +282,9 @@ def test_a_run_refuses_data_of_another_direction(tmp_path):
     (tmp_path / "config.yaml").write_text("run: mine\ndataset: mine\ntrain: {}\n")
     record = {"data": str(tmp_path), "source_lang": "de", "target_lang": "en"}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": "de", "tests": []}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"source_lang": "en", "target_lang": "de", "tests": [], "files": {}})
+    )
     for refused in (lambda: Translator(tmp_path), lambda: evaluate_run(tmp_path, Console(stderr=True))):
         with pytest.raises(SharingError) as error:
             refused()
