@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from fairseq_sharing.colors import set_colours
+from fairseq_sharing.colors import set_colors
 
-OURS, THEIRS, *OTHERS = set_colours(8)
+OURS, THEIRS, *OTHERS = set_colors(8)
 # Operations of a profile by what they do.
 KINDS = {
     "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear"),
@@ -36,12 +36,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def bars(ax: Any, groups: Sequence[str], series: dict[str, Sequence[float]], form: str = "{:.0f}") -> None:
+def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]], form: str = "{:.0f}") -> None:
     """Draw groups of bars side by side, each with its value."""
     width = 0.8 / len(series)
-    for number, ((name, values), colour) in enumerate(zip(series.items(), (OURS, THEIRS, *OTHERS), strict=False)):
+    for number, ((name, values), color) in enumerate(zip(series.items(), (OURS, THEIRS, *OTHERS), strict=False)):
         places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
-        drawn = ax.bar(places, values, width * 0.92, label=name, color=colour)
+        drawn = ax.bar(places, values, width * 0.92, label=name, color=color)
         ax.bar_label(drawn, [form.format(value) for value in values], fontsize=8, padding=2)
     ax.set_xticks(range(len(groups)), groups)
     ax.spines[["top", "right"]].set_visible(False)
@@ -80,9 +80,9 @@ def training(found: dict, folder: Path) -> str:
     shares = [by_kind(pair[side]["profile"]) for side in sides.values()]
     # As long as the update takes, relative to ours.
     lengths = [1.0, pair["ratio"]]
-    for kind, colour in zip([*KINDS, "other"], set_colours(len(KINDS) + 1), strict=True):
+    for kind, color in zip([*KINDS, "other"], set_colors(len(KINDS) + 1), strict=True):
         heights = [share[kind] * length for share, length in zip(shares, lengths, strict=True)]
-        right.barh(labels, heights, left=bottoms, label=kind, color=colour)
+        right.barh(labels, heights, left=bottoms, label=kind, color=color)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     right.set_xlabel("time of an update, ours = 1")
     right.set_title(f"where an update's time goes, {next(iter(pairs))}")
@@ -229,9 +229,9 @@ def memory(found: dict, folder: Path) -> str:
             shown[f"{model}, {way}"] = measured
     figure, ax = plt.subplots(figsize=(10, 5.4), layout="constrained")
     labels, lefts = list(shown), [0.0] * len(shown)
-    for part, colour in zip(parts, set_colours(len(parts)), strict=True):
+    for part, color in zip(parts, set_colors(len(parts)), strict=True):
         lengths = [one[part] / 1e9 for one in shown.values()]
-        ax.barh(labels, lengths, left=lefts, label=part, color=colour)
+        ax.barh(labels, lengths, left=lefts, label=part, color=color)
         lefts = [left + length for left, length in zip(lefts, lengths, strict=True)]
     ax.invert_yaxis()
     ax.set_xlabel("GB at the peak of an update")

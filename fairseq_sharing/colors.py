@@ -1,15 +1,15 @@
-"""Colours of parameter sets, the same in every picture and terminal."""
+"""Colors of parameter sets, the same in every picture and terminal."""
 
 from __future__ import annotations
 
 import colorsys
 
-# Told apart with any form of colour blindness. Source: Okabe & Ito 2008, "Color Universal Design".
+# Told apart with any form of color blindness. Source: Okabe & Ito 2008, "Color Universal Design".
 _SETS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 
 
-def set_colours(count: int) -> list[str]:
-    """Give each of ``count`` parameter sets a colour, as ``#RRGGBB``; beyond eight, steps of hue and lightness."""
+def set_colors(count: int) -> list[str]:
+    """Give each of ``count`` parameter sets a color, as ``#RRGGBB``; beyond eight, steps of hue and lightness."""
     if count <= len(_SETS):
         return list(_SETS[:count])
     steps = ((0.55 + 0.5 * i / count, 0.25 + 0.55 * i / (count - 1)) for i in range(count))

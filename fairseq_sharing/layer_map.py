@@ -94,7 +94,7 @@ def owners(layer_map: LayerMap) -> list[int]:
     """Give the owner of each parameter set, that is the first layer that uses it.
 
     Args:
-        layer_map: N labels, relabelled by first use.
+        layer_map: N labels, relabeled by first use.
 
     Returns:
         M layer indices, counted from 0, in order.
@@ -129,7 +129,7 @@ def make_layer_map(
         stack: ``encoder`` or ``decoder``, to name the flag in an error; empty for the flags of both stacks.
 
     Returns:
-        N labels from 0 to M-1, relabelled by first use.
+        N labels from 0 to M-1, relabeled by first use.
 
     Raises:
         SharingError: an unknown strategy, an M that the strategy or N does not allow, a map of another length.

@@ -123,9 +123,9 @@ install=("${pip[@]}" install --constraint "$root/requirements.lock")
 # build.ninja); without debugging symbols (-g0) they take little more than half as long.
 step "torch and build tools (a large download)" "${install[@]}" torch numpy cython setuptools wheel ninja
 build=$venv/build
-optimised="-O2 -DNDEBUG -fwrapv -g0" # given at all, CFLAGS take the place of Python's own
+optimized="-O2 -DNDEBUG -fwrapv -g0" # given at all, CFLAGS take the place of Python's own
 compile=(env PATH="$build:$PATH" DIST_EXTRA_CONFIG="$build/parallel.cfg"
-  CFLAGS="$optimised ${CFLAGS:-}" CXXFLAGS="$optimised ${CXXFLAGS:-}" "${pip[@]}" wheel --no-deps --no-build-isolation
+  CFLAGS="$optimized ${CFLAGS:-}" CXXFLAGS="$optimized ${CXXFLAGS:-}" "${pip[@]}" wheel --no-deps --no-build-isolation
   --constraint "$root/requirements.lock" --wheel-dir "$build" fairseq-fixed)
 compiling=
 if $dry_run; then

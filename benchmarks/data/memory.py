@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-STEPS = {"raw": "read", "tok": "tokenise", "bpe": "segment", "bin": "binarise"}
+STEPS = {"raw": "read", "tok": "tokenize", "bpe": "segment", "bin": "binarize"}
 CORPUS = "    - {{en: {{path: {raw}/train.en}}, de: {{path: {raw}/train.de}}}}\n"
 RECIPE = """
 source_lang: en

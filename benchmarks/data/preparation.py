@@ -1,8 +1,8 @@
 """Time data preparation against the plain chain of sacremoses, subword-nmt apply-bpe and fairseq-preprocess.
 
 Run: python -m benchmarks.data.preparation --data data/news_commentary [--output results/data_prep/speed.json]
-Each of the three is one process. Both sides of a training text are normalised, tokenised, cut by the same merges and
-binarised, by both ways in turn. Their tokenised, segmented and binary files must be the same to the byte. Learning the
+Each of the three is one process. Both sides of a training text are normalized, tokenized, cut by the same merges and
+binarized, by both ways in turn. Their tokenized, segmented and binary files must be the same to the byte. Learning the
 merges is in neither time.
 """
 

@@ -29,7 +29,7 @@ from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 
-PARTS = ("prepare", "search", "detokenise")
+PARTS = ("prepare", "search", "detokenize")
 
 
 def one_pass(engine: CTranslate2Engine, pipeline: Pipeline, lines: list[str], search: Search) -> dict[str, float]:

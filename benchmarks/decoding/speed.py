@@ -81,7 +81,7 @@ def spread(total: int, wanted: int) -> list[int]:
 
 
 def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) -> ModelFiles:
-    """Write chosen sentences of a binarised test set as a data directory of their own, for fairseq-generate."""
+    """Write chosen sentences of a binarized test set as a data directory of their own, for fairseq-generate."""
     from fairseq.data import Dictionary, data_utils, indexed_dataset
 
     assert files.dictionaries is not None
@@ -236,6 +236,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         told = ", ".join(f"{engine} {load} {speeds[-1]:.1f}" for (engine, load), speeds in measured.items())
         print(f"round {number + 1} of {args.rounds}, sentences/s: {told}", file=sys.stderr)
 
+    assert files.manifest is not None
     pipeline = Pipeline.from_manifest(files.manifest)
     prepared = [pipeline.encode(line) for line in lines]
     compared = {}

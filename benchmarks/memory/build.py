@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "vanilla N=6": {"layers": 6, "sharing": "none", "unique_layers": None},
     "cycle M=6 N=48": {"layers": 48, "sharing": "cycle", "unique_layers": 6},
     "vanilla N=48": {"layers": 48, "sharing": "none", "unique_layers": None},

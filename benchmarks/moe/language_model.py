@@ -21,7 +21,7 @@ from pathlib import Path
 from fairseq_sharing import flags
 from fairseq_sharing.description.counts import measure
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.reporting.expert_figure import expert_use
 from fairseq_sharing.reporting.figures import DPI
@@ -31,7 +31,7 @@ from fairseq_sharing.resources import PACKAGE_DIR
 def evaluate(path: Path, cpu: bool) -> dict:
     """Score a run and collect what its log and checkpoint tell."""
     run = RunDirectory(path)
-    config, record, log = run.config(), run.record(), summarise(run.log_records())
+    config, record, log = run.config(), run.record(), summarize(run.log_records())
     checkpoint = run.checkpoints / "checkpoint_last.pt"
     length = int(config.train.tokens_per_sample)
     manifest = json.loads((Path(record["data"]) / "manifest.json").read_text(encoding="utf-8"))

@@ -15,10 +15,11 @@ import argparse
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq import models
@@ -77,7 +78,7 @@ class Setting:
             torch.cuda.synchronize()
 
 
-def in_turn(runs: dict[str, Callable[[], object]], count: int, setting: Setting) -> dict[str, float]:
+def in_turn(runs: Mapping[str, Callable[[], object]], count: int, setting: Setting) -> dict[str, float]:
     """Time runs in turn, after one of each that does not count; give median seconds."""
     for run in runs.values():
         run()
@@ -97,16 +98,16 @@ def step(setting: Setting, length: int, batch: int, rotary_dim: int) -> Step:
 def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, setting: Setting) -> dict[str, dict]:
     """Give tokens a second of forward passes alone and with backward passes."""
 
-    def forward(layer):
+    def forward(layer: Callable[[], Tensor]) -> None:
         with torch.no_grad(), setting.precision():
             layer()
 
-    def both(layer):
+    def both(layer: Callable[[], Tensor]) -> None:
         with setting.precision():
             y = layer()
         y.float().square().sum().backward()
 
-    told = {}
+    told: dict[str, Any] = {}
     for title, run in (("forward", forward), ("forward_backward", both)):
         seconds = in_turn({name: partial(run, layer) for name, layer in layers.items()}, count, setting)
         for name, value in seconds.items():
@@ -131,7 +132,7 @@ def feed_forward(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -
         bank = SigmaMoE(
             sizes.embed_dim, sizes.ffn_experts, sizes.ffn_top_k, sizes.expert_dim, 0.5, ExpertOptions(backend)
         ).to(setting.device)
-        layers[backend] = lambda bank=bank: bank(x, x)[0]
+        layers[backend] = partial(lambda bank: bank(x, x)[0], bank)
     for title, experts in (("equal parameters", sizes.ffn_experts), ("equal operations", sizes.ffn_top_k)):
         width = experts * sizes.expert_dim
         dense = nn.Sequential(nn.Linear(sizes.embed_dim, width), nn.ReLU(), nn.Linear(width, sizes.embed_dim))
@@ -155,7 +156,7 @@ def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> d
             0.0,
             ExpertOptions(backend),
         ).to(setting.device)
-        layers[backend] = lambda module=module: module(x, module.attended(x, x)[0], causal=True)[0]
+        layers[backend] = partial(lambda module: module(x, module.attended(x, x)[0], causal=True)[0], module)
     pairs = sizes.heads * sizes.attention_top_k
     return with_choice(speeds(layers, tokens, count, setting), module.value_experts, tokens, pairs, setting)
 
@@ -170,7 +171,7 @@ def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict
         own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
         storages: dict[int, int] = {}
 
-        def pack(tensor: Tensor, own=own, storages=storages) -> Tensor:
+        def pack(tensor: Tensor, own: set[int] = own, storages: dict[int, int] = storages) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
                 storages[storage.data_ptr()] = storage.nbytes()
@@ -202,13 +203,13 @@ def whole_models(
         model = models.build_model(args, task).to(setting.device).train()
         macs[title] = model.count_macs(length) // length
 
-        def run(model=model) -> None:
+        def run(model: nn.Module) -> None:
             model.zero_grad(set_to_none=True)
             with setting.precision():
                 scores = model(tokens)[0]
             nn.functional.cross_entropy(scores.float().flatten(0, 1), tokens.flatten()).backward()
 
-        runs[title] = run
+        runs[title] = partial(run, model)
     seconds = in_turn(runs, count, setting)
     speed = {title: round(tokens.numel() / value, 1) for title, value in seconds.items()}
     predicted = speed["dense"] * macs["dense"] / macs["moeut"]

@@ -14,9 +14,10 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.record import write
-from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.run_directory import RunDirectory
 
 CONFIG = "benchmarks/training/precision.yaml"
@@ -41,17 +42,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for precision, seeds in (("fp32", args.seeds), ("bf16", args.bf16_seeds)):
         for seed in seeds:
             if args.after_epoch is None:
                 train(precision, seed, args.runs, args.changes)
             run = RunDirectory(args.runs / f"{precision}-seed{seed}")
-            curve = summarise(run.log_records()).valid
+            curve = summarize(run.log_records()).valid
             last = args.after_epoch or len(curve["loss"])
-            row = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
+            losses = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
             record = run.record()
-            row = {"precision": precision, "seed": seed, **row}
+            row = {"precision": precision, "seed": seed, **losses}
             rows.append(row)
             print(f"{precision} seed {seed}: validation loss {row['valid_loss'][-1]:.3f}", flush=True)
     final = {p: [row["valid_loss"][-1] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 PROFILED = 40  # operations that a profile names, the longest
 
@@ -62,7 +63,7 @@ def serve(words: list[str], threads: int, batches: int) -> None:
         print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak}), flush=True)
 
 
-def profile(work) -> dict[str, float]:
+def profile(work: Callable[[], object]) -> dict[str, float]:
     """Do a piece of work; return the shares of its time of the operations that take longest."""
     import torch
 
@@ -105,7 +106,7 @@ class Side:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"a training ended early; run it to see why: {' '.join(map(str, self.process.args))}")
+        raise SystemExit(f"a training ended early; run it to see why: {self.process.args!r}")
 
     def _ask(self, line: str) -> dict:
         assert self.process.stdin is not None

@@ -20,7 +20,7 @@ from fairseq_sharing.layer_map import StackSharing, format_map, num_unique, owne
 from fairseq_sharing.tying import in_scope
 
 # True while a model starts from the weights of another one (--finetune-from-model) instead of resuming.
-initialising: contextvars.ContextVar[bool] = contextvars.ContextVar("initialising", default=False)
+initializing: contextvars.ContextVar[bool] = contextvars.ContextVar("initializing", default=False)
 
 
 def find_aliases(model: nn.Module) -> dict[str, str]:
@@ -85,7 +85,7 @@ def fit_to_model(
     """Make a saved state dict fit a model, in place: compare the maps, then fill in the shared tensors.
 
     Args:
-        state: a state dict of this project, of vanilla fairseq, or a materialised one.
+        state: a state dict of this project, of vanilla fairseq, or a materialized one.
         sharing: the model's map and scope of each stack.
         aliases: the model's shared names.
 
@@ -98,7 +98,7 @@ def fit_to_model(
         if recorded[stack] == wanted if stack in recorded else num_layers == len(wanted.layer_map):
             continue
         plain = stack not in recorded or not recorded[stack].shares
-        if initialising.get() and plain and num_layers == num_unique(wanted.layer_map):
+        if initializing.get() and plain and num_layers == num_unique(wanted.layer_map):
             _spread_layers(state, stack, wanted)
             continue
         had = format_map(recorded[stack].layer_map) if stack in recorded else f"{num_layers} vanilla layers"

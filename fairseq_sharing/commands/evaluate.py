@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.finite import finite_number
+from fairseq_sharing.options import flag_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
     run.add_argument("--lenpen", type=finite_number, metavar="X", help=f"length penalty, {own}lenpen", **optional)
     run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
-    files = parser.add_argument_group("plain files, one detokenised sentence a line (.gz too)")
+    files = parser.add_argument_group("plain files, one detokenized sentence a line (.gz too)")
     files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
     files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference", **optional)
     files.add_argument(
@@ -131,7 +132,7 @@ def _check(given: dict[str, Any]) -> None:
     for name in for_files if is_run else for_runs:
         if name in given:
             other = "plain files (--hypothesis and --reference)" if is_run else "a RUN"
-            raise SharingError(f"--{name.replace('_', '-')} belongs to the evaluation of {other}")
+            raise SharingError(f"{flag_of(name)} belongs to the evaluation of {other}")
     if not is_run and not ("hypothesis" in given and "reference" in given):
         raise SharingError("give a RUN, or both --hypothesis and --reference")
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run directory (its last checkpoints' mean) or a checkpoint")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
-        "--materialise",
+        "--materialize",
         action="store_true",
         help="write all N layers, under fairseq's own names and in plain dicts: fairseq-generate needs no --user-dir",
     )
@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.errors import SharingError
 
     console = Console(highlight=False, soft_wrap=True)
-    if args.materialise:
+    if args.materialize:
         for flag in ("quantization", "data"):
             if getattr(args, flag) is not None:
-                raise SharingError(f"--{flag} {getattr(args, flag)} is for --to ctranslate2, not for --materialise")
-        _materialise(args, console)
+                raise SharingError(f"--{flag} {getattr(args, flag)} is for --to ctranslate2, not for --materialize")
+        _materialize(args, console)
         return
     from fairseq_sharing.decoding.ctranslate2_export import export
 
@@ -71,21 +71,22 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"translate with: fairseq-sharing translate {args.output} < INPUT", markup=False)
 
 
-def _materialise(args: argparse.Namespace, console: Console) -> None:
+def _materialize(args: argparse.Namespace, console: Console) -> None:
     from rich.console import Console
 
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-    from fairseq_sharing.checkpoints.materialise import materialise
+    from fairseq_sharing.checkpoints.materialize import materialize
     from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.errors import SharingError
 
     path = Path(args.model)
     if path.is_dir():
         (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
+    checkpoint = load_checkpoint(path)
     try:
-        stock = materialise(load_checkpoint(path))
+        stock = materialize(checkpoint)
     except SharingError as error:
-        raise SharingError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise SharingError(f"{path}: {error}") from error
     save_atomically(stock, args.output)
     size = args.output.stat().st_size
     console.print(f"{args.output}: {size:,} bytes; translate with: fairseq-generate DATA --path {args.output}")

@@ -1,4 +1,4 @@
-"""Fetch or read parallel texts, clean, tokenise, cut into subwords and binarise them for fairseq.
+"""Fetch or read parallel texts, clean, tokenize, cut into subwords and binarize them for fairseq.
 
 A step that is done is skipped; a changed setting, source or output is done anew; a stopped run goes on.
 """
@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.recipe import (
     CLEANING,
     DEFAULT_SUBWORD_SIZE,
@@ -18,7 +19,7 @@ from fairseq_sharing.preparation.recipe import (
 )
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 
-HELP = "fetch, clean, tokenise, segment and binarise a dataset"
+HELP = "fetch, clean, tokenize, segment and binarize a dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"BPE merges or sentencepiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
     )
     for name, value in CLEANING.items():
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         settings.add_argument(
             flag, type=type(value), metavar="N", help=f"limit that training pairs keep (files: {value})"
         )

@@ -22,8 +22,9 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.schedules.at_rest import untie
 
+    checkpoint = load_checkpoint(args.checkpoint)
     try:
-        untied = untie(load_checkpoint(args.checkpoint))
+        untied = untie(checkpoint)
     except SharingError as error:
         raise SharingError(f"{args.checkpoint}: {error}") from error
     save_atomically(untied, args.output)

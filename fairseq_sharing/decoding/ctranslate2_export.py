@@ -18,6 +18,7 @@ from fairseq_sharing.decoding.fairseq_engine import load_models
 from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.options import flag_of
 
 # Log-probabilities of a subword may differ by this much before quantization; what CTranslate2 lacks makes differences
 # of 0.1 and more.
@@ -180,7 +181,7 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
     cfg = model.cfg
     for option, value in _ONLY.items():
         if getattr(cfg, option, value) != value:
-            flag = f"--{option.replace('_', '-')} {getattr(cfg, option)}"
+            flag = f"{flag_of(option)} {getattr(cfg, option)}"
             raise SharingError(f"{name}: CTranslate2 has no counterpart of {flag}; {allowed}")
     if cfg.activation_fn not in activations:
         told = ", ".join(sorted(activations))

@@ -100,7 +100,7 @@ def _refuse_damaged(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
-    from fairseq_sharing.evaluation.evaluate import EvaluationSettings
+    from fairseq_sharing.evaluation.settings import EvaluationSettings
     from fairseq_sharing.experiment.run_directory import RunDirectory
 
     run = RunDirectory(path)
@@ -128,8 +128,7 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
 
 def _average(run: Any, count: int, console: Console) -> Path:
     """Find the average that ``evaluate`` makes, or make it as ``evaluate`` does: in one process at a time."""
-    from fairseq_sharing.evaluation.averages import finished_average
-    from fairseq_sharing.evaluation.evaluate import average_last_epochs
+    from fairseq_sharing.evaluation.averages import average_last_epochs, finished_average
     from fairseq_sharing.evaluation.steps import Steps
 
     if (averaged := finished_average(run, count, console)) is not None:
@@ -157,25 +156,25 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
             )
         trained = trained or stored
     trained_on = Path(str(task.get("data") or "").split(":")[0])
-    # The data of prepare have their binarised part in bin; --data may also name what fairseq-preprocess made.
-    binarised = data or trained_on
-    prepared = binarised if data is not None else trained_on.parent
+    # The data of prepare have their binarized part in bin; --data may also name what fairseq-preprocess made.
+    binarized = data or trained_on
+    prepared = binarized if data is not None else trained_on.parent
     if (manifest := read_manifest(prepared)) is not None:
-        binarised, direction = prepared / "bin", direction_of(manifest, prepared / "manifest.json")
+        binarized, direction = prepared / "bin", direction_of(manifest, prepared / "manifest.json")
         refuse_other_direction(trained, direction, name, prepared)
     else:
         # fairseq-train stores only the languages that it was given; others it infers, at every start.
-        direction = trained or inferred_direction(binarised)
+        direction = trained or inferred_direction(binarized)
     if direction is None:
         raise SharingError(
-            f"{name}: its languages are not stored, and no file in {binarised} names them; "
+            f"{name}: its languages are not stored, and no file in {binarized} names them; "
             "name the prepared data directory with --data"
         )
     return ModelFiles(
         name,
         checkpoints=paths,
         manifest=prepared if manifest is not None else None,
-        dictionaries=binarised,
+        dictionaries=binarized,
         languages=dict(zip(("source", "target"), direction, strict=True)),
     )
 

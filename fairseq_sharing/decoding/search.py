@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import is_number
+from fairseq_sharing.options import flag_of
 
 ENGINES = ("fairseq", "ctranslate2")
 # The types of weights and arithmetic that CTranslate2 has.
@@ -27,7 +28,7 @@ class Search:
 
     Attributes:
         beam: hypotheses kept at each step.
-        lenpen: length penalty; above 1 favours longer translations.
+        lenpen: length penalty; above 1 favors longer translations.
         nbest: translations given of each sentence, the best first.
         max_len_b: subwords a translation may have at most.
         max_tokens: source subwords a batch, padding included; None for the engine's own choice.
@@ -43,7 +44,7 @@ class Search:
         for name in ("beam", "nbest", "max_len_b", "max_tokens"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise SharingError(f"{_flag(name)} must be a whole number from 1, got {value!r}")
+                raise SharingError(f"{flag_of(name)} must be a whole number from 1, got {value!r}")
         if self.nbest > self.beam:
             raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")
         if not is_number(self.lenpen):
@@ -63,7 +64,3 @@ class Hypothesis:
     text: str
     score: float
     num_tokens: int
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

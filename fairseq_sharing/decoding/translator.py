@@ -35,7 +35,7 @@ class Translator:
         threads: processors to use; when None all of them with CTranslate2, whose threads do not wait for each other,
             and with fairseq OMP_NUM_THREADS, or those that are idle.
         device: ``cpu`` or ``cuda``.
-        prepared: the sentences are tokenised and cut into subwords already, and the translations are to be likewise.
+        prepared: the sentences are tokenized and cut into subwords already, and the translations are to be likewise.
 
     Raises:
         SharingError: there is no such model, or it cannot be translated with in that way.

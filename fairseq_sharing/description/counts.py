@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary
@@ -94,7 +95,7 @@ def compare(
     return described
 
 
-def build_without_storage(args: Namespace, vocabulary: int) -> torch.nn.Module:
+def build_without_storage(args: Namespace, vocabulary: int) -> Any:
     """Build a model on torch's meta device: sizes only, no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
@@ -127,7 +128,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     )
 
 
-def run_without_storage(model: torch.nn.Module, length: int, sentences: int) -> torch.Tensor:
+def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor:
     """Run the layers of both stacks and the output projection of a model on the meta device.
 
     Not the stacks' own forward passes: they look at token values, which models without storage have none of.
@@ -156,7 +157,7 @@ def run_without_storage(model: torch.nn.Module, length: int, sentences: int) -> 
         return decoder.output_layer(x)
 
 
-def count_macs(model: torch.nn.Module, length: int) -> int:
+def count_macs(model: Any, length: int) -> int:
     """Count the multiply-accumulate operations of one forward pass over one sentence pair.
 
     Matrix products only: the layers of both stacks and the output projection (all of an adaptive softmax).
@@ -173,7 +174,7 @@ def count_macs(model: torch.nn.Module, length: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def _count(model: torch.nn.Module, once: bool) -> dict[str, int]:
+def _count(model: Any, once: bool) -> dict[str, int]:
     """Count parameters by component; embeddings once in either case."""
     counts = dict.fromkeys(COMPONENTS, 0)
     seen = set()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from xml.sax.saxutils import escape
 
-from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.layer_map import LayerMap, num_unique
 
 
 def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
-    """Draw layer maps as SVG: a row a stack, a cell a layer, a colour a parameter set.
+    """Draw layer maps as SVG: a row a stack, a cell a layer, a color a parameter set.
 
     Args:
         layer_maps: by stack.
@@ -28,13 +28,13 @@ def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
     ]
     for line, (stack, layer_map) in enumerate(layer_maps.items()):
         top = header + line * row
-        colours = set_colours(num_unique(layer_map))
+        colors = set_colors(num_unique(layer_map))
         parts.append(f'<text x="10" y="{top + cell / 2 + 5}" text-anchor="start">{escape(stack)}</text>')
         for layer, label in enumerate(layer_map):
             left = margin + layer * cell
             parts.append(
-                f'<rect x="{left + 1}" y="{top}" width="{cell - 2}" height="{cell}" rx="4" fill="{colours[label]}"/>'
-                f'<text x="{left + cell / 2}" y="{top + cell / 2 + 5}" fill="{ink(colours[label])}">{label}</text>'
+                f'<rect x="{left + 1}" y="{top}" width="{cell - 2}" height="{cell}" rx="4" fill="{colors[label]}"/>'
+                f'<text x="{left + cell / 2}" y="{top + cell / 2 + 5}" fill="{ink(colors[label])}">{label}</text>'
                 f'<text x="{left + cell / 2}" y="{top - 6}" font-size="11" fill="#555">{layer + 1}</text>'
             )
     return "\n".join([*parts, "</svg>\n"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from fairseq_sharing.colors import ink, set_colours
+from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.description.counts import COMPONENTS, Description
 from fairseq_sharing.layer_map import LayerMap, num_unique
 
@@ -15,9 +15,9 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 def map_line(stack: str, layer_map: LayerMap) -> Text:
     """Draw the layer map of a stack in one line."""
     line = Text(f"{stack}  N={len(layer_map)} M={num_unique(layer_map)}  ")
-    colours = set_colours(num_unique(layer_map))
+    colors = set_colors(num_unique(layer_map))
     for label in layer_map:
-        line.append(f" {label} ", style=f"{ink(colours[label])} on {colours[label]}")
+        line.append(f" {label} ", style=f"{ink(colors[label])} on {colors[label]}")
     return line
 
 
@@ -59,10 +59,10 @@ def main_table(models: Sequence[Description], vocabulary: int, length: int, memo
         told = [m.memory[way] for m in models]
         at = next((f" at {t.tokens:,} tokens" for t in told if t), "")
         table.add_section()
-        add(f"activations a token, {way}", [t and t.activations_a_token for t in told])
-        add(f"workspace{at}", [t and t.workspace for t in told])
-        add(f"peak{at}", [t and t.peak for t in told])
-        add(f"longest batch in {memory}", [t and t.longest_batch for t in told])
+        add(f"activations a token, {way}", [None if t is None else t.activations_a_token for t in told])
+        add(f"workspace{at}", [None if t is None else t.workspace for t in told])
+        add(f"peak{at}", [None if t is None else t.peak for t in told])
+        add(f"longest batch in {memory}", [None if t is None else t.longest_batch for t in told])
     table.add_section()
     add("MACs a sentence", [m.macs for m in models])
     add("MACs a token", [m.macs // length for m in models])

@@ -83,3 +83,66 @@ def refuse_deleted(checkpoints: Sequence[Path]) -> None:
                 f"{file}: was deleted while it was read, as a running training does (train.keep_last_epochs); "
                 "try again, or when the training has finished"
             )
+
+
+def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
+    """Choose the checkpoints to average: those of the last epochs, by the number in their name.
+
+    Args:
+        directory: a run's checkpoints; its best, last and averaged files don't count, nor those within an epoch where
+            any epoch has ended.
+        count: how many.
+
+    Returns:
+        At most that many files, oldest first.
+
+    Raises:
+        SharingError: there is none.
+    """
+    from fairseq_sharing.checkpoints.choose import (
+        epoch_checkpoints,  # torch, which --help and bad input need not wait for
+    )
+
+    files = epoch_checkpoints(directory)
+    if not files:
+        raise SharingError(f"{directory}: no epoch checkpoint (checkpoint<epoch>.pt) to evaluate")
+    return files[-count:]
+
+
+def average_last_epochs(
+    run: RunDirectory, count: int, steps: Steps, console: Console, name: str = AVERAGE
+) -> tuple[Path, list[str], dict[str, Any]]:
+    """Average the checkpoints of a run's last epochs, unless that is done or only their average is left.
+
+    Args:
+        run: the run, held by its ``evaluating``.
+        count: how many; a run that has fewer says so.
+        steps: the finished steps of its evaluation.
+        console: where that is said.
+        name: the file's name.
+
+    Returns:
+        The averaged checkpoint, the names of those it was made from, and what identifies its content.
+
+    Raises:
+        SharingError: there is none, or a training deletes them meanwhile.
+    """
+    from fairseq_sharing.checkpoints.averaging import average_checkpoints
+    from fairseq_sharing.checkpoints.files import load_checkpoint
+
+    if left := average_left(run, name, console):
+        return left, load_checkpoint(left)["averaged"], {"checkpoint": sha256(left)}
+    averaged = run.checkpoints / name
+    checkpoints = last_epoch_checkpoints(run.checkpoints, count)
+    if len(checkpoints) < count:
+        number = len(checkpoints)
+        console.print(f"averaging {number}, not {count}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
+    inputs = hashes(checkpoints)
+    if not steps.is_done(name, inputs, averaged):
+        try:
+            average_checkpoints(checkpoints, averaged)
+        except SharingError:
+            refuse_deleted(checkpoints)
+            raise
+        steps.record(name, inputs, averaged)
+    return averaged, [file.name for file in checkpoints], {"checkpoint": sha256(averaged)}

@@ -1,4 +1,4 @@
-"""Tokenised BLEU with compounds split at hyphens: what early papers on WMT En-De report, an extra beside sacreBLEU."""
+"""Tokenized BLEU with compounds split at hyphens: what early papers on WMT En-De report, an extra beside sacreBLEU."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str], la
     Not comparable with sacreBLEU: the reference is changed, and splitting compounds adds easy matches.
 
     Args:
-        hypotheses: detokenised translations.
+        hypotheses: detokenized translations.
         references: raw references, as many.
-        language: language code of both, for the tokeniser.
+        language: language code of both, for the tokenizer.
 
     Returns:
         BLEU, 0 to 100.
@@ -32,11 +32,11 @@ def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str], la
     def split(line: str) -> str:
         return split_compounds(tokenizer.tokenize(line, return_str=True, escape=False))
 
-    # Without smoothing or warning, as multi-bleu.perl: the text is tokenised on purpose.
+    # Without smoothing or warning, as multi-bleu.perl: the text is tokenized on purpose.
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
     return float(metric.corpus_score([*map(split, hypotheses)], [[*map(split, references)]]).score)
 
 
 def split_compounds(tokens: str) -> str:
-    """Split tokenised text at hyphens within words, from left to right without overlaps, as perl's s///g does."""
+    """Split tokenized text at hyphens within words, from left to right without overlaps, as perl's s///g does."""
     return _HYPHEN.sub(r"\1 ##AT##-##AT## \2", tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,18 @@ from rich.console import Console
 
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.averages import AVERAGE, average_left, average_name, hashes, refuse_deleted
+from fairseq_sharing.evaluation.averages import average_last_epochs, average_name
 from fairseq_sharing.evaluation.baseline import find_baseline, fingerprint, read_baseline
-from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, choose_tokenizer
+from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
-from fairseq_sharing.evaluation.generation import generate, read_generated
+from fairseq_sharing.evaluation.hypotheses import RunTranslator
 from fairseq_sharing.evaluation.scoring import read_parallel, score
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
-from fairseq_sharing.evaluation.training_log import summarise
-from fairseq_sharing.experiment.command_line import flag_words, path_word
+from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
-from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.experiment.run_directory import RunDirectory
-from fairseq_sharing.files import read_lines, sha256, write_text
+from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.finite import find_nonfinite, is_number
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
@@ -32,64 +30,6 @@ EXAMPLES = 5  # sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How a run is evaluated: the ``evaluate`` block of its configuration.
-
-    Attributes:
-        average_last: number of epoch checkpoints averaged, the newest.
-        beam: beam size.
-        lenpen: length penalty; above 1 favours longer translations.
-        max_tokens: source tokens a batch, padding included.
-        baseline: run name of the baseline, looked up beside the run at the same seed.
-        test_lenpen: length penalty by test set, where it differs; null, which leaves out what a base names, is lenpen.
-        max_len_a: with max_len_b, the longest translation: max_len_a x source words + max_len_b.
-        max_len_b: see max_len_a; the defaults are fairseq's.
-        compound_split: also score tokenised text with German compounds split, as early papers did; an extra.
-        tokenize: sacreBLEU's tokenizer for BLEU; by the target language when None.
-    """
-
-    average_last: int = 10
-    beam: int = 5
-    lenpen: float = 1.0
-    max_tokens: int = 8000
-    baseline: str | None = None
-    test_lenpen: Mapping[str, float] = field(default_factory=dict)
-    max_len_a: float = 0.0
-    max_len_b: int = 200
-    compound_split: bool = False
-    tokenize: str | None = None
-
-    @classmethod
-    def of(cls, block: Mapping[Any, Any]) -> EvaluationSettings:
-        """Read the block.
-
-        Raises:
-            SharingError: an unknown key, or a value that is not allowed.
-        """
-        known = [item.name for item in fields(cls)]
-        for key in block:
-            if key not in known:
-                raise SharingError(f"evaluate: unknown key {key!r}; allowed: {', '.join(known)}")
-        lenpens = block.get("test_lenpen") or {}
-        return cls(**{**block, "test_lenpen": {test: value for test, value in lenpens.items() if value is not None}})
-
-    def __post_init__(self) -> None:
-        for name in ("average_last", "beam", "max_tokens", "max_len_b"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SharingError(f"evaluate.{name} must be a whole number from 1, got {value!r}")
-        if self.baseline is not None:
-            check_name(self.baseline, "evaluate.baseline")
-        for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
-            if not is_number(value):
-                raise SharingError(f"evaluate: length penalty {name} must be a finite number, got {value!r}")
-        if not is_number(self.max_len_a) or self.max_len_a < 0:
-            raise SharingError(f"evaluate.max_len_a must be a finite number from 0, got {self.max_len_a!r}")
-        if self.tokenize is not None:
-            choose_tokenizer("", self.tokenize)
 
 
 def evaluate_run(
@@ -147,9 +87,9 @@ def _evaluate(
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
-    log, history = summarise(run.log_records()), _read_history(averaged)
+    log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
-    translator = _Translator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
+    translator = RunTranslator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
     for test in manifest["tests"]:
@@ -253,125 +193,9 @@ def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
-def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
-    """Choose the checkpoints to average: those of the last epochs, by the number in their name.
-
-    Args:
-        directory: a run's checkpoints; its best, last and averaged files don't count, nor those within an epoch where
-            any epoch has ended.
-        count: how many.
-
-    Returns:
-        At most that many files, oldest first.
-
-    Raises:
-        SharingError: there is none.
-    """
-    from fairseq_sharing.checkpoints.choose import (
-        epoch_checkpoints,  # torch, which --help and bad input need not wait for
-    )
-
-    files = epoch_checkpoints(directory)
-    if not files:
-        raise SharingError(f"{directory}: no epoch checkpoint (checkpoint<epoch>.pt) to evaluate")
-    return files[-count:]
-
-
 def _epoch(name: str) -> int:
     """Tell the epoch of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
     return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
-
-
-def average_last_epochs(
-    run: RunDirectory, count: int, steps: Steps, console: Console, name: str = AVERAGE
-) -> tuple[Path, list[str], dict[str, Any]]:
-    """Average the checkpoints of a run's last epochs, unless that is done or only their average is left.
-
-    Args:
-        run: the run, held by its ``evaluating``.
-        count: how many; a run that has fewer says so.
-        steps: the finished steps of its evaluation.
-        console: where that is said.
-        name: the file's name.
-
-    Returns:
-        The averaged checkpoint, the names of those it was made from, and what identifies its content.
-
-    Raises:
-        SharingError: there is none, or a training deletes them meanwhile.
-    """
-    from fairseq_sharing.checkpoints.averaging import average_checkpoints
-    from fairseq_sharing.checkpoints.files import load_checkpoint
-
-    if left := average_left(run, name, console):
-        return left, load_checkpoint(left)["averaged"], {"checkpoint": sha256(left)}
-    averaged = run.checkpoints / name
-    checkpoints = last_epoch_checkpoints(run.checkpoints, count)
-    if len(checkpoints) < count:
-        number = len(checkpoints)
-        console.print(f"averaging {number}, not {count}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
-    inputs = hashes(checkpoints)
-    if not steps.is_done(name, inputs, averaged):
-        try:
-            average_checkpoints(checkpoints, averaged)
-        except SharingError:
-            refuse_deleted(checkpoints)
-            raise
-        steps.record(name, inputs, averaged)
-    return averaged, [file.name for file in checkpoints], {"checkpoint": sha256(averaged)}
-
-
-class _Translator:
-    """Translates the test sets of a data directory with a run's model."""
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        data: Path,
-        manifest: Mapping[str, Any],
-        settings: EvaluationSettings,
-        task: str,
-    ):
-        from fairseq_sharing.preparation.text import Pipeline
-
-        self._run, self._data, self._manifest, self._settings = run, data, manifest, settings
-        self._languages = [
-            *flag_words("--source-lang", manifest["source_lang"]),
-            *flag_words("--target-lang", manifest["target_lang"]),
-        ]
-        self._task = task
-        self._pipeline = Pipeline.from_manifest(data)
-
-    def translate(
-        self,
-        test: Mapping[str, Any],
-        checkpoint: Path,
-        inputs: Mapping[str, Any],
-        steps: Steps,
-        console: Console,
-    ) -> list[str]:
-        """Give the detokenised translations of one test set, from the last time where nothing changed."""
-        name, segments, settings = test["name"], int(test["segments"]), self._settings
-        search = {
-            "beam": settings.beam,
-            "lenpen": settings.test_lenpen.get(name, settings.lenpen),
-            "max_tokens": settings.max_tokens,
-            # Only where they are not fairseq's own: what was translated before stays valid.
-            **({"max_len_a": settings.max_len_a} if settings.max_len_a else {}),
-            **({"max_len_b": settings.max_len_b} if settings.max_len_b != EvaluationSettings.max_len_b else {}),
-        }
-        output = self._run.evaluation / f"{name}.generate.txt"
-        inputs = {**inputs, **search, "subset": test["subset"], "data": self._manifest["files"]}
-        if steps.is_done(name, inputs, output):
-            tokens = read_generated(output, segments)
-        else:
-            words = [path_word(self._data / "bin"), *flag_words("--path", checkpoint)]
-            words += [*flag_words("--gen-subset", test["subset"]), *flag_words("--task", self._task), *self._languages]
-            for option, value in search.items():
-                words += [f"--{option.replace('_', '-')}", str(value)]
-            tokens = generate(words, output, segments, name, console)
-            steps.record(name, inputs, output)
-        return [self._pipeline.decode(line) for line in tokens]
 
 
 def _examples(

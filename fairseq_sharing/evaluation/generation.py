@@ -1,4 +1,4 @@
-"""Translate a binarised test set with ``fairseq-generate`` and read what it wrote."""
+"""Translate a binarized test set with ``fairseq-generate`` and read what it wrote."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
         console: where the command and the progress are shown.
 
     Returns:
-        The best hypothesis of each sentence as fairseq wrote it (subwords, tokenised), in the test set's order.
+        The best hypothesis of each sentence as fairseq wrote it (subwords, tokenized), in the test set's order.
 
     Raises:
         SharingError: fairseq-generate failed, or left out or repeated a sentence.

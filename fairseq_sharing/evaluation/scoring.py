@@ -52,7 +52,7 @@ def score(
     target_lang: str = "",
     tokenize: str | None = None,
 ) -> Score:
-    """Score detokenised translations against raw references.
+    """Score detokenized translations against raw references.
 
     Args:
         hypotheses: one translation a segment.

@@ -29,8 +29,8 @@ class TrainingLog:
     experts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def summarise(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
-    """Summarise the JSON lines of fairseq's training log.
+def summarize(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
+    """Summarize the JSON lines of fairseq's training log.
 
     Args:
         records: kind and content of each line, as `RunDirectory.log_records` yields them. What a resumed run

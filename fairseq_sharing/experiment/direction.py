@@ -32,20 +32,20 @@ def direction_of(named: Mapping[str, Any], what: object) -> Direction | None:
     return check_name(source, f"{what}: source_lang"), check_name(target, f"{what}: target_lang")
 
 
-def inferred_direction(binarised: Path) -> Direction | None:
-    """Infer the direction from the names of binarised files, as fairseq does where ``-s`` and ``-t`` are not given.
+def inferred_direction(binarized: Path) -> Direction | None:
+    """Infer the direction from the names of binarized files, as fairseq does where ``-s`` and ``-t`` are not given.
 
     Args:
-        binarised: directory that fairseq-train reads.
+        binarized: directory that fairseq-train reads.
 
     Returns:
         The direction; None where there is no such directory, or its files name no pair.
     """
     from fairseq.data.data_utils import infer_language_pair
 
-    if not binarised.is_dir():
+    if not binarized.is_dir():
         return None
-    return direction_of(dict(zip(KEYS, infer_language_pair(str(binarised)), strict=True)), binarised)
+    return direction_of(dict(zip(KEYS, infer_language_pair(str(binarized)), strict=True)), binarized)
 
 
 def refuse_other_languages(train: Mapping[str, Any], manifest: Mapping[str, Any], data: Path) -> None:

@@ -185,7 +185,8 @@ def _rows(document: DictConfig, file: Path) -> tuple[dict[str, DictConfig], dict
 
 def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig], dict[str, str]]:
     rows, map_of = {}, {}
-    for name, row in block.items():
+    for key, row in block.items():
+        name = str(key)
         place = f"{where}: {name}: "
         check_name(name, f"{where}: row name")
         if not isinstance(row, DictConfig):
@@ -194,9 +195,9 @@ def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig],
         plain = OmegaConf.create(OmegaConf.to_container(row, resolve=False))
         assert isinstance(plain, DictConfig)
         if "map_of" in plain:
-            map_of[str(name)] = str(plain.pop("map_of"))
+            map_of[name] = str(plain.pop("map_of"))
         tidy_blocks(plain, place)
-        rows[str(name)] = plain
+        rows[name] = plain
     return rows, map_of
 
 

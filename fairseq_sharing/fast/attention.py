@@ -182,7 +182,7 @@ def use_fast_attention(model: nn.Module) -> None:
 
 def _supported(attention: MultiheadAttention) -> bool:
     projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
-    # Quantisation noise is a hook that changes a weight just before its own module uses it.
+    # Quantization noise is a hook that changes a weight just before its own module uses it.
     plain = all(type(module) is nn.Linear and not module._forward_pre_hooks for module in projections)
     return plain and attention.bias_k is None and not attention.add_zero_attn and not attention.use_xformers
 

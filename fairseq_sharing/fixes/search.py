@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import find_nonfinite
+from fairseq_sharing.options import flag_of
 
 
 def refuse_nonfinite_search() -> None:
@@ -20,7 +21,7 @@ def refuse_nonfinite_search() -> None:
         nonfinite = find_nonfinite(dict(args) if isinstance(args, DictConfig) else vars(args))
         if nonfinite is not None:
             name, _, value = nonfinite.partition(": ")
-            raise SharingError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+            raise SharingError(f"{flag_of(name)} must be a finite number, got {value}")
         return stock(self, models, args, *more, **named)
 
     FairseqTask.build_generator = build_generator

@@ -9,7 +9,7 @@ from fairseq import trainer
 from fairseq.modules import checkpoint_activations
 
 from fairseq_sharing import tying
-from fairseq_sharing.checkpoints.sharing_state import initialising
+from fairseq_sharing.checkpoints.sharing_state import initializing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fixes.error_messages import find_sharing_error
 
@@ -56,7 +56,7 @@ def mend_trainer() -> None:
 
     @functools.wraps(stock_load)
     def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
-        token = initialising.set(bool(reset_optimizer))
+        token = initializing.set(bool(reset_optimizer))
         try:
             extra_state = stock_load(self, filename, reset_optimizer, *args, **kwargs)
             if extra_state is not None:
@@ -69,7 +69,7 @@ def mend_trainer() -> None:
             named = str(cause).startswith(f"{filename}:")
             raise SharingError(str(cause) if named else f"{filename}: {cause}") from error
         finally:
-            initialising.reset(token)
+            initializing.reset(token)
 
     trainer.Trainer.load_checkpoint = load_checkpoint
     trainer.Trainer.train_step = train_step

@@ -7,13 +7,13 @@ from argparse import ArgumentParser, Namespace
 from fairseq.models import register_model
 from fairseq.models.roberta import model as roberta
 from fairseq.models.transformer import TransformerConfig
-from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerEncoder
+from fairseq_sharing.options import flag_of
 
 
 class SharedRobertaEncoder(roberta.RobertaEncoder):
@@ -41,11 +41,6 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
         self.watch_state_dict()
         self.start_fast(args)
 
-    @classmethod
-    def hub_models(cls):
-        """No trained models are published."""
-        return {}
-
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
         """Add fairseq's RoBERTa flags and the sharing flags."""
@@ -58,13 +53,12 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
 
         Args:
             args: fairseq's arguments; what they lack is that of ``roberta_sharing``.
-            task: a masked-language-modelling task with its dictionary.
+            task: a masked-language-modeling task with its dictionary.
 
         Raises:
             SharingError: options that make no layer map or cannot be combined with it.
         """
-        if isinstance(args, DictConfig):
-            raise SharingError("fairseq-hydra-train cannot build roberta_sharing; use fairseq-train")
+        refuse_hydra(args, "roberta_sharing")
         roberta_sharing(args)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
@@ -80,7 +74,7 @@ def _check(args: Namespace) -> None:
     validate(args, ("encoder",))
     for option in ("admin", "act", "depth_signal"):
         if getattr(args, option) != "off":
-            flag = f"--{option.replace('_', '-')} {getattr(args, option)}"
+            flag = f"{flag_of(option)} {getattr(args, option)}"
             raise SharingError(f"{flag} is not in roberta_sharing; allowed: off")
 
 

@@ -19,7 +19,7 @@ from fairseq_sharing.checkpoints.sharing_state import (
     extra_state,
     find_aliases,
     fit_to_model,
-    initialising,
+    initializing,
     recorded_sharing,
 )
 from fairseq_sharing.errors import SharingError
@@ -100,6 +100,11 @@ class SharingModel:
     # What changed the maps since the options made them, told in the checkpoint; None when nothing did.
     map_changed_by: str | None = None
 
+    @classmethod
+    def hub_models(cls) -> dict[str, str]:
+        """Return no models: none are published."""
+        return {}
+
     def watch_state_dict(self) -> None:
         """Drop aliases when saving and fill them in when loading; call it when the model is built."""
         self.register_state_dict_post_hook(SharingModel._drop_aliases)
@@ -139,7 +144,7 @@ class SharingModel:
         extra, recorded = recorded_extra(state), recorded_sharing(state)
         # A stack with another number of layers is left to fit_to_model, which refuses it.
         fitting = [n for n, s in self.stacks.items() if n in recorded and len(recorded[n].layer_map) == len(s.layers)]
-        if extra and not initialising.get():
+        if extra and not initializing.get():
             for name in fitting:
                 self.stacks[name].freeze(tuple(extra.get("frozen", {}).get(name, ())))
         changed_by = extra.get("map_changed_by")
@@ -154,7 +159,7 @@ class SharingModel:
         self.admin_pending = bool(state[EXTRA_STATE].get("admin_pending"))
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """Load a state dict of the model itself, of vanilla fairseq, or a materialised one.
+        """Load a state dict of the model itself, of vanilla fairseq, or a materialized one.
 
         Raises:
             SharingError: another map, another size, or other tensors than the model's.

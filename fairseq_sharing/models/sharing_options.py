@@ -2,16 +2,18 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
+from omegaconf import DictConfig
 
-from fairseq_sharing.checkpoints.materialise import FUSED
+from fairseq_sharing.checkpoints.materialize import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
+from fairseq_sharing.options import flag_of, option_field
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
 _UNIQUE = "M, the number of parameter sets; required by sequence, cycle and cycle_rev"
@@ -21,56 +23,52 @@ _PONDER_CRITERION = "label_smoothed_cross_entropy_with_ponder"
 _ONLY = " ({} only; overrides the flag for both stacks)"
 
 
-def _option(text: str, default=None):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class SharingOptions(FairseqDataclass):
     """Options of ``--arch transformer_sharing`` and its kin, beside those of fairseq's own architecture."""
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    sharing: Optional[str] = _option(_SHARING)
-    unique_layers: Optional[int] = _option(_UNIQUE)
-    layer_map: Optional[str] = _option(_MAP)
-    sharing_scope: Optional[str] = _option(_SCOPE)
-    encoder_sharing: Optional[str] = _option(_SHARING + _ONLY.format("encoder"))
-    encoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("encoder"))
-    encoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("encoder"))
-    encoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("encoder"))
-    decoder_sharing: Optional[str] = _option(_SHARING + _ONLY.format("decoder"))
-    decoder_unique_layers: Optional[int] = _option(_UNIQUE + _ONLY.format("decoder"))
-    decoder_layer_map: Optional[str] = _option(_MAP + _ONLY.format("decoder"))
-    decoder_sharing_scope: Optional[str] = _option(_SCOPE + _ONLY.format("decoder"))
-    admin: ChoiceEnum(["off", "profile", "closed_form"]) = _option(
+    sharing: Optional[str] = option_field(_SHARING)
+    unique_layers: Optional[int] = option_field(_UNIQUE)
+    layer_map: Optional[str] = option_field(_MAP)
+    sharing_scope: Optional[str] = option_field(_SCOPE)
+    encoder_sharing: Optional[str] = option_field(_SHARING + _ONLY.format("encoder"))
+    encoder_unique_layers: Optional[int] = option_field(_UNIQUE + _ONLY.format("encoder"))
+    encoder_layer_map: Optional[str] = option_field(_MAP + _ONLY.format("encoder"))
+    encoder_sharing_scope: Optional[str] = option_field(_SCOPE + _ONLY.format("encoder"))
+    decoder_sharing: Optional[str] = option_field(_SHARING + _ONLY.format("decoder"))
+    decoder_unique_layers: Optional[int] = option_field(_UNIQUE + _ONLY.format("decoder"))
+    decoder_layer_map: Optional[str] = option_field(_MAP + _ONLY.format("decoder"))
+    decoder_sharing_scope: Optional[str] = option_field(_SCOPE + _ONLY.format("decoder"))
+    admin: ChoiceEnum(["off", "profile", "closed_form"]) = option_field(
         "Admin's residual weights for post-norm stacks, one vector per sub-layer, never shared: profile sets them from "
         "the variances of the first training batch, closed_form to the square root of the sub-layer's number",
         "off",
     )
-    depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = _option(
+    depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = option_field(
         "Universal Transformer: vector added to the input of each layer, one per depth", "off"
     )
-    position_per_depth: bool = _option(
+    position_per_depth: bool = option_field(
         "Universal Transformer: add the position embeddings before every layer, not only before the first", False
     )
-    act: ChoiceEnum(["off", "encoder", "decoder", "both"]) = _option(
+    act: ChoiceEnum(["off", "encoder", "decoder", "both"]) = option_field(
         "Universal Transformer: stacks with adaptive computation time, in which each token halts at its own depth; "
         f"requires --criterion {_PONDER_CRITERION}",
         "off",
     )
-    act_epsilon: float = _option("a token halts when its halting probabilities sum to 1 minus this value", 0.01)
-    precision: ChoiceEnum(["fp32", "bf16"]) = _option(
+    act_epsilon: float = option_field("a token halts when its halting probabilities sum to 1 minus this value", 0.01)
+    precision: ChoiceEnum(["fp32", "bf16"]) = option_field(
         "precision of training: bf16 runs the model under autocast, on CPU and GPU, with fp32 weights and optimizer, "
         "without loss scaling; validation and decoding use fp32",
         "fp32",
     )
-    fast: bool = _option(
+    fast: bool = option_field(
         "faster training, equal except for rounding and the random numbers of dropout; use it with --criterion "
         "fused_label_smoothed_cross_entropy and --optimizer fused_adam",
         False,
     )
-    compile: bool = _option(
+    compile: bool = option_field(
         "compile the layers for training, one graph for all depths of a stack; requires --fast",
         False,
     )
@@ -122,8 +120,8 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped one by one", 0)
             _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned one by one", None)
     if any(s.shares for s in sharing.values()):
-        _refuse(args, "quant_noise_pq", "quantisation noise would hit a shared weight once a layer", 0)
-        _refuse(args, "quant_noise_scalar", "quantisation noise would hit a shared weight once a layer", 0)
+        _refuse(args, "quant_noise_pq", "quantization noise would hit a shared weight once a layer", 0)
+        _refuse(args, "quant_noise_scalar", "quantization noise would hit a shared weight once a layer", 0)
         _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
         _refuse(args, "store_ema", "its copies are kept by name and would miss the shared ones", False)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
@@ -187,6 +185,20 @@ def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
             )
 
 
+def refuse_hydra(args: Any, model: str) -> None:
+    """Refuse the configuration of fairseq-hydra-train, which lacks the flags of this package's models.
+
+    Args:
+        args: what ``build_model`` got.
+        model: the registered model.
+
+    Raises:
+        SharingError: it is such a configuration.
+    """
+    if isinstance(args, DictConfig):
+        raise SharingError(f"fairseq-hydra-train cannot build {model}; use fairseq-train or fairseq-sharing train")
+
+
 def register_size(
     model: str, name: str, size: Callable[[Namespace], None], check: Callable[[Namespace], object]
 ) -> Callable[[Namespace], None]:
@@ -216,6 +228,6 @@ def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
     if value not in (None, allowed) and value:
         value = ",".join(map(str, value)) if isinstance(value, list) else value
         raise SharingError(
-            f"--{name.replace('_', '-')} {value} cannot be combined with this model: {reason}; "
+            f"{flag_of(name)} {value} cannot be combined with this model: {reason}; "
             f"allowed: {allowed or 'leave it out'}"
         )

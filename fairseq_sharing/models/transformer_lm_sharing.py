@@ -9,12 +9,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, transformer_lm
 from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerConfig
 from fairseq.modules import AdaptiveInput
-from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
 
 
@@ -32,11 +31,6 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         self.start_fast(self.cfg)
 
     @classmethod
-    def hub_models(cls):
-        """No trained models are published."""
-        return {}
-
-    @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
         """Add fairseq's language-model flags and the sharing flags."""
         gen_parser_from_dataclass(parser, transformer_lm.TransformerLanguageModelConfig(), delete_default=True)
@@ -48,15 +42,12 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 
         Args:
             args: fairseq's arguments; what they lack is that of ``transformer_lm_sharing``.
-            task: a language-modelling task with its dictionary.
+            task: a language-modeling task with its dictionary.
 
         Raises:
             SharingError: options that make no layer map or cannot be combined with it.
         """
-        if isinstance(args, DictConfig):
-            raise SharingError(
-                "fairseq-hydra-train cannot build transformer_lm_sharing; use fairseq-train or fairseq-sharing train"
-            )
+        refuse_hydra(args, "transformer_lm_sharing")
         transformer_lm_sharing(args)
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = getattr(args, "tokens_per_sample", DEFAULT_MAX_TARGET_POSITIONS)

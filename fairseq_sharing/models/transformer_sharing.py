@@ -8,13 +8,17 @@ from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
-from omegaconf import DictConfig
 
 from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
-from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, stack_sharing, validate
+from fairseq_sharing.models.sharing_options import (
+    add_sharing_args,
+    refuse_hydra,
+    register_size,
+    stack_sharing,
+    validate,
+)
 
 # fairseq's decoder gives the attention weights of a layer, by default the last; no loss of translation asks for them.
 _NO_LAYER = -1
@@ -70,11 +74,6 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         self.start_fast(args)
 
     @classmethod
-    def hub_models(cls):
-        """No trained models are published."""
-        return {}
-
-    @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
         """Add fairseq's Transformer flags and the sharing flags."""
         transformer_legacy.TransformerModel.add_args(parser)
@@ -91,10 +90,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         Raises:
             SharingError: options that make no layer map or cannot be combined with it.
         """
-        if isinstance(args, DictConfig):
-            raise SharingError(
-                "fairseq-hydra-train cannot build transformer_sharing; use fairseq-train or fairseq-sharing train"
-            )
+        refuse_hydra(args, "transformer_sharing")
         transformer_sharing(args)
         return super().build_model(args, task)
 

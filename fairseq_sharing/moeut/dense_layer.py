@@ -47,7 +47,7 @@ class DenseLayer(nn.Module):
         dropout: of what is added to the stream.
         attention_dropout: of attention probabilities.
 
-    Source: the baseline of Csordas et al. 2024, MoEUT, section 3; its initialisation is not told there.
+    Source: the baseline of Csordas et al. 2024, MoEUT, section 3; its initialization is not told there.
     """
 
     def __init__(self, sizes: DenseSizes, num_layers: int, dropout: float = 0.0, attention_dropout: float = 0.0):
@@ -76,9 +76,9 @@ class DenseLayer(nn.Module):
     ) -> tuple[Tensor, Attended, list[RouterUsage]]:
         """Apply the layer; arguments and results are those of ``PeriLayer``, without experts."""
         assert memory is None, "the baseline is a language model"
-        normalised = self.self_attn_layer_norm(x)
+        normalized = self.self_attn_layer_norm(x)
         queries, keys, values = (
-            self.self_attn[name](normalised).unflatten(-1, (self.sizes.heads, -1)).permute(1, 2, 0, 3)
+            self.self_attn[name](normalized).unflatten(-1, (self.sizes.heads, -1)).permute(1, 2, 0, 3)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         source = Attended(rotate(keys, step.turn), values)

@@ -367,7 +367,7 @@ def gate(rows: Tensor, products: Tensor, gates: Tensor, readers: int) -> tuple[T
 
 @on_its_device
 def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Sum neighbours, each weighed by its gate, in fp32.
+    """Sum neighbors, each weighed by its gate, in fp32.
 
     Args:
         rows: (M, C), contiguous.

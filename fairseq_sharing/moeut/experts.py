@@ -37,7 +37,7 @@ class ExpertOptions:
         keep_gathered: keep gathered inputs for the backward pass, as ``expert_linear`` tells.
         dropout: probability with which an expert cannot be chosen for a token, in training.
         equal_router_rows: draw router rows of one length, as sigma-MoE prescribes; MoEUT's own runs did not.
-        normalised_banks: scale the initial value and output matrices of attention to one norm over all experts,
+        normalized_banks: scale the initial value and output matrices of attention to one norm over all experts,
             entry by entry, as MoEUT's runs of all sizes but the smallest did.
     """
 
@@ -45,7 +45,7 @@ class ExpertOptions:
     keep_gathered: bool = False
     dropout: float = 0.0
     equal_router_rows: bool = False
-    normalised_banks: bool = False
+    normalized_banks: bool = False
 
 
 class Dispatch:

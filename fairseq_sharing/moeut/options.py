@@ -10,10 +10,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STRATEGIES
-from fairseq_sharing.models.sharing_options import _option, _refuse
+from fairseq_sharing.models.sharing_options import _refuse
 from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions
 from fairseq_sharing.moeut.peri_layer import LayerSizes
 from fairseq_sharing.moeut.rotary import default_width
+from fairseq_sharing.options import flag_of, option_field
 
 logger = logging.getLogger(__name__)
 
@@ -24,30 +25,31 @@ class MoEOptions(FairseqDataclass):
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    head_dim: Optional[int] = _option(
+    head_dim: Optional[int] = option_field(
         "width of an attention head; the number of heads times this need not be the model's width"
     )
-    rotary_dim: Optional[int] = _option("rotary channels of a head, an even number (default: half of the head)")
-    attention_experts: Optional[int] = _option("number of value and output matrices per head")
-    attention_top_k: Optional[int] = _option("value and output matrices that a token uses per head")
-    ffn_experts: Optional[int] = _option("number of experts of a feed-forward layer")
-    encoder_ffn_experts: Optional[int] = _option("number of experts of a feed-forward layer (encoder only)")
-    decoder_ffn_experts: Optional[int] = _option("number of experts of a feed-forward layer (decoder only)")
-    ffn_top_k: Optional[int] = _option("feed-forward experts that a token uses")
-    expert_dim: Optional[int] = _option("hidden width of a feed-forward expert")
-    expert_dropout: float = _option("probability that an expert cannot be chosen for a token during training", 0.0)
-    router_init: ChoiceEnum(["normal", "equal_rows"]) = _option(
-        "initial router weights: normal, or rows of one length, so that no expert starts ahead", "normal"
+    rotary_dim: Optional[int] = option_field("rotary channels of a head, an even number (default: half of the head)")
+    attention_experts: Optional[int] = option_field("number of value and output matrices per head")
+    attention_top_k: Optional[int] = option_field("value and output matrices that a token uses per head")
+    ffn_experts: Optional[int] = option_field("number of experts of a feed-forward layer")
+    encoder_ffn_experts: Optional[int] = option_field("number of experts of a feed-forward layer (encoder only)")
+    decoder_ffn_experts: Optional[int] = option_field("number of experts of a feed-forward layer (decoder only)")
+    ffn_top_k: Optional[int] = option_field("feed-forward experts that a token uses")
+    expert_dim: Optional[int] = option_field("hidden width of a feed-forward expert")
+    expert_dropout: float = option_field("probability that an expert cannot be chosen for a token during training", 0.0)
+    router_init: ChoiceEnum(["normal", "equal_rows"]) = option_field(
+        "initial router weights: normal, or rows of equal length, so that no expert has an advantage", "normal"
     )
-    bank_init: ChoiceEnum(["normal", "normalised"]) = _option(
-        "initial value and output matrices: normal, or of one norm over all experts, entry by entry", "normal"
+    bank_init: ChoiceEnum(["normal", "normalized"]) = option_field(
+        "initial value and output matrices: normal, or normalized: each entry has the same norm over all experts",
+        "normal",
     )
-    expert_backend: ChoiceEnum(["auto", *BACKENDS]) = _option(
+    expert_backend: ChoiceEnum(["auto", *BACKENDS]) = option_field(
         "implementation of the expert banks; auto chooses by device, bank, batch and precision; triton requires an "
         "NVIDIA GPU, Ampere or newer",
         "auto",
     )
-    keep_gathered: bool = _option(
+    keep_gathered: bool = option_field(
         "keep each expert's inputs for the backward pass instead of gathering them again: needs more memory", False
     )
 
@@ -56,7 +58,7 @@ class MoEOptions(FairseqDataclass):
 _FIXED = {
     "activation_fn": ("relu", "the stream has no scale of its own, and only ReLU leaves it so"),
     "activation_dropout": (0.0, "experts have no dropout inside; use --expert-dropout"),
-    "layernorm_embedding": (False, "the stream is never normalised"),
+    "layernorm_embedding": (False, "the stream is never normalized"),
     "cross_self_attention": (False, "layers attend to themselves and to the encoder apart"),
     "no_cross_attention": (False, "every decoder layer attends to the encoder"),
     "adaptive_input": (False, "embeddings have one width"),
@@ -109,7 +111,7 @@ def fill(args: Namespace, sizes: dict[str, Any]) -> None:
             setattr(args, option.name, option.default)
     if args.rotary_dim is None:
         args.rotary_dim = default_width(args.head_dim)
-    # Positions are rotary, and what a stack gives is normalised at its end.
+    # Positions are rotary, and what a stack gives is normalized at its end.
     args.no_token_positional_embeddings = True
     args.encoder_normalize_before = args.decoder_normalize_before = True
 
@@ -124,7 +126,7 @@ def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
     for stack in stacks:
         name = f"{stack}_ffn_experts" if getattr(args, f"{stack}_ffn_experts") is not None else "ffn_experts"
         _at_least_one(args, name)
-        _between(args, "ffn_top_k", 1, getattr(args, name), f"--{name.replace('_', '-')}")
+        _between(args, "ffn_top_k", 1, getattr(args, name), flag_of(name))
     for name in ("head_dim", "attention_experts", "expert_dim"):
         _at_least_one(args, name)
     check_rotary(args)
@@ -220,19 +222,19 @@ def expert_options(cfg: Any) -> ExpertOptions:
         keep_gathered=cfg.keep_gathered,
         dropout=cfg.expert_dropout,
         equal_router_rows=cfg.router_init == "equal_rows",
-        normalised_banks=cfg.bank_init == "normalised",
+        normalized_banks=cfg.bank_init == "normalized",
     )
 
 
 def _at_least_one(args: Namespace, name: str) -> None:
     if getattr(args, name) < 1:
-        raise SharingError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}; nearest: 1")
+        raise SharingError(f"{flag_of(name)} must be at least 1, got {getattr(args, name)}; nearest: 1")
 
 
 def _between(args: Namespace, name: str, low: int, high: int, high_flag: str) -> None:
     value = getattr(args, name)
     if not low <= value <= high:
         raise SharingError(
-            f"--{name.replace('_', '-')} must be between {low} and {high_flag} ({high}), got {value}; "
+            f"{flag_of(name)} must be between {low} and {high_flag} ({high}), got {value}; "
             f"nearest: {min(max(value, low), max(high, low))}"
         )

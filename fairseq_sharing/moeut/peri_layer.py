@@ -85,7 +85,7 @@ class PeriLayer(nn.Module):
     """Self-attention, cross-attention in a decoder, and feed-forward, one after the other, each added to the stream x.
 
     y = Attention(queries, keys, routers: LN(x); values: x), x <- x + y; z = FFN(router: LN(x); experts: x), x <- x + z.
-    In cross-attention keys, value router and values read the encoder's (normalised) output.
+    In cross-attention keys, value router and values read the encoder's (normalized) output.
 
     Args:
         sizes: of the layer.
@@ -96,7 +96,7 @@ class PeriLayer(nn.Module):
         options: of all banks.
 
     Source: Csordas et al. 2024, "MoEUT: Mixture-of-Experts Universal Transformers", section 2.3. There is no
-        cross-attention in the paper; it and the scale of its initialisation, sqrt(4 / (3 L)), are this project's.
+        cross-attention in the paper; it and the scale of its initialization, sqrt(4 / (3 L)), are this project's.
     """
 
     def __init__(
@@ -148,23 +148,23 @@ class PeriLayer(nn.Module):
             The stream; keys and values of all positions so far; usage of the routers where it is wanted.
         """
         attention, usages = self.self_attn, []
-        normalised = self.self_attn_layer_norm(x)
-        source, routing = attention.attended(normalised, x, step.turn)
+        normalized = self.self_attn_layer_norm(x)
+        source, routing = attention.attended(normalized, x, step.turn)
         usages += step.usage(attention.value_router, routing, "self_attn.value")
         if past is not None:
             source = past.extend(source)
-        y, routing = attention(normalised, source, step.mask, step.causal, step.turn)
+        y, routing = attention(normalized, source, step.mask, step.causal, step.turn)
         usages += step.usage(attention.output_router, routing, "self_attn.output")
         x = x + self.dropout(y)
         if memory is not None:
             assert self.encoder_attn is not None
             assert self.encoder_attn_layer_norm is not None
-            normalised = self.encoder_attn_layer_norm(x)
-            y, routing = self.encoder_attn(normalised, memory, step.memory_mask)
+            normalized = self.encoder_attn_layer_norm(x)
+            y, routing = self.encoder_attn(normalized, memory, step.memory_mask)
             usages += step.usage(self.encoder_attn.output_router, routing, "encoder_attn.output")
             x = x + self.dropout(y)
-        normalised = self.final_layer_norm(x)
-        y, routing = self.ffn(normalised.flatten(0, 1), x.flatten(0, 1))
+        normalized = self.final_layer_norm(x)
+        y, routing = self.ffn(normalized.flatten(0, 1), x.flatten(0, 1))
         usages += step.usage(self.ffn.router, routing, "ffn")
         return x + self.dropout(y.view_as(x)), source, usages
 

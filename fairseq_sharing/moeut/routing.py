@@ -18,7 +18,7 @@ class Routing:
 
     Attributes:
         experts: chosen experts of each head, numbered head * num_experts + expert: (N, heads, top_k).
-        gates: their weights, sigmoids between 0 and 1 in fp32, not normalised: (N, heads, top_k).
+        gates: their weights, sigmoids between 0 and 1 in fp32, not normalized: (N, heads, top_k).
         logits: of all experts, fp32: (N, heads, num_experts).
     """
 
@@ -63,7 +63,7 @@ class Router(nn.Module):
         """Choose experts.
 
         Args:
-            x: normalised tokens, (N, embed_dim).
+            x: normalized tokens, (N, embed_dim).
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         gradients = product_dtype(x)

@@ -14,7 +14,7 @@ from fairseq_sharing.moeut.routing import Router, Routing
 class SigmaMoE(nn.Module):
     """Feed-forward layer z = sum_e s_e W2_e ReLU(W1_e x) over the top_k experts of a token; s_e are sigmoids.
 
-    The router reads the normalised token, the experts the raw one. No biases.
+    The router reads the normalized token, the experts the raw one. No biases.
 
     Args:
         embed_dim: d.
@@ -43,17 +43,17 @@ class SigmaMoE(nn.Module):
         nn.init.normal_(self.up, std=scale * embed_dim**-0.5)
         nn.init.normal_(self.down, std=scale * (num_experts * expert_dim) ** -0.5)
 
-    def forward(self, normalised: Tensor, x: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, normalized: Tensor, x: Tensor) -> tuple[Tensor, Routing]:
         """Transform tokens.
 
         Args:
-            normalised: what the router reads, (N, embed_dim).
+            normalized: what the router reads, (N, embed_dim).
             x: what the experts read, (N, embed_dim).
 
         Returns:
             (N, embed_dim), and what the router chose.
         """
-        routing = self.router(normalised)
+        routing = self.router(normalized)
         dispatch = Dispatch(routing.experts.flatten(1), self.router.num_experts)
         multiply = partial(expert_linear, backend=self.options.backend, keep_gathered=self.options.keep_gathered)
         hidden = multiply(x, self.up, dispatch, outputs=self.router.top_k).relu()

@@ -53,7 +53,7 @@ def dense_sizes(cfg) -> DenseSizes:
 
 
 class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
-    """Bidirectional stack; its output is normalised, which its stream never is."""
+    """Bidirectional stack; its output is normalized, which its stream never is."""
 
     def __init__(self, cfg, dictionary, embed_tokens):
         self.begin_sharing(stack_sharing(cfg, "encoder"))

@@ -30,7 +30,7 @@ class SwitchHead(nn.Module):
 
     Source side, of the tokens attended to: keys, and values that are sums of K_A matrices' products, weighed by the
     value router's sigmoids. Destination side, of the tokens that attend: queries, and outputs by the output router.
-    Routers, queries and keys read normalised tokens, values raw ones. No biases.
+    Routers, queries and keys read normalized tokens, values raw ones. No biases.
 
     Args:
         embed_dim: d.
@@ -73,21 +73,21 @@ class SwitchHead(nn.Module):
         nn.init.normal_(self.k_proj.weight, std=std)
         self.value_router.reset(std, options.equal_router_rows)
         self.output_router.reset(std, options.equal_router_rows)
-        self._initialise_bank(self.value_experts, std)
-        self._initialise_bank(self.output_experts, scale * (heads * head_dim) ** -0.5)
+        self._initialize_bank(self.value_experts, std)
+        self._initialize_bank(self.output_experts, scale * (heads * head_dim) ** -0.5)
 
-    def _initialise_bank(self, bank: nn.Parameter, std: float) -> None:
+    def _initialize_bank(self, bank: nn.Parameter, std: float) -> None:
         nn.init.normal_(bank, std=std)
-        if self.options.normalised_banks:
+        if self.options.normalized_banks:
             with torch.no_grad():
                 bank.div_(bank.norm(dim=0, keepdim=True))
                 bank.mul_(std / bank.std())
 
-    def attended(self, normalised: Tensor, x: Tensor, turn: Rotation | None = None) -> tuple[Attended, Routing]:
+    def attended(self, normalized: Tensor, x: Tensor, turn: Rotation | None = None) -> tuple[Attended, Routing]:
         """Make the source side.
 
         Args:
-            normalised: tokens that keys and value router read, (S, B, d).
+            normalized: tokens that keys and value router read, (S, B, d).
             x: tokens that the value matrices read, (S, B, d).
             turn: rotary angles of the S positions, if keys carry any.
 
@@ -95,15 +95,15 @@ class SwitchHead(nn.Module):
             Keys and values, and what the value router chose.
         """
         length, batch, _ = x.shape
-        keys = self._split(self.k_proj(normalised))
-        routing = self.value_router(normalised.flatten(0, 1))
+        keys = self._split(self.k_proj(normalized))
+        routing = self.value_router(normalized.flatten(0, 1))
         values = self._multiply(x.flatten(0, 1), self.value_experts, routing, self.heads)
         values = values.view(length, batch, self.heads, self.head_dim).permute(1, 2, 0, 3)
         return Attended(keys if turn is None else rotate(keys, turn), values), routing
 
     def forward(
         self,
-        normalised: Tensor,
+        normalized: Tensor,
         source: Attended,
         mask: Tensor | None = None,
         causal: bool = False,
@@ -112,7 +112,7 @@ class SwitchHead(nn.Module):
         """Attend.
 
         Args:
-            normalised: tokens that queries and output router read, (T, B, d).
+            normalized: tokens that queries and output router read, (T, B, d).
             source: what they attend to.
             mask: True where attention is allowed, (B, 1, T or 1, S).
             causal: allow what is not later, for T = S; instead of a mask.
@@ -121,8 +121,8 @@ class SwitchHead(nn.Module):
         Returns:
             (T, B, d), and what the output router chose.
         """
-        length, batch, _ = normalised.shape
-        queries = self._split(self.q_proj(normalised))
+        length, batch, _ = normalized.shape
+        queries = self._split(self.q_proj(normalized))
         if turn is not None:
             queries = rotate(queries, turn)
         dropout = self.dropout if self.training else 0.0
@@ -130,7 +130,7 @@ class SwitchHead(nn.Module):
             queries, source.keys, source.values, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
         rows = read.permute(2, 0, 1, 3).reshape(length * batch * self.heads, self.head_dim)
-        routing = self.output_router(normalised.flatten(0, 1))
+        routing = self.output_router(normalized.flatten(0, 1))
         return self._multiply(rows, self.output_experts, routing, 1).view(length, batch, -1), routing
 
     def _split(self, x: Tensor) -> Tensor:

@@ -7,11 +7,9 @@ from argparse import ArgumentParser, Namespace
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, transformer_lm
 from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerConfig
-from omegaconf import DictConfig
 
-from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import (
     add_moe_args,
@@ -40,11 +38,6 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
         self.watch_state_dict()
 
     @classmethod
-    def hub_models(cls):
-        """No trained models are published."""
-        return {}
-
-    @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
         """Add fairseq's language-model flags, those of the sharing and those of the expert banks."""
         gen_parser_from_dataclass(parser, transformer_lm.TransformerLanguageModelConfig(), delete_default=True)
@@ -57,15 +50,12 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
 
         Args:
             args: fairseq's arguments; what they lack is that of ``transformer_lm_moeut``.
-            task: a language-modelling task with its dictionary.
+            task: a language-modeling task with its dictionary.
 
         Raises:
             SharingError: options that make no layer map or no expert banks.
         """
-        if isinstance(args, DictConfig):
-            raise SharingError(
-                "fairseq-hydra-train cannot build transformer_lm_moeut; use fairseq-train or fairseq-sharing train"
-            )
+        refuse_hydra(args, "transformer_lm_moeut")
         _architectures.get(getattr(args, "arch", None), transformer_lm_moeut)(args)
         if args.layer_type != "dense":
             warn_without_balance(args)
@@ -91,7 +81,7 @@ def _size(layers: int, unique_layers: int, embed_dim: int, heads: int, head_dim:
         "sharing": "cycle",
         "attention_top_k": 2,
         "expert_dim": 128,
-        "bank_init": "normalised",
+        "bank_init": "normalized",
         **more,
     }
 

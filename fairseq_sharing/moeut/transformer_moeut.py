@@ -6,11 +6,10 @@ from argparse import ArgumentParser, Namespace
 
 from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
-from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import add_moe_args, check_moe, fill, warn_without_balance
 from fairseq_sharing.moeut.stacks import MoEUTDecoder, MoEUTEncoder
@@ -31,11 +30,6 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
         self.watch_state_dict()
 
     @classmethod
-    def hub_models(cls):
-        """No trained models are published."""
-        return {}
-
-    @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
         """Add fairseq's Transformer flags, those of the sharing and those of the expert banks."""
         transformer_legacy.TransformerModel.add_args(parser)
@@ -53,10 +47,7 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
         Raises:
             SharingError: options that make no layer map or no expert banks.
         """
-        if isinstance(args, DictConfig):
-            raise SharingError(
-                "fairseq-hydra-train cannot build transformer_moeut; use fairseq-train or fairseq-sharing train"
-            )
+        refuse_hydra(args, "transformer_moeut")
         _architectures.get(getattr(args, "arch", None), transformer_moeut)(args)
         warn_without_balance(args)
         return super().build_model(args, task)

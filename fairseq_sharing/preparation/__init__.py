@@ -1,1 +1,1 @@
-"""From raw text to the binary files that fairseq trains on: fetch, check, clean, tokenise, segment, binarise."""
+"""From raw text to the binary files that fairseq trains on: fetch, check, clean, tokenize, segment, binarize."""

@@ -1,4 +1,4 @@
-"""Moses normalisation and tokenisation by sacremoses, without the work that cannot change a sentence.
+"""Moses normalization and tokenization by sacremoses, without the work that cannot change a sentence.
 
 sacremoses runs some seventy substitutions over every sentence. Most of them look for a character that is not there;
 a test for that character costs a fiftieth. Rules, their order and so the output are those of sacremoses.
@@ -13,7 +13,7 @@ from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
 
 class Normalizer(MosesPunctNormalizer):
-    """Normalise punctuation.
+    """Normalize punctuation.
 
     Args:
         lang: language code.
@@ -24,7 +24,7 @@ class Normalizer(MosesPunctNormalizer):
         self._rules = [(needed(pattern), re.compile(pattern), text) for pattern, text in self.substitutions]
 
     def normalize(self, text: str) -> str:
-        """Normalise a sentence as sacremoses does.
+        """Normalize a sentence as sacremoses does.
 
         Args:
             text: the sentence.

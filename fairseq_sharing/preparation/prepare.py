@@ -93,7 +93,7 @@ class _Preparation:
         model = self._learn(lines["train"])
         for name, number in lines.items():
             self._segment(name, number, model)
-        binary = self._binarise(lines)
+        binary = self._binarize(lines)
         manifest = self.steps.finish(self._manifest(raw, clean, binary))
         self._report(manifest)
         return manifest
@@ -138,7 +138,7 @@ class _Preparation:
 
         def action() -> dict[str, Any]:
             function = partial(tokenize_chunk, self.settings, limits, tuple(self._paths(excluded)), self.steps.key)
-            counts = self._transform(f"tokenise {name}", inputs, outputs, lines, function)
+            counts = self._transform(f"tokenize {name}", inputs, outputs, lines, function)
             if not limits and not exclude:
                 return {"lines": lines, "empty": counts["kept_empty"]}
             removed = {reason: counts[reason] for reason in (*REASONS, *(["held_out"] if exclude else []))}
@@ -190,7 +190,7 @@ class _Preparation:
                 highlight=False,
             )
 
-    def _binarise(self, lines: dict[str, int]) -> dict[str, Any]:
+    def _binarize(self, lines: dict[str, int]) -> dict[str, Any]:
         """Make what fairseq-preprocess would; its command is shown for those who want to do it by hand."""
 
         def write() -> dict[str, Any]:
@@ -212,7 +212,7 @@ class _Preparation:
         def action() -> dict[str, Any]:
             function = partial(number_chunk, self.directory / dictionary, self.steps.hashes[dictionary])
             lengths = f"{data}.bin.lengths.tmp"
-            self._transform(f"binarise {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
+            self._transform(f"binarize {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
             kind = token_type(len(read_dictionary(self.directory / dictionary)))
             write_index(self.directory / lengths, kind, self.directory / f"{data}.idx")
             (self.directory / lengths).unlink()

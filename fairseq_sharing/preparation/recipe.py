@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.fetch import UNKNOWN
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 from fairseq_sharing.resources import recipes_dir
@@ -224,7 +225,7 @@ def files_recipe(
     needed = {"train": train, "valid": valid, **{key: overrides.get(key) for key in ("source_lang", "target_lang")}}
     for key, value in needed.items():
         if not value:
-            raise SharingError(f"--{key.replace('_', '-')} is needed for dataset 'files'")
+            raise SharingError(f"{flag_of(key)} is needed for dataset 'files'")
     prefixes = {"train": str(train), "valid": str(valid)}
     for test in tests:
         name, separator, prefix = test.partition("=")
@@ -282,7 +283,7 @@ def build_recipe(
 def _cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     cleaning = content.get("cleaning", {})
     if cleaning == "none":
-        if flags := [f"--{key.replace('_', '-')}" for key in CLEANING if key in given]:
+        if flags := [flag_of(key) for key in CLEANING if key in given]:
             raise SharingError(f"{flags[0]} has no meaning for {where}, which keeps every line")
         return None
     if not isinstance(cleaning, Mapping) or set(cleaning) - set(CLEANING):
@@ -312,7 +313,7 @@ def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any],
     if "tokenizer" in given:
         tokenizer["name"] = given["tokenizer"]
     elif "name" not in tokenizer:
-        # Sentencepiece learns from plain text, spaces included; tokenising would hide them from it.
+        # Sentencepiece learns from plain text, spaces included; tokenizing would hide them from it.
         tokenizer["name"] = "none" if subword == "sentencepiece" else "moses"
     if tokenizer["name"] == "moses":
         return {"aggressive_dashes": False, "escape": False, **tokenizer}

@@ -30,7 +30,7 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
     """Learn joined byte-pair encoding with subword-nmt.
 
     Args:
-        texts: tokenised texts, all read; only the count of each word is kept in memory.
+        texts: tokenized texts, all read; only the count of each word is kept in memory.
         size: merge operations to learn.
         output: file of the merge operations.
         pool: processes to count with.
@@ -84,7 +84,7 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) 
     """Learn a joined unigram model with sentencepiece.
 
     Args:
-        texts: texts, tokenised or not.
+        texts: texts, tokenized or not.
         size: pieces in the model.
         output: the model file.
         lines: number of lines in all texts, for the progress display.

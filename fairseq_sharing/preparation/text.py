@@ -1,7 +1,7 @@
 """Text rules both ways: what happens to a sentence before the model reads it, and to what the model writes.
 
-Before: punctuation normalised and words split off as Moses does (sacremoses), then cut into subwords.
-After: subwords joined, words detokenised. Training data, evaluation and translation all go through
+Before: punctuation normalized and words split off as Moses does (sacremoses), then cut into subwords.
+After: subwords joined, words detokenized. Training data, evaluation and translation all go through
 ``Pipeline``, so that a model always meets text treated as its training data was.
 """
 
@@ -29,7 +29,7 @@ class Pipeline:
         languages: language code of each side, ``{"source": "en", "target": "de"}``.
         tokenizer: ``{"name": "moses" or "none", "aggressive_dashes": bool, "escape": bool}``.
         subword: ``{"name": "bpe", "sentencepiece" or "none"}``.
-        model: file of BPE codes or sentencepiece model; not needed for tokenising alone.
+        model: file of BPE codes or sentencepiece model; not needed for tokenizing alone.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Pipeline:
             side: "source" or "target".
 
         Returns:
-            The detokenised sentence.
+            The detokenized sentence.
         """
         text = self.join(line)
         if self.tokenizer["name"] == "none":
@@ -102,7 +102,7 @@ class Pipeline:
         return self._detokenizers[side].detokenize(text.split(), unescape=self.tokenizer.get("escape", False))
 
     def tokenize(self, line: str, side: str = "source") -> str:
-        """Normalise and tokenise a raw sentence, without cutting it into subwords.
+        """Normalize and tokenize a raw sentence, without cutting it into subwords.
 
         Args:
             line: one sentence.

@@ -27,7 +27,7 @@ Transformed = tuple[tuple[bytes, ...], Counter[str]]
 def tokenize_chunk(
     settings: str, limits: Mapping[str, Any] | None, held_out: tuple[Path, ...], key: str, chunk: Chunk
 ) -> Transformed:
-    """Tokenise pairs and leave out those that are no good for training.
+    """Tokenize pairs and leave out those that are no good for training.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
@@ -37,7 +37,7 @@ def tokenize_chunk(
         chunk: raw lines of each side.
 
     Returns:
-        The tokenised texts; counts by reason of removal, "held_out" among them, and "kept_empty".
+        The tokenized texts; counts by reason of removal, "held_out" among them, and "kept_empty".
     """
     pipeline = _pipeline(settings, None, "")
     excluded = _lines(held_out, key)
@@ -58,13 +58,13 @@ def tokenize_chunk(
 
 
 def segment_chunk(settings: str, model: Path | None, key: str, chunk: Chunk) -> Transformed:
-    """Cut tokenised lines into subwords.
+    """Cut tokenized lines into subwords.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
         model: the subword model.
         key: changes whenever the model does.
-        chunk: tokenised lines of each side.
+        chunk: tokenized lines of each side.
 
     Returns:
         The segmented texts; counts of "tokens", and of pairs with an "over_long" side.

@@ -19,7 +19,7 @@ _KINDS = {
     "encoder_attn_output": "cross-attention, outputs",
     "ffn": "feed-forward",
 }
-_MOST = 3.0  # times as often as even choices would be, from which on all have one colour
+_MOST = 3.0  # times as often as even choices would be, from which on all have one color
 _ROW = 0.22  # height of a layer's line, in inches
 
 
@@ -28,7 +28,7 @@ def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str
 
     Args:
         experts: of each router (``decoder_ffn_3``: stack, kind, layer from 1) its ``choices``, ``evenness`` and
-            ``dead``, as ``training_log.summarise`` reads them.
+            ``dead``, as ``training_log.summarize`` reads them.
         layer_maps: of each stack, the parameter set of each layer.
 
     Returns:

@@ -1,12 +1,12 @@
-"""A picture of layer maps over time: a panel a run and stack, a bar a layer, a colour a parameter set."""
+"""A picture of layer maps over time: a panel a run and stack, a bar a layer, a color a parameter set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_sharing.colors import set_colours
-from fairseq_sharing.reporting.study import Row
+from fairseq_sharing.colors import set_colors
+from fairseq_sharing.reporting.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,13 +32,13 @@ def draw_map_history(rows: Sequence[Row]) -> Figure | None:
             if not layers:
                 panel.set_visible(False)
                 continue
-            colours = set_colours(layers)
+            colors = set_colors(layers)
             for layer in range(layers):
                 spans = _spans(result, stack, layer)
                 panel.broken_barh(
                     [(start, end - start) for start, end, _ in spans],
                     (layer + 0.55, 0.9),
-                    facecolors=[_FROZEN if root is None else colours[root] for _, _, root in spans],
+                    facecolors=[_FROZEN if root is None else colors[root] for _, _, root in spans],
                 )
             panel.set_ylim(layers + 0.5, 0.5)
             panel.set_xlim(0, result["updates"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.reporting import figures
-from fairseq_sharing.reporting.study import Row
+from fairseq_sharing.reporting.results import Row
 from fairseq_sharing.reporting.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
 
 # Pixels an inch at which pictures are shown: all at one scale, at most as wide as the page.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_sharing.reporting.study import Row, scored_sets
+from fairseq_sharing.reporting.results import Row, scored_sets
 
 TESTS = tuple(f"newstest{year}" for year in range(2010, 2017))
 DATASET = "wmt16_en_de"
@@ -155,7 +155,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     splits = _compound_splits(rows)
     if splits:
         lines.append(
-            "Extra, not sacreBLEU and not comparable with it: tokenised BLEU with compounds split, newstest2014: "
+            "Extra, not sacreBLEU and not comparable with it: tokenized BLEU with compounds split, newstest2014: "
             + "; ".join(splits)
             + "."
         )

@@ -10,7 +10,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import inside, write_text
 from fairseq_sharing.reporting import paper, tables
 from fairseq_sharing.reporting.comparability import check_comparisons, check_tokenizers
-from fairseq_sharing.reporting.study import Row, read_result, read_rows, scored_sets
+from fairseq_sharing.reporting.results import Row, read_result, read_rows, scored_sets
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fairseq_sharing.reporting.study import Row, baselines, scored_sets, signatures
+from fairseq_sharing.reporting.results import Row, baselines, scored_sets, signatures
 
 Cells = list[list[str]]
 

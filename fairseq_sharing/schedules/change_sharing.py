@@ -17,7 +17,7 @@ def change_sharing(
     changes: Mapping[str, tuple[StackSharing, tuple[int, ...]]],
     optimizer: Any,
     wrapped: nn.Module,
-    also_optimised: Iterable[nn.Parameter] = (),
+    also_optimized: Iterable[nn.Parameter] = (),
     inherit: bool = True,
 ) -> None:
     """Change what a model in training shares, and all that lists its parameters with it.
@@ -27,7 +27,7 @@ def change_sharing(
         changes: by stack, the new sharing and the layers that are frozen.
         optimizer: fairseq's optimizer of the model.
         wrapped: the model in its data-parallel wrapper, or the model itself.
-        also_optimised: parameters outside the model that the optimizer has, as of a criterion.
+        also_optimized: parameters outside the model that the optimizer has, as of a criterion.
         inherit: whether a parameter that becomes a layer's own goes on with a copy of the optimizer's state of the one
             it comes from, instead of none.
     """
@@ -36,7 +36,7 @@ def change_sharing(
         stack = model.get_submodule(name)
         origins.update(stack.change_map(sharing))
         stack.freeze(frozen)
-    trainable = [p for p in (*model.parameters(), *also_optimised) if p.requires_grad]
+    trainable = [p for p in (*model.parameters(), *also_optimized) if p.requires_grad]
     follow_model(optimizer, trainable, origins, inherit)
     refresh_data_parallel(wrapped)
 

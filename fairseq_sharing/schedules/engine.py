@@ -18,6 +18,7 @@ from fairseq.logging import metrics
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import format_map, num_unique
+from fairseq_sharing.options import flag_of
 from fairseq_sharing.schedules.change_sharing import change_sharing, measure_bytes
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
@@ -186,7 +187,7 @@ class Engine:
         for name, value in state["options"].items():
             if now.get(name) != value:
                 raise SharingError(
-                    f"--{name.replace('_', '-')} is {now.get(name)}, the checkpoint was made with {value}: "
+                    f"{flag_of(name)} is {now.get(name)}, the checkpoint was made with {value}: "
                     "a schedule goes on with the options that it began with"
                 )
         self._schedule.load_state_dict(state["schedule"])

@@ -1,13 +1,14 @@
 """The flags of the schedules, and what they cannot be combined with."""
 
 from argparse import Namespace
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.options import flag_of, option_field
 
 SCHEDULES = ("unshare", "dynamic", "replay")
 TIED_GRADIENTS = ("mean", "sum", "root")
@@ -16,67 +17,65 @@ OPTIMIZERS = ("adadelta", "adafactor", "adam", "adamax", "nag", "sgd", "fused_ad
 DDP_BACKENDS = ("legacy_ddp", "no_c10d")
 
 
-def _option(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class ScheduleOptions(FairseqDataclass):
     """Options of ``--task translation_sharing`` and its kin, beside those of fairseq's own task."""
 
     # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
 
-    sharing_schedule: Optional[str] = _option("how sharing changes during training: " + ", ".join(SCHEDULES))
-    tied_gradients: Optional[str] = _option(
+    sharing_schedule: Optional[str] = option_field("how sharing changes during training: " + ", ".join(SCHEDULES))
+    tied_gradients: Optional[str] = option_field(
         "gradient of a shared parameter: mean over the layers that use it (default with unshare), sum (default with "
         "dynamic and replay), or the gradient of the first of them (root)"
     )
-    untied_moments: str = _option(
+    untied_moments: str = option_field(
         "optimizer state of a layer that becomes independent: inherit (a copy of the shared state) or reset",
         "inherit",
     )
-    unshare_at: Optional[int] = _option("unshare: the update at which all layers become independent")
-    unshare_when: Optional[str] = _option(
+    unshare_at: Optional[int] = option_field("unshare: the update at which all layers become independent")
+    unshare_when: Optional[str] = option_field(
         "unshare: correlation unties a stack when the gradients of most adjacent units disagree; correlation-split "
         "splits it between two units that disagree"
     )
-    unshare_threshold: float = _option("unshare: two gradients disagree if their cosine is below this value", 0.5)
-    unshare_interval: int = _option("unshare: updates between checks of the gradients", 1000)
-    unshare_patience: int = _option("unshare: number of consecutive checks that must find disagreement", 3)
-    dynamic_interval: int = _option("dynamic: updates between decisions", 15)
-    dynamic_agent: str = _option(
+    unshare_threshold: float = option_field("unshare: two gradients disagree if their cosine is below this value", 0.5)
+    unshare_interval: int = option_field("unshare: updates between checks of the gradients", 1000)
+    unshare_patience: int = option_field("unshare: number of consecutive checks that must find disagreement", 3)
+    dynamic_interval: int = option_field("dynamic: updates between decisions", 15)
+    dynamic_agent: str = option_field(
         "dynamic: one agent for both stacks (joint), one per stack (separate), or one for one stack (encoder, decoder)",
         "joint",
     )
-    dynamic_policy: str = _option("dynamic: q (Q-learning), or random as a control", "q")
-    dynamic_decide: str = _option(
+    dynamic_policy: str = option_field("dynamic: q (Q-learning), or random as a control", "q")
+    dynamic_decide: str = option_field(
         "dynamic: decide for all layers at once, or for one layer at a time in turn (layer)", "all"
     )
-    dynamic_reward: str = _option(
+    dynamic_reward: str = option_field(
         "dynamic: nll (minus the loss per target token, in nats), ppl (minus the perplexity), or ppl-clip10 (minus the "
         "perplexity, clipped to -10)",
         "nll",
     )
-    dynamic_reward_when: str = _option(
+    dynamic_reward_when: str = option_field(
         "dynamic: reward a decision at the next decision (after) or immediately (immediate)", "after"
     )
-    dynamic_discount: float = _option("dynamic: discount of the next state's value", 0.99)
-    dynamic_lr: float = _option("dynamic: learning rate of the Q-network", 0.001)
-    dynamic_hidden: int = _option("dynamic: hidden units of the Q-network", 128)
-    dynamic_epsilon_min: float = _option("dynamic: lowest probability of a random action", 0.1)
-    dynamic_epsilon_decay: float = _option("dynamic: factor that reduces this probability, which starts at 1", 0.95)
-    dynamic_epsilon_per: str = _option(
+    dynamic_discount: float = option_field("dynamic: discount of the next state's value", 0.99)
+    dynamic_lr: float = option_field("dynamic: learning rate of the Q-network", 0.001)
+    dynamic_hidden: int = option_field("dynamic: hidden units of the Q-network", 128)
+    dynamic_epsilon_min: float = option_field("dynamic: lowest probability of a random action", 0.1)
+    dynamic_epsilon_decay: float = option_field(
+        "dynamic: factor that reduces this probability, which starts at 1", 0.95
+    )
+    dynamic_epsilon_per: str = option_field(
         "dynamic: reduce it after every decision, or after every sweep over the layers", "decision"
     )
-    dynamic_state: str = _option(
+    dynamic_state: str = option_field(
         "dynamic: layer numbers as the Q-network's input: scaled by the depth, or raw", "scaled"
     )
-    dynamic_initial: str = _option(
+    dynamic_initial: str = option_field(
         "dynamic: freeze all layers but the first until their first decision, or train them all", "freeze"
     )
-    dynamic_seed: Optional[int] = _option("dynamic: seed of the agent (default: --seed)")
-    freeze_pattern_at: Optional[int] = _option("dynamic: the update after which the map does not change")
-    replay_of: Optional[str] = _option("replay: a checkpoint of the run whose changes are repeated")
+    dynamic_seed: Optional[int] = option_field("dynamic: seed of the agent (default: --seed)")
+    freeze_pattern_at: Optional[int] = option_field("dynamic: the update after which the map does not change")
+    replay_of: Optional[str] = option_field("replay: a checkpoint of the run whose changes are repeated")
 
 
 # Option -> the values that it can have.
@@ -127,12 +126,12 @@ def read_options(cfg: Any, seed: int = 1) -> Namespace:
     for name, allowed in CHOICES.items():
         value = getattr(options, name)
         if value is not None and value not in allowed:
-            raise SharingError(f"{_flag(name)} must be one of {', '.join(allowed)}, got {value}")
+            raise SharingError(f"{flag_of(name)} must be one of {', '.join(allowed)}, got {value}")
     for name, (low, high) in RANGES.items():
         value = getattr(options, name)
         if value is not None and not (low <= value and (high is None or value <= high)):
             limits = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise SharingError(f"{_flag(name)} must be {limits}, got {value}")
+            raise SharingError(f"{flag_of(name)} must be {limits}, got {value}")
     _check_together(options)
     if options.tied_gradients is None:
         options.tied_gradients = "mean" if options.sharing_schedule == "unshare" else "sum"
@@ -146,7 +145,7 @@ def _check_together(options: Namespace) -> None:
     for option in fields(ScheduleOptions):
         owner = next((owner for prefix, owner in _OWNERS.items() if option.name.startswith(prefix)), schedule)
         if owner != schedule and getattr(options, option.name) not in (None, option.default):
-            raise SharingError(f"{_flag(option.name)} needs --sharing-schedule {owner}, got {schedule or 'none'}")
+            raise SharingError(f"{flag_of(option.name)} needs --sharing-schedule {owner}, got {schedule or 'none'}")
     if schedule is None and options.tied_gradients is not None:
         raise SharingError(f"--tied-gradients {options.tied_gradients} needs --sharing-schedule")
     if schedule == "unshare" and (options.unshare_at is None) == (options.unshare_when is None):
@@ -173,8 +172,8 @@ def check_training(args: Any) -> None:
     def refuse(what: str, reason: str, allowed: str) -> None:
         raise SharingError(f"{what} cannot be combined with --sharing-schedule: {reason}; allowed: {allowed}")
 
-    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-    ranks = torch.distributed.get_world_size() if initialised else int(given("distributed_world_size") or 1)
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if initialized else int(given("distributed_world_size") or 1)
     backend = given("ddp_backend")
     if backend is not None and backend not in DDP_BACKENDS and (ranks > 1 or backend in ("fully_sharded", "slowmo")):
         refuse(
@@ -211,10 +210,6 @@ def check_training(args: Any) -> None:
         ("tpu", "it compiles a fixed set of parameters"),
     ):
         if given(name):
-            refuse(_flag(name), reason, "leave it out")
+            refuse(flag_of(name), reason, "leave it out")
     if (given("model_parallel_size") or 1) > 1:
         refuse(f"--model-parallel-size {given('model_parallel_size')}", "the stacks must be on one device", "1")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

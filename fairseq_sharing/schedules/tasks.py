@@ -90,7 +90,7 @@ class LanguageModelingSharingConfig(ScheduleOptions, LanguageModelingConfig):
 
 @register_task("language_modeling_sharing", dataclass=LanguageModelingSharingConfig)
 class LanguageModelingSharingTask(SharingTask, LanguageModelingTask):
-    """fairseq's language modelling with sharing that changes while training."""
+    """fairseq's language modeling with sharing that changes while training."""
 
 
 @dataclass
@@ -100,4 +100,4 @@ class MaskedLMSharingConfig(ScheduleOptions, MaskedLMConfig):
 
 @register_task("masked_lm_sharing", dataclass=MaskedLMSharingConfig)
 class MaskedLMSharingTask(SharingTask, MaskedLMTask):
-    """fairseq's masked language modelling with sharing that changes while training."""
+    """fairseq's masked language modeling with sharing that changes while training."""

@@ -16,7 +16,7 @@ from fairseq_sharing.studies.table import Table
 TFLOPS = 40.0
 # Subwords of a target sentence of news text, its end included.
 TOKENS_A_PAIR = 30
-# Bytes of a pair in all its stages: raw, cleaned, tokenised, subwords, binarised.
+# Bytes of a pair in all its stages: raw, cleaned, tokenized, subwords, binarized.
 BYTES_A_PAIR = 2_000
 # A backward pass takes twice the operations of the forward pass; a multiply-accumulate counts two.
 FLOPS_A_MAC = 6

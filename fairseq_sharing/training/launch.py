@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed
@@ -36,7 +36,7 @@ def train(plan: Plan, console: Console) -> None:
     """
     if not (plan.data / "bin").is_dir():
         raise SharingError(
-            f"data directory {plan.data}: no binarised data in it; "
+            f"data directory {plan.data}: no binarized data in it; "
             f"make it with: fairseq-sharing prepare {plan.config.dataset} --out {plan.data}"
         )
     run = plan.run

@@ -65,9 +65,9 @@ def layer_by_loops(module: PeriLayer, x: Tensor) -> Tensor:
         x: (T, C), fp64.
     """
     x = x + _attention_by_loops(module.self_attn, _layer_norm(module.self_attn_layer_norm, x), x)
-    normalised = _layer_norm(module.final_layer_norm, x)
+    normalized = _layer_norm(module.final_layer_norm, x)
     rows = []
-    for token, data in zip(normalised, x, strict=True):
+    for token, data in zip(normalized, x, strict=True):
         row = torch.zeros_like(data)
         for expert, gate in _route(module.ffn.router, token, 0):
             hidden = torch.stack([max(value, value * 0) for value in data @ module.ffn.up[expert].double()])
@@ -76,25 +76,25 @@ def layer_by_loops(module: PeriLayer, x: Tensor) -> Tensor:
     return x + torch.stack(rows)
 
 
-def _attention_by_loops(attention, normalised: Tensor, x: Tensor) -> Tensor:
+def _attention_by_loops(attention, normalized: Tensor, x: Tensor) -> Tensor:
     d, length = attention.head_dim, len(x)
     y = torch.zeros_like(x)
     for head in range(attention.heads):
         part = slice(head * d, (head + 1) * d)
         queries, keys, values = [], [], []
         for position in range(length):
-            query = attention.q_proj.weight[part].double() @ normalised[position]
-            key = attention.k_proj.weight[part].double() @ normalised[position]
+            query = attention.q_proj.weight[part].double() @ normalized[position]
+            key = attention.k_proj.weight[part].double() @ normalized[position]
             queries.append(_turn(query, position))
             keys.append(_turn(key, position))
             value = torch.zeros(d, dtype=torch.float64)
-            for expert, gate in _route(attention.value_router, normalised[position], head):
+            for expert, gate in _route(attention.value_router, normalized[position], head):
                 value = value + gate * (x[position] @ attention.value_experts[expert].double())
             values.append(value)
         for position in range(length):
             scores = [math.exp(queries[position] @ keys[past] / math.sqrt(d)) for past in range(position + 1)]
             read = sum(score / sum(scores) * value for score, value in zip(scores, values, strict=False))
-            for expert, gate in _route(attention.output_router, normalised[position], head):
+            for expert, gate in _route(attention.output_router, normalized[position], head):
                 y[position] += gate * (read @ attention.output_experts[expert].double())
     return y
 
@@ -118,8 +118,8 @@ def _turn(x: Tensor, position: int) -> Tensor:
 
 
 def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    centred = x - x.mean(1, keepdim=True)
-    scaled = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
+    centered = x - x.mean(1, keepdim=True)
+    scaled = centered / (centered.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
     return scaled * norm.weight.double() + norm.bias.double()
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from fairseq_sharing.checkpoints.files import load_checkpoint
-
 # Name of a subset -> sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
 SUBSETS = {"train": 300, "valid": 61, "test": 461, "test1": 5}
 _WORDS = [f"{first}{second}" for first in "bdfghk" for second in "aeiou"]
@@ -46,9 +44,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint as the commands do."""
+    from fairseq_sharing.checkpoint import (
+        load_checkpoint,  # not at the start: processes of fairseq's import this module
+    )
+
+    return load_checkpoint(path)
+
+
 def assert_same_bits(one: Path, other: Path) -> None:
     """Compare the weights, the optimizer's state and the place in the data of two checkpoints."""
-    states = [load_checkpoint(path) for path in (one, other)]
+    states = [read_checkpoint(path) for path in (one, other)]
     for part in ("model", "last_optimizer_state"):
         _assert_equal(states[0][part], states[1][part], part)
     places = [state["extra_state"]["train_iterator"] for state in states]

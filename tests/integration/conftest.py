@@ -35,7 +35,7 @@ def corpus(tmp_path_factory, commands) -> Path:
 
 @pytest.fixture(scope="session")
 def data(corpus) -> Path:
-    """The binarised corpus."""
+    """The binarized corpus."""
     return corpus / "bin"
 
 

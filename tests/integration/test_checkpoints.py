@@ -51,9 +51,9 @@ def test_averages_of_different_maps_are_refused(trained, tmp_path, train, comman
     assert not (tmp_path / "average.pt").exists()
 
 
-def test_stock_fairseq_translates_a_materialised_model_identically(trained, tmp_path, commands, translate):
+def test_stock_fairseq_translates_a_materialized_model_identically(trained, tmp_path, commands, translate):
     plain = tmp_path / "plain.pt"
-    commands.run("fairseq_sharing", "export", trained / "checkpoint_last.pt", "--materialise", "--output", plain)
+    commands.run("fairseq_sharing", "export", trained / "checkpoint_last.pt", "--materialize", "--output", plain)
     # Safe for torch as it is, without any class of fairseq's.
     state = torch.load(plain, weights_only=True)
     assert state["cfg"]["model"]["arch"] == "transformer"

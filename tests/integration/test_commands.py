@@ -149,7 +149,7 @@ def test_best_checkpoint_by_bleu_and_patience(tmp_path, train):
         *("--maximize-best-checkpoint-metric", "--patience", "2", "--max-epoch", "9", "--lr", "1e-9"),
     )
     bleu = [float(entry["valid_bleu"]) for entry in logged(done.stdout, "valid_bleu")]
-    assert len(bleu) == 3, "with nothing learnt, two runs of patience end it after the third epoch"
+    assert len(bleu) == 3, "with nothing learned, two runs of patience end it after the third epoch"
     assert "early stop since valid performance hasn't improved for last 2 runs" in done.stdout
     best = load_checkpoint(tmp_path / "checkpoint_best.pt")
     assert best["extra_state"]["best"] == pytest.approx(max(bleu), abs=0.01)

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import assert_same_bits
-
-from fairseq_sharing.checkpoints.files import load_checkpoint
+from tiny_training import assert_same_bits, read_checkpoint
 
 KILLS = 20
 FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1"]
@@ -79,9 +77,9 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
         steps += told()
         halves += bool(told()) and told()[-1].startswith("half")
         for path in killed.glob("*.pt"):
-            assert "last_optimizer_state" in load_checkpoint(path), f"kill {kill} broke {path}"
+            assert "last_optimizer_state" in read_checkpoint(path), f"kill {kill} broke {path}"
     assert halves > 2, "a kill in the middle of a write is what this is about"
-    last = load_checkpoint(killed / "checkpoint_last.pt")
+    last = read_checkpoint(killed / "checkpoint_last.pt")
     assert last["optimizer_history"][-1]["num_updates"] > 8, "lives that go on from each other"
     train(killed, *FLAGS)
     assert_same_bits(killed / "checkpoint_last.pt", tmp_path / "undisturbed" / "checkpoint_last.pt")

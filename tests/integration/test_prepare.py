@@ -254,7 +254,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(prepared: Path, texts
         assert not (directory / "manifest.json").exists()
     result = run(*file_flags(texts), "--out", directory)
     assert "read train" not in result.stderr
-    assert "tokenise train" not in result.stderr
+    assert "tokenize train" not in result.stderr
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (directory, prepared)]
     assert manifests[0]["files"] == manifests[1]["files"]
     assert not list(directory.rglob("*.tmp"))
@@ -295,7 +295,7 @@ def test_a_run_killed_while_it_reads_or_learns_goes_on(prepared: Path, texts: Pa
         assert process.wait() == -signal.SIGKILL, f"it ended before it was killed while {place}"
         here.unlink()
         assert not (directory / missing).exists()
-    assert "tokenise train" not in run(*file_flags(texts), "--out", directory).stderr
+    assert "tokenize train" not in run(*file_flags(texts), "--out", directory).stderr
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (directory, prepared)]
     assert manifests[0]["files"] == manifests[1]["files"]
     assert not list(directory.rglob("*.tmp"))
@@ -382,7 +382,7 @@ def test_nothing_of_an_earlier_text_is_left_in_a_process(corpus: dict, texts: Pa
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["made", "remade"])
-@pytest.mark.parametrize("step", ["binarise train.en", "binarise valid.de"])
+@pytest.mark.parametrize("step", ["binarize train.en", "binarize valid.de"])
 def test_nobody_trains_on_data_whose_preparation_was_stopped(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, first: bool
 ):
@@ -394,7 +394,7 @@ def test_nobody_trains_on_data_whose_preparation_was_stopped(
             raise KeyboardInterrupt
         return transform(title, *arguments)
 
-    config, data = compose("toy/vanilla.yaml"), tmp_path / "data"
+    config, data = compose("toy", ["row=vanilla"]), tmp_path / "data"
     if not first:
         prepare(recipe(60), data, workers=1)
         make_plan(config, data=data, devices=1)
@@ -484,7 +484,7 @@ needs_mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR nam
 
 
 @needs_mirror
-def test_multi30k_is_fetched_and_tokenised_both_ways(tmp_path: Path):
+def test_multi30k_is_fetched_and_tokenized_both_ways(tmp_path: Path):
     recipe = load_recipe("multi30k", {"subword_size": 500})
     manifest = prepare(recipe, tmp_path, mirror=f"{MIRROR}/multi30k")
     assert manifest["train"] == {
@@ -499,7 +499,7 @@ def test_multi30k_is_fetched_and_tokenised_both_ways(tmp_path: Path):
     references = list(read_lines(tmp_path / "raw/test_2016_flickr.de"))
     decoded = [pipeline.decode(line) for line in read_lines(tmp_path / "bpe/test_2016_flickr.de")]
     same = sum(a == b for a, b in zip(decoded, references, strict=True))
-    assert same >= 980, f"only {same} of 1,000 references survive tokenising and detokenising"
+    assert same >= 980, f"only {same} of 1,000 references survive tokenizing and detokenizing"
 
 
 @needs_mirror

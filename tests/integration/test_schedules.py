@@ -80,7 +80,7 @@ def test_plain_training_goes_on_from_an_untied_checkpoint(train, commands, tmp_p
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory, commands):
-    """A binarised text of one language."""
+    """A binarized text of one language."""
     folder = tmp_path_factory.mktemp("text")
     draw = random.Random(2)
     for split, lines in (("train", 120), ("valid", 9)):

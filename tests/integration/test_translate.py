@@ -55,7 +55,7 @@ def test_both_engines_find_what_fairseq_generate_finds(commands, model, corpus, 
     assert len({text.count(" ") for n in whole for text, _ in wanted[n]}) > 3, "lengths differ"
     same = sum(found[n][0][0] == wanted[n][0][0] for n in whole)
     assert same >= (1 if engine == "fairseq" else 0.98) * len(whole)
-    # CTranslate2 rules out an empty translation before it normalises the first word's probabilities, fairseq after:
+    # CTranslate2 rules out an empty translation before it normalizes the first word's probabilities, fairseq after:
     # this adds the same to the log-probability of each translation of a sentence.
     for n in whole:
         scores = {text: score for text, score in wanted[n]}

@@ -104,12 +104,12 @@ def test_sequence_spreads_layers_evenly_over_sets():
         (("b", 1, "b", None, 1), (0, 1, 0, 2, 1)),
     ],
 )
-def test_custom_map_is_relabelled_by_first_use(custom, expected):
+def test_custom_map_is_relabeled_by_first_use(custom, expected):
     assert make_layer_map("custom", 5, custom=custom) == expected
     assert make_layer_map("custom", 5, num_unique(expected), custom) == expected
 
 
-def test_relabelling_twice_changes_nothing():
+def test_relabeling_twice_changes_nothing():
     once = relabel("cabbage")
     assert once == (0, 1, 2, 2, 1, 3, 4)
     assert relabel(once) == once

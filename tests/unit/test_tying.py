@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fairseq_sharing.layer_map import StackSharing, make_layer_map
 from fairseq_sharing.tying import StackBuilder, alias_names, in_scope, retie_stack, shared_names, tie_layer
 
 STACKS = ("encoder", "decoder")
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 
 
 def parameter_pairs(model, stack):
@@ -317,10 +319,12 @@ print(json.dumps({
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_building_48_layers_of_6_sets_peaks_at_the_memory_of_6_layers():
-    folder = os.path.dirname(__file__)
-    root = os.path.dirname(os.path.dirname(folder))
     done = subprocess.run(
-        [sys.executable, "-c", PEAK_SCRIPT, folder, root], capture_output=True, text=True, timeout=250, check=True
+        [sys.executable, "-c", PEAK_SCRIPT, HELPERS, HELPERS.parents[1]],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=True,
     )
     peak = json.loads(done.stdout.splitlines()[-1])
     six_layers = 4 * 6 * (4 * 512 * 512 * 3 + 2 * 2 * 512 * 2048) / 2**20  # MiB of fp32 matrices in both stacks

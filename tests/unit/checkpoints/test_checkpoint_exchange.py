@@ -1,4 +1,4 @@
-"""Which checkpoints load into which models: vanilla, materialised, of fewer layers, of another map, in ensembles."""
+"""Which checkpoints load into which models: vanilla, materialized, of fewer layers, of another map, in ensembles."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tiny_models import (
 )
 
 from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-from fairseq_sharing.checkpoints.materialise import materialise
-from fairseq_sharing.checkpoints.sharing_state import initialising
+from fairseq_sharing.checkpoints.materialize import materialize
+from fairseq_sharing.checkpoints.sharing_state import initializing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
-# Vanilla and materialised files.
+# Vanilla and materialized files.
 
 
 def test_vanilla_checkpoint_loads_into_sharing_none(norm):
@@ -82,16 +82,16 @@ def test_vanilla_model_with_copied_weights_loads_into_the_shared_one(case, norm,
 
 
 @pytest.fixture
-def materialised(trained):
+def materialized(trained):
     """The file that is made of a case's checkpoint, beside it; not to be changed."""
-    path = trained.path.with_name("materialised.pt")
+    path = trained.path.with_name("materialized.pt")
     if not path.exists():
-        save_atomically(materialise(load_checkpoint(trained.path)), path)
+        save_atomically(materialize(load_checkpoint(trained.path)), path)
     return path
 
 
-def test_materialised_file_is_fairseq_s_own_transformer_and_translates_the_same(case, trained, materialised):
-    (stock,), cfg = checkpoint_utils.load_model_ensemble([str(materialised)], strict=True)
+def test_materialized_file_is_fairseq_s_own_transformer_and_translates_the_same(case, trained, materialized):
+    (stock,), cfg = checkpoint_utils.load_model_ensemble([str(materialized)], strict=True)
     assert type(stock) is TransformerModel
     assert cfg.model["_name"] == cfg.model["arch"] == "transformer"
     ours = trained.model
@@ -102,15 +102,15 @@ def test_materialised_file_is_fairseq_s_own_transformer_and_translates_the_same(
     assert_same_translations(*([found[:compared] for found in translate([model])] for model in (stock, ours)))
 
 
-def test_materialised_file_names_fairseq_s_own_loss_and_optimizer(trained):
+def test_materialized_file_names_fairseq_s_own_loss_and_optimizer(trained):
     fused = load_checkpoint(trained.path)
     fused["cfg"]["criterion"]["_name"] = "fused_label_smoothed_cross_entropy"
     fused["cfg"]["optimizer"]["_name"] = "fused_adam"
-    cfg = materialise(fused)["cfg"]
+    cfg = materialize(fused)["cfg"]
     assert (cfg["criterion"]["_name"], cfg["optimizer"]["_name"]) == ("label_smoothed_cross_entropy", "adam")
 
 
-def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialised):
+def test_materialized_file_is_of_plain_things_and_no_larger(trained, materialized):
     def check(value, where="file"):
         plain = (dict, list, tuple, str, int, float, bool, type(None), torch.Tensor)
         assert isinstance(value, plain), f"{where}: {type(value)}"
@@ -121,7 +121,7 @@ def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialise
             for item in value:
                 check(item, where)
 
-    loaded = torch.load(materialised, weights_only=True)
+    loaded = torch.load(materialized, weights_only=True)
     check(loaded)
     assert "_extra_state" not in loaded["model"]
     assert not [
@@ -140,34 +140,34 @@ def test_materialised_file_is_of_plain_things_and_no_larger(trained, materialise
         ("position_per_depth", True, "--position-per-depth"),
     ],
 )
-def test_what_stock_fairseq_has_no_layers_for_is_not_materialised(option, value, flag):
+def test_what_stock_fairseq_has_no_layers_for_is_not_materialized(option, value, flag):
     model = {"arch": "transformer_sharing", option: value}
-    with pytest.raises(SharingError, match=f"^--materialise cannot write a model with {flag}: stock fairseq"):
-        materialise({"cfg": {"model": model}, "model": {}})
+    with pytest.raises(SharingError, match=f"^--materialize cannot write a model with {flag}: stock fairseq"):
+        materialize({"cfg": {"model": model}, "model": {}})
 
 
-def test_materialised_file_loads_back_into_the_shared_model(case, norm, trained, materialised):
-    loaded = torch.load(materialised, weights_only=True)
+def test_materialized_file_loads_back_into_the_shared_model(case, norm, trained, materialized):
+    loaded = torch.load(materialized, weights_only=True)
     ours = build(norm, seed=5, **case.options)
     ours.load_state_dict(loaded["model"], strict=True)
     assert_equal_models(ours, trained.model)
     assert_tied(case, ours)
 
 
-def test_materialising_changes_nothing_in_what_it_is_given(trained):
+def test_materializing_changes_nothing_in_what_it_is_given(trained):
     original = load_checkpoint(trained.path)
     keys = list(original["model"])
-    materialise(original)
+    materialize(original)
     assert list(original["model"]) == keys
     assert vars(original["cfg"]["model"])["arch"] == "transformer_sharing"
     assert "last_optimizer_state" in original
 
 
-def test_only_shared_models_are_materialised(data_dir, tmp_path):
+def test_only_shared_models_are_materialized(data_dir, tmp_path):
     path = save(make_trainer(data_dir, BY_NAME["none"], arch="transformer"), tmp_path / "vanilla.pt")
     with pytest.raises(SharingError) as caught:
-        materialise(load_checkpoint(path))
-    assert str(caught.value) == "--materialise writes transformer_sharing models, this one is transformer"
+        materialize(load_checkpoint(path))
+    assert str(caught.value) == "--materialize writes transformer_sharing models, this one is transformer"
 
 
 # Starting from another model.
@@ -175,9 +175,9 @@ def test_only_shared_models_are_materialised(data_dir, tmp_path):
 
 @pytest.fixture
 def starts_from_another_model():
-    token = initialising.set(True)
+    token = initializing.set(True)
     yield
-    initialising.reset(token)
+    initializing.reset(token)
 
 
 def full_layer_maps():
@@ -222,10 +222,10 @@ def test_trainer_finetunes_and_refuses_by_whether_the_optimizer_is_reset(data_di
     shared = make_trainer(data_dir, BY_NAME["cycle"])
     with pytest.raises(SharingError, match=rf"^{path}: the checkpoint's encoder has the layer map 3 vanilla layers"):
         shared.load_checkpoint(str(path))
-    assert not initialising.get()
+    assert not initializing.get()
     shared.load_checkpoint(str(path), reset_optimizer=True, reset_lr_scheduler=True, reset_meters=True)
     assert torch.equal(shared.model.encoder.layers[4].fc1.weight, three.model.encoder.layers[1].fc1.weight)
-    assert not initialising.get()
+    assert not initializing.get()
     train_step(shared, seed=4)
 
 

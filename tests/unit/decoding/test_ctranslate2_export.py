@@ -7,9 +7,11 @@ import math
 import struct
 from pathlib import Path
 
+import ctranslate2
 import numpy as np
 import pytest
 import torch
+from ctranslate2.specs import transformer_spec
 from sharing_cases import BY_NAME
 from tiny_models import EMBED, make_trainer, save, train_step
 
@@ -19,6 +21,7 @@ from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import sha256
 
 POSITIONS = 64 * EMBED  # sinusoids, stored once for both stacks
 LIMITS = {"source": 63, "target": 63}
@@ -69,7 +72,7 @@ def checkpoint(data_dir, tmp_path):
 
 def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm, data_dir, tmp_path):
     exported = export(files_of(trained.path, data_dir), tmp_path / "out")
-    assert exported.difference < 2e-5
+    assert exported.difference.largest < 2e-5
     used, stored = exported.tensors
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     assert stored_floats(exported.path / "model.bin") == parameters + POSITIONS
@@ -91,7 +94,7 @@ def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm,
 )
 def test_stacks_of_every_build(checkpoint, options, tmp_path):
     # Without a last norm the outputs are large, and so is their rounding.
-    assert export(checkpoint(**options), tmp_path / "out").difference < 1e-4
+    assert export(checkpoint(**options), tmp_path / "out").difference.largest < 1e-4
 
 
 @pytest.mark.parametrize("name", ["none", "sequence"])
@@ -100,7 +103,7 @@ def test_admin_folds(checkpoint, name, layernorm_embedding, tmp_path):
     """The residual weights are perturbed: no two are equal, and none is 1."""
     files = checkpoint(name, admin="closed_form", layernorm_embedding=layernorm_embedding)
     exported = export(files, tmp_path / "out")
-    assert exported.difference < 1e-4
+    assert exported.difference.largest < 1e-4
     # Of each set, the first matrices of 2 and of 3 sub-layers, once for each layer that uses it but one.
     assert exported.depth_tensors == (0 if name == "none" else 3 * (2 + 3))
 
@@ -164,7 +167,7 @@ def test_folder_that_holds_something_else_is_kept(checkpoint, tmp_path):
     assert (folder / "thesis.txt").exists()
 
 
-def test_quantised_weights_are_smaller_and_translate_alike(checkpoint, tmp_path):
+def test_quantized_weights_are_smaller_and_translate_alike(checkpoint, tmp_path):
     files = checkpoint("sequence")
     sizes = {kind: export(files, tmp_path / str(kind), kind).size for kind in (None, "float16", "int8")}
     assert sizes[None] > 1.6 * sizes["float16"] > 1.6 * sizes["int8"]
@@ -178,6 +181,61 @@ def test_quantised_weights_are_smaller_and_translate_alike(checkpoint, tmp_path)
         np.testing.assert_allclose(*scores, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [
+        (None, 0, 2e-5),
+        ("float16", 1e-5, 0.01),
+        ("bfloat16", 1e-4, 0.1),
+        ("int8", 1e-4, 0.2),
+        ("int8_bfloat16", 1e-4, 0.2),
+    ],
+)
+def test_the_difference_is_that_of_the_written_weights(checkpoint, kind, least, most, tmp_path):
+    files = checkpoint("sequence")
+    exported = export(files, tmp_path / "out", kind)
+    assert least <= exported.difference.mean <= exported.difference.largest <= most
+    # Once more, from the files alone.
+    (model,), task = ctranslate2_export.load_models(files)
+    with torch.no_grad():
+        reference = ctranslate2_export._Reference.of(model, task, "again")
+    assert reference.compare(ctranslate2, exported.path) == exported.difference
+
+
+def test_a_quantized_model_that_computes_something_else_is_refused(checkpoint, tmp_path, monkeypatch):
+    files = checkpoint()
+    quantize = transformer_spec.TransformerSpec._quantize
+
+    def spoil(spec, kind):
+        quantize(spec, kind)
+        for name, variable in spec.variables().items():
+            if kind and name.endswith("ffn/layer_norm/gamma") and not isinstance(variable, str):
+                variable.array = np.full_like(variable.numpy(), 30)
+
+    monkeypatch.setattr(transformer_spec.TransformerSpec, "_quantize", spoil)
+    with pytest.raises(SharingError, match=r"in int8 the log-probabilities differ .* on average.* allowed: another"):
+        export(files, tmp_path / "out", "int8")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_log_probabilities_that_are_not_finite_are_refused(checkpoint, kind, value, tmp_path, monkeypatch):
+    """Of the written model: the weights that were checked are finite."""
+    files, convert = checkpoint(), ctranslate2_export.convert
+
+    def spoil(*args):
+        spec, depth_tensors = convert(*args)
+        bias = spec.decoder.layer[0].ffn.linear_1.bias
+        bias.array = np.full_like(bias.numpy(), value)  # the model's own stays
+        return spec, depth_tensors
+
+    monkeypatch.setattr(ctranslate2_export, "convert", spoil)
+    with pytest.raises(SharingError, match="CTranslate2 computes log-probabilities that are NaN or infinite"):
+        export(files, tmp_path / "out", kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint1.pt"]
+
+
 def test_manifest_has_what_translating_needs(checkpoint, tmp_path):
     export(checkpoint("sandwich"), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -185,3 +243,6 @@ def test_manifest_has_what_translating_needs(checkpoint, tmp_path):
     assert manifest["layer_map"]["encoder"] == list(BY_NAME["sandwich"].encoder)
     assert (manifest["source_lang"], manifest["target_lang"]) == ("en", "de")
     assert manifest["layer_map"]["decoder"] == list(BY_NAME["sandwich"].decoder)
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json"}
+    assert {"model.bin", "config.json"} < names == manifest["sha256"].keys()
+    assert all(manifest["sha256"][name] == sha256(tmp_path / "out" / name) for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ LINES = ["w5 w6.", "", "w9", " \t ", "w7 w8, w9 w5", "unheard-of ¡w6!", "w5\u20
 
 @pytest.fixture(scope="session")
 def prepared(data_dir, tmp_path_factory):
-    """A data directory as prepare makes it: words of the dictionary, tokenised, whole."""
+    """A data directory as prepare makes it: words of the dictionary, tokenized, whole."""
     folder = tmp_path_factory.mktemp("prepared")
     shutil.copytree(data_dir, folder / "bin")
     tokenizer = {"name": "moses", "aggressive_dashes": False, "escape": False}
@@ -104,7 +105,7 @@ def test_nbest_is_sorted_and_as_long_as_asked(translator):
         (["w5", "\ud800"], {}, "sentence 2: not Unicode text"),
         (["w5"], {"beam": 0}, "--beam must be a whole number from 1, got 0"),
         (["w5"], {"beam": 2, "nbest": 3}, r"--nbest must be between 1 and --beam \(2\), got 3"),
-        (["w5"], {"lenpen": "x"}, "--lenpen must be a number, got 'x'"),
+        (["w5"], {"lenpen": "x"}, "--lenpen must be a finite number, got 'x'"),
     ],
 )
 def test_bad_input_is_named(translator, sentences, search, told):
@@ -132,7 +133,7 @@ def test_what_cannot_be_translated_with_is_named(checkpoint, exported, prepared,
         assert "CTranslate2 finds no GPU; allowed: cpu" in told(exported, device="cuda")
     shutil.copytree(exported, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.bin").write_bytes((exported / "model.bin").read_bytes()[:5000])
-    assert "damaged: CTranslate2 cannot read it" in told(tmp_path / "damaged")
+    assert "damaged/model.bin: missing, or not the file that was exported" in told(tmp_path / "damaged")
     both = f"{checkpoint}:{checkpoint}"
     assert "one model is exported at a time" in told(both, data=prepared, engine="ctranslate2")
     (tmp_path / "bad.pt").write_bytes(b"nothing")
@@ -227,19 +228,19 @@ def test_the_run_of_a_language_model_is_refused_by_name(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def binarised(data_dir, tmp_path_factory):
+def binarized(data_dir, tmp_path_factory):
     """What fairseq-preprocess leaves: dictionaries, and files with the direction in their names."""
-    folder = tmp_path_factory.mktemp("binarised")
+    folder = tmp_path_factory.mktemp("binarized")
     shutil.copytree(data_dir, folder, dirs_exist_ok=True)
     (folder / "train.en-de.en.idx").touch()
     return folder
 
 
 @pytest.fixture(scope="session")
-def saved(checkpoint, binarised):
+def saved(checkpoint, binarized):
     """Gives the checkpoint with other languages in its task, stored beside it."""
 
-    def save_with(source: str | None, target: str | None, data: object = binarised):
+    def save_with(source: str | None, target: str | None, data: object = binarized):
         stored = torch.load(checkpoint)
         stored["cfg"]["task"].update(source_lang=source, target_lang=target, data=str(data))
         path = checkpoint.with_name(f"{source}-{target}.pt")
@@ -250,9 +251,9 @@ def saved(checkpoint, binarised):
 
 
 @pytest.mark.parametrize("languages", [(None, None), ("en", None), ("en", "de")])
-def test_languages_that_fairseq_inferred_are_inferred_again(saved, binarised, prepared, languages):
+def test_languages_that_fairseq_inferred_are_inferred_again(saved, binarized, prepared, languages):
     path = saved(*languages)
-    for data in (None, binarised, prepared):
+    for data in (None, binarized, prepared):
         files = find_model(str(path), data, Console(stderr=True))
         assert files.languages == {"source": "en", "target": "de"}
         assert (files.dictionaries / "dict.en.txt").is_file()
@@ -281,7 +282,9 @@ def test_a_run_refuses_data_of_another_direction(tmp_path):
     (tmp_path / "config.yaml").write_text("run: mine\ndataset: mine\ntrain: {}\n")
     record = {"data": str(tmp_path), "source_lang": "de", "target_lang": "en"}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    (tmp_path / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": "de", "tests": []}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"source_lang": "en", "target_lang": "de", "tests": [], "files": {}})
+    )
     for refused in (lambda: Translator(tmp_path), lambda: evaluate_run(tmp_path, Console(stderr=True))):
         with pytest.raises(SharingError) as error:
             refused()
@@ -294,3 +297,90 @@ def test_a_run_whose_name_is_a_path_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("run: ../../x\ndataset: mine\n")
     with pytest.raises(SharingError, match=r"config\.yaml: run: '\.\./\.\./x'; allowed: letters, digits"):
         Translator(tmp_path)
+
+
+def test_every_file_of_an_exported_model_is_checked(exported, tmp_path, caplog):
+    names = sorted(path.name for path in exported.iterdir() if path.name != "manifest.json")
+    assert "model.bin" in names
+    for name in names:
+        folder = tmp_path / name
+        shutil.copytree(exported, folder)
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(
+            SharingError, match=rf"^{folder / name}: missing, or not the file that was exported; export"
+        ):
+            Translator(folder)
+        (folder / name).unlink()
+        if name != "model.bin":  # by which a folder is known as an exported model
+            with pytest.raises(SharingError, match=rf"^{folder / name}: missing"):
+                Translator(folder)
+    manifest = json.loads((exported / "manifest.json").read_text())
+    del manifest["sha256"]
+    shutil.copytree(exported, tmp_path / "old")
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    assert Translator(tmp_path / "old", threads=1).translate(["w5"], max_len_b=6)
+    assert "its files cannot be checked, manifest.json has no sha256; export the model again" in caplog.text
+    (tmp_path / "old" / "model.bin").write_bytes((exported / "model.bin").read_bytes()[:5000])
+    with pytest.raises(SharingError, match="old: CTranslate2 cannot read it"):
+        Translator(tmp_path / "old", threads=1).translate(["w5"])
+
+
+FORK = """
+import os, signal, sys
+from fairseq_sharing import Translator
+from fairseq_sharing.errors import SharingError
+
+model, data, engine, case = sys.argv[1:]
+def load():
+    return Translator(model, engine=engine, threads=2, data=data or None)
+
+def compute():
+    if engine == "fairseq":  # with all of torch's threads, as a larger model does
+        import torch
+        torch.ones(1 << 20).exp()
+
+lines = ["w5 w6", "w9"]
+translator = load()
+if case != "first":
+    wanted = translator.translate(lines, max_len_b=3)
+    compute()
+child = os.fork()
+if not child:
+    signal.alarm(20)  # what hangs is killed, and its status tells
+    if case == "exit":
+        sys.exit(7)
+    try:
+        if case == "both":
+            assert translator.translate(lines, max_len_b=3) == wanted
+            compute()
+        translator = load() if case in ("fresh", "both") else translator
+        found = translator.translate(lines, max_len_b=3)
+        compute()
+        sys.exit(5 if case == "first" or found == wanted else 6)
+    except SharingError as error:
+        sys.exit(8 if "forked after a model had been loaded" in str(error) else 9)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+if case != "first":
+    assert translator.translate(lines, max_len_b=3) == wanted, "the parent goes on"
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "case", "status"),
+    [
+        ("fairseq", "both", 5),
+        ("ctranslate2", "same", 8),
+        ("ctranslate2", "fresh", 8),
+        ("ctranslate2", "first", 5),
+        ("ctranslate2", "exit", 7),
+    ],
+)
+def test_forked_processes_do_not_hang(checkpoint, exported, prepared, engine, case, status):
+    """torch goes on with one thread; CTranslate2, whose threads are gone, says so; whoever loads first translates."""
+    model, data = (exported, "") if engine == "ctranslate2" else (checkpoint, prepared)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-c", FORK, str(model), str(data), engine, case]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.split(), done.returncode) == ([str(status)], 0), done.stderr

@@ -8,8 +8,14 @@ from rich.console import Console
 from fairseq_sharing.decoding import model_files
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import averages
-from fairseq_sharing.evaluation.averages import AVERAGE, average_name, finished_average
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings, average_last_epochs, last_epoch_checkpoints
+from fairseq_sharing.evaluation.averages import (
+    AVERAGE,
+    average_last_epochs,
+    average_name,
+    finished_average,
+    last_epoch_checkpoints,
+)
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import sha256
@@ -148,8 +154,8 @@ def test_a_checkpoint_that_is_damaged_is_not_called_deleted(run):
         ({"beam": 0}, "evaluate.beam must be a whole number from 1, got 0"),
         ({"average_last": 2.5}, "evaluate.average_last must be a whole number from 1, got 2.5"),
         ({"max_tokens": True}, "evaluate.max_tokens must be a whole number from 1, got True"),
-        ({"lenpen": "long"}, "evaluate: length penalty lenpen must be a number, got 'long'"),
-        ({"test_lenpen": {"newstest2014": "0.6"}}, "evaluate: length penalty newstest2014 must be a number"),
+        ({"lenpen": "long"}, "evaluate: length penalty lenpen must be a finite number, got 'long'"),
+        ({"test_lenpen": {"newstest2014": "0.6"}}, "evaluate: length penalty newstest2014 must be a finite number"),
         ({"tokenize": "mosess"}, "tokenize: 'mosess'; allowed: 13a, char, flores101, flores200, intl, ja-mecab, "),
         ({"bean": 4}, "evaluate: unknown key 'bean'; allowed: average_last, beam, "),
     ],

@@ -73,8 +73,8 @@ def test_interval_and_p_value_equal_a_bootstrap_over_sentences(monkeypatch):
     result = score(HYPOTHESES, REFERENCES, ("other", BASELINE))
     ours, theirs = _resampled(HYPOTHESES, 200), _resampled(BASELINE, 200)
     low, high = np.sort(ours)[[5, 194]]  # 2.5% cut off at either end
-    centre, half = ours.mean(), (high - low) / 2
-    assert result.bleu_interval == pytest.approx((centre - half, centre + half), abs=1e-3)
+    center, half = ours.mean(), (high - low) / 2
+    assert result.bleu_interval == pytest.approx((center - half, center + half), abs=1e-3)
     real = abs(
         sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score - sacrebleu.corpus_bleu(BASELINE, [REFERENCES]).score
     )
@@ -100,7 +100,7 @@ def test_empty_and_tabbed_hypotheses_are_scored():
     assert score([""] * 8, REFERENCES).bleu == 0.0
 
 
-def test_chinese_is_scored_by_its_own_tokeniser():
+def test_chinese_is_scored_by_its_own_tokenizer():
     assert "tok:zh" in score(["一只小狗在跑"], ["一只狗在跑"], target_lang="zh").signature["bleu"]
     assert "tok:13a" in score(HYPOTHESES, REFERENCES, target_lang="de").signature["bleu"]
 
@@ -168,7 +168,7 @@ def test_a_missing_package_is_named_with_its_extra(code, extra, module, monkeypa
         f"target language {code}: BLEU's tokenizer {name} is not available: install it with: pip install "
         f"'fairseq-sharing[{extra}]'; or choose another with evaluate --tokenize or evaluate.tokenize"
     )
-    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert extras["optional-dependencies"][extra][0].startswith(f"sacrebleu[{extra}]")
 
 

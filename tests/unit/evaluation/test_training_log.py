@@ -1,6 +1,6 @@
 import pytest
 
-from fairseq_sharing.evaluation.training_log import summarise
+from fairseq_sharing.evaluation.training_log import summarize
 
 
 def _inner(updates, speed):
@@ -20,13 +20,13 @@ def _valid(epoch, updates, loss, perplexity):
 
 def test_speed_is_the_median_after_the_first_entries():
     records = [_inner(20 * i, speed) for i, speed in enumerate((0, 10, 20, 30, 40, 1000, 500, 3000), 1)]
-    assert summarise(records).tokens_per_second == 1000.0
+    assert summarize(records).tokens_per_second == 1000.0
 
 
 def test_a_repeated_line_counts_once_and_a_resumed_one_replaces():
     records = [_inner(i, 100) for i in range(1, 6)] + [_inner(6, 100)] * 9 + [_inner(7, 900), _inner(8, 500)]
-    assert summarise(records).tokens_per_second == 500.0
-    assert summarise([*records, _inner(8, 700)]).tokens_per_second == 700.0
+    assert summarize(records).tokens_per_second == 500.0
+    assert summarize([*records, _inner(8, 700)]).tokens_per_second == 700.0
 
 
 def test_speed_of_whole_epochs_serves_a_short_log():
@@ -34,12 +34,12 @@ def test_speed_of_whole_epochs_serves_a_short_log():
         ("train", {"train_wps": speed, "train_num_updates": str(updates)})
         for updates, speed in ((10, "1"), (20, "400"), (30, "600"))
     ]
-    assert summarise([_inner(5, 100), *epochs]).tokens_per_second == 500.0
-    assert summarise([_inner(5, 100)]).tokens_per_second is None
+    assert summarize([_inner(5, 100), *epochs]).tokens_per_second == 500.0
+    assert summarize([_inner(5, 100)]).tokens_per_second is None
 
 
 def test_curve_is_in_order_of_updates_and_keeps_the_last_of_each():
-    log = summarise(
+    log = summarize(
         [
             _valid(1, 10, "9.5", "700.5"),
             _valid(2, 20, "8.5", "350"),
@@ -56,7 +56,7 @@ def test_curve_is_in_order_of_updates_and_keeps_the_last_of_each():
 
 
 def test_empty_log_gives_an_empty_curve():
-    log = summarise([])
+    log = summarize([])
     assert log.tokens_per_second is None
     assert log.valid["loss"] == pytest.approx([])
 
@@ -71,6 +71,6 @@ def test_use_of_experts_is_that_of_the_last_validation():
             "valid_decoder_ffn_1_dead": "0.5",
         }
     )
-    log = summarise([first, last])
+    log = summarize([first, last])
     assert log.experts == {"decoder_ffn_1": {"choices": [3, 0], "evenness": 0.0, "dead": 0.5}}
-    assert summarise([_valid(1, 10, "5", "32")]).experts == {}
+    assert summarize([_valid(1, 10, "5", "32")]).experts == {}

@@ -20,7 +20,7 @@ def test_dropout_keeps_the_expectation(p):
     deviation = (p * (1 - p) / mask.numel()) ** 0.5
     assert abs(dropped.mean() - p) < 4 * deviation
     assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)
-    # Neighbours come from one draw and must not know of each other.
+    # Neighbors come from one draw and must not know of each other.
     for distance in (1, 2, 3, 4):
         both = (dropped.flatten()[:-distance] * dropped.flatten()[distance:]).mean()
         assert abs(both - p * p) < 4 * (p * p * (1 - p * p) / mask.numel()) ** 0.5

@@ -174,11 +174,11 @@ def test_kernels_that_cannot_run_are_refused_by_the_flag(monkeypatch):
 def test_a_feed_forward_layer_of_all_experts_is_a_dense_one(backend):
     torch.manual_seed(3)
     bank = SigmaMoE(16, 5, 5, 8, 1.0, ExpertOptions(backend=backend))
-    x, normalised = torch.randn(9, 16), torch.randn(9, 16)
-    gates = (normalised @ bank.router.weight.t()).sigmoid()
+    x, normalized = torch.randn(9, 16), torch.randn(9, 16)
+    gates = (normalized @ bank.router.weight.t()).sigmoid()
     hidden = (x @ bank.up.transpose(0, 1).flatten(1)).relu()
     wide = (hidden.view(9, 5, 8) * gates[..., None]).flatten(1) @ bank.down.flatten(0, 1)
-    torch.testing.assert_close(bank(normalised, x)[0], wide, rtol=0, atol=1e-5)
+    torch.testing.assert_close(bank(normalized, x)[0], wide, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ALL)

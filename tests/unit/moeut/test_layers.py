@@ -132,8 +132,8 @@ def test_padding_changes_nothing(side):
 def test_initial_standard_deviations_are_the_paper_s():
     depth, sizes = 18, replace(SIZES, embed_dim=256, head_dim=64, ffn_experts=20, expert_dim=32)
     torch.manual_seed(0)
-    for normalised in (False, True):
-        module = PeriLayer(sizes, depth, options=ExpertOptions(normalised_banks=normalised))
+    for normalized in (False, True):
+        module = PeriLayer(sizes, depth, options=ExpertOptions(normalized_banks=normalized))
         a = math.sqrt(2 / depth)
         attention, ffn = module.self_attn, module.ffn
         expected = {

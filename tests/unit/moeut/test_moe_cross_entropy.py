@@ -1,4 +1,4 @@
-"""The entropy regulariser: its values, its gradients, and that how a batch is split changes nothing."""
+"""The entropy regularizer: its values, its gradients, and that how a batch is split changes nothing."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_without_the_reward_it_is_fairseq_s_loss(tied, options):
     assert torch.equal(criterion(**options)(model, sample(), reduce=False)[0], plain(model, sample(), reduce=False)[0])
 
 
-def test_validation_has_no_regulariser_and_logs_what_was_chosen():
+def test_validation_has_no_regularizer_and_logs_what_was_chosen():
     model = perturb(build_moeut(sharing="cycle", unique_layers=2)).eval()
     plain = criterion(ffn_entropy=0.0, attention_entropy=0.0)(model, sample())[0]
     with metrics.aggregate() as logged:

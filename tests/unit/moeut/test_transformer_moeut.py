@@ -17,7 +17,7 @@ from tiny_models import PAD, assert_equal_models, batch, dictionary, loss, pertu
 
 from fairseq_sharing.checkpoints.averaging import average_checkpoints
 from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-from fairseq_sharing.checkpoints.materialise import materialise
+from fairseq_sharing.checkpoints.materialize import materialize
 from fairseq_sharing.checkpoints.sharing_state import find_aliases
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing, num_unique
@@ -196,9 +196,9 @@ def test_a_bank_of_another_size_names_the_flag():
 
 def test_it_cannot_be_written_for_stock_fairseq():
     with pytest.raises(
-        SharingError, match="--materialise writes transformer_sharing models, this one is transformer_moeut"
+        SharingError, match="--materialize writes transformer_sharing models, this one is transformer_moeut"
     ):
-        materialise({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
+        materialize({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
 
 
 # Dense transformer: d, ffn, layers -> parameters of encoder and decoder; MoEUT: the same, by the card of its sizes.

@@ -4,7 +4,7 @@ import numpy
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-from fairseq_sharing.preparation import binarize as binarise
+from fairseq_sharing.preparation import binarize as binarize
 from fairseq_sharing.preparation.binarize import read_dictionary, token_type, write_dictionary, write_index
 from fairseq_sharing.preparation.transform import number_chunk
 
@@ -23,7 +23,7 @@ def test_the_dictionary_is_the_one_that_fairseq_saves(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [20, 70_000])
 def test_fairseq_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    monkeypatch.setattr(binarise, "_BLOCK", 2)
+    monkeypatch.setattr(binarize, "_BLOCK", 2)
     write_dictionary({f"w{number}": size - number for number in range(size)}, [tmp_path / "dict.txt"])
     last = f"w{size - 1}"
     text = f"w0 w1 w2\n\nw1 new </s> w0\n{last}\n"

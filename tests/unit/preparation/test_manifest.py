@@ -9,7 +9,8 @@ import pytest
 from fairseq_sharing.decoding import model_files
 from fairseq_sharing.description.describe import vocabulary_size
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings, _read_manifest
+from fairseq_sharing.evaluation.evaluate import _read_manifest
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.preparation.steps import Steps, locked
@@ -32,7 +33,7 @@ MANIFEST: dict[str, Any] = {
 
 READERS: dict[str, Callable[[Path], object]] = {
     "read": read_manifest,
-    "train": lambda data: make_plan(compose("toy/vanilla.yaml"), data=data, devices=1),
+    "train": lambda data: make_plan(compose("toy", ["row=vanilla"]), data=data, devices=1),
     "evaluate": lambda data: _read_manifest(data, EvaluationSettings()),
     "text": Pipeline.from_manifest,
     "translate": model_files.read_manifest,
@@ -141,4 +142,4 @@ def test_data_of_one_language_are_not_evaluated(data: Path):
 
 def test_a_folder_of_fairseq_preprocess_has_no_manifest(tmp_path: Path):
     assert read_manifest(tmp_path) == {}
-    assert make_plan(compose("toy/vanilla.yaml"), data=tmp_path, devices=1).manifest() == {}
+    assert make_plan(compose("toy", ["row=vanilla"]), data=tmp_path, devices=1).manifest() == {}

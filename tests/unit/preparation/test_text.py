@@ -18,7 +18,7 @@ def bpe_pipeline(tmp_path: Path) -> Pipeline:
     return Pipeline(LANGUAGES, MOSES, {"name": "bpe", "size": 3}, codes)
 
 
-def test_moses_tokenisation_keeps_case_and_abbreviations():
+def test_moses_tokenization_keeps_case_and_abbreviations():
     pipeline = Pipeline(LANGUAGES, MOSES, {"name": "none"})
     # As tokenizer.perl -l en and -l de of Moses cut them: "Mr." and "z." are known, a final full stop is not.
     assert pipeline.tokenize("Mr. Smith isn't here, he said.", "source") == "Mr. Smith isn 't here , he said ."

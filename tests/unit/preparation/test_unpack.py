@@ -14,7 +14,7 @@ def run(folder: Path, source: bytes, target: bytes, expected: int | None = None)
     return unpack("test", [[*map(Text, paths)]], [folder / "raw" / "test.en", folder / "raw" / "test.de"], [expected])
 
 
-def test_line_ends_and_byte_order_marks_are_normalised_and_counted(tmp_path: Path):
+def test_line_ends_and_byte_order_marks_are_normalized_and_counted(tmp_path: Path):
     counts = run(tmp_path, b"\xef\xbb\xbfone\r\ntwo\r\n", b"eins\nzw\rei")
     assert (tmp_path / "raw/test.en").read_bytes() == b"one\ntwo\n"
     assert (tmp_path / "raw/test.de").read_bytes() == b"eins\nzw ei\n"

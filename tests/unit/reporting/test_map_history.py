@@ -16,7 +16,7 @@ from fairseq_sharing.evaluation.evaluate import _map_history
 from fairseq_sharing.layer_map import make_layer_map
 from fairseq_sharing.reporting.map_history import _spans
 from fairseq_sharing.reporting.report import write_report
-from fairseq_sharing.reporting.study import read_rows
+from fairseq_sharing.reporting.results import read_rows
 from fairseq_sharing.reporting.tables import summary
 from fairseq_sharing.schedules.replay import final_map_options
 

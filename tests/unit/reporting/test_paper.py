@@ -11,7 +11,7 @@ from fairseq_sharing.evaluation.compound_split import compound_split_bleu, split
 from fairseq_sharing.experiment.config import find_study
 from fairseq_sharing.reporting import paper
 from fairseq_sharing.reporting.report import write_report
-from fairseq_sharing.reporting.study import read_rows
+from fairseq_sharing.reporting.results import read_rows
 
 SCORE = result()["scores"]["test_2016_flickr"]
 

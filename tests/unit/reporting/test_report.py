@@ -8,11 +8,12 @@ import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 from rich.console import Console
 
+from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.reporting import figures, tables
+from fairseq_sharing.reporting import bleu_figures, figures, tables
 from fairseq_sharing.reporting.expert_figure import expert_use
 from fairseq_sharing.reporting.report import write_report
-from fairseq_sharing.reporting.study import read_rows
+from fairseq_sharing.reporting.results import read_rows
 
 PICTURES = ["bleu_by_parameters.png", "bleu_by_speed.png", "learning_curves.png", "layer_maps.png"]
 
@@ -345,35 +346,36 @@ def test_no_picture_is_written_through_a_link_to_outside(study, tmp_path):
 
 
 def test_points_of_one_size_do_not_hide_each_other():
-    offsets = figures._offsets([(100.0, None), (100.0, None), None, (100.0, None), (500.0, None)])
+    offsets = bleu_figures._offsets([(100.0, None), (100.0, None), None, (100.0, None), (500.0, None)])
     assert offsets == pytest.approx([-8.0, 0.0, 0.0, 8.0, 0.0])
-    assert figures._offsets([(7.0, None)]) == [0.0]
-    assert figures._offsets([(0.0, None)]) == [0.0]
-    assert figures._offsets([(1000.0, None), (1001.0, None)]) == pytest.approx([-3.25, 3.25], abs=0.01), (
+    assert bleu_figures._offsets([(7.0, None)]) == [0.0]
+    assert bleu_figures._offsets([(0.0, None)]) == [0.0]
+    assert bleu_figures._offsets([(1000.0, None), (1001.0, None)]) == pytest.approx([-3.25, 3.25], abs=0.01), (
         "0.1% is no distance"
     )
     xs = [10.0, 10.5, 40.0, 11.0]
     moved = [
-        150 * (x - 10) / 30 + offset for x, offset in zip(xs, figures._offsets([(x, None) for x in xs]), strict=True)
+        150 * (x - 10) / 30 + offset
+        for x, offset in zip(xs, bleu_figures._offsets([(x, None) for x in xs]), strict=True)
     ]
     assert sorted(moved) == [moved[i] for i in (0, 1, 3, 2)], "the order must stay"
     assert min(b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False)) == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 48])
-def test_every_parameter_set_has_a_colour_of_its_own(count):
-    colours = figures._set_colours(count)
-    assert len(set(colours)) == count
-    assert all(re.fullmatch("#[0-9A-Fa-f]{6}", colour) for colour in colours)
+def test_every_parameter_set_has_a_color_of_its_own(count):
+    colors = set_colors(count)
+    assert len(set(colors)) == count
+    assert all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in colors)
 
 
 def test_text_on_a_cell_has_enough_contrast():
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for colour in (*figures._set_colours(8), *figures._set_colours(24)):
-        ink = {"black": 0.0, "white": 1.0}[figures._ink(colour)]
-        light, dark = sorted((luminance(colour), ink), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+    for color in (*set_colors(8), *set_colors(24)):
+        text = {"black": 0.0, "white": 1.0}[ink(color)]
+        light, dark = sorted((luminance(color), text), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color

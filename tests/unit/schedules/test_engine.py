@@ -16,7 +16,7 @@ from tiny_models import EMBED, VOCABULARY, assert_equal_models, assert_same_tran
 
 from fairseq_sharing.checkpoints.averaging import average_checkpoints
 from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-from fairseq_sharing.checkpoints.materialise import materialise
+from fairseq_sharing.checkpoints.materialize import materialize
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import num_unique
 from fairseq_sharing.schedules.change_sharing import change_sharing, measure_bytes
@@ -317,7 +317,7 @@ def test_loading_to_translate_makes_no_schedule(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
-def test_decoding_and_materialising_after_changes(fast, data_dir, tmp_path):
+def test_decoding_and_materializing_after_changes(fast, data_dir, tmp_path):
     """Word by word as in one pass, and the same translations by fairseq's own transformer."""
     trainer = make_run(data_dir, *RANDOM, "--dynamic-interval=1", fast=fast)
     train(trainer, 6)
@@ -326,7 +326,7 @@ def test_decoding_and_materialising_after_changes(fast, data_dir, tmp_path):
     assert model.sharing["decoder"].shares
     check_step_by_step(model)
     path = checkpoint(trainer, tmp_path / "last.pt")
-    save_atomically(materialise(load_checkpoint(path)), tmp_path / "plain.pt")
+    save_atomically(materialize(load_checkpoint(path)), tmp_path / "plain.pt")
     (plain,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
         [str(tmp_path / "plain.pt")], {"data": str(data_dir)}, task=trainer.task
     )

@@ -100,8 +100,8 @@ def test_languages_of_data_without_a_manifest_are_configured_or_inferred(small):
         (f"{TRANSLATION}, target-lang: de", ("de", "en"), "train.target_lang: de; allowed: en, that of "),
         (LANGUAGE_MODEL, ("de", "en"), "train.task: language_modeling; allowed: a translation task, "),
         (TRANSLATION, ("en", ""), "/data: texts of one language; allowed: a language model's train.task"),
-        (TRANSLATION, ("--user-dir=x", "en"), "manifest.json: source_lang: '--user-dir=x'; allowed: letters,"),
-        (TRANSLATION, ("../x", "en"), "manifest.json: source_lang: '../x'; allowed: letters,"),
+        (TRANSLATION, ("--user-dir=x", "en"), "source_lang is '--user-dir=x'; allowed: a language code"),
+        (TRANSLATION, ("../x", "en"), "source_lang is '../x'; allowed: a language code"),
     ],
 )
 @pytest.mark.usefixtures("machine")
@@ -147,7 +147,7 @@ def test_a_data_directory_is_no_flag(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 @pytest.mark.usefixtures("machine")
 def test_the_command_checks_the_train_block_first(tmp_path, capsys, dry):
-    words = ["toy/vanilla.yaml", "train.sharring=none", "--runs", str(tmp_path / "runs"), *dry]
+    words = ["toy", "row=vanilla", "train.sharring=none", "--runs", str(tmp_path / "runs"), *dry]
     assert main(["train", *words]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -243,10 +243,9 @@ def test_a_training_whose_translations_could_not_be_scored_does_not_start(tmp_pa
     assert not started
     assert [file.name for file in (tmp_path / "runs").rglob("*") if file.is_file()] == [".lock"]
     start("ja_JP", "evaluate.tokenize=char")
-    start("", "evaluate.beam=4")  # the data of a language model
     assert not caplog.records
     start("th")
-    assert started == ["char", None, None]
+    assert started == ["char", None]
     assert caplog.records[0].getMessage().startswith("target language th: written without spaces")
 
 

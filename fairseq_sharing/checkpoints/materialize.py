@@ -11,6 +11,7 @@ from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_ext
 from fairseq_sharing.checkpoints.sharing_state import layer_aliases, recorded_sharing
 from fairseq_sharing.checkpoints.stock_model import refuse_unfit
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.options import flag_of
 
 # What the names of this package's faster losses and optimizers begin with; fairseq's own names follow.
 FUSED = "fused_"
@@ -20,7 +21,7 @@ _SHARING_OPTION = re.compile(
 )
 
 
-def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Turn a checkpoint into one of stock fairseq's ``transformer``: all N layers, plain dicts only.
 
     Args:
@@ -37,16 +38,16 @@ def materialise(checkpoint: dict[str, Any]) -> dict[str, Any]:
     model_args = model_arguments(checkpoint)
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
-        raise SharingError(f"--materialise writes transformer_sharing models, this one is {arch or 'unknown'}")
+        raise SharingError(f"--materialize writes transformer_sharing models, this one is {arch or 'unknown'}")
     for option in ("admin", "depth_signal", "act"):
         if model_args.get(option, "off") != "off":
-            flag = f"--{option.replace('_', '-')} {model_args[option]}"
+            flag = f"{flag_of(option)} {model_args[option]}"
             allowed = "; allowed: --to ctranslate2" if option == "admin" else ""
             raise SharingError(
-                f"--materialise cannot write a model with {flag}: stock fairseq has no such layers{allowed}"
+                f"--materialize cannot write a model with {flag}: stock fairseq has no such layers{allowed}"
             )
     if model_args.get("position_per_depth"):
-        raise SharingError("--materialise cannot write a model with --position-per-depth: stock fairseq has it not")
+        raise SharingError("--materialize cannot write a model with --position-per-depth: stock fairseq has it not")
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
     aliases = dict(recorded_extra(state).get("aliases", {}))

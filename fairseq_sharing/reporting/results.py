@@ -55,7 +55,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise at least one value."""
+        """Summarize at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def format(self, digits: int = 2) -> str:
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def strategy(self) -> str:
-        """The schedule or else the encoder's strategy, by which rows are ordered and coloured."""
+        """The schedule or else the encoder's strategy, by which rows are ordered and colored."""
         if self.schedule:
             return self.schedule
         return self["sharing"].get("encoder") or next(iter(self["sharing"].values()))
@@ -146,7 +146,7 @@ class Row:
         return " to ".join(f"{value:{form}}" for value in dict.fromkeys((min(values), max(values))))
 
     def score(self, test: str, metric: str) -> Spread | None:
-        """Summarise BLEU or chrF on a test set; None where it wasn't scored."""
+        """Summarize BLEU or chrF on a test set; None where it wasn't scored."""
         values = [result["scores"][test][metric] for result in self.results if test in result["scores"]]
         return Spread.of(values) if values else None
 

@@ -2,7 +2,7 @@ import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.reporting.study import Row, baselines, read_rows, scored_sets, signatures
+from fairseq_sharing.reporting.results import Row, baselines, read_rows, scored_sets, signatures
 
 
 def test_rows_come_vanilla_first_then_by_strategy_and_size(tmp_path):

@@ -1,0 +1,194 @@
+"""What a checkpoint says about its sharing: hand-made and damaged entries are refused in one line, by every command."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+import torch
+from sharing_cases import BY_NAME
+from tiny_models import build, make_trainer, save, train_step
+
+from fairseq_sharing.checkpoints.choose import newest_readable
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.integrity import refuse_damaged
+from fairseq_sharing.checkpoints.materialize import materialize
+from fairseq_sharing.commands import main
+from fairseq_sharing.errors import SharingError
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """A checkpoint of Cycle, M = 3, N = 6."""
+    trainer = make_trainer(data_dir, BY_NAME["cycle"])
+    train_step(trainer)
+    return save(trainer, tmp_path_factory.mktemp("trained") / "checkpoint1.pt")
+
+
+def encoder(**values):
+    return lambda state: state["_extra_state"]["stacks"]["encoder"].update(values)
+
+
+def extra(**values):
+    return lambda state: state["_extra_state"].update(values)
+
+
+def without(name):
+    return lambda state: state["_extra_state"]["stacks"]["encoder"].pop(name)
+
+
+def entry(value):
+    return lambda state: state.update(_extra_state=value)
+
+
+LABELS = "labels from 0 in the order of first use, such as [0, 1, 0]"
+MALFORMED = {
+    "entry is text": (entry("cycle"), "_extra_state: got 'cycle'; allowed: a dict"),
+    "entry is a list": (entry([1]), "_extra_state: got [1]; allowed: a dict"),
+    "stacks is text": (extra(stacks="encoder"), "_extra_state.stacks: got 'encoder'; allowed: a dict"),
+    "stack is text": (extra(stacks={"encoder": "0,1"}), "stacks.encoder: got '0,1'; allowed: a dict"),
+    "stack of a bad name": (extra(stacks={"(": {}}), "stacks: got '('; allowed: names such as encoder"),
+    "stack without tensors": (
+        extra(stacks={"middle": {"layer_map": [0, 0], "scope": ["layer"]}}),
+        "a layer map of middle but no tensor middle.layers.0.*",
+    ),
+    "map is text": (encoder(layer_map="0,1,2,0,1,2"), f"encoder.layer_map: got '0,1,2,0,1,2'; allowed: {LABELS}"),
+    "map of text": (encoder(layer_map=list("012012")), "layer_map: got ['0', '1', '2', '0', '1', '2']; allowed: "),
+    "map of floats": (encoder(layer_map=[0.0, 1.0]), f"layer_map: got [0.0, 1.0]; allowed: {LABELS}"),
+    "map of booleans": (encoder(layer_map=[False, True]), f"layer_map: got [False, True]; allowed: {LABELS}"),
+    "map is empty": (encoder(layer_map=[]), f"layer_map: got []; allowed: {LABELS}"),
+    "map is missing": (without("layer_map"), f"layer_map: got None; allowed: {LABELS}"),
+    "negative label": (encoder(layer_map=[0, 1, 2, 0, 1, -1]), f"got [0, 1, 2, 0, 1, -1]; allowed: {LABELS}"),
+    "huge label": (encoder(layer_map=[0, 1, 2, 0, 1, 10**30]), "layer_map: got [0, 1, 2, 0, 1, 1000000000"),
+    "labels out of order": (encoder(layer_map=[1, 0, 2, 1, 0, 2]), "got [1, 0, 2, 1, 0, 2]; allowed: "),
+    "map of fewer layers": (encoder(layer_map=[0, 1]), "layer_map: got [0, 1]; allowed: one label per layer"),
+    "map of more sets": (encoder(layer_map=[0, 1, 2, 3, 0, 1]), "lacks the tensor encoder.layers.3."),
+    "map of fewer sets": (encoder(layer_map=[0, 1, 0, 1, 0, 1]), "has a tensor encoder.layers.2."),
+    "scope is missing": (without("scope"), "encoder.scope: got None; allowed: ['layer'], or a list of self_attn, "),
+    "scope is text": (encoder(scope="layer"), "encoder.scope: got 'layer'; allowed: "),
+    "scope is unknown": (encoder(scope=["layers"]), "encoder.scope: got ['layers']; allowed: "),
+    "scope is of numbers": (encoder(scope=[0]), "encoder.scope: got [0]; allowed: "),
+    "scope is smaller": (encoder(scope=["ffn"]), "lacks the tensor encoder.layers.3.self_attn"),
+    "aliases is a list": (extra(aliases=["x"]), "aliases: got ['x']; allowed: a dict"),
+    "alias of nothing": (
+        extra(aliases={"x.weight": "y.weight"}),
+        "aliases.x.weight: got 'y.weight'; allowed: a tensor",
+    ),
+    "alias of a number": (extra(aliases={"x": 3}), "aliases.x: got 3; allowed: a tensor"),
+    "alias of a layer": (
+        extra(aliases={"encoder.layers.3.fc1.weight": "encoder.embed_tokens.weight"}),
+        "allowed: names of tensors outside of layers",
+    ),
+    "frozen is a list": (extra(frozen=[0]), "frozen: got [0]; allowed: a dict"),
+    "frozen beyond the map": (extra(frozen={"encoder": [6]}), "frozen.encoder: got [6]; allowed: layers of the map"),
+    "frozen is negative": (extra(frozen={"encoder": [-1]}), "frozen.encoder: got [-1]; allowed: "),
+    "frozen is of text": (extra(frozen={"encoder": "0"}), "frozen.encoder: got '0'; allowed: "),
+    "frozen of no stack": (
+        extra(frozen={"middle": [0]}),
+        "frozen: got 'middle'; allowed: a stack that has a layer map",
+    ),
+    "changed by a number": (extra(map_changed_by=3), "map_changed_by: got 3; allowed: text"),
+    "pending is text": (extra(admin_pending="no"), "admin_pending: got 'no'; allowed: true or false"),
+    "tensor is missing": (
+        lambda s: s.pop("encoder.layers.1.fc1.weight"),
+        "lacks the tensor encoder.layers.1.fc1.weight",
+    ),
+    "tensor is misshapen": (
+        lambda s: s.update({"encoder.layers.1.fc1.weight": torch.ones(3, 16)}),
+        "tensor encoder.layers.1.fc1.weight has the shape [3, 16], in other layers [32, 16]",
+    ),
+    "tensor is text": (
+        lambda s: s.update({"encoder.layers.1.fc1.bias": "0"}),
+        "lacks the tensor encoder.layers.1.fc1.bias",
+    ),
+    "name is a number": (lambda s: s.update({3: torch.ones(1)}), "has the entry 3; allowed: names of tensors"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_entries_are_refused_by_every_command(case, trained, tmp_path, capsys):
+    change, told = MALFORMED[case]
+    content, path = load_checkpoint(trained), tmp_path / "bad.pt"
+    content["model"] = dict(content["model"])
+    change(content["model"])
+    save_atomically(content, path)
+    output = ["--output", str(tmp_path / "output")]
+    (tmp_path / "in").write_text("w5\n")
+    for words in (
+        ["average", path, trained, *output],
+        ["untie", path, *output],
+        ["export", path, "--materialize", *output],
+        ["export", path, "--to", "ctranslate2", *output],
+        ["translate", path, tmp_path / "in", "--prepared"],
+    ):
+        assert main([str(word) for word in words]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert (error.count("\n"), f"error: {path}: the checkpoint" in error) == (1, True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.pt", "in"]
+
+
+@pytest.mark.parametrize("case", [name for name in MALFORMED if "tensor" not in name and "name is" not in name])
+def test_malformed_entries_are_refused_when_a_model_loads_them(case):
+    """As fairseq's own commands do, without this package's reader."""
+    options = BY_NAME["cycle"].options
+    state = build(**options).state_dict()
+    MALFORMED[case][0](state)
+    with pytest.raises(SharingError, match=r"^the checkpoint") as caught:
+        build(seed=2, **options).load_state_dict(state)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("encoder.layers.0.fc1.weight"), "encoder.layers.0.fc1.weight: missing; allowed: [32, 16]"),
+        (
+            lambda s: s.update({"decoder.layers.0.fc2.bias": torch.ones(3)}),
+            "decoder.layers.0.fc2.bias: [3]; allowed: [16]",
+        ),
+        (lambda s: s.update({"encoder.embed_tokens.weight": torch.ones(50)}), "encoder.embed_tokens.weight: [50]"),
+    ],
+)
+def test_materializing_compares_tensors_with_the_model_s_arguments(change, told, data_dir, tmp_path):
+    """The only set of a stack has no other to be compared with."""
+    content = load_checkpoint(save(make_trainer(data_dir, BY_NAME["universal"]), tmp_path / "a.pt"))
+    change(content["model"])
+    with pytest.raises(SharingError) as caught:
+        materialize(content)
+    assert f"the checkpoint's tensor {told}" in str(caught.value)
+
+
+# Damaged files.
+
+
+def test_every_flipped_byte_of_a_record_is_noticed(trained, tmp_path):
+    """torch's reader checks no checksum: values of a flipped file would be read as they are."""
+    path, whole = tmp_path / "flipped.pt", trained.read_bytes()
+    with zipfile.ZipFile(trained) as archive:
+        records = [(info.filename, info.header_offset, info.file_size) for info in archive.infolist() if info.file_size]
+    generator = torch.Generator().manual_seed(0)
+    for name, start, size in records[:: max(1, len(records) // 40)]:
+        head = start + 30 + int.from_bytes(whole[start + 26 : start + 28], "little")
+        head += int.from_bytes(whole[start + 28 : start + 30], "little")
+        flipped = bytearray(whole)
+        flipped[head + int(torch.randint(size, (), generator=generator))] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(SharingError, match=rf"^{path}: (damaged checkpoint: the record {name} |not a readable )"):
+            load_checkpoint(path)
+
+
+def test_a_damaged_last_checkpoint_is_not_resumed_from(trained, tmp_path):
+    (tmp_path / "checkpoint1.pt").write_bytes(trained.read_bytes())
+    damaged = bytearray(trained.read_bytes())
+    damaged[len(damaged) // 2] ^= 64
+    (tmp_path / "checkpoint_last.pt").write_bytes(damaged)
+    assert newest_readable(tmp_path) == tmp_path / "checkpoint1.pt"
+
+
+def test_files_of_the_format_without_checksums_are_read(trained, tmp_path):
+    path = tmp_path / "old.pt"
+    content = load_checkpoint(trained)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    refuse_damaged(path)
+    assert load_checkpoint(path)["model"].keys() == content["model"].keys()
