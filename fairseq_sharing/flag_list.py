@@ -191,7 +191,7 @@ def _allowed(action: Action) -> str:
         choices = SCOPES
     if choices:
         return ", ".join(map(str, choices))
-    kind = {int: "integer", float: "number"}.get(action.type, "text") if callable(action.type) else "text"
+    kind = "integer" if action.type is int else "number" if action.type is float else "text"
     if name not in RANGES:
         return kind
     low, high = RANGES[name]

@@ -156,7 +156,7 @@ def test_every_flag_that_a_page_names_exists():
     for parser in parsers:
         known |= set(parser._option_string_actions)
     for page in DOCS:
-        named = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![*-])", " ".join(_quoted(page)))
+        named = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]\b(?![*-])", " ".join(_quoted(page)))
         assert set(named) - known == set(), page
 
 
