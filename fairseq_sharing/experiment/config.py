@@ -93,6 +93,8 @@ def compose(path: Path | str, overrides: Sequence[str] = (), *, check: CheckFlag
     except OmegaConfBaseException as error:
         raise SharingError(f"{file}: {first_line(error)}") from error
     assert isinstance(config, DictConfig)
+    if "study" in config and config.dataset != study.data.name:
+        del config.study  # other data than the study's: a run of its own
     _check(config, file, layers)
     if check is not None:
         _check_flags(config, layers, check)
