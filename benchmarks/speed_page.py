@@ -1,6 +1,6 @@
 """Write the page of results/speed: tables and figures of the JSON files that the benchmarks wrote there.
 
-Run: python -m benchmarks.page [FOLDER]
+Run: python -m benchmarks.speed_page [FOLDER]
 Missing files are left out; the page names the command that writes each.
 """
 
@@ -374,7 +374,7 @@ def main() -> None:
     mpl.use("Agg")
     files = {name: args.folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    made = "Written by `python -m benchmarks.page` from the JSON files in this folder."
+    made = "Written by `python -m benchmarks.speed_page` from the JSON files in this folder."
     on_gpu = [PARTS[name][0] for name, found in results.items() if found["machine"]["kind"] == "cuda"]
     made += f" Measured on a GPU: {'; '.join(on_gpu) or 'nothing'}; the rest on a CPU."
     parts = ["# Speed and memory", made]
