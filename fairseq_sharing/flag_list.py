@@ -243,13 +243,13 @@ def _strategies() -> list[str]:
             cells.append((f"`{name}`", "any: `--layer-map 0,1,2,2,1,0`", "implied by the map"))
             continue
         fixed = STRATEGIES[name].fixed_unique_layers
-        shown = " ".join(str(label + 1) for label in make_layer_map(name, 6, None if fixed else 3))
+        shown = " ".join(map(str, make_layer_map(name, 6, None if fixed else 3)))
         unique = "`--unique-layers`" if fixed is None else str(fixed(6)) if fixed(6) == fixed(7) else "N"
         cells.append((f"`{name}`", shown, unique))
     return [
-        "M parameter sets serve the N layers of a stack. The maps are for N = 6 and M = 3.",
+        "M is the number of parameter sets of a stack, N the number of its layers. The maps are for N = 6 and M = 3.",
         "",
-        *_table(("`--sharing`", "layers 1 to 6 use set", "M"), cells),
+        *_table(("`--sharing`", "layer map", "M"), cells),
     ]
 
 

@@ -11,7 +11,7 @@ usage: bash scripts/install.sh [--extra NAME] [--dry-run]
 
 environment:
   FAIRSEQ_SHARING_VENV   the virtual environment (default: .venv at the top of the repository)
-  PYTHON                 the Python to make it with (default: the first 3.11 or 3.12 that runs)
+  PYTHON                 the Python to make it with (default: the first of 3.11, 3.12 and 3.13 that runs)
 USAGE
 }
 
@@ -42,18 +42,18 @@ esac
 
 # A pyenv shim may stand in the path for a version that isn't there, so candidates are run, not only found.
 usable() {
-  "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+  "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3 python; do
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3 python; do
     if usable "$candidate"; then
       command -v "$candidate"
       return
     fi
   done
-  fail "no Python 3.11 or 3.12 with its venv module found; install one, or name it: PYTHON=/path/to/python3.11"
+  fail "no Python 3.11, 3.12 or 3.13 with its venv module found; install one, or name it: PYTHON=/path/to/python3.11"
 }
 
 # Runs a step with its output in the log; shows the end of the log when it fails.

@@ -4,9 +4,12 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-usage: bash scripts/test.sh [--dry-run] [PYTEST ARGUMENT ...]
+usage: bash scripts/test.sh [--dry-run | --static] [PYTEST ARGUMENT ...]
 
-Runs ruff (format and lint), mypy, shellcheck and pytest. Further arguments go to pytest, e.g. tests/unit.
+Runs ruff (format and lint), shellcheck, import-linter, mypy and pytest. Further arguments go to pytest, e.g. tests/unit.
+
+  --dry-run   print the commands and stop
+  --static    run the checks that take seconds only: ruff, shellcheck and import-linter
 
 environment:
   FAIRSEQ_SHARING_MIRROR   a folder with real corpora; the tests on real text are skipped without it
@@ -16,9 +19,11 @@ USAGE
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run=
+static=
 case ${1:-} in
   -h | --help) usage && exit 0 ;;
   --dry-run) dry_run=--dry-run && shift ;;
+  --static) static=1 && shift ;;
 esac
 bash "$root/scripts/install.sh" --extra test $dry_run
 cd "$root"
@@ -37,10 +42,12 @@ check() {
 check ruff format --check .
 check ruff check .
 check shellcheck .ci/run scripts/*.sh scripts/slurm/*.sbatch data-prep/*.sh data-prep/*/*.sh
+check lint-imports
+[[ -z $static ]] || exit 0
 # Half a minute on one core, beside the tests.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
-check mypy fairseq_sharing >"$types" 2>&1 &
+check mypy fairseq_sharing benchmarks >"$types" 2>&1 &
 if [[ -z ${FAIRSEQ_SHARING_MIRROR:-} ]]; then
   echo "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" >&2
 fi

@@ -80,6 +80,7 @@ def compose(path: Path | str, overrides: Sequence[str] = (), *, check: CheckFlag
     """
     file = find_config(path)
     words = list(overrides)
+    study = None
     if is_study(read_yaml(file)):
         study = read_study(file)
         row, words = take_row(study, words)
@@ -93,6 +94,8 @@ def compose(path: Path | str, overrides: Sequence[str] = (), *, check: CheckFlag
     except OmegaConfBaseException as error:
         raise SharingError(f"{file}: {first_line(error)}") from error
     assert isinstance(config, DictConfig)
+    if study is not None and config.dataset != study.data.name:
+        del config.study  # other data than the study's: a run of its own
     _check(config, file, layers)
     if check is not None:
         _check_flags(config, layers, check)

@@ -13,6 +13,7 @@ from fairseq.file_io import PathManager
 from fairseq.logging import meters
 
 from fairseq_sharing.checkpoints import files, resuming
+from fairseq_sharing.checkpoints.integrity import refuse_damaged
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, to_plain
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def mend_checkpoints() -> None:
     def reading(stock):
         @functools.wraps(stock)
         def read(path, *args, **kwargs):
+            if os.path.isfile(path):
+                refuse_damaged(path)
             try:
                 with torch.serialization.safe_globals(NUMPY_READERS):
                     return stock(path, *args, **kwargs)

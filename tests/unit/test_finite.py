@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.evaluate import EvaluationSettings, _change
+from fairseq_sharing.evaluation.evaluate import EvaluationSettings, _change, _read_history, _refuse_nonfinite
 from fairseq_sharing.evaluation.generation import parse_generated
 from fairseq_sharing.finite import find_nonfinite, finite_number, is_number
 from fairseq_sharing.reporting.results import read_result
@@ -133,6 +134,16 @@ def test_untie_refuses_such_moments_of_the_optimizer(damaged, tmp_path, capsys):
         f"{path}: tensor exp_avg_sq of encoder.embed_tokens.weight in the optimizer has 1 val"
         in capsys.readouterr().err
     )
+
+
+def test_evaluate_checks_the_average_and_the_log_before_it_translates(damaged, tmp_path):
+    path = damaged(float("nan"))
+    with pytest.raises(SharingError, match=f"^{path}: tensor decoder.layers.1.fc2.weight has 1 values of 512 that are"):
+        _read_history(path)
+    with pytest.raises(
+        SharingError, match=r"^runs/a: its result would have experts\.0\.evenness: nan; allowed: finite"
+    ):
+        _refuse_nonfinite(Path("runs/a"), {"tokens_per_second": 1.5, "experts": [{"evenness": float("nan")}]})
 
 
 @pytest.mark.parametrize("engine", ["fairseq", "ctranslate2"])

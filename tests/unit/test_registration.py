@@ -30,7 +30,7 @@ ORDERS = {
     "package at the start of fairseq": PACKAGE_INSIDE % "distributed",
     "package at the end of fairseq": PACKAGE_INSIDE % "pdb",
     "module without fairseq, fairseq": "import fairseq_sharing.layer_map, fairseq",
-    "module with torch, fairseq": "import fairseq_sharing.checkpoint, fairseq",
+    "module with torch, fairseq": "import fairseq_sharing.tying, fairseq",
     "model": "from fairseq_sharing.models.transformer_sharing import TransformerSharingModel",
     "last model": "import fairseq_sharing.moeut.transformer_lm_moeut",
     "module of fairseq's parts": "import fairseq_sharing.fast.compiled_layer",

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from sharing_cases import BY_NAME
 from tiny_models import build, make_trainer, save, train_step
 
@@ -176,6 +177,16 @@ def test_every_flipped_byte_of_a_record_is_noticed(trained, tmp_path):
         path.write_bytes(flipped)
         with pytest.raises(SharingError, match=rf"^{path}: (damaged checkpoint: the record {name} |not a readable )"):
             load_checkpoint(path)
+
+
+def test_fairseq_s_own_commands_notice_it_too(trained, data_dir, tmp_path):
+    path, content = tmp_path / "flipped.pt", bytearray(trained.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SharingError, match=f"^{path}: damaged checkpoint: the record "):
+        checkpoint_utils.load_model_ensemble_and_task([str(path)])
+    with pytest.raises(SharingError, match=f"^{path}: damaged checkpoint: the record "):
+        make_trainer(data_dir, BY_NAME["cycle"]).load_checkpoint(str(path), reset_optimizer=True)
 
 
 def test_a_damaged_last_checkpoint_is_not_resumed_from(trained, tmp_path):

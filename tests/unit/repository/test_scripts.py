@@ -48,7 +48,7 @@ def test_quickstart_mirror_is_made_absolute(tmp_path):
 
 def test_test_dry_run_tells_every_check():
     told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
-    for check in ("ruff format --check .", "ruff check .", "mypy fairseq_sharing", "shellcheck .ci/run", "pytest -q"):
+    for check in ("ruff format --check .", "ruff check .", "lint-imports", "mypy fairseq_sharing benchmarks", "shellcheck .ci/run", "pytest -q"):
         assert f"== {check}" in told
     (tests,) = [line for line in told.splitlines() if line.startswith("== pytest")]
     assert tests.endswith(" tests/unit")
@@ -137,7 +137,7 @@ def test_install_takes_the_first_python_that_runs(programs):
     ("present", "message"),
     [
         (["python3.11"], "no C++ compiler found (c++, g++ or clang++)"),
-        (["g++"], "no Python 3.11 or 3.12 with its venv module found"),
+        (["g++"], "no Python 3.11, 3.12 or 3.13 with its venv module found"),
     ],
 )
 def test_install_says_what_is_missing_in_one_line(programs, present, message):

@@ -85,7 +85,7 @@ def test_best_actions_layer_by_layer_are_the_best_vector():
     state = [[0, 0, 1, 0], [0, 1, 0]]
     values = agent.values(state)
     vectors = itertools.product(*(range(layer + 1) for _, layer in agent.places))
-    best = max(vectors, key=lambda v: sum(float(values[p][a]) for p, a in zip(agent.places, v, strict=True)))
+    best = max(vectors, key=lambda v: sum(values[p][a].item() for p, a in zip(agent.places, v, strict=True)))
     assert agent.act(state, agent.places, epsilon=0) == (list(best), False)
 
 

@@ -1,7 +1,7 @@
-"""Make the page of results/speed: tables and plots of the JSON that the benchmarks wrote there.
+"""Write the page of results/speed: tables and figures of the JSON files that the benchmarks wrote there.
 
-Run: python -m benchmarks.page [FOLDER]
-A file that is not there is left out; the page names the command that makes it.
+Run: python -m benchmarks.speed_page [FOLDER]
+Missing files are left out; the page names the command that writes each.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def training(found: dict, folder: Path) -> str:
     sides = {"fairseq-sharing": "ours", "stock fairseq": "fairseq"}
     values = {title: [pair[side]["tokens_per_second"] for pair in pairs.values()] for title, side in sides.items()}
     bars(left, [name.replace(" against", "\nagainst") for name in pairs], values)
-    left.set_ylabel("target tokens a second")
+    left.set_ylabel("target tokens per second")
     left.set_title("training speed")
     pair = next(iter(pairs.values()))
     labels, bottoms = list(sides), [0.0, 0.0]
@@ -84,21 +84,22 @@ def training(found: dict, folder: Path) -> str:
         heights = [share[kind] * length for share, length in zip(shares, lengths, strict=True)]
         right.barh(labels, heights, left=bottoms, label=kind, color=color)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    right.set_xlabel("time of an update, ours = 1")
-    right.set_title(f"where an update's time goes, {next(iter(pairs))}")
+    right.set_xlabel("time per update, fairseq-sharing = 1")
+    right.set_title(f"time per update by operation, {next(iter(pairs))}")
     right.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     save(figure, folder / "training.png")
     head = [
         "pair",
-        "ours, tokens/s",
-        "fairseq, tokens/s",
+        "fairseq-sharing, tokens/s",
+        "stock fairseq, tokens/s",
         "ratio",
-        "ours, share of matmul peak",
+        "fairseq-sharing, share of matmul peak",
     ]
-    settings = f"{found['precision']['ours']} against fairseq's {found['precision']['fairseq']}"
-    peak = f"{found['matmul_peak_flops'] / 1e9:.0f} GFLOP/s for a large product in {found['precision']['ours']}"
-    turns = f"medians of {found['runs']} turns of {found['updates_a_run']} update(s)"
+    ours, theirs = found["precision"]["ours"], found["precision"]["fairseq"]
+    settings = f"fairseq-sharing in {ours}, stock fairseq in {theirs}"
+    peak = f"peak of a large {ours} matrix product: {found['matmul_peak_flops'] / 1e9:.0f} GFLOP/s"
+    turns = f"medians of {found['runs']} alternating runs of {found['updates_a_run']} update(s)"
     text = f"{settings}, {found['threads']} threads, {turns}; {peak}."
     profiles = [
         [kind, *(f"{share[kind]:.1%}" for share in shares)]
@@ -108,8 +109,8 @@ def training(found: dict, folder: Path) -> str:
     return "\n\n".join(
         [
             text,
-            table([*head, "ours, peak GiB", "fairseq, peak GiB"], rows),
-            f"Shares of an update's time, {next(iter(pairs))}:",
+            table([*head, "fairseq-sharing, peak GiB", "stock fairseq, peak GiB"], rows),
+            f"Time per update by operation, {next(iter(pairs))}:",
             table(["", *labels], profiles),
             "![training](training.png)",
         ]
@@ -122,9 +123,9 @@ def parts(found: dict, _folder: Path) -> str:
         [part, f"{row['tokens_per_second']:.0f}", *(f"{row[to]:.2f}x" for to in ("to_plain", "to_before"))]
         for part, row in found["rows"].items()
     ]
-    settings = f"{found['precision']}, {found['tokens']} tokens a batch, {found['threads']} threads"
-    text = f"Cycle (rev), M = 6, N = 12, d_model 512; {settings}, medians of {found['runs']} turns."
-    return "\n\n".join([text, table(["", "tokens/s", "of plain", "of the row above"], told)])
+    settings = f"{found['precision']}, {found['tokens']} tokens per batch, {found['threads']} thread(s)"
+    text = f"Cycle (rev), M = 6, N = 12, d_model 512; {settings}, medians of {found['runs']} alternating runs."
+    return "\n\n".join([text, table(["", "tokens/s", "relative to plain", "relative to the row above"], told)])
 
 
 def padding(found: dict, _folder: Path) -> str:
@@ -151,12 +152,12 @@ def rows(found: dict, folder: Path) -> str:
     bars(
         ax, names, {"measured here": ours, "the paper": [one["paper"] or 0 for one in found["rows"].values()]}, "{:.2f}"
     )
-    ax.set_ylabel("tokens a second, Vanilla = 1")
+    ax.set_ylabel("tokens per second, Vanilla = 1")
     ax.tick_params(axis="x", labelsize=8)
     save(figure, folder / "rows.png")
-    settings = f"{found['precision']}, {found['tokens']} tokens a batch, {found['threads']} threads"
-    text = f"{settings}, medians of {found['runs']} turns."
-    head = ["row", "parameters", "tokens/s", "relative to Vanilla", "the paper's"]
+    settings = f"{found['precision']}, {found['tokens']} tokens per batch, {found['threads']} thread(s)"
+    text = f"{settings}, medians of {found['runs']} alternating runs."
+    head = ["row", "parameters", "tokens/s", "relative to Vanilla", "in the paper"]
     return "\n\n".join([text, table(head, told), "![rows](rows.png)"])
 
 
@@ -171,16 +172,16 @@ def decoding(found: dict, folder: Path) -> str:
     speed = {(row["engine"], row["load"]): row["sentences_per_second"] for row in found["speed"]}
     figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
     bars(ax, loads, {engine: [speed[engine, load] for load in loads] for engine in engines}, "{:.1f}")
-    ax.set_ylabel("sentences a second")
+    ax.set_ylabel("sentences per second")
     save(figure, folder / "decoding.png")
     search, tried = found["search"], found["fairseq_generate"]
     text = (
         f"{found['test']['sentences']:,} sentences of {found['test']['name']}, beam {search['beam']}, length penalty "
-        f"{search['lenpen']}, medians of {found['rounds']} rounds; fairseq-generate at its fastest of those tried: "
+        f"{search['lenpen']}, medians of {found['rounds']} rounds; fastest fairseq-generate setting of those tried: "
         f"{tried['threads']} thread(s), --max-tokens {tried['max_tokens']}."
     )
     if found["clock"] == "cpu":
-        text += " Both on one thread, by the processor's time (--clock cpu): the machine had other work."
+        text += " Both on one thread, in processor time (--clock cpu), because the machine was shared."
     same = [
         [
             f"CTranslate2 {kind}",
@@ -190,26 +191,25 @@ def decoding(found: dict, folder: Path) -> str:
         ]
         for kind, one in found["agreement"].items()
     ]
-    head = ["engine", "load", "sentences/s", "least to most", "ratio"]
+    head = ["engine", "load", "sentences/s", "range", "ratio"]
     theirs = f"{found['bleu_of_fairseq_generate']:.2f}"
-    beams = f"The same hypotheses as fairseq-generate's, and BLEU (fairseq-generate's: {theirs}):"
+    beams = f"Hypotheses identical to those of fairseq-generate, and BLEU (fairseq-generate: {theirs}):"
     return "\n\n".join(
-        [text, table(head, told), beams, table(["", "same", "BLEU", "difference"], same), "![decoding](decoding.png)"]
+        [text, table(head, told), beams, table(["", "equal", "BLEU", "difference"], same), "![decoding](decoding.png)"]
     )
 
 
 def decoding_parts(found: dict, _folder: Path) -> str:
     """Where the time of translating goes."""
     kinds = found["seconds"]
-    parts = list(next(iter(kinds.values())))
-    told = [[f"CTranslate2 {kind}", *(f"{seconds[part]:.2f} s" for part in parts)] for kind, seconds in kinds.items()]
+    told = [[f"CTranslate2 {kind}", *(f"{part:.2f} s" for part in seconds.values())] for kind, seconds in kinds.items()]
     shares = list(found["fairseq_operations"].items())[:12]
     text = f"{found['sentences']:,} sentences of {found['test']}, medians of {found['rounds']} passes."
-    operations = "fairseq's search, shares of the longest operations:"
+    operations = "fairseq's search, share of each of the longest operations:"
     return "\n\n".join(
         [
             text,
-            table(["", *parts], told),
+            table(["", "prepare", "search", "detokenize"], told),
             operations,
             table(["operation", "share"], [[f"`{name}`", f"{share:.1%}"] for name, share in shares]),
         ]
@@ -240,7 +240,7 @@ def memory(found: dict, folder: Path) -> str:
     save(figure, folder / "memory.png")
     head = [
         "model",
-        "activations are",
+        "stored or recomputed",
         *parts,
         "peak",
         "estimated peak",
@@ -256,11 +256,13 @@ def memory(found: dict, folder: Path) -> str:
     limit = f"{found['longest']['memory'] / 1e9:.0f} GB"
     text = (
         f"d_model 512, vocabulary 32,768, {found['tokens']:,} + {found['tokens']:,} tokens, fp32, the fast path, Adam; "
-        "GB. The estimate is that of `fairseq-sharing describe`, made without training. Seconds are processor seconds "
-        "of an update on a busy machine: they show what recomputation costs, no more."
+        "sizes in GB. The estimate is that of `fairseq-sharing describe`, without training. Seconds are processor "
+        "seconds per update on a shared machine; they show the cost of recomputation only."
     )
-    check = f"The longest batch that the estimate allows in {limit}, trained for one update:"
-    rows = table(["model", "activations are", "tokens a side", "measured peak, GB", "of the memory"], checks)
+    check = f"The longest batch that fits {limit} by the estimate, trained for one update:"
+    rows = table(
+        ["model", "stored or recomputed", "tokens per side", "measured peak, GB", "share of the memory"], checks
+    )
     return "\n\n".join([text, table(head, told), "![memory](memory.png)", check, rows])
 
 
@@ -273,7 +275,7 @@ def reuse(found: dict, _folder: Path) -> str:
     head = [
         "d_model",
         "type",
-        "Sequence, ms a sentence",
+        "Sequence, ms per sentence",
         "Cycle",
         "Cycle / Sequence, lower quartile",
         "median",
@@ -283,7 +285,7 @@ def reuse(found: dict, _folder: Path) -> str:
 
 
 def precision(found: dict, _folder: Path) -> str:
-    """bf16 beside fp32 seeds."""
+    """Validation loss of bf16 and fp32 runs."""
     told = [
         [row["precision"], row["seed"], row["updates"][-1], *(f"{loss:.3f}" for loss in row["valid_loss"])]
         for row in found["runs"]
@@ -291,8 +293,8 @@ def precision(found: dict, _folder: Path) -> str:
     epochs = [f"epoch {number}" for number in range(1, len(found["runs"][0]["valid_loss"]) + 1)]
     fp32 = found["fp32"]
     spread = f"{fp32['least']:.3f} to {fp32['most']:.3f}, standard deviation {fp32['standard_deviation']:.3f}"
-    early = f", compared after epoch {found['after_epoch']}, before the runs' end" if found["after_epoch"] else ""
-    text = f"Validation loss (base 2, label-smoothed) of {found['config']}{early}; fp32 seeds: {spread}."
+    early = f", compared after epoch {found['after_epoch']}, before the end of the runs" if found["after_epoch"] else ""
+    text = f"Base 2, label-smoothed, of benchmarks/training/precision.yaml{early}; fp32 seeds: {spread}."
     return "\n\n".join([text, table(["precision", "seed", "updates", *epochs], told)])
 
 
@@ -314,32 +316,32 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         padding,
     ),
     "rows": (
-        "Speed of the paper's rows",
+        "Training speed of the paper's rows",
         "python -m benchmarks.training.row_speed --data data/news_commentary",
         rows,
     ),
     "decoding": (
-        "Translating against fairseq-generate",
+        "Decoding against fairseq-generate",
         "python -m benchmarks.decoding.speed runs/news_commentary_8k/decoding-seed1 --test newstest2014 [--clock cpu]",
         decoding,
     ),
     "decoding_parts": (
-        "Where the time of translating goes",
+        "Decoding time by step",
         "python -m benchmarks.decoding.parts runs/news_commentary_8k/decoding-seed1 --test newstest2014",
         decoding_parts,
     ),
     "layer_reuse": (
-        "Does reuse of a layer from the processor's cache show?",
+        "Reuse of a layer from the processor's cache",
         "python -m benchmarks.decoding.layer_reuse",
         reuse,
     ),
     "training_memory": (
-        "Memory of training",
+        "Training memory",
         "python -m benchmarks.memory.training",
         memory,
     ),
     "precision_loss": (
-        "bf16 beside the spread of fp32 seeds",
+        "Validation loss of bf16 and fp32 runs",
         "python -m benchmarks.training.precision_loss --runs runs/precision [--after-epoch N]",
         precision,
     ),
@@ -347,12 +349,12 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
 
 
 def machine(found: dict) -> str:
-    """Tell what a result was measured on."""
+    """Return what a result was measured on."""
     device, versions = found["machine"], found["versions"]
     memory = f"{(device.get('memory_bytes') or 0) / 2**30:.0f} GiB"
     told = ("python", "torch", "fairseq-fixed", "ctranslate2")
     packages = ", ".join(f"{name} {versions[name]}" for name in told if name in versions)
-    units = "cpu core(s)" if device["kind"] == "cpu" else "GPU(s)"
+    units = "CPU core(s)" if device["kind"] == "cpu" else "GPU(s)"
     load = f"; load {found['load']}" if "load" in found else ""
     return f"{device['name']}, {device['count']} {units}, {memory}; {packages}{load}."
 
@@ -365,16 +367,16 @@ def save(figure: Any, file: Path) -> None:
 
 
 def main() -> None:
-    """Write README.md and the plots beside the JSON."""
+    """Write README.md and the figures into the folder of the JSON files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results/speed"))
     args = parser.parse_args()
     mpl.use("Agg")
     files = {name: args.folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    made = "Made from the JSON beside it by `python -m benchmarks.page`."
+    made = "Written by `python -m benchmarks.speed_page` from the JSON files in this folder."
     on_gpu = [PARTS[name][0] for name, found in results.items() if found["machine"]["kind"] == "cuda"]
-    made += f" On a GPU: {'; '.join(on_gpu) or 'nothing'}."
+    made += f" Measured on a GPU: {'; '.join(on_gpu) or 'nothing'}; the rest on a CPU."
     parts = ["# Speed and memory", made]
     for name, (title, command, tell) in PARTS.items():
         parts += [f"## {title}", f"`{command} --output results/speed/{name}.json`"]

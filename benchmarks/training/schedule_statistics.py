@@ -1,6 +1,6 @@
 """Measure what the statistics of share-then-unshare cost: updates with and without gradients layer by layer.
 
-Run: python -m benchmarks.training.unit_gradients [--output results/changing_sharing/memory/unit_gradients.json]
+Run: python -m benchmarks.training.schedule_statistics [--output results/changing_sharing/memory/unit_gradients.json]
 The model is that of the study on Multi30k: 6+6 layers that share one set, d_model 128, d_ffn 256, batches of 4,096
 tokens. Updates with and without alternate in one process; times are processor time, which other programs disturb least.
 """
