@@ -24,7 +24,9 @@ def call_after_imports(function: Callable[[], None]) -> None:
         function: called once; at once if that is so already.
     """
     _waiting.append(function)
-    sys.meta_path.insert(0, _Finder())
+    # Two finders would ask each other without end: one of an earlier import of this package goes.
+    earlier = [finder for finder in sys.meta_path if repr(type(finder)) == repr(_Finder)]
+    sys.meta_path[:] = [_Finder(), *(finder for finder in sys.meta_path if finder not in earlier)]
     fairseq = sys.modules.get("fairseq")
     if fairseq is not None and _is_importing(fairseq):
         _watch(fairseq.__spec__)

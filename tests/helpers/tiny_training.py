@@ -46,9 +46,8 @@ def free_port() -> int:
 
 def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint as the commands do."""
-    from fairseq_sharing.checkpoint import (
-        load_checkpoint,  # not at the start: processes of fairseq's import this module
-    )
+    # Not at the start: fairseq's processes import this module.
+    from fairseq_sharing.checkpoints.files import load_checkpoint
 
     return load_checkpoint(path)
 

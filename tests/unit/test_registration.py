@@ -39,6 +39,9 @@ ORDERS = {
     "description": "import fairseq_sharing.description.describe",
     "fairseq not found at first": "import fairseq_sharing\nsys.modules['fairseq'] = None\n"
     "try:\n    import fairseq\nexcept ImportError:\n    del sys.modules['fairseq']\nimport fairseq",
+    "package imported anew": "import fairseq_sharing\n"
+    "for name in [name for name in sys.modules if name.startswith('fairseq_sharing')]:\n    del sys.modules[name]\n"
+    "import fairseq_sharing.layer_map, fairseq",
     "user directory alone": "import fairseq",
 }
 CHECK = """

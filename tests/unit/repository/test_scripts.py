@@ -48,7 +48,14 @@ def test_quickstart_mirror_is_made_absolute(tmp_path):
 
 def test_test_dry_run_tells_every_check():
     told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
-    for check in ("ruff format --check .", "ruff check .", "lint-imports", "mypy fairseq_sharing benchmarks", "shellcheck .ci/run", "pytest -q"):
+    for check in (
+        "ruff format --check .",
+        "ruff check .",
+        "lint-imports",
+        "mypy fairseq_sharing benchmarks",
+        "shellcheck .ci/run",
+        "pytest -q",
+    ):
         assert f"== {check}" in told
     (tests,) = [line for line in told.splitlines() if line.startswith("== pytest")]
     assert tests.endswith(" tests/unit")
