@@ -1,4 +1,4 @@
-"""The command ``fairseq-sharing``: one file a subcommand, imported only when it is called."""
+"""The ``fairseq-sharing`` command: one module per subcommand, with heavy imports deferred to ``run``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 
 from fairseq_sharing.errors import SharingError
 
-# In the order of the work. The help of each is its module's HELP.
+# In the order of a typical workflow. The help of each is its module's HELP.
 COMMANDS = ("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate", "report", "table")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults, where there are any."""
+    """Append the default to an option's help, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -24,10 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
     Args:
-        argv: the words after the program's name; those of the process when None.
+        argv: the command-line arguments; those of the process if None.
 
     Returns:
-        The exit status: 0 when done, 2 for bad input (told in one line on standard error), 130 when interrupted.
+        The exit status: 0 on success, 2 for bad input (reported in one line on stderr), 130 if interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="fairseq-sharing",
@@ -45,12 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     args, more = parser.parse_known_args(argv)
-    # argparse takes no further positional words after an option: key=value changes may stand anywhere all the same.
+    # argparse accepts no further positional arguments after an option; accept key=value overrides anywhere.
     if any(word.startswith("-") or "=" not in word for word in more) or (more and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:
         args.overrides = [*args.overrides, *more]
-    # fairseq and sacrebleu would set the root logger to INFO on import and tell what is none of this command's matter.
+    # fairseq and sacrebleu set the root logger to INFO on import; keep their messages out of this command's output.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         args.run(args)
@@ -58,6 +58,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fairseq-sharing {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"fairseq-sharing {args.command}: interrupted; start it again to go on", file=sys.stderr)
+        print(f"fairseq-sharing {args.command}: interrupted; re-run the command to resume", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""Average the weights of checkpoints into one model; what is tied in all of them stays tied."""
+"""Average the weights of checkpoints into one model. Tensors that are tied in all of them stay tied."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help="checkpoint files, or one folder of a training's checkpoints together with --last",
+        help="checkpoint files, or one checkpoint directory with --last",
     )
     parser.add_argument(
         "--last",
         type=int,
         metavar="K",
         default=None,
-        help="the K newest epochs of the folder (checkpointN.pt)",
+        help="average the K newest epoch checkpoints (checkpointN.pt) of the directory",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Average the named checkpoints, or the last K epochs of a folder."""
+    """Average the given checkpoints, or the last K epochs of a directory."""
     from rich.console import Console
 
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> None:
 
     if args.last is not None:
         if len(args.inputs) != 1 or not args.inputs[0].is_dir():
-            raise SharingError(f"--last {args.last} takes one folder, got {' '.join(map(str, args.inputs))}")
+            raise SharingError(
+                f"--last {args.last}: takes one checkpoint directory, got {' '.join(map(str, args.inputs))}"
+            )
         args.inputs = last_epochs(args.inputs[0], args.last)
     average_checkpoints(args.inputs, args.output)
     size = args.output.stat().st_size

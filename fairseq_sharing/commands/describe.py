@@ -1,4 +1,4 @@
-"""Show what an experiment will train, before it does: its layer map, parameters, memory and operations."""
+"""Print the layer map, parameter counts, memory and MACs of an experiment, without training it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,44 @@ from pathlib import Path
 
 from fairseq_sharing.finite import finite_number
 
-HELP = "show an experiment's layer map, parameters, memory and operations"
+HELP = "print the layer map, parameter counts, memory and MACs of an experiment"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``describe``."""
-    parser.add_argument("config", type=Path, help="an experiment, as in configs/multi30k/cycle_rev.yaml")
-    parser.add_argument("overrides", nargs="*", help="changes to it, as in train.unique_layers=3")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data directory, for its dictionary")
     parser.add_argument(
-        "--vocabulary", type=int, metavar="SIZE", help="number of symbols, where no data is prepared yet"
+        "config", type=Path, metavar="CONFIG", help="a study, e.g. toy, or the YAML file of an experiment"
     )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="row=NAME of a study, and overrides, e.g. train.unique_layers=3",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, for its dictionary size")
+    parser.add_argument("--vocabulary", type=int, metavar="SIZE", help="dictionary size, if no data is prepared yet")
     parser.add_argument(
         "--length",
         type=int,
         default=25,
-        help="source and target tokens of the sentence whose operations are counted, and of those of a batch",
+        help="source and target tokens per sentence, for MACs and memory",
     )
     parser.add_argument(
-        "--memory", type=finite_number, default=80, metavar="GB", help="of a device, for the longest batch that fits it"
+        "--memory",
+        type=finite_number,
+        default=80,
+        metavar="GB",
+        help="device memory, to estimate the longest batch that fits",
     )
-    parser.add_argument("--device", default="cuda", help="cuda or cpu: whose memory is estimated; neither is needed")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the layer maps into an SVG file")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--device", default="cuda", help="cuda or cpu: device type of the memory estimate; it need not be available"
+    )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the layer maps to an SVG file")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Describe the experiment beside vanilla models of N and of M layers."""
+    """Describe the experiment, with vanilla models of N and M layers for comparison."""
     from fairseq_sharing.description.describe import describe
 
     describe(

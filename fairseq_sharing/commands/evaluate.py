@@ -1,4 +1,4 @@
-"""Translate and score a run's test sets, or score files of translations."""
+"""Translate and score a run's test sets with sacreBLEU, or score translation files."""
 
 from __future__ import annotations
 
@@ -18,52 +18,53 @@ _SETTINGS = ("average_last", "beam", "lenpen", "max_tokens", "tokenize")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's flags."""
+    """Add the flags of ``evaluate``."""
     optional: dict[str, Any] = {"default": argparse.SUPPRESS}
-    run = parser.add_argument_group("a run")
+    run = parser.add_argument_group("evaluate a run")
     run.add_argument(
-        "evaluated", nargs="?", type=Path, metavar="RUN", help="run directory made by train, or a study with row=NAME"
+        "evaluated", nargs="?", type=Path, metavar="RUN", help="run directory of train, or a study with row=NAME"
     )
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of a study: row=NAME and seed=N")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for a study: row=NAME and seed=N")
     run.add_argument(
         "--baseline",
         type=Path,
         metavar="RUN",
-        help="evaluated run to compare with by paired bootstrap",
+        help="evaluated run to compare with, by paired bootstrap resampling",
         **optional,
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="copy the result to DIR/<run>-seed<seed>.json", **optional)
     run.add_argument("--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional)
-    own = "instead of the configuration's evaluate."
+    overrides = "overrides evaluate."
     run.add_argument(
         "--average-last",
         type=int,
         metavar="N",
-        help=f"epoch checkpoints to average, {own}average_last",
+        help=f"average the last N epoch checkpoints; {overrides}average_last",
         **optional,
     )
-    run.add_argument("--beam", type=int, metavar="N", help=f"beam size, {own}beam", **optional)
-    run.add_argument("--lenpen", type=finite_number, metavar="X", help=f"length penalty, {own}lenpen", **optional)
-    run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens a batch, {own}max_tokens", **optional)
-    files = parser.add_argument_group("plain files, one detokenized sentence a line (.gz too)")
+    run.add_argument("--beam", type=int, metavar="N", help=f"beam size; {overrides}beam", **optional)
+    run.add_argument("--lenpen", type=finite_number, metavar="X", help=f"length penalty; {overrides}lenpen", **optional)
+    run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens per batch; {overrides}max_tokens", **optional)
+    files = parser.add_argument_group("score plain files, one detokenized sentence per line (.gz too)")
     files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
-    files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference", **optional)
+    files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference translations", **optional)
     files.add_argument(
         "--baseline-hypothesis", type=Path, metavar="FILE", help="translations to compare with", **optional
     )
     files.add_argument(
         "--target-lang",
         metavar="LANG",
-        help="language code; Chinese, Japanese and Korean have tokenizers of their own",
+        help="language code; Chinese, Japanese and Korean have their own BLEU tokenizers",
         **optional,
     )
     parser.add_argument(
         "--tokenize",
         metavar="NAME",
-        help=f"sacreBLEU's tokenizer for BLEU, such as char or flores200; by the target language, or {own}tokenize",
+        help=f"sacreBLEU tokenizer for BLEU, e.g. char or flores200; chosen by target language if not given; "
+        f"{overrides}tokenize",
         **optional,
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -107,14 +108,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find_run(named: Path, overrides: list[str]) -> Path:
-    """Return the run directory that is named, itself or as a row and seed of a study."""
+    """Find the run directory, given by its path or as a row and seed of a study."""
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import default_directory
 
     if not overrides:
         if not named.is_dir():
-            raise SharingError(f"{named}: no such run directory; of a study, also give row=NAME")
+            raise SharingError(f"{named}: no such run directory; for a study, add row=NAME")
         return named
     path = default_directory(compose(named, overrides), Path("runs"))
     if not path.is_dir():
@@ -123,7 +124,7 @@ def _find_run(named: Path, overrides: list[str]) -> Path:
 
 
 def _check(given: dict[str, Any]) -> None:
-    """Refuse flags that belong to the other of the command's two forms."""
+    """Reject flags of the command's other form."""
     from fairseq_sharing.errors import SharingError
 
     for_files = ("hypothesis", "reference", "baseline_hypothesis", "target_lang")
@@ -132,7 +133,7 @@ def _check(given: dict[str, Any]) -> None:
     for name in for_files if is_run else for_runs:
         if name in given:
             other = "plain files (--hypothesis and --reference)" if is_run else "a RUN"
-            raise SharingError(f"{flag_of(name)} belongs to the evaluation of {other}")
+            raise SharingError(f"{flag_of(name)}: allowed only with {other}")
     if not is_run and not ("hypothesis" in given and "reference" in given):
         raise SharingError("give a RUN, or both --hypothesis and --reference")
 

@@ -1,4 +1,4 @@
-"""Write a trained model for other programs: stock fairseq's transformer, or CTranslate2 for fast translation."""
+"""Export a trained model to stock fairseq, or to CTranslate2 for fast translation."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from fairseq_sharing.decoding.search import QUANTIZATIONS
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "write a model for stock fairseq or CTranslate2"
+HELP = "export a model to stock fairseq or CTranslate2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``export``."""
-    parser.add_argument("model", metavar="MODEL", help="a run directory (its last checkpoints' mean) or a checkpoint")
+    parser.add_argument(
+        "model", metavar="MODEL", help="run directory (its last checkpoints are averaged) or checkpoint"
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--materialize",
         action="store_true",
-        help="write all N layers, under fairseq's own names and in plain dicts: fairseq-generate needs no --user-dir",
+        help="write a stock fairseq checkpoint with all N layers; fairseq-generate then needs no --user-dir",
     )
     target.add_argument(
         "--to",
         choices=("ctranslate2",),
-        help="write a folder for fairseq-sharing translate and CTranslate2, each shared tensor once",
+        help="write a directory for fairseq-sharing translate and CTranslate2; shared tensors are stored once",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="the file or folder to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="file or directory to write")
     parser.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
         metavar="TYPE",
-        help=f"for CTranslate2, type of the stored weights: {', '.join(QUANTIZATIONS)}; fp32 if not given",
+        help=f"type of the stored CTranslate2 weights: {', '.join(QUANTIZATIONS)}; fp32 if not given",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the exported model."""
+    """Export the model."""
     from rich.console import Console
 
     from fairseq_sharing.decoding.model_files import find_model
@@ -49,18 +51,18 @@ def run(args: argparse.Namespace) -> None:
     if args.materialize:
         for flag in ("quantization", "data"):
             if getattr(args, flag) is not None:
-                raise SharingError(f"--{flag} {getattr(args, flag)} is for --to ctranslate2, not for --materialize")
+                raise SharingError(f"--{flag} {getattr(args, flag)}: allowed only with --to ctranslate2")
         _materialize(args, console)
         return
     from fairseq_sharing.decoding.ctranslate2_export import export
 
     files = find_model(args.model, args.data, Console(stderr=True))
     if files.exported:
-        raise SharingError(f"{args.model}: is exported already; name a run or a checkpoint")
+        raise SharingError(f"{args.model}: already exported; give a run directory or a checkpoint")
     exported = export(files, args.output, args.quantization)
     used, stored = exported.tensors
     console.print(
-        f"{args.output}: {exported.size:,} bytes, {stored} tensors stored of the {used} that the layers use; "
+        f"{args.output}: {exported.size:,} bytes, {stored} tensors stored for the {used} that the layers use; "
         f"log-probabilities{f' in {args.quantization}' if args.quantization else ''} differ from fairseq's by "
         f"{exported.difference.mean:.1g} per subword on average, {exported.difference.largest:.1g} at most "
         "(natural logarithm, random sentences)",

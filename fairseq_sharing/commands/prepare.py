@@ -1,6 +1,6 @@
-"""Fetch or read parallel texts, clean, tokenize, cut into subwords and binarize them for fairseq.
+"""Fetch or read parallel text, then clean, tokenize, segment into subwords and binarize it for fairseq.
 
-A step that is done is skipped; a changed setting, source or output is done anew; a stopped run goes on.
+Re-run the command to resume. Completed steps are skipped unless a setting, source or output changed.
 """
 
 from __future__ import annotations
@@ -23,51 +23,49 @@ HELP = "fetch, clean, tokenize, segment and binarize a dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
+    """Add the flags of ``prepare``."""
     recipes = ", ".join(recipe_names())
     parser.add_argument(
         "dataset",
         metavar="DATASET",
-        help=f"{recipes}; 'files' for texts of your own; or the path of a recipe.yaml",
+        help=f"{recipes}; 'files' for your own text; or the path of a recipe.yaml",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="data directory to make or bring up to date")
+    parser.add_argument("--out", required=True, metavar="DIR", help="data directory to create or update")
     parser.add_argument(
-        "--mirror", metavar="DIR", help="folder, file:// or http(s):// URL that holds the files to fetch"
+        "--mirror", metavar="DIR", help="directory, file:// or http(s):// URL that contains the files to fetch"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all processors)")
-    parser.add_argument("--json", action="store_true", help="print the manifest on standard output")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: all CPU cores)")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON on stdout")
 
-    files = parser.add_argument_group("texts of your own (dataset 'files'; PREFIX.en and PREFIX.de, or .en.gz ...)")
-    files.add_argument("--train", metavar="PREFIX", help="training texts")
-    files.add_argument("--valid", metavar="PREFIX", help="validation texts")
+    files = parser.add_argument_group("your own text (dataset 'files'; PREFIX.en and PREFIX.de, or .en.gz ...)")
+    files.add_argument("--train", metavar="PREFIX", help="training text")
+    files.add_argument("--valid", metavar="PREFIX", help="validation text")
     files.add_argument(
         "--test",
         action="append",
         default=[],
         metavar="NAME=PREFIX",
-        help="a test set; may be given several times",
+        help="test set; may be given several times",
     )
 
     settings = parser.add_argument_group("settings (default: those of the recipe)")
-    settings.add_argument("--source-lang", metavar="LANG", help="language to translate from")
-    settings.add_argument("--target-lang", metavar="LANG", help="language to translate to")
+    settings.add_argument("--source-lang", metavar="LANG", help="source language")
+    settings.add_argument("--target-lang", metavar="LANG", help="target language")
     settings.add_argument("--tokenizer", metavar="NAME", help=f"one of {', '.join(TOKENIZERS)}")
     settings.add_argument("--subword", metavar="NAME", help=f"one of {', '.join(SUBWORDS)}")
     settings.add_argument(
         "--subword-size",
         type=int,
         metavar="N",
-        help=f"BPE merges or sentencepiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
+        help=f"number of BPE merges or SentencePiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
     )
     for name, value in CLEANING.items():
         flag = flag_of(name)
-        settings.add_argument(
-            flag, type=type(value), metavar="N", help=f"limit that training pairs keep (files: {value})"
-        )
+        settings.add_argument(flag, type=type(value), metavar="N", help=f"limit for training pairs (files: {value})")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Prepare the dataset."""
     from rich.console import Console
 
     from fairseq_sharing.preparation.prepare import prepare
@@ -77,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset == "files":
         recipe = files_recipe(args.train, args.valid, args.test, settings)
     elif args.train or args.valid or args.test:
-        raise SharingError(f"--train, --valid and --test are for dataset 'files', got dataset {args.dataset!r}")
+        raise SharingError(f"--train, --valid and --test: dataset {args.dataset!r}; allowed: dataset 'files'")
     else:
         recipe = load_recipe(args.dataset, settings)
     manifest = prepare(recipe, Path(args.out), args.mirror, args.workers)

@@ -1,29 +1,31 @@
-"""Write the tables, the pictures and the HTML page of a study from its result files."""
+"""Write the tables, plots and HTML page of a directory of result files."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "make the table, the plots and the HTML page of a folder of results"
+HELP = "write the table, plots and HTML page of a directory of results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's flags."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="result files, one JSON a run, e.g. results/multi30k")
+    """Add the flags of ``report``."""
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="directory of result files, one JSON per run, e.g. results/multi30k"
+    )
     parser.add_argument(
         "--runs",
         type=Path,
         nargs="+",
         default=[],
         metavar="RUN",
-        help="evaluated run directories, or a directory of them, whose results are copied to DIR first",
+        help="evaluated run directories, or one directory of runs; their results are copied to DIR first",
     )
-    parser.add_argument("--json", action="store_true", help="print table and file names as JSON on standard output")
+    parser.add_argument("--json", action="store_true", help="print the table and the file names as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the report and show its table."""
+    """Write the report and print its table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

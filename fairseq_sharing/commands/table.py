@@ -1,4 +1,4 @@
-"""Make a whole table: prepare the data, train every row with every seed, evaluate and report."""
+"""Run a whole study: prepare the data, train every row with every seed, evaluate and report."""
 
 from __future__ import annotations
 
@@ -14,56 +14,58 @@ if TYPE_CHECKING:
 
     from fairseq_sharing.studies.table import Table
 
-HELP = "make a whole table of a paper: prepare, train all rows and seeds, evaluate, report"
+HELP = "run a whole study: prepare, train all rows and seeds, evaluate, report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's flags."""
-    parser.add_argument("study", metavar="STUDY", help="a study, for example multi30k, or its YAML file")
+    """Add the flags of ``table``."""
+    parser.add_argument("study", metavar="STUDY", help="a study, e.g. multi30k, or its YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to every row, as in train.max_epoch=60"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides for every row, e.g. train.max_epoch=60"
     )
-    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="some of its rows; all if not given")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="rows to run; all if not given")
     parser.add_argument(
         "--seeds",
         nargs="+",
         type=int,
         default=[],
         metavar="SEED",
-        help="seeds of every row (default: the study's)",
+        help="seeds of every row (default: those of the study)",
     )
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs (CPU processes without one) of a training's machine"
+        "--gpus", type=int, metavar="N", help="GPUs per machine for each run, or CPU processes if it has no GPU"
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="K", help="machines of a training, with --slurm")
+    parser.add_argument("--nodes", type=int, default=1, metavar="K", help="machines per run, with --slurm")
     parser.add_argument(
-        "--mirror", metavar="DIR_OR_URL", help="where the corpus's files are, if not on their own servers"
+        "--mirror", metavar="DIR_OR_URL", help="directory or URL of the corpus files, instead of their own servers"
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the results and the report; runs/<study>/report if not given",
+        help="directory for the results and the report; runs/<study>/report if not given",
     )
     parser.add_argument(
         "--slurm",
         metavar="FLAGS",
         nargs="?",
         const="",
-        help="submit one array job that trains all runs, with these flags of sbatch and --gpus; then start it again "
-        "without",
+        help="submit one array job that trains all runs, with these sbatch flags; needs --gpus. When the job has "
+        "ended, re-run the command without --slurm",
     )
     parser.add_argument(
         "--tflops",
         type=finite_number,
         metavar="X",
-        help="what a GPU sustains, TFLOP/s, for the estimate; 40 if not given",
+        help="sustained TFLOP/s per GPU, for the estimate; 40 if not given",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print every command, the estimated hours and disk")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every command and the estimated GPU hours and disk space"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the table, submit it, or say what would be done."""
+    """Run the study, submit it to Slurm, or print its commands and cost."""
     from rich.console import Console
 
     from fairseq_sharing.errors import SharingError
@@ -71,9 +73,9 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.studies import table as tables
 
     if args.nodes > 1 and args.slurm is None:
-        raise SharingError(f"--nodes {args.nodes} needs --slurm; without it start scripts/train.sh on each machine")
+        raise SharingError(f"--nodes {args.nodes}: needs --slurm; without Slurm, run scripts/train.sh on each machine")
     if args.slurm is not None and not args.gpus:
-        raise SharingError("--slurm needs --gpus: how many GPUs of a machine each training gets")
+        raise SharingError("--slurm: needs --gpus, the number of GPUs per machine for each run")
     table = tables.Table(
         study=find_study(args.study),
         config=args.study,
@@ -87,12 +89,12 @@ def run(args: argparse.Namespace) -> None:
     )
     console = Console(stderr=True)
     if args.dry_run:
-        _say(table, args.slurm, args.tflops, Console())
+        _print_plan(table, args.slurm, args.tflops, Console())
     elif args.slurm is not None:
         job = tables.submit(table, args.slurm, console)
         console.print(
-            f"submitted as job {job}, a task a run; when it has ended, the same command without --slurm evaluates and "
-            "reports",
+            f"submitted as job {job}, one task per run; when it has ended, re-run the command without --slurm to "
+            "evaluate and report",
             highlight=False,
             soft_wrap=True,
         )
@@ -100,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
         tables.make(table, console)
 
 
-def _say(table: Table, slurm: str | None, tflops: float | None, console: Console) -> None:
-    """Print every command, and what they cost."""
+def _print_plan(table: Table, slurm: str | None, tflops: float | None, console: Console) -> None:
+    """Print every command and the estimated cost."""
     from fairseq_sharing.studies import cost as estimate
     from fairseq_sharing.studies import table as tables
 
@@ -109,15 +111,15 @@ def _say(table: Table, slurm: str | None, tflops: float | None, console: Console
         file = tables.job_file(table)
         tables.show(table.prepare(), console)
         tables.show(table.submission(file, slurm), console)
-        console.print(f"with these lines in {file}:", highlight=False, soft_wrap=True)
+        console.print(f"contents of {file}:", highlight=False, soft_wrap=True)
         for line in table.job_lines():
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        console.print("and, when the job has ended:")
+        console.print("after the job has ended:")
     for stage in table.stages():
         tables.show(stage, console)
     rate, runs = tflops or estimate.TFLOPS, Counter(run.row for run in table.runs())
     console.print(
-        f"\nestimated, at an assumed {rate:g} TFLOP/s a GPU, with the disk of the checkpoints kept, a run:",
+        f"\nestimate per run, assuming {rate:g} TFLOP/s per GPU; disk space of the kept checkpoints:",
         highlight=False,
         soft_wrap=True,
     )
@@ -132,7 +134,7 @@ def _say(table: Table, slurm: str | None, tflops: float | None, console: Console
             soft_wrap=True,
         )
     console.print(
-        f"  in total, {runs.total()} runs: {hours:,.1f} GPU hours, {disk / 1e9:,.0f} GB with the data",
+        f"  total of {runs.total()} runs: {hours:,.1f} GPU hours, {disk / 1e9:,.0f} GB including the data",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,64 +1,66 @@
-"""Train the model of a configuration with fairseq-train, or go on where it stopped."""
+"""Train a model with fairseq-train. Re-run the command to resume."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "train the model of a configuration; started again, it goes on where it stopped"
+HELP = "train a model; re-run to resume"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's flags."""
+    """Add the flags of ``train``."""
     parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a study, for example toy, or the YAML file of an experiment"
+        "config", type=Path, metavar="CONFIG", help="a study, e.g. toy, or the YAML file of an experiment"
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="row=NAME of a study, and changed values, e.g. seed=2 train.max_epoch=3",
+        help="row=NAME of a study, and overrides, e.g. seed=2 train.max_epoch=3",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="RUN",
-        help="the run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given",
+        help="run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given",
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the directory of all runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all runs")
     parser.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="the data directory; data/<dataset> if neither this nor the config says",
+        help="prepared data directory; that of the configuration, or data/<dataset>, if not given",
     )
     parser.add_argument(
         "--devices",
         type=int,
         metavar="N",
-        help="GPUs of each machine, or CPU processes without one; every GPU, or one process, if not given",
+        help="GPUs per machine, or CPU processes if it has no GPU; all GPUs, or one process, if not given",
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="K", help="machines that train together")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
-    parser.add_argument("--master", metavar="HOST:PORT", help="where the ranks of several machines meet: on number 0")
+    parser.add_argument("--nodes", type=int, default=1, metavar="K", help="number of machines")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="rank of this machine, from 0")
+    parser.add_argument(
+        "--master", metavar="HOST:PORT", help="address and free port of machine 0; required for several machines"
+    )
     parser.add_argument(
         "--fit-memory",
         action="store_true",
-        help="choose train.max_tokens by the memory of a device; tokens_per_batch stays, --update-freq follows",
+        help="choose train.max_tokens by device memory; tokens_per_batch stays the same, --update-freq is adjusted",
     )
     parser.add_argument(
         "--map-of",
         type=Path,
         metavar="RUN",
-        help="train with the last layer map of another run (its directory or a checkpoint), from the start",
+        help="train from scratch with the final layer map of another run (run directory or checkpoint)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the configuration, print the command that trains and stop"
+        "--dry-run", action="store_true", help="check the configuration, print the training command and stop"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compose the configuration, then train."""
+    """Compose the configuration and train."""
     import shlex
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Translate lines of plain text, from a file or standard input, in their order."""
+"""Translate plain text from a file or stdin, line by line and in order."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ HELP = "translate plain text with a run, a checkpoint or an exported model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's flags."""
+    """Add the flags of ``translate``."""
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="run directory, checkpoint, several of them (a.pt:b.pt), or a folder made by export",
+        help="run directory, checkpoint, ensemble of checkpoints (a.pt:b.pt), or directory written by export",
     )
-    parser.add_argument("input", nargs="?", metavar="INPUT", default="-", help="UTF-8 text, .gz too; - for stdin")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write, at the end; stdout if not given")
-    parser.add_argument("--engine", choices=ENGINES, help="ctranslate2 for exported models, fairseq for others")
+    parser.add_argument(
+        "input", nargs="?", metavar="INPUT", default="-", help="UTF-8 text file (.gz too), or - for stdin"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="output file, written when all lines are done; stdout if not given"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="if not given, ctranslate2 for exported models and fairseq for others"
+    )
     parser.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
         metavar="TYPE",
-        help=f"CTranslate2's arithmetic, {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
+        help=f"CTranslate2 compute type: {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
     )
     parser.add_argument("--beam", type=int, metavar="N", default=Search.beam, help="beam size")
     parser.add_argument("--lenpen", type=finite_number, metavar="X", default=Search.lenpen, help="length penalty")
@@ -40,23 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=Search.nbest,
-        help="translations of each line; above 1 written as: line number, score and text, with tabs between",
+        help="translations per line; above 1, the output is line number, score and text, separated by tabs",
     )
     parser.add_argument(
-        "--max-len-b", type=int, metavar="N", default=Search.max_len_b, help="subwords of a translation at most"
+        "--max-len-b", type=int, metavar="N", default=Search.max_len_b, help="maximum subwords per translation"
     )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="source subwords a batch; the engine's own choice")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="source subwords per batch; chosen by the engine if not given"
+    )
     parser.add_argument(
         "--buffer",
         type=int,
         metavar="N",
-        help="lines read before they are translated; 10,000, or 1 from a terminal, if not given",
+        help="lines to read before translating them; 10,000, or 1 from a terminal, if not given",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="processors to use; all, with fairseq the idle ones")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads; all cores (with fairseq: all idle cores) if not given"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to translate on")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
     parser.add_argument(
-        "--prepared", action="store_true", help="lines are cut into subwords already, and translations stay so"
+        "--prepared", action="store_true", help="the input is already segmented into subwords; the output stays so"
     )
 
 
@@ -90,9 +100,9 @@ def run(args: argparse.Namespace) -> None:
         ):
             _translate(translator, search, _lines(args.input), buffer, output, advance)
     except BrokenPipeError:
-        # Who reads has read enough. What is not flushed must not be flushed at exit either.
+        # The reader closed the pipe. Discard buffered output, which Python would flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)  # as a program that SIGPIPE ends
+        sys.exit(128 + 13)  # the status of a program killed by SIGPIPE
     except OSError as error:
         raise SharingError(f"{error.filename or args.out}: {error.strerror or error}") from error
 
@@ -117,11 +127,11 @@ def _lines(name: str) -> Iterator[str]:
 
 
 def _count(name: str) -> int | None:
-    """Count the lines of a file, and refuse it before any work where one is not text; None for what is read once."""
+    """Count the lines of a file and reject any that is not text before work starts; None for stdin and pipes."""
     from fairseq_sharing.errors import SharingError
 
     if name == "-":
         return None
     if Path(name).is_dir():
-        raise SharingError(f"{name}: is a directory; allowed: a text file")
+        raise SharingError(f"{name}: a directory; allowed: a text file")
     return sum(1 for _ in _lines(name)) if Path(name).is_file() or not Path(name).exists() else None

@@ -1,4 +1,4 @@
-"""Untie a training checkpoint: each layer gets parameters and optimizer state of its own, to go on training."""
+"""Untie a training checkpoint: give each layer its own parameters and optimizer state, to resume without sharing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ HELP = "give every layer of a training checkpoint its own parameters"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's flags."""
-    parser.add_argument("checkpoint", type=Path, help="a training checkpoint of a model with shared layers")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+    """Add the flags of ``untie``."""
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="training checkpoint of a model with shared layers"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,6 +31,6 @@ def run(args: argparse.Namespace) -> None:
         raise SharingError(f"{args.checkpoint}: {error}") from error
     save_atomically(untied, args.output)
     Console(highlight=False, soft_wrap=True).print(
-        f"{args.output}: {args.output.stat().st_size:,} bytes; go on with: "
-        f"fairseq-train DATA --sharing none --restore-file {args.output} and the training's other flags"
+        f"{args.output}: {args.output.stat().st_size:,} bytes; resume with: "
+        f"fairseq-train DATA --sharing none --restore-file {args.output} and the other training flags"
     )

@@ -189,14 +189,14 @@ def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path
     )
     told = capsys.readouterr().out
     assert "$ fairseq-sharing train news_commentary row=vanilla seed=2 train.max_epoch=3" in told
-    assert "estimated, at an assumed 40 TFLOP/s a GPU" in told
+    assert "estimate per run, assuming 40 TFLOP/s per GPU" in told
     tokens = 3 * 230_000 * estimate.TOKENS_A_PAIR
     assert f"vanilla: 60.9M parameters, {tokens / 1e6:,.0f}M target tokens, " in told
-    assert "in total, 2 runs: " in told
+    assert "total of 2 runs: " in told
     assert main(["table", "multi30k", "--out", "mine", "--dry-run"]) == 0
     assert "$ fairseq-sharing report mine" in capsys.readouterr().out
     assert main(["table", "nothing"]) == 2
     assert "configuration nothing: no such file, here or in " in capsys.readouterr().err
     assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2
-    assert "--slurm needs --gpus" in capsys.readouterr().err
+    assert "--slurm: needs --gpus" in capsys.readouterr().err
     assert not list(Path().iterdir()), "a dry run writes nothing"
