@@ -68,7 +68,7 @@ def _write(path, text):
         (["no_run", "--reference", "r3"], "--reference: allowed only with plain files"),
         (["--hypothesis", "h2", "--reference", "r3", "--beam", "4"], "--beam: allowed only with a RUN"),
         (["--hypothesis", "r3", "--reference", "r3", "--tokenize", "moses"], "tokenize: 'moses'; allowed: 13a, char, "),
-        (["."], ".: no run directory of fairseq-sharing train"),
+        (["."], ".: not a run directory of fairseq-sharing train"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):

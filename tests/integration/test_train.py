@@ -87,7 +87,7 @@ def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, tr
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.lr=0.5"], "was started with train.lr=0.001, now it is 0.5"),
+        (["train.lr=0.5"], "was started with train.lr=0.001, now 0.5"),
         (["train.update_freq=2"], "was started with 56 tokens per batch"),
         (["train.max_update=9", "--data", "nowhere"], "data directory nowhere: no binarized data"),
     ],

@@ -196,7 +196,7 @@ def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path
     assert main(["table", "multi30k", "--out", "mine", "--dry-run"]) == 0
     assert "$ fairseq-sharing report mine" in capsys.readouterr().out
     assert main(["table", "nothing"]) == 2
-    assert "configuration nothing: no such file, here or in " in capsys.readouterr().err
+    assert "configuration nothing: no such file in the current directory or " in capsys.readouterr().err
     assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2
     assert "--slurm: needs --gpus" in capsys.readouterr().err
     assert not list(Path().iterdir()), "a dry run writes nothing"

@@ -96,8 +96,8 @@ def test_languages_of_data_without_a_manifest_are_configured_or_inferred(small):
 @pytest.mark.parametrize(
     ("train", "languages", "message"),
     [
-        (f"{TRANSLATION}, source_lang: en", ("de", "en"), "train.source_lang: en; allowed: de, that of "),
-        (f"{TRANSLATION}, target-lang: de", ("de", "en"), "train.target_lang: de; allowed: en, that of "),
+        (f"{TRANSLATION}, source_lang: en", ("de", "en"), "train.source_lang: en; allowed: de, the language of "),
+        (f"{TRANSLATION}, target-lang: de", ("de", "en"), "train.target_lang: de; allowed: en, the language of "),
         (LANGUAGE_MODEL, ("de", "en"), "train.task: language_modeling; allowed: a translation task, "),
         (TRANSLATION, ("en", ""), "/data: monolingual data; allowed: train.task and train.arch of a language model"),
         (TRANSLATION, ("--user-dir=x", "en"), "source_lang is '--user-dir=x'; allowed: a language code"),
@@ -125,7 +125,7 @@ def test_a_run_is_not_resumed_on_data_of_another_direction(small, tmp_path):
     with pytest.raises(SharingError) as error:
         train(small(TRANSLATION, ("de", "en"), "reversed"), Console(file=output))
     assert str(error.value) == (
-        f"{tmp_path}/reversed: translates de-en; {plan.run.path} was trained for en-de; allowed: data of that direction"
+        f"{tmp_path}/reversed: direction de-en; {plan.run.path} was trained for en-de; allowed: data of that direction"
     )
 
 
@@ -383,5 +383,7 @@ def test_another_number_of_ranks_than_planned_is_refused_once(rank, told):
         check=False,
     )
     assert done.returncode == 2
-    expected = "fairseq-train: error: --distributed-world-size 4: torchrun started 2 ranks, which would change the batch"
+    expected = (
+        "fairseq-train: error: --distributed-world-size 4: torchrun started 2 ranks, which would change the batch"
+    )
     assert done.stderr.startswith(expected) if told else not done.stderr
