@@ -186,7 +186,7 @@ def test_command_names_the_line_that_is_no_text(call, exported, tmp_path):
     (tmp_path / "in").write_bytes(b"w5\n\0\n")
     done = call(exported, tmp_path / "in", "--out", tmp_path / "out")
     assert (done.status, [path.name for path in tmp_path.iterdir()]) == (2, ["in"])
-    assert "in, line 2: holds a NUL byte" in done.err
+    assert "in, line 2: contains a NUL byte" in done.err
     assert f"{tmp_path}: a directory" in call(exported, tmp_path).err
     assert "gone: no such file" in call(exported, tmp_path / "gone").err
 

@@ -159,7 +159,7 @@ def test_lists_of_text_are_spelled_as_each_flag_reads_them():
         ("train.encoder_layers=2.5", "override: train.encoder_layers: 2.5; allowed: a whole number"),
         ("train.encoder_layers=[2,2]", "override: train.encoder_layers: [2, 2]; allowed: a whole number"),
         ("train.dropout=false", "override: train.dropout: false; allowed: a number"),
-        ("train.lr=.nan", "override: train.lr: nan; allowed: what --lr of fairseq-train reads, for example [0.5, 1]"),
+        ("train.lr=.nan", "override: train.lr: nan; allowed: values of --lr of fairseq-train, for example [0.5, 1]"),
         ("train.update_freq=1.5", "override: train.update_freq: 1.5; allowed: what --update-freq of fairseq-train"),
         ("train.update_freq=[]", "override: train.update_freq: []; allowed: what --update-freq of fairseq-train"),
         ("train.fast=1", "override: train.fast: 1; allowed: true, false"),
@@ -183,7 +183,7 @@ def test_a_switch_that_an_architecture_turns_on_cannot_be_turned_off(experiment)
         compose(experiment, overrides, check=flags.check)
     assert str(error.value) == (
         "override: train.tie_adaptive_weights: false; --arch transformer_lm_sharing_wiki103 or another flag sets it to "
-        "true, which no flag of fairseq-train undoes"
+        "true, and fairseq-train has no flag to undo this"
     )
 
 
