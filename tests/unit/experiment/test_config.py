@@ -160,11 +160,14 @@ def test_lists_of_text_are_spelled_as_each_flag_reads_them():
         ("train.encoder_layers=[2,2]", "override: train.encoder_layers: [2, 2]; allowed: a whole number"),
         ("train.dropout=false", "override: train.dropout: false; allowed: a number"),
         ("train.lr=.nan", "override: train.lr: nan; allowed: values of --lr of fairseq-train, for example [0.5, 1]"),
-        ("train.update_freq=1.5", "override: train.update_freq: 1.5; allowed: what --update-freq of fairseq-train"),
-        ("train.update_freq=[]", "override: train.update_freq: []; allowed: what --update-freq of fairseq-train"),
+        (
+            "train.update_freq=1.5",
+            "override: train.update_freq: 1.5; allowed: values of --update-freq of fairseq-train",
+        ),
+        ("train.update_freq=[]", "override: train.update_freq: []; allowed: values of --update-freq of fairseq-train"),
         ("train.fast=1", "override: train.fast: 1; allowed: true, false"),
         ("train.restore_file=true", "override: train.restore_file: true; allowed: text or a number"),
-        ("train.max_sentences=8", "override: train.max_sentences: the same flag as train.batch_size; give one"),
+        ("train.max_sentences=8", "override: train.max_sentences: the same flag as train.batch_size; allowed: one"),
         ("train.lr_scheduler=sine", "override: train.lr_scheduler: sine; allowed: "),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_row_with_the_map_of_another_is_trained_after_it():
 
 
 def test_unknown_row_is_refused():
-    with pytest.raises(SharingError, match=r"^--rows: no row vanila; allowed: vanilla admin "):
+    with pytest.raises(SharingError, match=r"^--rows vanila: no such row; allowed: vanilla admin "):
         table_of("news_commentary", "vanila")
 
 
@@ -115,7 +115,7 @@ def test_a_row_that_fails_is_named_and_holds_up_no_other(programs, tmp_path):
     (tmp_path / "fails").touch()
     table = table_of("wmt16_en_de", "vanilla", "cycle_n12", "cycle_n18", seeds=(1,))
     told = io.StringIO()
-    failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; started again, it goes on with them$"
+    failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; re-run the command to resume them$"
     with pytest.raises(SharingError, match=failed):
         tables.make(table, Console(file=told))
     assert programs.read_text().splitlines() == [" ".join(stage[1:]) for stage in table.stages()]
