@@ -1,9 +1,9 @@
-"""Data that benchmarks make up."""
+"""Synthetic data for benchmarks."""
 
-from fairseq_sharing.description.step_memory import stand_in_task
+from fairseq_sharing.description.step_memory import dummy_task
 
 
 def write_dictionaries(folder: str, vocabulary: int) -> None:
-    """Write the dictionaries of a data directory, English and German, of that many symbols each."""
+    """Write English and German dictionaries with ``vocabulary`` symbols each to a data directory."""
     for language in ("en", "de"):
-        stand_in_task(vocabulary).source_dictionary.save(f"{folder}/dict.{language}.txt")
+        dummy_task(vocabulary).source_dictionary.save(f"{folder}/dict.{language}.txt")

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register what fairseq finds by name, and fix fairseq on current Python, torch and numpy."""
+    """Register models, criterions, optimizers and tasks with fairseq, and fix fairseq for current dependencies."""
     from fairseq_sharing import fixes
     from fairseq_sharing.fast import (
         fused_adam,  # noqa: F401
@@ -32,7 +32,7 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``Translator`` when it is asked for: importing the package alone needs neither fairseq nor torch."""
+    """Import ``Translator`` on first use, so that importing the package needs neither fairseq nor torch."""
     if name == "Translator":
         from fairseq_sharing.decoding.translator import Translator
 
@@ -40,5 +40,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# The command fairseq-sharing imports this package without fairseq, so that its --help needs neither fairseq nor torch.
+# Do not import fairseq here: fairseq-sharing --help must need neither fairseq nor torch.
 call_after_imports(register)

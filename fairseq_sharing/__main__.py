@@ -1,4 +1,4 @@
-"""``python -m fairseq_sharing`` is the command ``fairseq-sharing``."""
+"""Run the ``fairseq-sharing`` command with ``python -m fairseq_sharing``."""
 
 import sys
 

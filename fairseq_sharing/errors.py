@@ -1,7 +1,7 @@
-"""The one error that a user's mistake raises."""
+"""The error that is raised for all user mistakes."""
 
 from __future__ import annotations
 
 
 class SharingError(ValueError):
-    """A bad option, file or value, told in one line that names it and says what is allowed."""
+    """An invalid option, file or value; the one-line message names it and what is allowed."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and never read as anything but UTF-8 lines ended by a line feed."""
+"""Write files atomically, and read UTF-8 text that is split at line feeds only."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from fairseq_sharing.errors import SharingError
 
 
 def inside(folder: Path, name: object) -> Path:
-    """Join a folder and a name that was read from a file, which must stay inside the folder.
+    """Join a directory and a name that was read from a file; the result must be inside the directory.
 
     Args:
-        folder: the folder.
+        folder: the directory.
         name: a relative path; it need not exist.
 
     Returns:
         The path.
 
     Raises:
-        SharingError: the name is empty, absolute, contains ``..`` or NUL, or leads outside by a symbolic link.
+        SharingError: the name is empty, absolute, contains ``..`` or NUL, or a symbolic link points outside.
     """
     if isinstance(name, str) and _is_relative(name):
         path = folder / name
         if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             return path
-    raise SharingError(f"path {name!r}: not inside {folder}; allowed: relative paths without .. or links to elsewhere")
+    raise SharingError(
+        f"path {name!r}: not inside {folder}; allowed: relative paths without .. or links that point outside"
+    )
 
 
 def _is_relative(name: str) -> bool:
@@ -48,13 +50,13 @@ def _is_relative(name: str) -> bool:
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """Find the temporary files of ``atomic_write`` that killed processes left behind.
+    """Find the temporary files that killed processes left behind in ``atomic_write``.
 
     Args:
-        path: the file that they were to become.
+        path: the file that was being written.
 
     Yields:
-        Regular files beside it.
+        Regular files in the same directory.
     """
     for found in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         if found.is_file() and not found.is_symlink():
@@ -63,13 +65,13 @@ def leftovers(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name only when all of it is written.
+    """Open a file for writing that appears under its name only when it is complete.
 
-    It is written under a name of its own, so that two processes that write one file never mix their bytes: the last
-    one to finish wins.
+    Each process writes to its own temporary file, so two processes that write the same file never mix their bytes. The
+    last one to finish wins.
 
     Args:
-        path: the file to write; its folder is made when missing.
+        path: the file to write; its directory is created if missing.
 
     Yields:
         A binary file object.
@@ -87,10 +89,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all, with line feeds as they are.
+    """Write a UTF-8 file atomically, with line feeds unchanged.
 
     Args:
-        path: the file to write; its folder is made when missing.
+        path: the file to write; its directory is created if missing.
         text: its content.
     """
     with atomic_write(path) as file:
@@ -113,19 +115,19 @@ def sha256(path: Path) -> str:
 def read_lines(path: Path, member: str = "") -> Iterator[str]:
     """Read the lines of a text file, split at line feeds only.
 
-    Python's own ways to read text also split at carriage returns, and ``str.splitlines`` at U+2028 and
-    others; either would shift one side of a parallel corpus against the other.
+    Python's text mode also splits at carriage returns, and ``str.splitlines`` at U+2028 and other characters. Either
+    would misalign the two sides of a parallel corpus.
 
     Args:
         path: a UTF-8 file, or an archive of such files.
-        member: name of the file inside a tar or zip archive. File or member are gzip-compressed when their name ends
-            in ``.gz``.
+        member: name of the file inside a tar or zip archive. A file or member whose name ends in ``.gz`` is
+            decompressed with gzip.
 
     Yields:
         Each line without its line feed.
 
     Raises:
-        SharingError: for a line that is not UTF-8 or holds a NUL byte, and for a damaged or incomplete archive.
+        SharingError: a line is not UTF-8 or contains a NUL byte, or an archive is damaged or incomplete.
     """
     name = f"{path}: {member}" if member else str(path)
     try:
@@ -142,13 +144,13 @@ def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
 
     Args:
         file: yields lines that end in line feeds.
-        name: what an error calls it.
+        name: the name of the file in errors.
 
     Yields:
         Each line without its line feed.
 
     Raises:
-        SharingError: for a line that is not UTF-8 or holds a NUL byte.
+        SharingError: a line is not UTF-8 or contains a NUL byte.
     """
     for number, line in enumerate(file, start=1):
         try:
@@ -159,7 +161,7 @@ def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
                 f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1})"
             ) from None
         if "\0" in text:
-            raise SharingError(f"{name}, line {number}: holds a NUL byte, so it is not plain UTF-8 text")
+            raise SharingError(f"{name}, line {number}: contains a NUL byte; allowed: plain UTF-8 text")
         yield text.removesuffix("\n")
 
 
@@ -172,7 +174,7 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
         elif path.name.endswith(".zip"):
             archive = stack.enter_context(zipfile.ZipFile(path))
             if member not in archive.namelist():
-                raise SharingError(f"{path}: holds no file {member}")
+                raise SharingError(f"{path}: contains no file {member}")
             file = stack.enter_context(archive.open(member))
         else:
             file = _tar_member(stack.enter_context(tarfile.open(path, "r|*")), path, member)
@@ -182,10 +184,10 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
 
 
 def _tar_member(archive: tarfile.TarFile, path: Path, member: str) -> IO[bytes]:
-    """Find a file in an archive that is read as a stream, so that nothing before it is decompressed twice."""
+    """Find a file in a streamed archive, so that no preceding file is decompressed twice."""
     for entry in archive:
         if entry.isfile() and entry.name.removeprefix("./") == member:
             file = archive.extractfile(entry)
             if file is not None:
                 return file
-    raise SharingError(f"{path}: holds no file {member}")
+    raise SharingError(f"{path}: contains no file {member}")

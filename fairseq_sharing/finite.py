@@ -1,4 +1,4 @@
-"""Finite numbers: refuse NaN and infinity in options, scores and result files, by name."""
+"""Reject NaN and infinite numbers in options, scores and result files; errors name the field."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Check that a value is an int or a float, and finite."""
+    """Return whether a value is a finite int or float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number above the largest float
+    except OverflowError:  # an integer above the largest float
         return False
 
 
 def finite_number(text: str) -> float:
-    """Read a command-line value as a finite number: the ``type`` of an argparse option.
+    """Parse a command-line value as a finite number; used as the ``type`` of an argparse option.
 
     Raises:
         argparse.ArgumentTypeError: the text is not a number, or it is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Turn a ``train`` block into flags of ``fairseq-train``, by what fairseq's own parser says each flag takes."""
+"""Convert a ``train`` block to flags of ``fairseq-train``, checked against fairseq's own parser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.command_line import flag_words
 from fairseq_sharing.experiment.config import SET_ELSEWHERE, BadKeyError
 
-# Text that fairseq's models and optimizers pass to eval(): only literals are let through.
+# Options that fairseq's models and optimizers pass to eval(); only literals are accepted for them.
 _EVALUATED = {
     *("adam_betas", "adamax_betas", "lamb_betas", "adafactor_eps", "adaptive_softmax_cutoff", "adaptive_input_cutoff"),
     *("character_filters", "encoder_xformers_att_config", "decoder_xformers_att_config", "wer_args"),
@@ -36,22 +36,22 @@ _LITERALS = (
     *(ast.Expression, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Load),
     *(ast.UnaryOp, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Mult),
 )
-_LISTED = 12  # choices that an error lists; of more it names the nearest
+_LISTED = 12  # maximum number of choices listed in an error; above it, the error lists the nearest ones
 
 
 def words(train: Mapping[str, Any]) -> list[str]:
-    """Turn a ``train`` block into the words of a ``fairseq-train`` command line.
+    """Convert a ``train`` block to the arguments of ``fairseq-train``.
 
     Args:
-        train: flag names with underscores for dashes, and their values. Null leaves a flag out. A switch is given
-            when its value, true or false, is the one that the flag sets. A list is one word, with commas or as a Python
-            literal, whichever the flag reads; a mapping is JSON.
+        train: flag names, with underscores instead of dashes, and their values. Null omits the flag. A switch is added
+            if its value, true or false, is the one that the flag sets. A list becomes one argument, comma-separated or
+            a Python literal, depending on the flag; a mapping becomes JSON.
 
     Returns:
-        The words, in the order of the block.
+        The arguments, in the order of the block.
 
     Raises:
-        BadKeyError: an unknown key, or a value that its flag does not take.
+        BadKeyError: an unknown key, or a value that its flag does not accept.
     """
     parser = _training_parser(train)
     given: dict[str, str] = {}
@@ -61,38 +61,38 @@ def words(train: Mapping[str, Any]) -> list[str]:
             continue
         flag, action = _action(parser, train, key)
         if action.dest in given:
-            raise BadKeyError(key, f"the same flag as train.{given[action.dest]}; give one of them")
+            raise BadKeyError(key, f"the same flag as train.{given[action.dest]}; allowed: one of them")
         given[action.dest] = key
         found += _words(flag, action, key, value)
     return found
 
 
 def parse(train: Mapping[str, Any]) -> argparse.Namespace:
-    """Return fairseq's arguments, with the architecture and its checks applied.
+    """Parse a ``train`` block with fairseq's parser, including the defaults and checks of the architecture.
 
     Raises:
-        SharingError: what ``words`` refuses, or options that the model or fairseq refuse together.
+        SharingError: an error of ``words``, or a combination of options that the model or fairseq rejects.
     """
-    flags, told = words(train), io.StringIO()
+    flags, printed = words(train), io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(printed):
             args = options.parse_args_and_arch(options.get_training_parser(), input_args=["unused", *flags])
     except SystemExit as error:
-        # argparse prints its whole usage before the line that says what is wrong.
-        line = told.getvalue().strip().rpartition("\n")[2].partition("error: ")[2] or str(error.code)
+        # argparse prints the complete usage before the error.
+        line = printed.getvalue().strip().rpartition("\n")[2].partition("error: ")[2] or str(error.code)
         raise _refusal(train, line[:300]) from error
     except ValueError as error:
         raise _refusal(train, str(error)) from error
     parser = _training_parser(train)
     for key, value in train.items():
-        # Architectures turn some switches on, and most have a flag for one of their two values only.
+        # Architectures turn some switches on, and most switches have a flag for only one of their values.
         if isinstance(value, bool) and (action := _action(parser, train, key)[1]).nargs == 0:
-            came_out = bool(getattr(args, action.dest, False))
-            if came_out is not value:
+            actual = bool(getattr(args, action.dest, False))
+            if actual is not value:
                 raise BadKeyError(
                     key,
-                    f"{_plain(value)}; --arch {args.arch} or another flag sets it to {_plain(came_out)}, "
-                    "which no flag of fairseq-train undoes",
+                    f"{_plain(value)}; --arch {args.arch} or another flag sets it to {_plain(actual)}, "
+                    "and fairseq-train has no flag to undo this",
                 )
     return args
 
@@ -102,11 +102,11 @@ def check(train: Mapping[str, Any], given: Sequence[str]) -> None:
 
     Args:
         train: the block.
-        given: its keys that have a value in some layer of the configuration. Only these may be null without being
-            flags of the chosen architecture: the null removes what a base says.
+        given: the keys that have a value in some layer of the configuration. Only these may be null without being
+            flags of the chosen architecture; the null removes the value of a base.
 
     Raises:
-        SharingError: an unknown key, or a value that its flag, the model or fairseq refuses.
+        SharingError: an unknown key, or a value that its flag, the model or fairseq rejects.
     """
     parse(train)
     parser = _training_parser(train)
@@ -116,12 +116,12 @@ def check(train: Mapping[str, Any], given: Sequence[str]) -> None:
 
 
 def takes(train: Mapping[str, Any], key: str) -> bool:
-    """Tell whether ``fairseq-train`` has a flag beside the rest of a block."""
+    """Return whether ``fairseq-train`` has a flag for a key, given the rest of the block."""
     return _find(_training_parser(train), key) is not None
 
 
 def _training_parser(train: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """Build fairseq's parser with the flags of the task, model, criterion and so on that a block chooses."""
+    """Build fairseq's parser with the flags of the task, model, criterion etc. that a block selects."""
     fairseq_sharing.register()
     parser = options.get_training_parser()
     chosen = []
@@ -141,7 +141,7 @@ def _training_parser(train: Mapping[str, Any]) -> argparse.ArgumentParser:
 
 
 def _refusal(train: Mapping[str, Any], message: str) -> SharingError:
-    """Attribute what a model or fairseq refuses to the first key of the block that its message names."""
+    """Attribute an error of a model or of fairseq to the first key of the block that its message mentions."""
     for flag in re.findall(r"--([a-z0-9][\w-]*)", message):
         if (key := flag.replace("-", "_")) in train:
             return BadKeyError(key, message)
@@ -149,11 +149,11 @@ def _refusal(train: Mapping[str, Any], message: str) -> SharingError:
 
 
 class _CompleteError(Exception):
-    """Raised out of fairseq's parse_args_and_arch when it has added all flags, before it parses."""
+    """Raised to leave fairseq's parse_args_and_arch after it has added all flags and before it parses."""
 
 
 def _find(parser: argparse.ArgumentParser, key: str) -> tuple[str, argparse.Action] | None:
-    """Find the flag of a key, and what the parser does with it; a few of fairseq's flags keep their underscores."""
+    """Find the flag of a key and its parser action; a few flags of fairseq contain underscores."""
     for flag in (f"--{key.replace('_', '-')}", f"--{key}"):
         action = parser._option_string_actions.get(flag)
         if action is not None and action.dest != "help":
@@ -175,7 +175,7 @@ def _action(parser: argparse.ArgumentParser, train: Mapping[str, Any], key: str)
 
 
 def _words(flag: str, action: argparse.Action, key: str, value: Any) -> list[str]:
-    """Return the words of one flag; none where its value is the one that leaving it out gives."""
+    """Return the arguments of one flag; none if omitting the flag gives the same value."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise BadKeyError(key, f"{_plain(value)}; allowed: true, false")
@@ -189,11 +189,11 @@ def _words(flag: str, action: argparse.Action, key: str, value: Any) -> list[str
 
 
 def _spellings(action: argparse.Action, value: Any) -> Sequence[str]:
-    """Return how a value may be written: fairseq has lists with commas, Python literals, and JSON."""
+    """Return the possible spellings of a value: fairseq uses comma-separated lists, Python literals and JSON."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     if isinstance(value, bool):
-        # YAML reads off and on, which some flags take, as booleans.
+        # YAML reads off and on, which some flags accept, as booleans.
         switch = "on" if value else "off"
         return [switch if switch in (action.choices or ()) else str(value)]
     if isinstance(value, Mapping):
@@ -204,7 +204,7 @@ def _spellings(action: argparse.Action, value: Any) -> Sequence[str]:
 
 
 def _takes(action: argparse.Action, word: str, value: Any) -> bool:
-    """Tell whether a flag takes a word, and reads in it what the block says."""
+    """Return whether a flag accepts an argument and parses it to the value in the block."""
     simple = action.type in (None, str)
     evaluated = action.dest in _EVALUATED if simple else action.type not in (int, float, csv_str_list)
     if evaluated and not _is_literal(word):
@@ -237,14 +237,14 @@ def _allowed(action: argparse.Action, value: Any) -> str:
         near = difflib.get_close_matches(str(value), choices, n=3)
         if len(choices) <= _LISTED or not near:
             return ", ".join(choices)
-        return f"{', '.join(near)}, ... ({len(choices)} in all)"
+        return f"{', '.join(near)}, ... ({len(choices)} choices)"
     if action.type in (int, float):
         return "a whole number" if action.type is int else "a number"
     if action.type in (None, str):
         return "numbers or a list of numbers" if action.dest in _EVALUATED else "text or a number"
     if action.type is eval_bool:
         return "true, false"
-    return f"what {action.option_strings[0]} of fairseq-train reads, for example {_example(action)}"
+    return f"values of {action.option_strings[0]} of fairseq-train, for example {_example(action)}"
 
 
 def _example(action: argparse.Action) -> str:

@@ -1,9 +1,9 @@
-"""Layer maps: which set of parameters each layer of a stack uses.
+"""Layer maps: which parameter set each layer of a stack uses.
 
-A layer map is a tuple of N labels, one a layer; layers with equal labels share one parameter set. Labels count
-from 0 in the order of first use, so that a set's owner is the first layer that uses it. Pure Python, no torch.
+A layer map is a tuple of N labels, one per layer; layers with equal labels share one parameter set. Labels are
+numbered from 0 in order of first use, and the owner of a set is the first layer that uses it. Pure Python, no torch.
 
-To add a strategy, write a function ``(num_layers, num_unique_layers) -> labels`` and name it in ``STRATEGIES``.
+To add a strategy, write a function ``(num_layers, num_unique_layers) -> labels`` and add it to ``STRATEGIES``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from fairseq_sharing.errors import SharingError
 
 LayerMap = tuple[int, ...]
 STACKS = ("encoder", "decoder")
-# What a map ties: all of a layer, or some of its parts.
+# What a map ties: whole layers, or some of their parts.
 SCOPES = ("layer", "self_attn", "encoder_attn", "ffn", "layer_norm")
-# Parts that a layer of each stack has.
+# The parts of a layer in each stack.
 _PARTS = {"encoder": ("self_attn", "ffn", "layer_norm"), "decoder": SCOPES[1:]}
 
 
 def sequence(num_layers: int, num_unique_layers: int) -> list[int]:
-    """Share runs of consecutive layers: 0 0 1 1 2 2.
+    """Share consecutive layers: 0 0 1 1 2 2.
 
     Source: Takase & Kiyono 2023, Section 3, Sequence.
     """
@@ -39,7 +39,7 @@ def cycle(num_layers: int, num_unique_layers: int) -> list[int]:
 
 
 def cycle_rev(num_layers: int, num_unique_layers: int) -> list[int]:
-    """Repeat the stack of unique layers, the last time in reverse: 0 1 2 2 1 0.
+    """Repeat the stack of unique layers, with the last repetition reversed: 0 1 2 2 1 0.
 
     Source: Takase & Kiyono 2023, Section 3, Cycle (rev).
     """
@@ -53,7 +53,7 @@ def cycle_rev(num_layers: int, num_unique_layers: int) -> list[int]:
 
 
 def sandwich(num_layers: int, num_unique_layers: int) -> list[int]:
-    """Share all layers between the first and the last: 0 1 1 1 1 2.
+    """Share all layers except the first and the last: 0 1 1 1 1 2.
 
     Source: Reid, Marrese-Taylor & Matsuo 2021, Subformer, Section 3.1.
     """
@@ -62,11 +62,11 @@ def sandwich(num_layers: int, num_unique_layers: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a named strategy assigns layers.
+    """A named strategy.
 
     Args:
-        assign: gives the labels for (num_layers, num_unique_layers).
-        fixed_unique_layers: the only M it can have, as a function of N; None where M is the user's choice.
+        assign: returns the labels for (num_layers, num_unique_layers).
+        fixed_unique_layers: the only possible M, as a function of N; None if the user chooses M.
     """
 
     assign: Callable[[int, int], list[int]]
@@ -91,24 +91,24 @@ def relabel(labels: Iterable[Hashable]) -> LayerMap:
 
 
 def owners(layer_map: LayerMap) -> list[int]:
-    """Give the owner of each parameter set, that is the first layer that uses it.
+    """Return the owner of each parameter set, which is the first layer that uses it.
 
     Args:
         layer_map: N labels, relabeled by first use.
 
     Returns:
-        M layer indices, counted from 0, in order.
+        M layer indices from 0, in ascending order.
     """
     return [layer_map.index(group) for group in range(num_unique(layer_map))]
 
 
 def num_unique(layer_map: LayerMap) -> int:
-    """Count the parameter sets M of a map."""
+    """Return M, the number of parameter sets of a map."""
     return max(layer_map, default=-1) + 1
 
 
 def format_map(layer_map: LayerMap) -> str:
-    """Write a map as ``--layer-map`` takes it: ``0,1,2,2,1,0``."""
+    """Format a map for ``--layer-map``: ``0,1,2,2,1,0``."""
     return ",".join(map(str, layer_map))
 
 
@@ -123,19 +123,20 @@ def make_layer_map(
 
     Args:
         strategy: one of ``SHARING_CHOICES``.
-        num_layers: N, the layers of the stack.
-        num_unique_layers: M, its parameter sets; needed by sequence, cycle and cycle_rev, implied by the others.
-        custom: for ``custom``, N labels (or a string of them with commas); equal labels share.
+        num_layers: N, the number of layers of the stack.
+        num_unique_layers: M, the number of parameter sets; required by sequence, cycle and cycle_rev, implied by the
+            other strategies.
+        custom: for ``custom``, N labels or a comma-separated string of them; layers with equal labels share.
         stack: ``encoder`` or ``decoder``, to name the flag in an error; empty for the flags of both stacks.
 
     Returns:
         N labels from 0 to M-1, relabeled by first use.
 
     Raises:
-        SharingError: an unknown strategy, an M that the strategy or N does not allow, a map of another length.
+        SharingError: an unknown strategy, an M that the strategy or N does not allow, or a map of the wrong length.
 
     Source:
-        Takase & Kiyono 2023, Algorithm 1, with the formulas for an M that does not divide N.
+        Takase & Kiyono 2023, Algorithm 1, including the formulas for an M that does not divide N.
     """
     flag, n_flag = f"--{stack}-" if stack else "--", f"--{stack}-layers" if stack else "the number of layers"
     if strategy not in SHARING_CHOICES:
@@ -143,24 +144,25 @@ def make_layer_map(
     if strategy == "custom":
         return _custom_map(custom, num_layers, num_unique_layers, flag, n_flag)
     if custom is not None:
-        raise SharingError(f"{flag}layer-map {custom} needs {flag}sharing custom, got {strategy}")
+        raise SharingError(f"{flag}layer-map {custom}: needs {flag}sharing custom, got {strategy}")
 
     fixed = STRATEGIES[strategy].fixed_unique_layers
     if fixed is None:
         if num_unique_layers is None:
             raise SharingError(
-                f"{flag}unique-layers is missing: {flag}sharing {strategy} needs one from 1 to {n_flag} ({num_layers})"
+                f"{flag}unique-layers: missing; "
+                f"{flag}sharing {strategy} needs a value from 1 to {n_flag} ({num_layers})"
             )
         m = num_unique_layers
     else:
         m = fixed(num_layers)
         if num_unique_layers not in (None, m):
             raise SharingError(
-                f"{flag}unique-layers must be {m} (or left out) with {flag}sharing {strategy} and {num_layers} layers, "
+                f"{flag}unique-layers must be {m} (or omitted) with {flag}sharing {strategy} and {num_layers} layers, "
                 f"got {num_unique_layers}"
             )
     if strategy == "sandwich" and num_layers < 3:
-        raise SharingError(f"{flag}sharing sandwich needs {n_flag} of at least 3, got {num_layers}")
+        raise SharingError(f"{flag}sharing sandwich: {n_flag} must be at least 3, got {num_layers}")
     if num_layers and not 1 <= m <= num_layers:
         raise SharingError(f"{flag}unique-layers must be between 1 and {n_flag} ({num_layers}), got {m}")
     return relabel(STRATEGIES[strategy].assign(num_layers, m)) if num_layers else ()
@@ -170,22 +172,24 @@ def _custom_map(
     custom: str | Iterable[Hashable] | None, num_layers: int, num_unique_layers: int | None, flag: str, n_flag: str
 ) -> LayerMap:
     if custom is None:
-        raise SharingError(f"{flag}layer-map is missing: {flag}sharing custom needs {num_layers} labels, as in 0,1,1,0")
+        raise SharingError(
+            f"{flag}layer-map: missing; {flag}sharing custom needs {num_layers} labels, for example 0,1,1,0"
+        )
     labels = [label.strip() for label in custom.split(",")] if isinstance(custom, str) else list(custom)
     shown = custom if isinstance(custom, str) else ",".join(map(str, labels))
     if len(labels) != num_layers or "" in labels:
-        raise SharingError(f"{flag}layer-map must have {n_flag} ({num_layers}) labels, got {len(labels)}: {shown}")
+        raise SharingError(f"{flag}layer-map must have {num_layers} labels ({n_flag}), got {len(labels)}: {shown}")
     layer_map = relabel(labels)
     if num_unique_layers not in (None, num_unique(layer_map)):
         raise SharingError(
-            f"{flag}unique-layers must be {num_unique(layer_map)} (or left out) with {flag}layer-map {shown}, "
+            f"{flag}unique-layers must be {num_unique(layer_map)} (or omitted) with {flag}layer-map {shown}, "
             f"got {num_unique_layers}"
         )
     return layer_map
 
 
 def parse_scope(scope: str | Iterable[str], flag: str = "--sharing-scope") -> tuple[str, ...]:
-    """Read a scope: ``layer``, or parts of a layer with commas between.
+    """Parse a scope: ``layer``, or comma-separated parts of a layer.
 
     Raises:
         SharingError: an unknown part, or ``layer`` together with a part.
@@ -200,7 +204,7 @@ def parse_scope(scope: str | Iterable[str], flag: str = "--sharing-scope") -> tu
 
 @dataclass(frozen=True)
 class StackSharing:
-    """What one stack shares: its map and what the map ties.
+    """How one stack shares parameters.
 
     Args:
         layer_map: N labels.
@@ -212,28 +216,28 @@ class StackSharing:
 
     @property
     def shares(self) -> bool:
-        """Whether any two layers use one set."""
+        """Whether any two layers share a set."""
         return num_unique(self.layer_map) < len(self.layer_map)
 
 
 def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> StackSharing:
-    """Read the sharing options of one stack; those of the stack go before those of both.
+    """Resolve the sharing options of one stack; options of the stack override those of both stacks.
 
     Args:
         options: ``sharing``, ``unique_layers``, ``layer_map``, ``sharing_scope`` and the same with the prefix
-            ``encoder_`` or ``decoder_``; a missing one or None is not given.
+            ``encoder_`` or ``decoder_``; a missing option equals None.
         stack: ``encoder`` or ``decoder``.
-        num_layers: N of that stack.
+        num_layers: N, the number of layers of the stack.
 
     Raises:
-        SharingError: options that make no map of N layers.
+        SharingError: the options do not define a valid map of N layers.
     """
 
     def option(name: str) -> Any:
         own = options.get(f"{stack}_{name}")
         return own if own is not None else options.get(name)
 
-    # A stack that chooses its own strategy does not inherit the other's map or number of sets.
+    # A stack with its own strategy does not inherit the map of both stacks, nor an M that its strategy fixes.
     chooses = options.get(f"{stack}_sharing") is not None
     pick = (lambda name: options.get(f"{stack}_{name}")) if chooses else option
     strategy = option("sharing") or "none"
@@ -247,7 +251,8 @@ def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> St
     sharing = StackSharing(layer_map, scope)
     if sharing.shares and scope != ("layer",) and not set(scope) & set(_PARTS[stack]):
         raise SharingError(
-            f"--{stack}-sharing-scope {','.join(scope)} ties nothing there; the {stack} has {','.join(_PARTS[stack])}"
+            f"--{stack}-sharing-scope {','.join(scope)}: ties no part of the {stack}; allowed: "
+            f"layer, or some of {','.join(_PARTS[stack])}"
         )
     return sharing
 

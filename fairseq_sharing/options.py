@@ -1,4 +1,4 @@
-"""Names and fields of options: how a flag is spelled, and how a dataclass declares one for fairseq's parser."""
+"""Helpers for options: the spelling of flags, and dataclass fields for fairseq's parser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def option_field(text: str, default: Any = None) -> Any:
     """Declare a field of a FairseqDataclass.
 
     Args:
-        text: its help.
-        default: its default.
+        text: the help text.
+        default: the default.
     """
     return field(default=default, metadata={"help": text})

@@ -1,8 +1,8 @@
-"""Register the package with fairseq in whatever order the two are imported.
+"""Register the package with fairseq, whichever of the two is imported first.
 
-A hook that runs right after the import of fairseq is not enough: fairseq may be imported by one of this package's
-modules, on which others depend and which is not complete by then, or may itself be the one that imports this package.
-So every such import is watched, and the last one to end registers.
+A hook that runs right after the import of fairseq is not enough. fairseq may be imported by a module of this package
+that other modules depend on and that is still incomplete, or fairseq may itself import this package. Therefore all
+these imports are watched, and registration happens when the last one ends.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _waiting: list[Callable[[], None]] = []
 
 
 def call_after_imports(function: Callable[[], None]) -> None:
-    """Call a function once fairseq is imported and no module of it or of this package is still being imported.
+    """Call a function when fairseq is imported and no import of fairseq or of this package is in progress.
 
     Args:
-        function: called once; at once if that is so already.
+        function: called once; immediately if the condition already holds.
     """
     _waiting.append(function)
     # Two finders would ask each other without end: one of an earlier import of this package goes.
@@ -49,7 +49,7 @@ def _is_importing(module: ModuleType) -> bool:
 
 
 class _WatchedSpec(ModuleSpec):
-    """What Python imports a module from; Python sets ``_initializing`` to True before and to False after it."""
+    """Detect the end of an import: Python sets ``_initializing`` to True before it and to False after it."""
 
     @property
     def _initializing(self) -> bool:
@@ -70,7 +70,7 @@ def _watch(spec: ModuleSpec | None) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds what the other finders find, and watches its import."""
+    """Delegate to the other finders and watch the imports of fairseq and of this package."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

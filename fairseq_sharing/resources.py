@@ -1,4 +1,4 @@
-"""Where configurations and data recipes are: at the top of a clone, inside the package of a wheel."""
+"""Locate configurations and data recipes: at the top of a clone, or inside an installed package."""
 
 from __future__ import annotations
 

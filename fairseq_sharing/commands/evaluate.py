@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--average-last",
         type=int,
         metavar="N",
-        help=f"number of last epoch checkpoints to average; {overrides}average_last",
+        help=f"average the last N epoch checkpoints; {overrides}average_last",
         **optional,
     )
     run.add_argument("--beam", type=int, metavar="N", help=f"beam size; {overrides}beam", **optional)

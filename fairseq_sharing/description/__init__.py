@@ -1,1 +1,1 @@
-"""What a configuration costs before it is trained: parameters, memory and MACs, as tables and pictures."""
+"""The cost of a configuration before training: parameters, memory and MACs, as tables and drawings."""

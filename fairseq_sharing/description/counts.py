@@ -1,6 +1,6 @@
-"""Count what a model has: parameters, multiply-accumulate operations and the memory of training.
+"""Count the parameters, multiply-accumulate operations (MACs) and training memory of a model.
 
-Models are built without storage, so the largest one takes no memory.
+Models are built without storage, so even the largest one uses no memory.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import torch
 from fairseq.data import Dictionary
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, estimate_both, stand_in_task
+from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.tying import part_of
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
-BYTES = 4  # a value in fp32; --precision bf16 keeps weights, gradients and optimizer in fp32 too
+BYTES = 4  # per fp32 value; --precision bf16 also keeps weights, gradients and optimizer state in fp32
 
 
 @dataclass(frozen=True)
 class Description:
-    """One model.
+    """The counts of one model.
 
     Args:
-        name: what it is called beside the others.
-        layer_map: of each stack.
-        depth_steps: of each stack, what a Universal Transformer adds to it, in words; empty for nothing.
-        unique: parameters by component, each shared one once.
-        effective: the same, as if every layer had its own.
+        name: its name in the comparison.
+        layer_map: the layer map of each stack.
+        depth_steps: for each stack, what a Universal Transformer adds to it, in words; empty if nothing.
+        unique: parameters by component, with shared parameters counted once.
+        effective: parameters by component, as if no layers shared parameters.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
-        macs: multiply-accumulate operations of one forward pass over one sentence pair.
-        banks: of a model with expert banks: name, experts, active (of them, for a token) and parameters of each.
-        active: parameters that one token uses when a layer chooses its experts once; None without banks.
-        memory: of training, with activations ``stored`` and ``recomputed``; None where nobody can tell.
+        macs: MACs of one forward pass over one sentence pair.
+        banks: for each expert bank its name, number of experts, active experts per token and parameters.
+        active: parameters used per token if each layer routes once; None without expert banks.
+        memory: training memory with activations ``stored`` and ``recomputed``; None if it cannot be estimated.
     """
 
     name: str
@@ -56,18 +56,19 @@ class Description:
 def compare(
     name: str, args: Namespace, vocabulary: int, length: int, *, memory: float | None = None, device: str = "cuda"
 ) -> list[Description]:
-    """Describe a model beside the vanilla models of N and of M layers.
+    """Describe a model and, for comparison, vanilla models with N and M layers.
 
     Args:
-        name: the experiment's name.
-        args: its arguments.
-        vocabulary: symbols of the joined dictionary, the four special ones included.
-        length: source and target tokens of the counted sentence pair.
-        memory: of the device, in bytes; None to leave out the memory of training, which takes longer to count.
+        name: the name of the experiment.
+        args: its fairseq arguments.
+        vocabulary: size of the joined dictionary, including the four special symbols.
+        length: source and target tokens of the sentence pair.
+        memory: device memory in bytes; None to skip the estimate of training memory, which takes longer.
         device: ``cuda`` or ``cpu``.
 
     Returns:
-        The model; vanilla (with expert banks: unshared) with N layers; the same with M layers a stack, where M < N.
+        The model; the vanilla model (with expert banks: the unshared model) with N layers; and the same with M layers
+        per stack, if M < N.
     """
 
     def described_as(title: str, args: Namespace) -> Description:
@@ -96,16 +97,16 @@ def compare(
 
 
 def build_without_storage(args: Namespace, vocabulary: int) -> Any:
-    """Build a model on torch's meta device: sizes only, no values."""
+    """Build a model on torch's meta device, which stores shapes but no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     with torch.device("meta"):
-        model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), stand_in_task(vocabulary))
-    return model.to("meta")  # buffers that fairseq makes by old constructors lie elsewhere
+        model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), dummy_task(vocabulary))
+    return model.to("meta")  # fairseq creates some buffers with legacy constructors, which ignore torch.device
 
 
 def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
-    """Build a model without storage and count what is in it."""
+    """Build a model without storage and count its parameters, bytes and MACs."""
     model = build_without_storage(args, vocabulary)
     unique = _count(model, once=True)
     values = sum(unique.values())
@@ -131,15 +132,15 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
 def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor:
     """Run the layers of both stacks and the output projection of a model on the meta device.
 
-    Not the stacks' own forward passes: they look at token values, which models without storage have none of.
+    The forward passes of the stacks are not used, because they read token values, which do not exist without storage.
 
     Args:
-        model: what ``build_without_storage`` gave; a language model has the target side only.
-        length: source and target tokens of a sentence.
-        sentences: how many.
+        model: a model from ``build_without_storage``; a language model has only the target side.
+        length: source and target tokens per sentence.
+        sentences: number of sentences.
 
     Returns:
-        The output, (sentences, length, vocabulary); log-probabilities of an adaptive softmax.
+        The output (sentences x length x vocabulary); for an adaptive softmax, log-probabilities.
     """
     encoder, decoder = getattr(model, "encoder", None), model.decoder
     with torch.device("meta"):
@@ -158,24 +159,25 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
 
 
 def count_macs(model: Any, length: int) -> int:
-    """Count the multiply-accumulate operations of one forward pass over one sentence pair.
+    """Count the MACs of one forward pass over one sentence pair.
 
-    Matrix products only: the layers of both stacks and the output projection (all of an adaptive softmax).
+    Only matrix products are counted: the layers of both stacks and the output projection (every band of an adaptive
+    softmax).
 
     Args:
-        model: a model built on the meta device; a language model has the target side only.
+        model: a model on the meta device; a language model has only the target side.
         length: source and target tokens.
     """
-    if hasattr(model, "count_macs"):  # what a token uses of expert banks is known to the model only
+    if hasattr(model, "count_macs"):  # only the model can count the MACs of its expert banks per token
         return model.count_macs(length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run_without_storage(model, length, 1)
-    # The counter counts a multiplication and an addition as two.
+    # The counter counts a multiply-accumulate as two operations.
     return counter.get_total_flops() // 2
 
 
 def _count(model: Any, once: bool) -> dict[str, int]:
-    """Count parameters by component; embeddings once in either case."""
+    """Count parameters by component; tied embeddings are always counted once."""
     counts = dict.fromkeys(COMPONENTS, 0)
     seen = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -198,13 +200,13 @@ def _count(model: Any, once: bool) -> dict[str, int]:
 
 
 def vocabulary_size(data: Path) -> int:
-    """Return the number of symbols of a prepared data directory's dictionary.
+    """Return the dictionary size of a prepared data directory.
 
     Raises:
-        SharingError: there is none, or preparation of the data has not finished.
+        SharingError: there is no dictionary, or the preparation of the data has not finished.
     """
     read_manifest(data)
     dictionaries = sorted((data / "bin").glob("dict.*.txt"))
     if not dictionaries:
-        raise SharingError(f"{data}: no dictionary there; prepare the data, or give --data DIR or --vocabulary SIZE")
+        raise SharingError(f"{data}: contains no dictionary; prepare the data, or give --data DIR or --vocabulary SIZE")
     return len(Dictionary.load(str(dictionaries[0])))

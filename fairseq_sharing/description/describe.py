@@ -1,4 +1,4 @@
-"""Describe an experiment before it is trained: layer maps, parameters, memory and operations."""
+"""Describe an experiment before training: layer maps, parameters, memory and MACs."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def describe(
     svg: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print what an experiment trains, beside the vanilla models of N and of M layers.
+    """Print the description of an experiment, with vanilla models of N and M layers for comparison.
 
     Args:
-        config: an experiment file.
-        overrides: OmegaConf dot-list changes to it.
+        config: a study or an experiment file.
+        overrides: ``row=NAME`` of a study, and ``key=value`` overrides.
         data: a prepared data directory, for the size of its dictionary.
-        vocabulary: that size, where there is no data yet.
-        length: source and target tokens of the sentence pair whose operations are counted, and of those of a batch.
-        memory: of the device that the longest batch is to fit, in GB (10^9 bytes).
+        vocabulary: the dictionary size, if there is no data yet.
+        length: source and target tokens per sentence, for MACs and memory.
+        memory: device memory in GB (10^9 bytes), to estimate the longest batch that fits.
         device: ``cuda`` or ``cpu``.
-        svg: where to draw the layer maps.
+        svg: the file to draw the layer maps to.
         as_json: print JSON instead of tables.
 
     Raises:
-        SharingError: a bad option, or no way to know the size of the vocabulary.
+        SharingError: an invalid option, or an unknown dictionary size.
     """
     if length < 1:
         raise SharingError(f"--length must be at least 1 token, got {length}")
@@ -56,14 +56,14 @@ def describe(
     composed = compose(config, overrides, check=flags.check)
     args = flags.parse(composed.train)
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
-    with Console(stderr=True).status("counting parameters, operations and the memory of training"):
+    with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        told = {"vocabulary": size, "length": length, "memory": memory, "device": device}
-        console.print_json(json.dumps({**told, "models": [asdict(model) for model in models]}))
+        settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}
+        console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models]}))
         return
     for stack, layer_map in models[0].layer_map.items():
         console.print(map_line(stack, layer_map))
@@ -72,6 +72,6 @@ def describe(
     console.print(main_table(models, size, length, f"{memory:g} GB"))
     if models[0].banks:
         console.print(bank_table(models[0]))
-    drawn = f"maps drawn in {svg}" if svg else "draw the maps with --svg FILE"
+    drawn = f"maps drawn to {svg}" if svg else "draw the maps with --svg FILE"
     command = shlex.join(["fairseq-sharing", "train", str(config), *overrides])
-    console.print(f"{drawn}; train it with: {command}", markup=False)
+    console.print(f"{drawn}; train with: {command}", markup=False)

@@ -1,4 +1,4 @@
-"""A drawing of layer maps."""
+"""Draw layer maps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 
 
 def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
-    """Draw layer maps as SVG: a row a stack, a cell a layer, a color a parameter set.
+    """Draw layer maps as SVG: one row per stack, one cell per layer, one color per parameter set.
 
     Args:
-        layer_maps: by stack.
+        layer_maps: the layer map of each stack.
         cell: width of a cell, in pixels.
 
     Returns:

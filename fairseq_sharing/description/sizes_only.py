@@ -1,6 +1,6 @@
-"""Tensors that have sizes and no values, and the bytes that they would take.
+"""Tensors with shapes but no values, and the bytes that they would occupy.
 
-Whatever torch computes runs on them as on a CPU: the same kernels, autocast and autograd, without time or memory.
+torch operations run on them as on a CPU, with the same kernels, autocast and autograd, but use no time or memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fairseq_sharing.errors import SharingError
 _aten = torch.ops.aten
 
 
-class StandIn(Tensor):
-    """A tensor on CPU without values. torch's meta device has the sizes, but none of the kernels of a CPU."""
+class ShapeOnlyTensor(Tensor):
+    """A CPU tensor without values. torch's meta device also has shapes only, but does not run the CPU kernels."""
 
     meta: Tensor
 
     @staticmethod
-    def __new__(cls, meta: Tensor) -> StandIn:
-        """Stand in for a CPU tensor of the sizes of one on the meta device."""
+    def __new__(cls, meta: Tensor) -> ShapeOnlyTensor:
+        """Make a CPU tensor with the shape of a tensor on the meta device."""
         made = Tensor._make_wrapper_subclass(
             cls,
             meta.size(),
@@ -41,22 +41,22 @@ class StandIn(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Refuse: stand-ins compute in the context of ``Allocations`` alone."""
-        raise AssertionError(f"{func} on a stand-in, outside Allocations")
+        """Raise an error: these tensors compute only in the context of ``Allocations``."""
+        raise AssertionError(f"{func} on a ShapeOnlyTensor, outside Allocations")
 
-    # All that sets a stand-in apart is below autograd.
+    # These tensors differ from others only below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class Allocations(TorchDispatchMode):
-    """Every tensor made in its context is a stand-in; counts the bytes that live, and the most that ever did.
+    """Make every tensor created in its context a ``ShapeOnlyTensor``; count the allocated bytes and their peak.
 
-    Sizes that depend on values are those of a batch with padding that is no smaller for it; of an adaptive softmax or
-    input those of every token in every band, an upper bound.
+    Sizes that depend on values assume that the batch has padding and that no tensor is smaller because of it. For an
+    adaptive softmax or input they assume every token in every band, which is an upper bound.
 
     Attributes:
         alive: bytes of all storages in use.
-        peak: the most that ``alive`` was since it was last set.
+        peak: the maximum of ``alive`` since ``peak`` was last set.
     """
 
     def __init__(self) -> None:
@@ -74,9 +74,9 @@ class Allocations(TorchDispatchMode):
         if takes_device:
             options["device"] = "meta"
         made = _WITHOUT_VALUES.get(func, func)(*_map_tensors(_to_meta, args), **options)
-        return kwargs["out"] if "out" in kwargs else _map_tensors(self._stand_in, made)
+        return kwargs["out"] if "out" in kwargs else _map_tensors(self._count, made)
 
-    def _stand_in(self, meta: Tensor) -> Tensor:
+    def _count(self, meta: Tensor) -> Tensor:
         storage = meta.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
@@ -84,14 +84,14 @@ class Allocations(TorchDispatchMode):
             self.alive += storage.nbytes()
             self.peak = max(self.peak, self.alive)
             weakref.finalize(storage, self._free, key)
-        return StandIn(meta)
+        return ShapeOnlyTensor(meta)
 
     def _free(self, key: int) -> None:
         self.alive -= self._sizes.pop(key)
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], found: Any) -> Any:
-    """Change every tensor of what an operation takes or gives: values, and tuples and lists of them."""
+    """Apply a function to every tensor in an operation's arguments or results, including tuples and lists."""
     if isinstance(found, Tensor):
         return change(found)
     if type(found) in (tuple, list):
@@ -100,12 +100,12 @@ def _map_tensors(change: Callable[[Tensor], Tensor], found: Any) -> Any:
 
 
 def _to_meta(x: Tensor) -> Tensor:
-    return x.meta if isinstance(x, StandIn) else x.to("meta")
+    return x.meta if isinstance(x, ShapeOnlyTensor) else x.to("meta")
 
 
 @functools.cache
 def _traits(func: Any) -> tuple[bool, bool]:
-    """Tell whether an operation does no more than change the values of its first argument; and if it takes a device."""
+    """Return whether an operation only changes the values of its first argument, and whether it takes a device."""
     arguments = func._schema.arguments
     in_place = bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
     changes_values_only = in_place and torch.Tag.inplace_view not in func.tags
@@ -114,7 +114,7 @@ def _traits(func: Any) -> tuple[bool, bool]:
 
 def _item(x: Tensor) -> bool:
     if x.dtype != torch.bool:
-        raise SharingError("the sizes of its tensors depend on values that only a training has")
+        raise SharingError("the sizes of its tensors depend on values that exist only in training")
     return True
 
 
@@ -146,7 +146,7 @@ _WITHOUT_VALUES: dict[Any, Callable[..., Any]] = {
     _aten._local_scalar_dense.default: _item,
     _aten.nonzero.default: _nonzero,
     _aten.index.Tensor: _index,
-    # torch derives these sizes, too, but takes half of the time of a whole step for them.
+    # torch also derives these sizes, but this takes half of the time of a step.
     _aten.native_layer_norm_backward.default: _layer_norm_backward,
     _aten.add.Tensor: _pointwise(_aten.add.Tensor),
     _aten.mul.Tensor: _pointwise(_aten.mul.Tensor),
@@ -154,12 +154,12 @@ _WITHOUT_VALUES: dict[Any, Callable[..., Any]] = {
 
 
 class Replaced(TorchFunctionMode):
-    """Call other functions of torch in the place of some."""
+    """Replace functions of torch by others."""
 
     def __init__(self, replacements: dict[Callable[..., Any], Callable[..., Any]]):
         super().__init__()
         self._replacements = replacements
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Call a function, or what replaces it."""
+        """Call a function or its replacement."""
         return self._replacements.get(func, func)(*args, **(kwargs or {}))

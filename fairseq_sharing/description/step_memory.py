@@ -1,7 +1,7 @@
-"""The memory of a training step, in bytes, told before it is made: the real model and criterion run without storage.
+"""Estimate the memory of a training step by running the actual model and criterion without storage.
 
-Every tensor has its size and nothing in it. What a forward and a backward pass allocate and free is counted while they
-run, so that all that a configuration changes is in the figures: kernels, dropout masks, recomputation, the loss.
+Every tensor has a shape but no values. The allocations of a forward and a backward pass are counted while they run, so
+the estimate includes everything that a configuration changes: kernels, dropout masks, recomputation, the loss.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from fairseq_sharing.fast.dropout import FastDropout
 logger = logging.getLogger(__name__)
 
 DEVICES = ("cuda", "cpu")
-# Tensors of the weight's size that fairseq's optimizers keep; one that is not named here is taken for Adam.
+# Number of state tensors per weight in fairseq's optimizers; other optimizers are counted as Adam.
 OPTIMIZER_STATES = {"adam": 2, "fused_adam": 2, "adamax": 2, "nag": 1, "adagrad": 1, "adadelta": 2, "sgd": 0}
-# Tokens of the counted batch where the configuration names none.
+# Tokens of the batch if the configuration sets none.
 TOKENS = 4096
-# In the search for the longest batch: tokens of the first, how many times as long the next may be, how many are tried,
-# and the share of it that does not matter.
+# Search for the longest batch: tokens of the first batch, maximum growth factor per iteration, maximum iterations,
+# relative tolerance.
 _FIRST, _STRETCH, _SECANTS, _CLOSE = 1 << 15, 4, 4, 0.005
 _FP32 = 4  # bytes of a value
-_WORD = 5  # any that is no special symbol
+_WORD = 5  # any symbol that is not special
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a training step holds when it holds most, in bytes.
+    """The peak memory of a training step, in bytes.
 
-    The gradients are those of an update of several steps, or on several devices: there from the step's beginning. An
-    update of one step on one device has none yet at the peak.
+    The gradients are assumed to exist from the beginning of the step, as in an update of several steps or on several
+    devices. An update of one step on one device has no gradients yet at the peak.
 
     Args:
-        weights: each shared one once.
-        gradients: of the weights.
-        optimizer: its state.
-        activations: what the forward pass keeps for the backward pass.
-        workspace: the rest of the peak: what is soon freed, above all the scores of the vocabulary; and buffers.
+        weights: the weights, with shared weights counted once.
+        gradients: the gradients of the weights.
+        optimizer: the optimizer state.
+        activations: the tensors that the forward pass saves for the backward pass.
+        workspace: the rest of the peak: temporary tensors, mainly the output logits, and buffers.
     """
 
     weights: int
@@ -59,26 +59,26 @@ class StepMemory:
 
     @property
     def static(self) -> int:
-        """Bytes whatever the batch."""
+        """The bytes that do not depend on the batch."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def peak(self) -> int:
-        """All parts together."""
+        """The sum of all parts."""
         return self.static + self.activations + self.workspace
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a configuration takes in training, in bytes, and the longest batch that fits.
+    """The training memory of a configuration, in bytes, and the longest batch that fits.
 
     Args:
-        tokens: of each side of the configuration's longest batch, padding included; 4,096 where it names none.
-        static: weights, gradients and optimizer.
-        activations_a_token: what one more source and one more target token keep for the backward pass.
-        workspace: of that batch.
-        peak: of that batch.
-        longest_batch: tokens of each side, padding included, of the longest batch that fits; 0 if none does.
+        tokens: tokens per side of the largest batch of the configuration, including padding; 4,096 if it sets none.
+        static: weights, gradients and optimizer state.
+        activations_a_token: saved activations per additional source and target token.
+        workspace: workspace of that batch.
+        peak: peak of that batch.
+        longest_batch: tokens per side, including padding, of the longest batch that fits; 0 if none fits.
     """
 
     tokens: int
@@ -89,8 +89,8 @@ class MemoryEstimate:
     longest_batch: int
 
 
-def stand_in_task(vocabulary: int) -> Namespace:
-    """Make what a model and a criterion ask a task for: a joined dictionary of that many symbols."""
+def dummy_task(vocabulary: int) -> Namespace:
+    """Make a dummy task for building a model and a criterion: a joined dictionary with ``vocabulary`` symbols."""
     dictionary = Dictionary()
     for number in range(vocabulary - len(dictionary)):
         dictionary.add_symbol(f"{number}")
@@ -98,50 +98,50 @@ def stand_in_task(vocabulary: int) -> Namespace:
 
 
 class TrainingStep:
-    """A model and its criterion without storage, whose training steps are counted.
+    """Count the memory of training steps of a model and its criterion, which are built without storage.
 
-    fairseq's ``--fp16``, ``--bf16`` and ``--amp`` are counted as fp32, ``--compile`` as not compiled; ``--precision
-    bf16`` as it is.
+    fairseq's ``--fp16``, ``--bf16`` and ``--amp`` are counted as fp32, and ``--compile`` is ignored. ``--precision
+    bf16`` is counted as bf16.
 
     Args:
         args: fairseq's arguments.
-        vocabulary: symbols of the joined dictionary.
-        device: ``cuda`` or ``cpu``; neither is needed.
+        vocabulary: size of the joined dictionary.
+        device: ``cuda`` or ``cpu``; it need not be available.
     """
 
     def __init__(self, args: Namespace, vocabulary: int, device: str):
         from fairseq.models import ARCH_MODEL_REGISTRY
 
-        task = stand_in_task(vocabulary)
-        # Of the ways to train on several devices one criterion refuses fairseq's default; it changes no size here.
+        task = dummy_task(vocabulary)
+        # One criterion rejects fairseq's default --ddp-backend. The backend does not affect sizes here.
         options = {"criterion": "cross_entropy", **vars(args), "ddp_backend": "legacy_ddp", "compile": False}
         self._allocations = Allocations()
         with self._allocations:
             self._model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**options), task).train()
             self._criterion = criterions.build_criterion(Namespace(**options), task)
         if hasattr(self._model, "expert_banks") and self._model.expert_banks():
-            raise SharingError(f"--arch {args.arch}: what experts take depends on the tokens that choose them")
-        self._model.admin_pending = False  # the pass that sets Admin's weights keeps nothing
+            raise SharingError(f"--arch {args.arch}: the memory of experts depends on the tokens routed to them")
+        self._model.admin_pending = False  # Admin's initialization pass saves no activations
         self._states = OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)), 2)
         if device == "cuda":
             _use_cuda_kernels(self._model)
 
     def count(self, tokens: int, length: int) -> StepMemory:
-        """Run a step and count.
+        """Run a training step and count its memory.
 
         Args:
-            tokens: of the source and of the target side, rounded down to whole sentences, but one at least.
-            length: tokens of a sentence.
+            tokens: tokens per side, rounded down to whole sentences, at least one sentence.
+            length: tokens per sentence.
 
         Raises:
-            SharingError: sizes depend on what the model or the criterion computes.
+            SharingError: sizes depend on values that the model or the criterion computes.
         """
         allocations = self._allocations
         parameters = list(self._model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         weights, gradients = (_FP32 * sum(p.numel() for p in some) for some in (parameters, trained))
         buffers = allocations.alive - weights
-        # fairseq reads a shape in a way that looks at memory.
+        # fairseq calls _shape_as_tensor, which reads memory.
         with allocations, Replaced({torch._shape_as_tensor: lambda x: tuple(x.shape)}):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
@@ -163,31 +163,31 @@ class TrainingStep:
 
 
 def estimate(args: Namespace, vocabulary: int, length: int, memory: float, device: str) -> MemoryEstimate:
-    """Tell what a configuration takes in training, and the longest batch that fits.
+    """Estimate the training memory of a configuration and the longest batch that fits.
 
     Args:
         args: fairseq's arguments.
-        vocabulary: symbols of the joined dictionary.
-        length: source and target tokens of a sentence.
-        memory: bytes that a training may take.
+        vocabulary: size of the joined dictionary.
+        length: source and target tokens per sentence.
+        memory: available memory, in bytes.
         device: ``cuda`` or ``cpu``.
 
     Raises:
-        SharingError: a bad option, or a model whose sizes depend on what it computes.
+        SharingError: an invalid option, or a model whose sizes depend on values that it computes.
     """
     step = TrainingStep(args, vocabulary, device)
     tokens = getattr(args, "max_tokens", None)
     if tokens is None:
         sentences, block = getattr(args, "batch_size", None), getattr(args, "tokens_per_sample", None)
         tokens = sentences * block if sentences and block else TOKENS
-    told = step.count(tokens, length)
-    # Peaks grow in straight lines with bends: the scores are made some positions at a time, and it is at another moment
-    # that a step of a longer batch holds most. So the batch is looked for along secants, up to where they are straight.
-    guess = int(tokens * (memory - told.static) / (told.peak - told.static))
+    counted = step.count(tokens, length)
+    # The peak is piecewise linear in the batch length: logits are computed in chunks, and longer batches peak at a
+    # different point of the step. Hence a secant search, which stops when the peak is linear up to the result.
+    guess = int(tokens * (memory - counted.static) / (counted.peak - counted.static))
     many = max(2 * length, min(guess, _FIRST)) // length * length
     few = many // 2 // length * length
     more, less = step.count(many, length), step.count(few, length)
-    a_token = (more.activations - less.activations) // (many - few)
+    per_token = (more.activations - less.activations) // (many - few)
     for _ in range(_SECANTS):
         slope = (more.peak - less.peak) / (many - few)
         longest = max(0, int(many + (memory - more.peak) / slope) // length * length)
@@ -200,10 +200,10 @@ def estimate(args: Namespace, vocabulary: int, length: int, memory: float, devic
             break
     return MemoryEstimate(
         tokens=tokens,
-        static=told.static,
-        activations_a_token=a_token,
-        workspace=told.workspace,
-        peak=told.peak,
+        static=counted.static,
+        activations_a_token=per_token,
+        workspace=counted.workspace,
+        peak=counted.peak,
         longest_batch=longest,
     )
 
@@ -211,23 +211,26 @@ def estimate(args: Namespace, vocabulary: int, length: int, memory: float, devic
 def estimate_both(
     args: Namespace, vocabulary: int, length: int, memory: float, device: str
 ) -> dict[str, MemoryEstimate | None]:
-    """Estimate with activations ``stored``, and ``recomputed`` (``--checkpoint-activations``); None if nobody can tell.
+    """Estimate the memory with activations ``stored`` and ``recomputed`` (``--checkpoint-activations``).
 
     Args: those of ``estimate``.
+
+    Returns:
+        The two estimates; None if the memory cannot be estimated.
     """
-    told: dict[str, MemoryEstimate | None] = {}
-    for way, recompute in {"stored": False, "recomputed": True}.items():
+    estimates: dict[str, MemoryEstimate | None] = {}
+    for activations, recompute in {"stored": False, "recomputed": True}.items():
         changed = Namespace(**{**vars(args), "checkpoint_activations": recompute})
         try:
-            told[way] = estimate(changed, vocabulary, length, memory, device)
+            estimates[activations] = estimate(changed, vocabulary, length, memory, device)
         except SharingError as error:
-            logger.info(f"no estimate of memory, {way}: {error}")
-            told[way] = None
-    return told
+            logger.info(f"no memory estimate with {activations} activations: {error}")
+            estimates[activations] = None
+    return estimates
 
 
 class _CudaDropout(FairseqDropout):
-    """Dropout with a mask of a byte an element, as torch keeps it on CUDA."""
+    """Dropout with a mask of one byte per element, as torch saves it on CUDA."""
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         if self.p > 0 and (self.training or self.apply_during_inference):
@@ -236,7 +239,7 @@ class _CudaDropout(FairseqDropout):
 
 
 class _CudaAttention(FastAttention):
-    """``FastAttention`` in the precision of autocast, as it is elsewhere than on CPU."""
+    """``FastAttention`` in the autocast precision, which it uses on all devices except the CPU."""
 
     def _project(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
         with Replaced({Tensor.float: lambda projected: projected}):
@@ -244,10 +247,10 @@ class _CudaAttention(FastAttention):
 
 
 def _use_cuda_kernels(model: nn.Module) -> None:
-    """Let a model on CPU keep for the backward pass what it keeps on CUDA."""
+    """Make a model on CPU save the same tensors for the backward pass as on CUDA."""
     for module in model.modules():
         if isinstance(module, MultiheadAttention):
-            # Fused attention draws its mask of the probabilities anew; the one for CPU, of the same sizes, has none.
+            # Fused CUDA attention saves no dropout mask. The CPU kernel without dropout saves the same sizes.
             module.dropout_module.p = 0.0
         elif type(module) in (FairseqDropout, FastDropout):
             module.__class__ = _CudaDropout

@@ -1,4 +1,4 @@
-"""The tables of a description, for a terminal."""
+"""Tables of a description for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 
 
 def map_line(stack: str, layer_map: LayerMap) -> Text:
-    """Draw the layer map of a stack in one line."""
+    """Format the layer map of a stack as one colored line."""
     line = Text(f"{stack}  N={len(layer_map)} M={num_unique(layer_map)}  ")
     colors = set_colors(num_unique(layer_map))
     for label in layer_map:
@@ -22,13 +22,13 @@ def map_line(stack: str, layer_map: LayerMap) -> Text:
 
 
 def main_table(models: Sequence[Description], vocabulary: int, length: int, memory: str) -> Table:
-    """Compare models: sizes, parameters, memory and operations.
+    """Compare the sizes, parameters, memory and MACs of models.
 
     Args:
-        models: the described model first.
-        vocabulary: symbols of the joined dictionary.
-        length: source and target tokens of the counted sentence pair.
-        memory: of the device, in words.
+        models: the models, starting with the described one.
+        vocabulary: size of the joined dictionary.
+        length: source and target tokens of the sentence pair.
+        memory: the device memory, in words.
     """
     table = Table(title=f"{models[0].name}: vocabulary {vocabulary:,}, {length} + {length} tokens")
     table.add_column("")
@@ -55,23 +55,23 @@ def main_table(models: Sequence[Description], vocabulary: int, length: int, memo
     table.add_section()
     for part in ("weights", "gradients", "optimizer"):
         add(f"bytes of {part}", [m.bytes[part] for m in models])
-    for way in models[0].memory:
-        told = [m.memory[way] for m in models]
-        at = next((f" at {t.tokens:,} tokens" for t in told if t), "")
+    for activations in models[0].memory:
+        estimates = [m.memory[activations] for m in models]
+        at = next((f" at {e.tokens:,} tokens" for e in estimates if e), "")
         table.add_section()
-        add(f"activations a token, {way}", [None if t is None else t.activations_a_token for t in told])
-        add(f"workspace{at}", [None if t is None else t.workspace for t in told])
-        add(f"peak{at}", [None if t is None else t.peak for t in told])
-        add(f"longest batch in {memory}", [None if t is None else t.longest_batch for t in told])
+        add(f"activations per token, {activations}", [None if e is None else e.activations_a_token for e in estimates])
+        add(f"workspace{at}", [None if e is None else e.workspace for e in estimates])
+        add(f"peak{at}", [None if e is None else e.peak for e in estimates])
+        add(f"longest batch in {memory}", [None if e is None else e.longest_batch for e in estimates])
     table.add_section()
-    add("MACs a sentence", [m.macs for m in models])
-    add("MACs a token", [m.macs // length for m in models])
+    add("MACs per sentence", [m.macs for m in models])
+    add("MACs per token", [m.macs // length for m in models])
     return table
 
 
 def bank_table(model: Description) -> Table:
     """List the expert banks of a model."""
-    table = Table(title="expert banks, each once however many layers share it")
+    table = Table(title="expert banks, shared ones listed once")
     for column in ("bank", "experts", "active", "parameters"):
         table.add_column(column, justify="left" if column == "bank" else "right")
     for bank in model.banks:

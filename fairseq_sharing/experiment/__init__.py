@@ -1,1 +1,1 @@
-"""What is on disk: configurations, run directories and the environment that a run recorded."""
+"""Configurations, studies, run directories and the recorded environment of a run."""

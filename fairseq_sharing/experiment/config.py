@@ -1,4 +1,4 @@
-"""Compose the configuration of an experiment: a YAML file with its bases, or a row of a study, and overrides."""
+"""Compose the configuration of an experiment from a YAML file and its bases, or a row of a study, and overrides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVALUATE_KEYS = (
     *("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen"),
     *("max_len_a", "max_len_b", "compound_split", "tokenize"),
 )
-# Flags of fairseq-train that the launcher gives.
+# Flags of fairseq-train that the launcher sets.
 SET_ELSEWHERE = {
     "seed": "the top-level key seed",
     "data": "the top-level key data",
@@ -42,16 +42,16 @@ SET_ELSEWHERE = {
 DEFAULTS = {"seed": 1, "train": {}, "evaluate": {}}
 _ROW = "row="
 
-# Checks a train block; its second argument are the keys that a null removes from what a base says.
+# Checks a train block; the second argument lists the keys that have a value in some layer, which a null may remove.
 CheckFlags = Callable[[Mapping[str, Any], Sequence[str]], None]
 
 
 class BadKeyError(SharingError):
-    """A key of a ``train`` block that ``fairseq-train`` would refuse or misread.
+    """A key of a ``train`` block that ``fairseq-train`` would reject or misread.
 
     Args:
         key: the key.
-        message: what is wrong with it.
+        message: the reason.
     """
 
     def __init__(self, key: str, message: str):
@@ -60,22 +60,22 @@ class BadKeyError(SharingError):
 
 
 def compose(path: Path | str, overrides: Sequence[str] = (), *, check: CheckFlags | None = None) -> DictConfig:
-    """Merge an experiment with its base (first) and with overrides (last).
+    """Merge the bases of an experiment, the experiment itself and the overrides, in this order.
 
-    Keys of ``train`` and ``evaluate`` may be spelled with dashes; they come out with underscores.
+    Keys of ``train`` and ``evaluate`` may be spelled with dashes; they are converted to underscores.
 
     Args:
-        path: the YAML file of an experiment or of a study. If it does not exist here, it is looked up among the
-            package's own configurations (``studies/toy.yaml``, or ``toy`` for short).
+        path: the YAML file of an experiment or a study. If the file does not exist, the package's own
+            configurations are searched (``studies/toy.yaml``, or ``toy`` for short).
         overrides: ``key=value`` words such as ``train.max_epoch=3`` or ``seed=2``; a study also needs ``row=NAME``.
         check: checks the ``train`` block, as ``flags.check`` does against the parser of ``fairseq-train``.
 
     Returns:
-        The configuration, resolved, with ``run``, ``dataset``, ``seed``, ``train`` and ``evaluate`` present; of a study
+        The resolved configuration, with ``run``, ``dataset``, ``seed``, ``train`` and ``evaluate``, and for a study
         also ``study``.
 
     Raises:
-        SharingError: for a missing or unreadable file, an unknown key, a value that is not allowed, or a malformed
+        SharingError: a missing or unreadable file, an unknown key, a value that is not allowed, or a malformed
             override.
     """
     file = find_config(path)
@@ -95,7 +95,7 @@ def compose(path: Path | str, overrides: Sequence[str] = (), *, check: CheckFlag
         raise SharingError(f"{file}: {first_line(error)}") from error
     assert isinstance(config, DictConfig)
     if study is not None and config.dataset != study.data.name:
-        del config.study  # other data than the study's: a run of its own
+        del config.study  # with other data the run is not part of the study
     _check(config, file, layers)
     if check is not None:
         _check_flags(config, layers, check)
@@ -106,7 +106,7 @@ def take_row(study: Study, words: Sequence[str]) -> tuple[str, list[str]]:
     """Split ``row=NAME`` from the other overrides of a study.
 
     Raises:
-        SharingError: no row is named, or several.
+        SharingError: no row is given, or more than one.
     """
     rows = [word.removeprefix(_ROW) for word in words if word.startswith(_ROW)]
     if len(rows) != 1:
@@ -116,10 +116,10 @@ def take_row(study: Study, words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def find_study(path: Path | str) -> Study:
-    """Read the study that a path or a name gives, from here or from the package's own studies.
+    """Read a study given by path or name, from the current directory or the package's own studies.
 
     Raises:
-        SharingError: there is none, or it is a single experiment.
+        SharingError: the study does not exist, or the file is a single experiment.
     """
     file = find_config(path)
     if not is_study(read_yaml(file)):
@@ -128,10 +128,10 @@ def find_study(path: Path | str) -> Study:
 
 
 def find_config(path: Path | str) -> Path:
-    """Return the configuration file that a path names, from here or from the package's own configurations.
+    """Find a configuration file in the current directory or among the package's own configurations.
 
     Raises:
-        SharingError: when neither has it.
+        SharingError: the file does not exist in either.
     """
     path = Path(path)
     if path.is_file():
@@ -142,37 +142,36 @@ def find_config(path: Path | str) -> Path:
         if not path.is_absolute() and ".." not in parts and place.is_file():
             return place
     studies = ", ".join(sorted(file.stem for file in (own / "studies").glob("*.yaml")))
-    raise SharingError(f"configuration {path}: no such file, here or in {own}; studies: {studies}")
+    raise SharingError(f"configuration {path}: no such file in the current directory or {own}; studies: {studies}")
 
 
 def update_freq(config: DictConfig, devices: int) -> int | str | None:
-    """Return the ``update_freq`` that gives the configuration's ``tokens_per_batch`` on this many devices.
+    """Return the ``update_freq`` that yields the configured ``tokens_per_batch`` on the given number of devices.
 
-    Tokens per batch = max_tokens (per device and step) x devices x update_freq. Without ``tokens_per_batch``
-    the ``train`` block's own ``update_freq`` stands.
+    Tokens per batch = max_tokens (per device and step) x devices x update_freq. Without ``tokens_per_batch``,
+    ``update_freq`` of the ``train`` block is used.
 
     Raises:
-        SharingError: when no whole number of steps gives it, or ``tokens_per_batch`` and ``update_freq`` are
-            both set.
+        SharingError: no integer ``update_freq`` yields ``tokens_per_batch``, or both are set.
     """
     wanted, train = config.get("tokens_per_batch"), config.train
     if wanted is None:
         return train.get("update_freq")
     if train.get("update_freq") is not None:
-        raise SharingError("tokens_per_batch and train.update_freq are both set: give one of them")
+        raise SharingError("tokens_per_batch and train.update_freq: both are set; allowed: one of them")
     max_tokens = train.get("max_tokens")
     if not isinstance(max_tokens, int) or max_tokens < 1:
-        raise SharingError(f"tokens_per_batch needs train.max_tokens, tokens per device and step; got {max_tokens}")
+        raise SharingError(f"tokens_per_batch needs train.max_tokens (tokens per device and step), got {max_tokens}")
     if not isinstance(wanted, int) or wanted < 1 or wanted % (max_tokens * devices):
         raise SharingError(
-            f"tokens_per_batch={wanted} is no multiple of train.max_tokens={max_tokens} x {devices} devices"
-            f" = {max_tokens * devices}: change one of the three"
+            f"tokens_per_batch={wanted}: not a multiple of train.max_tokens={max_tokens} x {devices} devices"
+            f" = {max_tokens * devices}; change one of the three"
         )
     return wanted // (max_tokens * devices)
 
 
 def tokens_per_batch(config: DictConfig, devices: int) -> int | None:
-    """Return the most tokens one update sees over all devices; None when batches are counted in sentences."""
+    """Return the maximum tokens per update over all devices; None if batches are counted in sentences."""
     max_tokens, steps = config.train.get("max_tokens"), update_freq(config, devices) or 1
     if not isinstance(max_tokens, int) or not str(steps).isdigit():
         return None
@@ -182,7 +181,7 @@ def tokens_per_batch(config: DictConfig, devices: int) -> int | None:
 def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
     check_names(config.evaluate, EVALUATE_KEYS, f"{file}: evaluate: ")
     if not config.get("dataset"):
-        raise SharingError(f"{file}: dataset: missing; the name of a data directory's recipe, for example multi30k")
+        raise SharingError(f"{file}: dataset: missing; allowed: the name of a data recipe, for example multi30k")
     config.dataset = check_name(config.dataset, f"{file}: dataset")
     check_name(config.run, f"{file}: run")
     if config.evaluate.get("baseline") is not None:
@@ -199,7 +198,7 @@ def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
 
 
 def _check_flags(config: DictConfig, layers: Sequence[Layer], check: CheckFlags) -> None:
-    """Check the ``train`` block against fairseq's parser; name the file of a wrong key."""
+    """Check the ``train`` block against fairseq's parser; an error names the file of the key."""
     given = {key for _, layer in layers for key, value in layer.get("train", {}).items() if value is not None}
     try:
         check(config.train, [key for key in config.train if key in given])
@@ -210,5 +209,5 @@ def _check_flags(config: DictConfig, layers: Sequence[Layer], check: CheckFlags)
 
 
 def _origin(layers: Sequence[Layer], key: str) -> str:
-    """Name the file, or the override, that has the last word on a key of the ``train`` block."""
+    """Return the name of the last layer, a file or the overrides, that sets a key of the ``train`` block."""
     return next(name for name, layer in reversed(layers) if key in layer.get("train", {}))

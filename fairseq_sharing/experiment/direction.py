@@ -1,4 +1,4 @@
-"""The direction of a translation: prepared data name it, and whatever else names one must agree."""
+"""The translation direction. The prepared data define it; a configuration or checkpoint must agree."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ KEYS = ("source_lang", "target_lang")
 
 
 def direction_of(named: Mapping[str, Any], what: object) -> Direction | None:
-    """Read both languages of a manifest, a run's record, a ``train`` block or a checkpoint's task.
+    """Read both languages of a manifest, a run record, a ``train`` block or a checkpoint's task.
 
     Args:
-        named: may have ``source_lang`` and ``target_lang``.
-        what: where they were read, for an error.
+        named: a mapping that may have ``source_lang`` and ``target_lang``.
+        what: its name in errors.
 
     Returns:
-        The direction; None where one language is missing, as with the data of a language model.
+        The direction; None if a language is missing, as in the data of a language model.
 
     Raises:
-        SharingError: a language that is no plain code.
+        SharingError: a language is not a plain language code.
     """
     source, target = (named.get(key) for key in KEYS)
     if not source or not target:
@@ -33,13 +33,13 @@ def direction_of(named: Mapping[str, Any], what: object) -> Direction | None:
 
 
 def inferred_direction(binarized: Path) -> Direction | None:
-    """Infer the direction from the names of binarized files, as fairseq does where ``-s`` and ``-t`` are not given.
+    """Infer the direction from the names of binarized files, as fairseq does without ``-s`` and ``-t``.
 
     Args:
-        binarized: directory that fairseq-train reads.
+        binarized: the data directory of fairseq-train.
 
     Returns:
-        The direction; None where there is no such directory, or its files name no pair.
+        The direction; None if the directory does not exist or its file names contain no language pair.
     """
     from fairseq.data.data_utils import infer_language_pair
 
@@ -49,31 +49,31 @@ def inferred_direction(binarized: Path) -> Direction | None:
 
 
 def refuse_other_languages(train: Mapping[str, Any], manifest: Mapping[str, Any], data: Path) -> None:
-    """Refuse a ``train`` block that names other languages than the data.
+    """Reject a ``train`` block whose languages differ from those of the data.
 
     Raises:
-        SharingError: naming the key and both languages.
+        SharingError: a language differs; the error names the key and both languages.
     """
     for key in KEYS:
-        said, has = train.get(key), manifest.get(key)
-        if has and said is not None and said != has:
-            raise SharingError(f"train.{key}: {said}; allowed: {has}, that of {data} (or leave the key out)")
+        given, has = train.get(key), manifest.get(key)
+        if has and given is not None and given != has:
+            raise SharingError(f"train.{key}: {given}; allowed: {has}, the language of {data} (or omit the key)")
 
 
 def refuse_other_direction(trained: Direction | None, has: Direction | None, model: object, data: Path) -> None:
-    """Refuse data of another direction than a model was trained in.
+    """Reject data whose direction differs from that of the model.
 
     Args:
-        trained: the model's direction; None where it is not known.
-        has: that of the data; None where they name none.
-        model: what an error calls the model.
+        trained: the direction of the model; None if unknown.
+        has: the direction of the data; None if unknown.
+        model: the name of the model in errors.
         data: the prepared data directory.
 
     Raises:
-        SharingError: naming both directions.
+        SharingError: the directions differ; the error names both.
     """
     if trained and has and trained != has:
         raise SharingError(
-            f"{data}: translates {'-'.join(has)}; {model} was trained for {'-'.join(trained)}; "
+            f"{data}: direction {'-'.join(has)}; {model} was trained for {'-'.join(trained)}; "
             "allowed: data of that direction"
         )

@@ -1,4 +1,4 @@
-"""What a run ran on: package versions, the commit of the code, the device."""
+"""The environment of a run: package versions, commit of the code, device."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PACKAGES = (
     "sentencepiece",
     "ctranslate2",
 )
-# NVIDIA, AMD, and NVIDIA under WSL: with none of them torch need not be imported to know that there is no GPU.
+# NVIDIA, AMD, and NVIDIA under WSL. If none exists, there is no GPU, and torch need not be imported to find out.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-# A core is idle that works for less than this part, in percent, of some time, in seconds.
+# A core is idle if its load is below this percentage during an interval, in seconds.
 _BUSY, _LOOK = 50.0, 0.2
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every installed package that can change a result."""
+    """Return the versions of Python and of all installed packages that can affect a result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the git commit of this code; None outside a clone.
 
-    ``-dirty`` at its end says that tracked files differ from it.
+    The suffix ``-dirty`` means that tracked files differ from the commit.
     """
     tracked = _git("ls-files", "--error-unmatch", "__init__.py")
     if tracked is None:
@@ -58,7 +58,7 @@ def device() -> dict[str, Any]:
 
     Returns:
         ``kind`` (``cpu`` or ``cuda``), ``name``, ``count`` (GPUs, or CPU cores), ``memory_bytes`` (of one
-        GPU, or of the machine) and, of a GPU, the ``cuda`` version.
+        GPU, or of the machine) and, for a GPU, the ``cuda`` version.
     """
     if not any(Path(driver).exists() for driver in GPU_DRIVERS):
         return _cpu()
@@ -77,17 +77,17 @@ def device() -> dict[str, Any]:
 
 
 def cpu_cores() -> int:
-    """Return how many CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def idle_cores() -> int:
-    """Return how many CPU cores this process may use that nothing else is using; at least 1.
+    """Return the number of CPU cores that this process may use and that are idle; at least 1.
 
-    For work whose threads wait for each other, as torch's do: with one thread more than there are free cores, each step
-    waits until the system lets that thread run, and the whole is slower many times.
+    Use it for work whose threads wait for each other, as in torch. With one thread more than there are idle cores, each
+    step waits until that thread is scheduled, which makes the work several times slower.
     """
     busy = psutil.cpu_percent(interval=_LOOK, percpu=True)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
@@ -95,7 +95,7 @@ def idle_cores() -> int:
 
 
 def torch_threads() -> int:
-    """Return how many threads torch's products should have: OMP_NUM_THREADS where it is set, else the idle cores."""
+    """Return the number of threads for torch: OMP_NUM_THREADS if set, otherwise the number of idle cores."""
     chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(chosen) if chosen.isdecimal() and int(chosen) else idle_cores()
 

@@ -1,4 +1,4 @@
-"""The layers of a configuration: YAML files with their bases, and overrides, each checked by itself."""
+"""The layers of a configuration: YAML files, their bases and overrides, each checked on its own."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ TOP_LEVEL_KEYS = ("base", "run", "dataset", "data", "seed", "tokens_per_batch", 
 BLOCKS = ("train", "evaluate")
 _NAME = re.compile(r"(?![.-])[\w.-]+")
 
-# Where a layer was read, for errors, and its values.
+# The origin of a layer, for errors, and its values.
 Layer = tuple[str, DictConfig]
 
 
 def load_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """Load an experiment or a recipe and its bases, the last base first.
+    """Load an experiment or a recipe and its bases, starting with the innermost base.
 
     Raises:
-        SharingError: an unreadable file, an unknown key, or a base that does not exist or leads back.
+        SharingError: an unreadable file, an unknown key, a base that does not exist, or circular bases.
     """
     if file.resolve() in seen:
-        raise SharingError(f"{file}: base leads back to itself")
+        raise SharingError(f"{file}: base: circular; allowed: bases that do not lead back to this file")
     config = read_yaml(file)
     check_names(config, TOP_LEVEL_KEYS, f"{file}: ")
     tidy_blocks(config, f"{file}: ")
@@ -45,7 +45,7 @@ def read_yaml(file: Path) -> DictConfig:
     """Read a YAML file that must contain a mapping.
 
     Raises:
-        SharingError: it cannot be read, is no YAML, or contains something else.
+        SharingError: the file cannot be read, is not YAML, or does not contain a mapping.
     """
     try:
         document = OmegaConf.load(file)
@@ -57,10 +57,10 @@ def read_yaml(file: Path) -> DictConfig:
 
 
 def dotlist(overrides: Sequence[str]) -> DictConfig:
-    """Read ``key=value`` words.
+    """Read ``key=value`` overrides.
 
     Raises:
-        SharingError: a word of another form, or an unknown key.
+        SharingError: an override of another form, or an unknown key.
     """
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -76,24 +76,22 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
 
 
 def check_name(name: Any, what: str) -> str:
-    """Return a name that is to be one segment of a path.
+    """Check a name that is used as one segment of a path, and return it.
 
     Args:
         name: the name, as read from a file or a command line.
-        what: what an error calls it.
+        what: its description in errors.
 
     Raises:
-        SharingError: it has other characters, or begins with a dot or a dash.
+        SharingError: the name contains other characters, or starts with a dot or a dash.
     """
     if not _NAME.fullmatch(str(name)):
-        raise SharingError(
-            f"{what}: {str(name)!r}; allowed: letters, digits and . _ - (neither . nor - at the beginning)"
-        )
+        raise SharingError(f"{what}: {str(name)!r}; allowed: letters, digits and . _ - (not starting with . or -)")
     return str(name)
 
 
 def tidy_blocks(config: DictConfig, where: str) -> None:
-    """Spell the keys of the blocks with underscores, so that later checks and merges see one spelling only."""
+    """Convert dashes in the keys of the blocks to underscores, so that later checks and merges see one spelling."""
     for block in BLOCKS:
         if block not in config:
             continue
@@ -104,9 +102,9 @@ def tidy_blocks(config: DictConfig, where: str) -> None:
             name = key.replace("-", "_")
             if key.startswith("-"):
                 nearest = key.lstrip("-").replace("-", "_")
-                raise SharingError(f"{where}{block}.{key}: must not begin with a dash; nearest: {nearest}")
+                raise SharingError(f"{where}{block}.{key}: must not start with a dash; nearest: {nearest}")
             if name in tidy:
-                raise SharingError(f"{where}{block}.{name}: given twice, with dashes and with underscores")
+                raise SharingError(f"{where}{block}.{name}: given twice, with dashes and underscores")
             tidy[name] = value
         config[block] = tidy
 
@@ -118,10 +116,10 @@ def _items(block: DictConfig) -> Iterator[tuple[str, Any]]:
 
 
 def check_names(config: DictConfig, allowed: Sequence[str], where: str) -> None:
-    """Refuse keys that are not allowed.
+    """Reject keys that are not allowed.
 
     Raises:
-        SharingError: naming the first.
+        SharingError: an unknown key; the error names the first one.
     """
     for key in config:
         if key not in allowed:
@@ -129,5 +127,5 @@ def check_names(config: DictConfig, allowed: Sequence[str], where: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name."""
+    """Return the first line of an error message, or the name of the error."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""A run's directory: what lies where in it, and the record ``run.json``."""
+"""The run directory: its files, its locks and the record ``run.json``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from fairseq_sharing.experiment.direction import KEYS, Direction, direction_of
 from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.files import write_text
 
-# Keys that may differ when a run is started again: how long it trains, what it keeps, how it reports.
-# Anything else would make the checkpoints of one run come from two recipes. (The split of a batch over
-# devices and steps may differ too; its size is compared by itself.) A name that ends in an underscore is a
-# prefix.
+# Keys that may change when a run is resumed: how long it trains, what it keeps, how it reports. With any other
+# change, the checkpoints of one run would come from two configurations. (How a batch is split over devices and
+# steps may also change; the batch size is compared separately.) A name that ends in an underscore is a prefix.
 CHANGEABLE = (
     "study",
     "map_of",
@@ -62,22 +61,22 @@ class RunDirectory:
 
     @property
     def record_file(self) -> Path:
-        """What was run, on what, from when to when."""
+        """The record of the run: command, environment, start and end."""
         return self.path / "run.json"
 
     @property
     def log_file(self) -> Path:
-        """All that ``fairseq-train`` wrote."""
+        """The output of ``fairseq-train``."""
         return self.path / "train.log"
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of the checkpoints."""
+        """The checkpoint directory."""
         return self.path / "checkpoints"
 
     @property
     def tensorboard(self) -> Path:
-        """The directory of the TensorBoard curves."""
+        """The TensorBoard directory."""
         return self.path / "tensorboard"
 
     @property
@@ -87,40 +86,40 @@ class RunDirectory:
 
     @property
     def steps_file(self) -> Path:
-        """What the averaged checkpoint and the translations were made from."""
+        """The inputs from which the averaged checkpoint and the translations were made."""
         return self.evaluation / "steps.json"
 
     @property
     def result_file(self) -> Path:
-        """The scores, made by ``fairseq-sharing evaluate``."""
+        """The scores, written by ``fairseq-sharing evaluate``."""
         return self.path / "result.json"
 
     def config(self) -> DictConfig:
         """Return the composed configuration.
 
         Raises:
-            SharingError: when there is none, or it names a run or a dataset by a path.
+            SharingError: the file is missing, or its run or dataset is a path.
         """
         if not self.config_file.is_file():
-            raise SharingError(f"{self.path}: no run directory of fairseq-sharing train: it has no config.yaml")
+            raise SharingError(f"{self.path}: not a run directory of fairseq-sharing train: config.yaml is missing")
         config = OmegaConf.load(self.config_file)
         assert isinstance(config, DictConfig)
-        for key in ("run", "dataset"):  # which become parts of paths
+        for key in ("run", "dataset"):  # these become parts of paths
             if key in config:
                 check_name(config[key], f"{self.config_file}: {key}")
         return config
 
     def direction(self) -> Direction | None:
-        """Return source and target language of the training, as recorded, else as configured; None if unknown."""
+        """Return the recorded or configured source and target language; None if unknown."""
         return direction_of(self.record(), self.record_file) or direction_of(
             self.config().get("train", {}), self.config_file
         )
 
     def record(self) -> dict[str, Any]:
-        """Return ``run.json``; an empty record when the run was never started.
+        """Return ``run.json``; an empty record if the run was never started.
 
         Raises:
-            SharingError: when the file is not JSON.
+            SharingError: the file is not JSON.
         """
         if not self.record_file.is_file():
             return {}
@@ -130,11 +129,11 @@ class RunDirectory:
             raise SharingError(f"{self.record_file}: not JSON ({error})") from error
 
     def write_config(self, config: DictConfig) -> None:
-        """Keep the composed configuration."""
+        """Write the composed configuration."""
         write_text(self.config_file, OmegaConf.to_yaml(config))
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Keep the record."""
+        """Write the record."""
         write_text(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def log_records(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -154,13 +153,13 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """Hold the run for one training; yields the lock's descriptor, which the training inherits.
+        """Lock the run for one training; yields the descriptor of the lock, which the training inherits.
 
-        The lock lasts as long as any process holds the descriptor: a training keeps it when its starter is
+        The lock is held as long as any process has the descriptor open, so a training keeps it if its parent is
         killed.
 
         Raises:
-            SharingError: when a training holds it already.
+            SharingError: another training holds the lock.
         """
         with self._hold(".lock", "is being trained by another process") as descriptor:
             self._remove(*(self.path.glob(f"{file.name}.*.tmp") for file in (self.config_file, self.record_file)))
@@ -168,12 +167,12 @@ class RunDirectory:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Hold the averaged checkpoint, the translations and the result for one process; a training may go on.
+        """Lock the averaged checkpoint, the translations and the result for one process; a training may continue.
 
-        What a killed evaluation left half written is removed.
+        Partial files of a killed evaluation are removed.
 
         Raises:
-            SharingError: when another process holds them.
+            SharingError: another process holds the lock.
         """
         with self._hold(".evaluate.lock", "is being evaluated by another process; try again when it has ended"):
             self._remove(
@@ -185,7 +184,7 @@ class RunDirectory:
 
     @contextmanager
     def _hold(self, name: str, taken: str) -> Iterator[int]:
-        """Hold one of the locks, or refuse with what the holder is doing."""
+        """Acquire one of the locks, or raise an error that says what its holder is doing."""
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -204,12 +203,12 @@ class RunDirectory:
 
 
 def default_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:
-    """Return where a run is kept if its directory is not given.
+    """Return the default directory of a run.
 
     Args:
         config: the composed configuration.
         runs: the directory of all runs.
-        row: another row of the same study; that of the configuration when None.
+        row: another row of the same study; the row of the configuration if None.
     """
     return runs / (config.get("study") or config.dataset) / f"{row or config.run}-seed{config.seed}"
 
@@ -228,9 +227,9 @@ def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def config_changes(old: DictConfig, new: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, as ``key: (old, new)``; a key that is absent counts as null.
+    """Return the keys whose values differ, as ``key: (old, new)``; a missing key counts as null.
 
-    Languages are left out: they are those of the data, whether the configuration names them or not.
+    Languages are ignored: they are those of the data, whether or not the configuration sets them.
     """
     before, after = _flatten(old), _flatten(new)
     for key in KEYS:
@@ -244,18 +243,18 @@ def config_changes(old: DictConfig, new: DictConfig) -> dict[str, tuple[Any, Any
 
 
 def refuse_changed(run: RunDirectory, new: DictConfig) -> None:
-    """Refuse to go on with a run under another recipe.
+    """Refuse to resume a run with a changed configuration.
 
     Raises:
-        SharingError: naming the key, its old and its new value.
+        SharingError: a key has changed; the error names the key, its old value and its new value.
     """
     changes = {key: values for key, values in config_changes(run.config(), new).items() if not _changeable(key)}
     if changes:
         key, (old, now) = next(iter(changes.items()))
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         raise SharingError(
-            f"{run.path} was started with {key}={_plain(old)}, now it is {_plain(now)}{more}:"
-            " give the old value, or another run directory with --out"
+            f"{run.path}: was started with {key}={_plain(old)}, now {_plain(now)}{more};"
+            " use the old value, or another run directory with --out"
         )
 
 

@@ -1,4 +1,4 @@
-"""A study: one YAML file with the data, a recipe, rows and seeds; one row with one seed is an experiment."""
+"""Studies: one YAML file with data, a recipe, rows and seeds. One row with one seed is an experiment."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class StudyData:
     """The data of a study.
 
     Args:
-        name: folder in ``data/``.
-        recipe: recipe of ``data-prep/``.
-        settings: flags of ``prepare`` that change the recipe.
+        name: directory in ``data/``.
+        recipe: recipe in ``data-prep/``.
+        settings: flags of ``prepare`` that override the recipe.
     """
 
     name: str
@@ -46,23 +46,23 @@ class StudyData:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says.
+    """The contents of a study file.
 
     Args:
-        name: the file's name without its suffix; also the folder of its runs and results.
-        file: the file.
-        question: what the study asks.
-        data: what it trains on.
-        recipe: the file of the recipe, how every row is trained.
-        rows: by name, what sets the row apart, as a block of a configuration.
-        map_of: by row, the row whose final layer map it trains with.
-        seeds: of every row that ``row_seeds`` does not name.
-        row_seeds: by row.
-        overrides: ``key=value`` changes to every row.
+        name: the file name without suffix; also the directory name of its runs and results.
+        file: the study file.
+        question: the question that the study answers.
+        data: the training data.
+        recipe: the recipe file, which configures the training of every row.
+        rows: for each row, the configuration block in which it differs from the recipe.
+        map_of: for a row that trains with the final layer map of another row, that row.
+        seeds: the seeds of every row that is not in ``row_seeds``.
+        row_seeds: the seeds of single rows.
+        overrides: ``key=value`` overrides for every row.
         baseline: the row that the others are compared with.
         primary: the test set of the comparison, or ``mean`` of all.
         margin: BLEU difference below which rows count as equivalent.
-        estimate: ``pairs`` and ``vocabulary`` before the data is prepared, for estimates of the cost.
+        estimate: ``pairs`` and ``vocabulary``, to estimate the cost before the data is prepared.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Study:
         return self.row_seeds.get(row, self.seeds)
 
     def layers(self, row: str) -> list[Layer]:
-        """Return the layers of a row's configuration, from the recipe to the study's overrides.
+        """Return the layers of a row's configuration, from the recipe to the overrides of the study.
 
         Raises:
-            SharingError: no such row.
+            SharingError: the row does not exist.
         """
         if row not in self.rows:
             raise SharingError(f"{self.file}: row: {row!r}; allowed: {', '.join(self.rows)}")
@@ -105,7 +105,7 @@ class Study:
 
 
 def is_study(document: Mapping[Any, Any]) -> bool:
-    """Return whether a YAML document is a study; a single experiment has no rows."""
+    """Return whether a YAML document is a study. A single experiment has no rows."""
     return "rows" in document
 
 
@@ -113,10 +113,10 @@ def read_study(file: Path) -> Study:
     """Read and check a study file.
 
     Args:
-        file: the YAML file. Paths in it are relative to its folder, or to the package's configurations.
+        file: the YAML file. Paths in it are relative to its directory, or to the package's configurations.
 
     Raises:
-        SharingError: an unknown key, a value of another type, or a row, file or seed that does not exist.
+        SharingError: an unknown key, a value of the wrong type, a row or file that does not exist, or a wrong seed.
     """
     document = read_yaml(file)
     where = f"{file}: "
@@ -161,14 +161,14 @@ def _find(name: str, file: Path, key: str) -> Path:
     for folder in (file.parent, configs_dir()):
         if (folder / name).is_file():
             return folder / name
-    raise SharingError(f"{file}: {key}: {name}: no such file, in {file.parent} or {configs_dir()}")
+    raise SharingError(f"{file}: {key}: {name}: no such file in {file.parent} or {configs_dir()}")
 
 
 def _rows(document: DictConfig, file: Path) -> tuple[dict[str, DictConfig], dict[str, str]]:
-    """Read the rows, from a file of rows or given in the study."""
+    """Read the rows from the study or from a separate file."""
     block = document.rows
     if not isinstance(block, DictConfig):
-        raise SharingError(f"{file}: rows: must be a mapping of row names, or of {', '.join(ROWS_KEYS)}")
+        raise SharingError(f"{file}: rows: must be a mapping with row names, or with {', '.join(ROWS_KEYS)}")
     if "from" not in block:
         return _checked_rows(block, str(file))
     check_names(block, ROWS_KEYS, f"{file}: rows: ")
@@ -190,7 +190,7 @@ def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig],
         place = f"{where}: {name}: "
         check_name(name, f"{where}: row name")
         if not isinstance(row, DictConfig):
-            raise SharingError(f"{place}must be a mapping of {', '.join(ROW_KEYS)}")
+            raise SharingError(f"{place}must be a mapping with {', '.join(ROW_KEYS)}")
         check_names(row, ROW_KEYS, place)
         plain = OmegaConf.create(OmegaConf.to_container(row, resolve=False))
         assert isinstance(plain, DictConfig)
@@ -206,7 +206,7 @@ def _data(value: Any, where: str) -> StudyData:
         name = check_name(value, f"{where}data")
         return StudyData(name, name)
     if not isinstance(value, DictConfig):
-        raise SharingError(f"{where}data: {value!r}; allowed: a name, or a mapping of {', '.join(DATA_KEYS)}")
+        raise SharingError(f"{where}data: {value!r}; allowed: a name, or a mapping with {', '.join(DATA_KEYS)}")
     check_names(value, DATA_KEYS, f"{where}data: ")
     if not value.get("name"):
         raise SharingError(f"{where}data.name: missing")
@@ -231,5 +231,5 @@ def _seeds(value: Any, what: str) -> tuple[int, ...]:
     if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
         raise SharingError(f"{what}: {value}; allowed: a list of whole numbers from 0")
     if len(set(seeds)) < len(seeds):
-        raise SharingError(f"{what}: {value}: a seed is given twice")
+        raise SharingError(f"{what}: {value}; allowed: each seed once")
     return seeds

@@ -1,1 +1,1 @@
-"""Many runs: tables of rows and seeds, and estimates of what they cost."""
+"""Run whole studies of rows and seeds, and estimate their cost."""

@@ -1,4 +1,4 @@
-"""Estimate before anything is trained what a table costs: device hours and disk."""
+"""Estimate the cost of a table before training: device hours and disk space."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.studies.table import Table
 
-# Assumptions, all told beside the estimate. Sustained arithmetic of a GPU in bf16, TFLOP/s.
+# Assumptions of the estimate. Sustained throughput of a GPU in bf16, TFLOP/s.
 TFLOPS = 40.0
-# Subwords of a target sentence of news text, its end included.
+# Subwords per target sentence of news text, including the end symbol.
 TOKENS_A_PAIR = 30
-# Bytes of a pair in all its stages: raw, cleaned, tokenized, subwords, binarized.
+# Bytes per pair in all stages: raw, cleaned, tokenized, subwords, binarized.
 BYTES_A_PAIR = 2_000
-# A backward pass takes twice the operations of the forward pass; a multiply-accumulate counts two.
+# A backward pass takes twice the operations of the forward pass; a MAC counts as two operations.
 FLOPS_A_MAC = 6
-# Values that a checkpoint holds of a parameter: the weight and two moments of Adam, 4 bytes each.
+# Bytes per parameter in a checkpoint: the weight and Adam's two moments, 4 bytes each.
 CHECKPOINT_BYTES = 12
 
 
 @dataclass(frozen=True)
 class RowEstimate:
-    """What one run of a row costs.
+    """The cost of one run of a row.
 
     Args:
-        run: the row's name.
-        parameters: unique ones.
-        tokens: target tokens to train on.
-        flops: operations of the training.
+        run: the name of the row.
+        parameters: unique parameters.
+        tokens: target tokens in training.
+        flops: floating-point operations in training.
         disk: bytes of its checkpoints.
     """
 
@@ -43,24 +43,24 @@ class RowEstimate:
     disk: int
 
     def device_hours(self, tflops: float = TFLOPS) -> float:
-        """Return hours on one device that sustains so many TFLOP/s; on more devices they are shared."""
+        """Return device hours at the given sustained TFLOP/s; divide by the number of devices for wall time."""
         return self.flops / (tflops * 1e12) / 3600
 
 
 def estimate_rows(table: Table) -> list[RowEstimate]:
-    """Estimate each row of a table, whatever its seeds.
+    """Estimate one run of each row of a table.
 
     Raises:
-        SharingError: the study does not say how many pairs its data have.
+        SharingError: the study does not give the number of pairs or the vocabulary of its data.
     """
     for key in ("pairs", "vocabulary"):
         if key not in table.study.estimate:
-            raise SharingError(f"{table.study.file}: estimate.{key}: missing; an estimate needs it")
+            raise SharingError(f"{table.study.file}: estimate.{key}: missing; required for an estimate")
     return [_estimate(row, table) for row in table.chosen_rows() if row not in table.study.map_of]
 
 
 def data_bytes(study: Study) -> int:
-    """Estimate the disk that the prepared data takes."""
+    """Estimate the disk space of the prepared data, in bytes."""
     return study.estimate["pairs"] * BYTES_A_PAIR
 
 
@@ -75,7 +75,7 @@ def _estimate(row: str, table: Table) -> RowEstimate:
         updates = train.max_update * (config.get("tokens_per_batch") or train.max_tokens)
         tokens = min(tokens, updates) if tokens else updates
     parameters = sum(model.unique.values())
-    kept = (train.get("keep_last_epochs") or 1) + (train.get("keep_interval_updates") or 0) + 2  # and last and best
+    kept = (train.get("keep_last_epochs") or 1) + (train.get("keep_interval_updates") or 0) + 2  # plus last and best
     return RowEstimate(
         run=str(config.run),
         parameters=parameters,

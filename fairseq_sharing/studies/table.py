@@ -1,4 +1,4 @@
-"""Make a whole table: prepare the data, train every row with every seed, evaluate, report; in one go or under Slurm."""
+"""Run a whole study, locally or under Slurm: prepare the data, train every row with every seed, evaluate, report."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Run:
     """One row with one seed.
 
     Args:
-        row: its row.
-        seed: its seed.
-        path: its run directory.
+        row: the row.
+        seed: the seed.
+        path: the run directory.
     """
 
     row: str
@@ -39,18 +39,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Table:
-    """What is asked for.
+    """The settings of the ``table`` command.
 
     Args:
         study: the study.
-        config: the study as the command line names it.
-        rows: some of its rows; empty for all.
-        seeds: the seeds of every row; empty for those of the study.
-        overrides: ``key=value`` changes to every row.
-        devices: GPUs, or CPU processes, of a training; None for the launcher's own choice.
-        nodes: machines of a training, under Slurm.
-        mirror: folder or URL of the corpus's files, for a machine that cannot download them.
-        out: folder of the results and the report; ``runs/<study>/report`` when None.
+        config: the study as given on the command line.
+        rows: rows to run; empty for all.
+        seeds: seeds for every row; empty for those of the study.
+        overrides: ``key=value`` overrides for every row.
+        devices: GPUs, or CPU processes, per machine for each run; None for the default of ``train``.
+        nodes: machines per run, under Slurm.
+        mirror: directory or URL of the corpus files, for a machine that cannot download them.
+        out: directory for the results and the report; ``runs/<study>/report`` if None.
 
     Raises:
         SharingError: an unknown row.
@@ -69,20 +69,20 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if row not in self.study.rows:
-                raise SharingError(f"--rows: no row {row}; allowed: {' '.join(self.study.rows)}")
+                raise SharingError(f"--rows {row}: no such row; allowed: {' '.join(self.study.rows)}")
 
     @property
     def results(self) -> Path:
-        """The folder of the results and the report."""
+        """The directory for the results and the report."""
         return self.out or Path("runs") / self.study.name / "report"
 
     def chosen_rows(self) -> list[str]:
-        """List the rows in the order of the study: the baseline first, rows that train with another row's map last."""
+        """List the rows in study order, but the baseline first and rows with ``map_of`` last."""
         rows = [row for row in self.study.rows if row in (self.rows or self.study.rows)]
         return sorted(rows, key=lambda row: (row != self.study.baseline, row in self.study.map_of))
 
     def runs(self) -> list[Run]:
-        """List the runs: all rows of a seed before the next seed, so that a table stopped early is complete."""
+        """List the runs seed by seed, so that a table that is stopped early is complete for the finished seeds."""
         seeds = {row: self.seeds or self.study.seeds_of(row) for row in self.chosen_rows()}
         return [
             Run(row, seed, Path("runs") / self.study.name / f"{row}-seed{seed}")
@@ -92,15 +92,15 @@ class Table:
         ]
 
     def check(self) -> None:
-        """Check every row's configuration against fairseq-train.
+        """Check the configuration of every row against fairseq-train.
 
         Raises:
-            SharingError: a key or value that it does not take.
+            SharingError: a key or value that fairseq-train does not accept.
         """
-        from fairseq_sharing import flags  # torch, which a table alone does not need
+        from fairseq_sharing import flags  # imports torch, which a table alone does not need
 
         for row in self.chosen_rows():
-            # The map of another row is not known before that row is trained.
+            # The final map of another row is unknown until that row is trained.
             check = None if row in self.study.map_of else flags.check
             compose(self.study.file, [f"row={row}", *self.overrides], check=check)
 
@@ -124,22 +124,22 @@ class Table:
         return ["fairseq-sharing", "report", str(self.results)]
 
     def stages(self) -> list[list[str]]:
-        """Return every command, in order; each skips what an earlier start has done."""
+        """Return all commands in order; each skips completed work."""
         stages = [self.prepare()]
         for run in self.runs():
             stages += [self.train(run), self.evaluate(run)]
         return [*stages, self.report()]
 
     def job_lines(self) -> list[str]:
-        """Return a shell command a run for Slurm's array job; ``$MACHINES`` is its task's."""
+        """Return one shell command per run for the Slurm array job, which sets ``$MACHINES``."""
         return [f"{shlex.join(self.train(run))} $MACHINES" for run in self.runs()]
 
     def submission(self, file: Path, flags: str) -> list[str]:
-        """Return the command that submits the array job of a file of ``job_lines``.
+        """Return the command that submits the array job.
 
         Args:
-            file: the file.
-            flags: further flags of sbatch, as in ``--partition gpu --time 24:00:00``.
+            file: the file with ``job_lines``.
+            flags: additional sbatch flags, e.g. ``--partition gpu --time 24:00:00``.
         """
         gpus = ["--gpus-per-node", str(self.devices)] if self.devices else []
         array = [f"--array=1-{len(self.runs())}", "--nodes", str(self.nodes), *gpus]
@@ -147,14 +147,15 @@ class Table:
 
 
 def make(table: Table, console: Console) -> None:
-    """Run every stage; a row that fails holds up no other. Started again, it goes on where it was.
+    """Run every stage. If a row fails, the other rows continue; re-run to resume.
 
     Args:
-        table: what is asked for.
-        console: where the commands are shown.
+        table: the settings.
+        console: where commands are printed.
 
     Raises:
-        SharingError: the data, the report, or, when all others are made, some rows failed; each has told why.
+        SharingError: the data or the report failed, or, after all other rows have finished, some rows failed. Each
+            failed command has printed its error.
         KeyboardInterrupt, SystemExit: after a signal, when the stage has ended.
     """
     table.check()
@@ -162,16 +163,16 @@ def make(table: Table, console: Console) -> None:
     failed = []
     for run in table.runs():
         try:
-            # A finished run is scored on any machine, also on one without the devices that trained it.
+            # A finished run can be scored on any machine, even without the devices that trained it.
             if table.overrides or not _is_trained(run):
                 call(table.train(run), console)
             call(table.evaluate(run), console)
         except SharingError as error:
-            console.print(f"{error}; the other rows go on", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{error}; continuing with the other rows", highlight=False, markup=False, soft_wrap=True)
             failed.append(str(run.path))
     call(table.report(), console)
     if failed:
-        raise SharingError(f"not in the table: {', '.join(failed)}; started again, it goes on with them")
+        raise SharingError(f"not in the table: {', '.join(failed)}; re-run the command to resume them")
 
 
 def _is_trained(run: Run) -> bool:
@@ -179,21 +180,21 @@ def _is_trained(run: Run) -> bool:
 
 
 def submit(table: Table, flags: str, console: Console) -> str:
-    """Prepare the data here, then submit an array job that trains all runs.
+    """Prepare the data on this machine, then submit an array job that trains all runs.
 
     Args:
-        table: what is asked for.
-        flags: further flags of sbatch.
-        console: where the commands are shown.
+        table: the settings.
+        flags: additional sbatch flags.
+        console: where commands are printed.
 
     Returns:
-        The job's number.
+        The Slurm job ID.
 
     Raises:
-        SharingError: a stage failed, sbatch is not there or refuses, or this is no clone.
+        SharingError: a stage failed, sbatch is missing or failed, or the package is not run from a clone.
     """
     if not SBATCH.is_file():
-        raise SharingError(f"--slurm: no {SBATCH}; run it in a clone of the repository")
+        raise SharingError(f"--slurm: {SBATCH} is missing; run the command in a clone of the repository")
     table.check()
     call(table.prepare(), console)
     file = job_file(table)
@@ -204,19 +205,19 @@ def submit(table: Table, flags: str, console: Console) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise SharingError("--slurm: no sbatch on this machine; run it where jobs are submitted") from None
+        raise SharingError("--slurm: sbatch not found; run the command on a machine that can submit jobs") from None
     if done.returncode:
         raise SharingError(f"--slurm: sbatch failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
 
 
 def job_file(table: Table) -> Path:
-    """Say where the lines of the array job are written."""
+    """Return the file for the lines of the array job."""
     return Path("runs") / "slurm" / f"{table.study.name}.txt"
 
 
 def call(command: Sequence[str], console: Console) -> None:
-    """Show and run one of this project's commands, and pass signals on to it."""
+    """Print and run a fairseq-sharing command, and forward signals to it."""
     show(command, console)
     process = subprocess.Popen([sys.executable, "-P", "-m", "fairseq_sharing", *command[1:]], start_new_session=True)
     with forwarded_signals(process) as received:
@@ -224,9 +225,9 @@ def call(command: Sequence[str], console: Console) -> None:
     if received:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
     if status:
-        raise SharingError(f"{shlex.join(command[:3])} failed (exit status {status}); started again, it goes on there")
+        raise SharingError(f"{shlex.join(command[:3])} failed (exit status {status}); re-run the command to resume")
 
 
 def show(command: Sequence[str], console: Console) -> None:
-    """Print a command as it could be typed."""
+    """Print a command in shell syntax."""
     console.print(f"$ {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True)

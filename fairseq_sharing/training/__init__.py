@@ -1,1 +1,1 @@
-"""One training run: its plan, the processes that train, and their progress."""
+"""One training run: its plan, its processes and their progress."""

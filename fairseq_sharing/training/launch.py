@@ -1,4 +1,4 @@
-"""Run ``fairseq-train`` on a composed configuration, follow it, and keep what it did."""
+"""Run ``fairseq-train`` on a composed configuration, follow its log and record the run."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from fairseq_sharing.training.progress import TrainingProgress
 
 
 def train(plan: Plan, console: Console) -> None:
-    """Train, or go on with a training that was interrupted; a finished one is left as it is.
+    """Train, or resume an interrupted run. A finished run is left unchanged.
 
     Args:
-        plan: the training.
-        console: where progress is shown.
+        plan: the planned run.
+        console: where progress is printed.
 
     Raises:
-        SharingError: when the data is missing, the run was started with another recipe or is being trained by
-            another process, its translations could not be scored, or ``fairseq-train`` fails.
+        SharingError: the data is missing, the run was started with a different configuration, another process is
+            training it, its translations could not be scored, or ``fairseq-train`` fails.
         KeyboardInterrupt: after an interrupt, when ``fairseq-train`` has ended.
     """
     if not (plan.data / "bin").is_dir():
         raise SharingError(
-            f"data directory {plan.data}: no binarized data in it; "
-            f"make it with: fairseq-sharing prepare {plan.config.dataset} --out {plan.data}"
+            f"data directory {plan.data}: no binarized data; "
+            f"create it with: fairseq-sharing prepare {plan.config.dataset} --out {plan.data}"
         )
     run = plan.run
     if plan.machines.node_rank:
         _join(plan, console)
         return
     with run.locked() as lock:
-        # Before its first checkpoint a run is nothing yet: a mistake in its configuration can be put right.
+        # Until a run has a checkpoint, its configuration may still be corrected.
         record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
         if record:
             refuse_changed(run, plan.config)
             refuse_other_direction(run.direction(), plan.direction(), run.path, plan.data)
             if (record["tokens_per_batch"] or record["batch"]) != (plan.tokens_per_batch() or plan.batch()):
-                raise SharingError(f"{run.path} was started with {record['batch']}; now: {plan.batch()}")
+                raise SharingError(f"{run.path}: was started with {record['batch']}; now: {plan.batch()}")
             if _is_finished(plan, record):
                 console.print(
                     f"{run.path}: finished {record['finished']}; nothing to do",
@@ -65,31 +65,31 @@ def train(plan: Plan, console: Console) -> None:
         command = plan.command()
         record = _start(plan, record)
         run.write_record(record)
-        _say(plan, command, console)
+        _print_start(plan, command, console)
         _follow(plan, command, record, lock, console)
 
 
 def _check_scorer(plan: Plan) -> None:
-    """Make sure before a training that its translations can be scored after it."""
+    """Check before training that the translations can be scored afterwards."""
     target_lang = plan.manifest().get("target_lang")
     if target_lang:
         check_tokenizer(target_lang, EvaluationSettings.of(plan.config.evaluate).tokenize)
 
 
 def _is_finished(plan: Plan, record: dict[str, Any]) -> bool:
-    """Tell whether a run ended well and is not asked for more."""
+    """Return whether a run has finished successfully and the configuration asks for no further training."""
     changed = config_changes(plan.run.config(), plan.config)
     return record["exit_status"] == 0 and not any(key.startswith("train.") for key in changed)
 
 
 def _join(plan: Plan, console: Console) -> None:
-    """Run this machine's ranks of a training whose record the first machine keeps."""
+    """Run this machine's ranks. Only the first machine writes the record."""
     run, command = plan.run, plan.command()
     record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
     if record and _is_finished(plan, record):
         console.print(f"{run.path}: finished {record['finished']}; nothing to do", highlight=False, soft_wrap=True)
         return
-    _say(plan, command, console)
+    _print_start(plan, command, console)
     log = run.path / f"train.node{plan.machines.node_rank}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output, TrainingProgress(console, plan.config.run, plan.config) as progress:
@@ -98,11 +98,11 @@ def _join(plan: Plan, console: Console) -> None:
         with forwarded_signals(process) as received:
             status = wait(process, {"peak_memory_bytes": 0}, tail.read, received)
         tail.read()
-    _end(status, received, tail, log)
+    _raise_failure(status, received, tail, log)
 
 
 def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a run that starts now, or again."""
+    """Return the record of a run that is being started or resumed."""
     command = ["fairseq-train", *plan.words()]
     source, target = plan.direction() or (None, None)
     return {
@@ -128,8 +128,8 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say(plan: Plan, command: list[str], console: Console) -> None:
-    resumed = " (going on from its last checkpoint)" if (plan.run.checkpoints / "checkpoint_last.pt").is_file() else ""
+def _print_start(plan: Plan, command: list[str], console: Console) -> None:
+    resumed = " (resuming from its last checkpoint)" if (plan.run.checkpoints / "checkpoint_last.pt").is_file() else ""
     console.print(f"$ {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"{plan.run.path}{resumed}: {plan.world()}, {plan.batch()}",
@@ -140,7 +140,7 @@ def _say(plan: Plan, command: list[str], console: Console) -> None:
 
 
 def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, console: Console) -> None:
-    """Run the training to its end and complete the record."""
+    """Run the training process until it ends and complete the record."""
     run, began, before = plan.run, time.monotonic(), record["train_seconds"]
     with (
         run.log_file.open("ab") as output,
@@ -157,12 +157,12 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
     record["exit_status"] = status
     record["finished"] = _now() if status == 0 else None
     run.write_record(record)
-    _end(status, received, tail, run.log_file)
+    _raise_failure(status, received, tail, run.log_file)
     console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _end(status: int, received: list[int], tail: LogTail, log: Any) -> None:
-    """Pass on a signal that was received, or why the training failed."""
+def _raise_failure(status: int, received: list[int], tail: LogTail, log: Any) -> None:
+    """Raise for a received signal or a failed training; return if neither occurred."""
     if received:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
     if status:

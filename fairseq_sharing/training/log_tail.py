@@ -1,4 +1,4 @@
-"""Follow a training's log while it grows, and say in one line how it went."""
+"""Follow a training log as it is written, and summarize it in one line."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fairseq_sharing.training.progress import TrainingProgress
 
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| ")
 _ERROR_LINE = re.compile(r"^(?:[\w.-]+: error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b)")
-# What torchrun tells of a rank that a signal ended; its own exit status does not say.
+# torchrun's message about a rank that was killed by a signal; its own exit status does not show it.
 _RANK_KILLED = re.compile(r"Signal \d+ \((SIG\w+)\) received by PID")
 _ROLL_CALL = "| fairseq_sharing.training.rank | "
 GIB = 1024**3
 
 
 class LogTail:
-    """Reads what a log file gains from now on.
+    """Read the lines that are appended to a log file from now on.
 
     Args:
-        file: the log; it exists.
-        progress: is told of every JSON record.
+        file: an existing log file.
+        progress: receives every JSON record.
     """
 
     def __init__(self, file: Path, progress: TrainingProgress) -> None:
@@ -39,47 +39,47 @@ class LogTail:
         self._other = ""
 
     def read(self) -> None:
-        """Take in the lines written since the last call."""
+        """Process the lines written since the last call."""
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
         for line in lines:
             self._take(line.decode("utf-8", errors="replace"))
 
     def error(self, status: int) -> str:
-        """Return the one line that says why the training failed.
+        """Return the line that explains why the training failed.
 
         Args:
-            status: its exit status; negative when a signal ended it.
+            status: the exit status; negative if the process was killed by a signal.
         """
-        # What a command says in one line goes before the errors that other ranks have when one is gone.
-        told = [line for line in self._errors if ": error: " in line]
+        # A command's one-line error takes precedence over the errors of ranks that lost a peer.
+        reported = [line for line in self._errors if ": error: " in line]
         name = self._killed or (signal.Signals(-status).name if status < 0 else "")
-        if name and not told and (self._killed or not self._errors):
-            return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        line = (told or self._errors[-1:] or [self._other or f"exit status {status}"])[0]
+        if name and not reported and (self._killed or not self._errors):
+            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        line = (reported or self._errors[-1:] or [self._other or f"exit status {status}"])[0]
         return re.sub(r"^[\w.-]+: error: ", "", line)
 
     def summary(self) -> str:
-        """Return how far the training came and at what speed, as measured."""
+        """Return the epochs, updates, validation loss and measured speed."""
         if not self._epoch:
-            return "it had no more updates to make"
+            return "no updates left to make"
         loss = f", valid loss {float(self._valid['valid_loss']):.3f}" if self._valid else ""
         return (
             f"{int(self._epoch['epoch'])} epochs, {int(self._epoch['train_num_updates']):,} updates{loss};"
-            f" measured {float(self._epoch['train_wpb']):,.0f} target tokens per batch,"
+            f" {float(self._epoch['train_wpb']):,.0f} target tokens per batch (measured),"
             f" {float(self._epoch['train_wps']):,.0f} target tokens/s in the last epoch"
         )
 
     def peak_gpu_bytes(self, total_bytes: int) -> int:
-        """Return the peak of a GPU's memory over the logged updates, to the 0.1 GiB that fairseq logs."""
+        """Return a GPU's peak memory in bytes over the logged updates; fairseq logs it to 0.1 GiB."""
         return 0 if self._least_gpu_free is None else max(0, total_bytes - int(self._least_gpu_free * GIB))
 
     def _take(self, line: str) -> None:
         parsed = parse_log_line(line)
         if parsed is None:
             if _ROLL_CALL in line:
-                self._progress.tell(line.partition(_ROLL_CALL)[2])
+                self._progress.print_line(line.partition(_ROLL_CALL)[2])
             if killed := _RANK_KILLED.search(line):
-                # The others get a SIGTERM when one is killed.
+                # When one rank is killed, the others receive a SIGTERM.
                 self._killed = killed[1] if self._killed in ("", "SIGTERM") else self._killed
             if line.strip() and not _LOG_LINE.match(line):
                 self._other = line.strip()

@@ -1,4 +1,4 @@
-"""Where a training lies, on what data and devices it runs, and by which command it is started."""
+"""Plan a training run: its directory, data, devices and command."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from fairseq_sharing.experiment.run_directory import RunDirectory, default_direc
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.resources import PACKAGE_DIR
 
-# What torchrun starts for each rank: fairseq-train, after a look at the other ranks.
+# The module that torchrun starts for each rank: checks the other ranks, then runs fairseq-train.
 RANK_MODULE = "fairseq_sharing.training.rank"
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The machines of one training; each is told the same but for its own number.
+    """The machines of one run; all are started with the same values except for ``node_rank``.
 
     Args:
-        nodes: how many.
-        node_rank: number of this one, from 0.
-        master: ``HOST:PORT`` of number 0, where the ranks meet; None on a single machine.
+        nodes: number of machines.
+        node_rank: rank of this machine, from 0.
+        master: ``HOST:PORT`` of machine 0, where the ranks rendezvous; None on a single machine.
 
     Raises:
-        SharingError: numbers that do not fit together, or no meeting point for several machines.
+        SharingError: inconsistent numbers, or no ``master`` for several machines.
     """
 
     nodes: int = 1
@@ -54,28 +54,28 @@ class Machines:
                 f"--node-rank must be between 0 and {self.nodes - 1} (--nodes - 1), got {self.node_rank}"
             )
         if self.nodes > 1 and self.master is None:
-            raise SharingError(f"--nodes {self.nodes} needs --master HOST:PORT, where the ranks meet")
+            raise SharingError(f"--nodes {self.nodes}: needs --master HOST:PORT, the address of machine 0")
         if self.master is not None:
             host, _, port = self.master.rpartition(":")
             if not host or not port.isdigit():
                 raise SharingError(f"--master must be HOST:PORT, got {self.master}")
 
-    def meeting_point(self) -> tuple[str, str]:
-        """Return host and port where the ranks meet."""
+    def master_address(self) -> tuple[str, str]:
+        """Return the host and port where the ranks rendezvous."""
         host, _, port = (self.master or f"127.0.0.1:{_free_port()}").rpartition(":")
         return host, port
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training, ready to start.
+    """One training run, ready to start.
 
     Args:
         config: the composed configuration.
-        run: where it is kept.
-        data: the data directory, made by ``fairseq-sharing prepare``.
-        devices: how many processes train on each machine, one a GPU or, without a GPU, one a share of the CPU cores.
-        cuda: whether they train on GPUs.
+        run: the run directory.
+        data: the data directory, created by ``fairseq-sharing prepare``.
+        devices: processes per machine: one per GPU or, without GPUs, each with an equal share of the CPU cores.
+        cuda: whether to train on GPUs.
         machines: the machines.
     """
 
@@ -88,16 +88,16 @@ class Plan:
 
     @property
     def world_size(self) -> int:
-        """How many processes train on all machines together."""
+        """The total number of processes on all machines."""
         return self.devices * self.machines.nodes
 
     def words(self) -> list[str]:
-        """Return the arguments of ``fairseq-train``, the same for all ranks.
+        """Return the arguments of ``fairseq-train``, which are the same for all ranks.
 
         Raises:
-            SharingError: a key or value of the ``train`` block that it does not take.
+            SharingError: a key or value of the ``train`` block that ``fairseq-train`` does not accept.
         """
-        from fairseq_sharing import flags  # torch, which a plan alone does not need
+        from fairseq_sharing import flags  # imports torch, which a plan alone does not need
 
         train = dict(self.config.train)
         train.update(self._languages())
@@ -115,10 +115,10 @@ class Plan:
         return words if self.cuda else [*words, "--cpu"]
 
     def command(self) -> list[str]:
-        """Return the plain command that starts this machine's share: fairseq-train, or torchrun for several ranks."""
+        """Return the command that starts this machine's ranks: fairseq-train, or torchrun for several ranks."""
         if self.world_size == 1:
             return ["fairseq-train", *self.words()]
-        host, port = self.machines.meeting_point()
+        host, port = self.machines.master_address()
         return [
             *("torchrun", "--nnodes", str(self.machines.nodes), "--node-rank", str(self.machines.node_rank)),
             *("--nproc-per-node", str(self.devices), "--master-addr", host, "--master-port", port),
@@ -126,18 +126,18 @@ class Plan:
         ]
 
     def variables(self) -> dict[str, str]:
-        """Return its processes' environment: this one's; on a CPU they share the cores unless it says how many."""
+        """Return the environment of the processes; on a CPU, OMP_NUM_THREADS divides the cores unless it is set."""
         variables = dict(os.environ)
         if not self.cuda and self.devices > 1:
             variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // self.devices)))
         return variables
 
     def tokens_per_batch(self) -> int | None:
-        """Return the most tokens an update sees; None when batches are counted in sentences."""
+        """Return the maximum number of tokens per update; None if batches are counted in sentences."""
         return configuration.tokens_per_batch(self.config, self.world_size)
 
     def batch(self) -> str:
-        """Return in words what one update sees."""
+        """Describe the batch of one update in words."""
         steps, tokens = configuration.update_freq(self.config, self.world_size) or 1, self.tokens_per_batch()
         train, count = self.config.train, self.world_size
         max_tokens = train.get("max_tokens")
@@ -146,41 +146,39 @@ class Plan:
         return f"{total}{per_step} x {count} device{'s' * (count > 1)} x update_freq {steps}"
 
     def world(self) -> str:
-        """Return in words who trains."""
+        """Describe the world size in words."""
         one, many = ("GPU", "GPUs") if self.cuda else ("CPU process", "CPU processes")
         machines = f" on {self.machines.nodes} machines" if self.machines.nodes > 1 else ""
         return f"world size {self.world_size} ({one if self.world_size == 1 else many}{machines})"
 
     def direction(self) -> Direction | None:
-        """Return source and target language: the data's, else the configuration's, else those that fairseq infers."""
+        """Return source and target language: those of the data, the configuration, or as inferred by fairseq."""
         file = self.data / "manifest.json"
-        said = direction_of(self.manifest(), file) or direction_of(self.config.train, "train")
-        return said or (inferred_direction(self.data / "bin") if not file.is_file() else None)
+        given = direction_of(self.manifest(), file) or direction_of(self.config.train, "train")
+        return given or (inferred_direction(self.data / "bin") if not file.is_file() else None)
 
     def _languages(self) -> dict[str, str]:
-        """Return the flags of the direction; none for the data of a language model.
+        """Return the language flags; none for the data of a language model.
 
         Raises:
-            SharingError: the task reads the other kind of data.
+            SharingError: the task does not match the data (translation or language modeling).
         """
-        from fairseq_sharing import flags  # torch, which a plan alone does not need
+        from fairseq_sharing import flags  # imports torch, which a plan alone does not need
 
         direction, manifest, train = self.direction(), self.manifest(), self.config.train
         translates = flags.takes(train, KEYS[0])
         if direction is None and manifest.get(KEYS[0]) and translates:
-            raise SharingError(
-                f"{self.data}: texts of one language; allowed: a language model's train.task and train.arch"
-            )
+            raise SharingError(f"{self.data}: monolingual data; allowed: train.task and train.arch of a language model")
         if direction is None or not (translates or manifest):
             return {}
         if not translates:
             raise SharingError(
-                f"train.task: {train.get('task')}; allowed: a translation task, {self.data} has pairs of two languages"
+                f"train.task: {train.get('task')}; allowed: a translation task, because {self.data} is parallel data"
             )
         return dict(zip(KEYS, direction, strict=True))
 
     def manifest(self) -> dict[str, Any]:
-        """Return the data directory's manifest; empty when it has none."""
+        """Return the manifest of the data directory; empty if it has none."""
         return read_manifest(self.data)
 
 
@@ -194,20 +192,20 @@ def make_plan(
     machines: Machines = Machines(),
     fit_memory: bool = False,
 ) -> Plan:
-    """Settle where a training lies, on what data and on which devices.
+    """Choose the run directory, data and devices of a run.
 
     Args:
         config: the composed configuration.
-        run: the run directory; ``default_directory``'s when None.
+        run: the run directory; that of ``default_directory`` if None.
         runs: the directory of all runs.
-        data: the data directory; the configuration's ``data``, else ``data/<dataset>``, when None.
-        devices: number of GPUs of each machine, or of CPU processes without one; every GPU, or one process, when None.
+        data: the data directory; if None, ``data`` of the configuration, or ``data/<dataset>``.
+        devices: GPUs per machine, or CPU processes if it has no GPU; all GPUs, or one process, if None.
         machines: the machines.
-        fit_memory: whether to choose ``train.max_tokens`` by the memory of a device.
+        fit_memory: whether to choose ``train.max_tokens`` by device memory.
 
     Raises:
-        SharingError: for more devices than there are, a batch that they cannot make up, languages that are not those
-            of the data, or data whose preparation has not finished.
+        SharingError: more devices than are available, a batch that cannot be divided over the devices, languages that
+            differ from those of the data, or data whose preparation has not finished.
     """
     here = environment.device()
     cuda = here["kind"] == "cuda" and not config.train.get("cpu")
@@ -220,7 +218,7 @@ def make_plan(
     data = data or Path(config.get("data") or Path("data") / config.dataset)
     read_manifest(data)
     if fit_memory:
-        from fairseq_sharing.description.fit import fit_max_tokens  # torch, which no other plan needs
+        from fairseq_sharing.description.fit import fit_max_tokens  # imports torch, which only this option needs
 
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")

@@ -1,4 +1,4 @@
-"""Start the process of a training, wait for its end, and pass signals on to all that it starts."""
+"""Start a training process, wait for it, and forward signals to it and its children."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 POLL_SECONDS = 0.2
-# What a training gets to end by itself after a signal.
+# Time for a training to exit by itself after a signal.
 GRACE_SECONDS = 30.0
-# The module that each program is.
+# The module of each program.
 PROGRAMS = {"fairseq-train": "fairseq_cli.train", "torchrun": "torch.distributed.run"}
 
-Process = subprocess.Popen  # of bytes: what it writes goes straight into the log file
+Process = subprocess.Popen  # its output goes to the log file
 
 
 def spawn(command: Sequence[str], output: int, inherited: Sequence[int], variables: Mapping[str, str]) -> Process:
@@ -25,8 +25,8 @@ def spawn(command: Sequence[str], output: int, inherited: Sequence[int], variabl
 
     Args:
         command: the program's name and its arguments.
-        output: descriptor that gets what it writes.
-        inherited: descriptors that it keeps open.
+        output: descriptor for its stdout and stderr.
+        inherited: descriptors to keep open in it.
         variables: its environment.
     """
     return subprocess.Popen(
@@ -34,21 +34,21 @@ def spawn(command: Sequence[str], output: int, inherited: Sequence[int], variabl
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        # A test.py in the directory that a user trains in must not stand for the standard library's.
+        # A user's file such as test.py in the current directory must not shadow a module of the standard library.
         env={**variables, "PYTHONSAFEPATH": "1"},
         pass_fds=tuple(inherited),
-        # A session of its own: a terminal's Ctrl-C comes once, forwarded, instead of twice.
+        # A separate session: a Ctrl-C in the terminal arrives once, forwarded, instead of twice.
         start_new_session=True,
     )
 
 
 def wait(process: Process, record: dict[str, Any], read: Callable[[], None], received: list[int]) -> int:
-    """Wait for a process, for a limited time after a signal was received.
+    """Wait for a process; kill it if it has not ended some time after a signal was received.
 
     Args:
         process: the process.
-        record: its ``peak_memory_bytes`` is raised to what the process took.
-        read: called again and again meanwhile.
+        record: its ``peak_memory_bytes`` is raised to the peak memory of the process.
+        read: called at every poll.
         received: the signals received so far.
 
     Returns:
@@ -63,13 +63,13 @@ def wait(process: Process, record: dict[str, Any], read: Callable[[], None], rec
             signal_all(process, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     if status:
-        # Whatever it leaves behind: loader workers, ranks whose torchrun was killed.
+        # End what it left running: data loader workers, ranks whose torchrun was killed.
         signal_all(process, signal.SIGKILL)
     return status
 
 
 def poll(process: Process, record: dict[str, Any]) -> int | None:
-    """Return a process's exit status, None while it runs; its peak memory goes into the record."""
+    """Return a process's exit status, or None while it runs; add its peak memory to the record."""
     if process.returncode is None:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
@@ -82,7 +82,7 @@ def poll(process: Process, record: dict[str, Any]) -> int | None:
 
 @contextlib.contextmanager
 def forwarded_signals(process: Process) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to a process and all it started; yields the list of those received."""
+    """Forward SIGINT and SIGTERM to a process and its children; yields the list of received signals."""
     received: list[int] = []
 
     def forward(number: int, frame: object) -> None:
@@ -98,6 +98,6 @@ def forwarded_signals(process: Process) -> Iterator[list[int]]:
 
 
 def signal_all(process: Process, number: int) -> None:
-    """Send a signal to the session of a process: the ranks that it started and their loader workers too."""
+    """Send a signal to the session of a process, including its ranks and their data loader workers."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

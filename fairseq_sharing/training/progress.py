@@ -1,4 +1,4 @@
-"""Show on standard error how a training goes, from the JSON lines of its log."""
+"""Show the progress of a training on stderr, from the JSON lines of its log."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-# A bar's speed is measured over this many seconds: an epoch's validation and saving must not upset it.
+# The bar estimates speed over this many seconds, so that validation and saving between epochs do not distort it.
 SPEED_PERIOD = 600.0
 
 
 class TrainingProgress:
-    """A bar on a terminal; one line an epoch elsewhere.
+    """Show a progress bar on a terminal, or print one line per epoch elsewhere.
 
     Args:
         console: where to show it.
-        name: the run's name.
-        config: the composed configuration; its ``max_epoch`` and ``max_update`` say when training ends.
+        name: the name of the run.
+        config: the composed configuration; ``max_epoch`` and ``max_update`` define the end of training.
     """
 
     def __init__(self, console: Console, name: str, config: DictConfig) -> None:
@@ -33,14 +33,14 @@ class TrainingProgress:
         self._valid = ""
         self._started = time.monotonic()
         self._log_interval = int(config.train.get("log_interval") or 100)
-        self._begun: float | None = None  # the fraction that was done before this start
+        self._begun: float | None = None  # the fraction done before this run was resumed
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
             TextColumn("{task.percentage:.0f}%"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            # Last, and the most important first: a narrow terminal cuts off its end.
+            # In the last column and with the most important value first, because a narrow terminal truncates it.
             TextColumn("left | {task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             expand=True,
@@ -60,17 +60,17 @@ class TrainingProgress:
         self._bar.stop()
 
     def update(self, kind: str, record: dict[str, Any]) -> None:
-        """Take in one JSON record of the log.
+        """Process one JSON record of the log.
 
         Args:
-            kind: ``train_inner`` (each log interval), ``train`` (each epoch) or a validation subset's name.
-            record: its values, as fairseq writes them.
+            kind: ``train_inner`` (each log interval), ``train`` (each epoch) or the name of a validation subset.
+            record: its values, as written by fairseq.
         """
         self._epoch = int(record.get("epoch") or self._epoch)
         if "valid_loss" in record:
             bleu = f", BLEU {float(record['valid_bleu']):.2f}" if "valid_bleu" in record else ""
             self._valid = f", valid {float(record['valid_loss']):.3f}{bleu}"
-            self._tell_epoch()
+            self._print_epoch()
         elif kind == "train_inner":
             self._latest = record
             if self._begun is None:
@@ -78,8 +78,8 @@ class TrainingProgress:
                 self._begun = self._fraction() * max(0.0, 1 - new)
         self._bar.update(self._task, completed=self._fraction(), state=self._state())
 
-    def tell(self, text: str) -> None:
-        """Show a line of its own."""
+    def print_line(self, text: str) -> None:
+        """Print a separate line."""
         self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _fraction(self) -> float:
@@ -98,7 +98,7 @@ class TrainingProgress:
         updates = f"{int(self._latest['num_updates']):,}" + (f"/{self._max_update:,}" if self._max_update else "")
         return f"{epoch} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s | update {updates}"
 
-    def _tell_epoch(self) -> None:
+    def _print_epoch(self) -> None:
         if self._console.is_terminal:
             return
         seconds, done = time.monotonic() - self._started, self._fraction()

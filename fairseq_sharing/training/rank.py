@@ -1,4 +1,4 @@
-"""One rank of a training that torchrun starts: looks at the others, then is ``fairseq-train``.
+"""Run one rank under torchrun: check the other ranks, then run ``fairseq-train``.
 
 torchrun --nproc-per-node 4 -m fairseq_sharing.training.rank ARGUMENTS OF fairseq-train
 """
@@ -17,20 +17,20 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 
-logger = logging.getLogger("fairseq_sharing.training.rank")  # not __main__, as which torchrun starts it
+logger = logging.getLogger("fairseq_sharing.training.rank")  # torchrun runs it as __main__
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main() -> None:
-    """Check that torchrun started what was planned, then train."""
-    # Errors are told as those of fairseq-train, whose arguments these are.
+    """Check that torchrun started the planned number of ranks, then train."""
+    # Report errors under the name of fairseq-train, whose arguments these are.
     sys.argv[0] = "fairseq-train"
     planned, started = planned_world_size(sys.argv), int(os.environ.get("WORLD_SIZE", "1"))
     if planned != started:
         if os.environ.get("RANK", "0") == "0":
             print(
-                f"fairseq-train: error: --distributed-world-size {planned} was planned, torchrun started {started}: "
-                "the batch would have another size; allowed: as many devices on each machine as planned",
+                f"fairseq-train: error: --distributed-world-size {planned}: torchrun started {started} ranks, which "
+                "would change the batch size; allowed: the same number of --devices on each machine",
                 file=sys.stderr,
             )
         sys.exit(2)
@@ -39,7 +39,7 @@ def main() -> None:
 
     import fairseq_sharing
 
-    fairseq_sharing.register()  # --user-dir finds the package imported already
+    fairseq_sharing.register()  # --user-dir does not import the package again
     train.main = after_roll_call(train.main)
     train.cli_main()
 
@@ -51,16 +51,16 @@ def planned_world_size(words: Sequence[str]) -> int:
 
 
 def after_roll_call(train: Callable[..., None]) -> Callable[..., None]:
-    """Make a training tell who takes part, and stop where two ranks would share a GPU or train differently."""
+    """Wrap a training: log all ranks, and stop if two ranks share a GPU or have different batch settings."""
 
     @functools.wraps(train)
     def checked(cfg: Any, **kwargs: Any) -> None:
         import torch
 
         rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        told: list[Any] = [None] * count
-        torch.distributed.all_gather_object(told, (_place(cfg), batch_settings(cfg)))
-        places, settings = zip(*told, strict=True)
+        gathered: list[Any] = [None] * count
+        torch.distributed.all_gather_object(gathered, (_place(cfg), batch_settings(cfg)))
+        places, settings = zip(*gathered, strict=True)
         if rank == 0:
             for number, (host, device, name) in enumerate(places):
                 logger.info(f"rank {number}: {host}, {device}, {name}")
@@ -72,23 +72,23 @@ def after_roll_call(train: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_places(places: Sequence[tuple[str, str, str]]) -> None:
-    """Refuse two ranks on one GPU.
+    """Reject two ranks on one GPU.
 
     Args:
-        places: host, device and its name of each rank.
+        places: for each rank, its host, device and device name.
 
     Raises:
-        SharingError: naming both ranks.
+        SharingError: two ranks are on the same GPU; the error names both.
     """
     first: dict[tuple[str, str], int] = {}
     for rank, (host, device, _) in enumerate(places):
         other = first.setdefault((host, device), rank)
         if device != "cpu" and other != rank:
-            raise SharingError(f"ranks {other} and {rank} are both on {device} of {host}; allowed: a GPU for each")
+            raise SharingError(f"ranks {other} and {rank} are both on {device} of {host}; allowed: one rank per GPU")
 
 
 def batch_settings(cfg: Any) -> dict[str, Any]:
-    """Return the flags that decide what is in a batch; each machine of several is started with its own."""
+    """Return the flags that determine the batches; each machine is started with its own."""
     return {
         "--max-tokens": cfg.dataset.max_tokens,
         "--batch-size": cfg.dataset.batch_size,
@@ -99,19 +99,19 @@ def batch_settings(cfg: Any) -> dict[str, Any]:
 
 
 def check_settings(settings: Sequence[dict[str, Any]]) -> None:
-    """Refuse ranks whose batches would be put together differently.
+    """Reject ranks with different batch settings.
 
     Args:
         settings: flags and values of each rank.
 
     Raises:
-        SharingError: naming the flag, the rank and both values.
+        SharingError: a flag differs; the error names the flag, the rank and both values.
     """
     for rank, others in enumerate(settings):
         for flag, value in settings[0].items():
             if others[flag] != value:
                 raise SharingError(
-                    f"{flag} is {value} on rank 0 and {others[flag]} on rank {rank}; allowed: one for all"
+                    f"{flag} is {value} on rank 0 and {others[flag]} on rank {rank}; allowed: one value for all ranks"
                 )
 
 
@@ -125,7 +125,7 @@ def _place(cfg: Any) -> tuple[str, str, str]:
 
 
 def _end_with_torchrun() -> None:
-    """Let the kernel end this rank when torchrun is gone: a lost rank would train on, beside the next start."""
+    """Let the kernel kill this rank when torchrun dies; otherwise it would keep training alongside a resumed run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -65,10 +65,10 @@ def _write(path, text):
         ([], "give a RUN, or both --hypothesis and --reference"),
         (["--hypothesis", "h2", "--reference", "none"], "none: no such file"),
         (["no_run"], "no_run: no such run directory"),
-        (["no_run", "--reference", "r3"], "--reference belongs to the evaluation of plain files"),
-        (["--hypothesis", "h2", "--reference", "r3", "--beam", "4"], "--beam belongs to the evaluation of a RUN"),
+        (["no_run", "--reference", "r3"], "--reference: allowed only with plain files"),
+        (["--hypothesis", "h2", "--reference", "r3", "--beam", "4"], "--beam: allowed only with a RUN"),
         (["--hypothesis", "r3", "--reference", "r3", "--tokenize", "moses"], "tokenize: 'moses'; allowed: 13a, char, "),
-        (["."], ".: no run directory of fairseq-sharing train"),
+        (["."], ".: not a run directory of fairseq-sharing train"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):

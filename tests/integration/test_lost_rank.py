@@ -80,7 +80,7 @@ class Training:
 
 
 LOSSES = [
-    ("rank 1", signal.SIGKILL, "fairseq-train failed: ended by SIGKILL"),
+    ("rank 1", signal.SIGKILL, "fairseq-train failed: killed by SIGKILL"),
     ("command", signal.SIGTERM, None),
     ("machine 1", signal.SIGKILL, "fairseq-train failed: "),
 ]
@@ -105,7 +105,7 @@ def test_whatever_is_lost_the_next_start_goes_on(tmp_path, commands):
         while left := processes_of(training.run):
             assert time.monotonic() < end, f"{lost} is gone, but {left} is still there"
             time.sleep(0.5)
-        assert ("going on from its last checkpoint" in told) == (saved > 0)
+        assert ("resuming from its last checkpoint" in told) == (saved > 0)
         assert training.saved > saved
         saved = training.saved
     run = RunDirectory(place / training.run.path)

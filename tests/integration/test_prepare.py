@@ -200,7 +200,7 @@ def test_a_second_run_does_nothing(prepared: Path, texts: Path):
     [
         (b"a\nb\xff\n", b"a\nb\n", "train.en, line 2: not UTF-8"),
         (b"a\nb\n", b"a\n", "train: the two sides differ in length"),
-        (b"a\0\nb\n", b"a\nb\n", "train.en, line 1: holds a NUL byte"),
+        (b"a\0\nb\n", b"a\nb\n", "train.en, line 1: contains a NUL byte"),
         (b"\n\n", b"a\nb\n", "cleaning leaves no training pair"),
     ],
 )

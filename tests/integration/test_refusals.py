@@ -40,21 +40,24 @@ OPTIONS = {
     ),
     "no M": (
         [*SHARED, "--sharing", "cycle_rev"],
-        "--unique-layers is missing: --sharing cycle_rev needs one from 1 to the number of layers (4)",
+        "--unique-layers: missing; --sharing cycle_rev needs a value from 1 to the number of layers (4)",
     ),
     "M that the strategy does not leave open": (
         [*SHARED, "--sharing", "universal", "--unique-layers", "2"],
-        "--unique-layers must be 1 (or left out) with --sharing universal and 4 layers, got 2",
+        "--unique-layers must be 1 (or omitted) with --sharing universal and 4 layers, got 2",
     ),
     "map of another length": (
         [*SHARED, "--sharing", "custom", "--layer-map", "0,1,1"],
-        "--layer-map must have the number of layers (4) labels, got 3: 0,1,1",
+        "--layer-map must have 4 labels (the number of layers), got 3: 0,1,1",
     ),
     "no map": (
         [*SHARED, "--sharing", "custom"],
-        "--layer-map is missing: --sharing custom needs 4 labels, as in 0,1,1,0",
+        "--layer-map: missing; --sharing custom needs 4 labels, for example 0,1,1,0",
     ),
-    "map without custom": ([*CYCLE, "--layer-map", "0,1,1,0"], "--layer-map 0,1,1,0 needs --sharing custom, got cycle"),
+    "map without custom": (
+        [*CYCLE, "--layer-map", "0,1,1,0"],
+        "--layer-map 0,1,1,0: needs --sharing custom, got cycle",
+    ),
     "unknown strategy": (
         [*SHARED, "--encoder-sharing", "spiral"],
         "--encoder-sharing must be one of none, universal, sequence, cycle, cycle_rev, sandwich, custom, got spiral",

@@ -76,7 +76,7 @@ def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, tr
     assert "nothing to do" in train()
     assert RunDirectory(path).record() == before
     told = train("train.max_update=9")
-    assert "going on from its last checkpoint" in told
+    assert "resuming from its last checkpoint" in told
     assert "9 updates" in told
     updates = [int(record["num_updates"]) for kind, record in RunDirectory(path).log_records() if kind == "train_inner"]
     assert updates == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -87,7 +87,7 @@ def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, tr
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.lr=0.5"], "was started with train.lr=0.001, now it is 0.5"),
+        (["train.lr=0.5"], "was started with train.lr=0.001, now 0.5"),
         (["train.update_freq=2"], "was started with 56 tokens per batch"),
         (["train.max_update=9", "--data", "nowhere"], "data directory nowhere: no binarized data"),
     ],
@@ -150,4 +150,4 @@ def test_signal_ends_training_and_it_goes_on_when_started_again(place, commands,
         return
     updates = max(int(r["num_updates"]) for kind, r in run.log_records() if kind == "train_inner")
     told = train(f"run={name}", f"train.max_update={updates + 3}")
-    assert "going on from its last checkpoint" in told
+    assert "resuming from its last checkpoint" in told

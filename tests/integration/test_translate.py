@@ -39,7 +39,7 @@ def wanted(commands, data, model) -> list[list[tuple[str, float]]]:
 def test_both_engines_find_what_fairseq_generate_finds(commands, model, corpus, wanted, tmp_path, engine):
     if engine == "ctranslate2":
         done = commands.run("fairseq_sharing", "export", model, "--to", "ctranslate2", "--output", tmp_path / "model")
-        assert "tensors stored of the" in done.stdout
+        assert "tensors stored for the" in done.stdout
         model = tmp_path / "model"
     # Small batches, and more than one buffer.
     words = ["--prepared", "--beam", 4, "--nbest", NBEST, "--lenpen", LENPEN, "--max-tokens", 200, "--buffer", 200]

@@ -27,7 +27,7 @@ def test_gzip_is_decompressed(tmp_path: Path):
     [
         (b"ok\nno\xff!\n", r"text, line 2: not UTF-8 \(byte 0xff at position 3\)"),
         ("ä\nü\n".encode("latin-1"), r"text, line 1: not UTF-8 \(byte 0xe4 at position 1\)"),
-        ("ab\n".encode("utf-16-le"), "text, line 1: holds a NUL byte"),
+        ("ab\n".encode("utf-16-le"), "text, line 1: contains a NUL byte"),
     ],
 )
 def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path, content: bytes, message: str):
@@ -105,7 +105,7 @@ def test_members_of_archives_are_read_without_unpacking(tmp_path: Path, kind: st
                 file.addfile(entry, io.BytesIO(content))
     assert list(read_lines(archive, "a/train.de.gz")) == ["\u00e4"]
     assert list(read_lines(archive, "a/train.en")) == ["one", "two"]
-    with pytest.raises(SharingError, match=rf"corpus\.{kind}: holds no file train\.en"):
+    with pytest.raises(SharingError, match=rf"corpus\.{kind}: contains no file train\.en"):
         list(read_lines(archive, "train.en"))
     archive.write_bytes(archive.read_bytes()[:60])
     with pytest.raises(SharingError, match=rf"corpus\.{kind}: a/train\.en: damaged archive"):
@@ -184,6 +184,6 @@ def test_reading_a_member_writes_nothing_and_follows_no_link(tmp_path: Path, kin
                 file.addfile(entry)
     assert list(read_lines(archive, "../evil")) == ["text"]
     for name in ("link", "hard", "folder"):
-        with pytest.raises(SharingError, match=f"holds no file {name}"):
+        with pytest.raises(SharingError, match=f"contains no file {name}"):
             list(read_lines(archive, name))
     assert sorted(path.name for path in tmp_path.rglob("*")) == [archive.name, "folder", "secret"]

@@ -139,7 +139,7 @@ CHOICES = "none, universal, sequence, cycle, cycle_rev, sandwich, custom"
     ("options", "message"),
     [
         (("cycles", 6, 3), f"--sharing must be one of {CHOICES}, got cycles"),
-        (("cycle", 6), "--unique-layers is missing: --sharing cycle needs one from 1 to the number of layers (6)"),
+        (("cycle", 6), "--unique-layers: missing; --sharing cycle needs a value from 1 to the number of layers (6)"),
         (("cycle", 6, 7), "--unique-layers must be between 1 and the number of layers (6), got 7"),
         (("sequence", 6, 0), "--unique-layers must be between 1 and the number of layers (6), got 0"),
         (("cycle_rev", 6, -2), "--unique-layers must be between 1 and the number of layers (6), got -2"),
@@ -149,31 +149,31 @@ CHOICES = "none, universal, sequence, cycle, cycle_rev, sandwich, custom"
         ),
         (
             ("cycle", 4, None, None, "decoder"),
-            "--decoder-unique-layers is missing: --decoder-sharing cycle needs one from 1 to --decoder-layers (4)",
+            "--decoder-unique-layers: missing; --decoder-sharing cycle needs a value from 1 to --decoder-layers (4)",
         ),
-        (("universal", 6, 2), "--unique-layers must be 1 (or left out) with --sharing universal and 6 layers, got 2"),
-        (("none", 6, 3), "--unique-layers must be 6 (or left out) with --sharing none and 6 layers, got 3"),
-        (("sandwich", 6, 4), "--unique-layers must be 3 (or left out) with --sharing sandwich and 6 layers, got 4"),
-        (("sandwich", 2), "--sharing sandwich needs the number of layers of at least 3, got 2"),
+        (("universal", 6, 2), "--unique-layers must be 1 (or omitted) with --sharing universal and 6 layers, got 2"),
+        (("none", 6, 3), "--unique-layers must be 6 (or omitted) with --sharing none and 6 layers, got 3"),
+        (("sandwich", 6, 4), "--unique-layers must be 3 (or omitted) with --sharing sandwich and 6 layers, got 4"),
+        (("sandwich", 2), "--sharing sandwich: the number of layers must be at least 3, got 2"),
         (
             ("sandwich", 2, None, None, "decoder"),
-            "--decoder-sharing sandwich needs --decoder-layers of at least 3, got 2",
+            "--decoder-sharing sandwich: --decoder-layers must be at least 3, got 2",
         ),
-        (("custom", 4), "--layer-map is missing: --sharing custom needs 4 labels, as in 0,1,1,0"),
+        (("custom", 4), "--layer-map: missing; --sharing custom needs 4 labels, for example 0,1,1,0"),
         (
             ("custom", 4, None, "0,1,0"),
-            "--layer-map must have the number of layers (4) labels, got 3: 0,1,0",
+            "--layer-map must have 4 labels (the number of layers), got 3: 0,1,0",
         ),
         (
             ("custom", 4, None, "0,1,,0", "encoder"),
-            "--encoder-layer-map must have --encoder-layers (4) labels, got 4: 0,1,,0",
+            "--encoder-layer-map must have 4 labels (--encoder-layers), got 4: 0,1,,0",
         ),
-        (("custom", 2, None, [0, 1, 0]), "--layer-map must have the number of layers (2) labels, got 3: 0,1,0"),
+        (("custom", 2, None, [0, 1, 0]), "--layer-map must have 2 labels (the number of layers), got 3: 0,1,0"),
         (
             ("custom", 4, 3, "0,1,1,0"),
-            "--unique-layers must be 2 (or left out) with --layer-map 0,1,1,0, got 3",
+            "--unique-layers must be 2 (or omitted) with --layer-map 0,1,1,0, got 3",
         ),
-        (("cycle", 4, 2, "0,1,1,0"), "--layer-map 0,1,1,0 needs --sharing custom, got cycle"),
+        (("cycle", 4, 2, "0,1,1,0"), "--layer-map 0,1,1,0: needs --sharing custom, got cycle"),
     ],
 )
 def test_bad_option_is_refused_by_name_with_value_and_what_is_allowed(options, message):
@@ -266,19 +266,20 @@ def test_scope_of_one_stack_goes_before_that_of_both():
         (
             {"sharing": "universal", "encoder_unique_layers": 2},
             "encoder",
-            "--encoder-unique-layers must be 1 (or left out) with --encoder-sharing universal and 4 layers, got 2",
+            "--encoder-unique-layers must be 1 (or omitted) with --encoder-sharing universal and 4 layers, got 2",
         ),
         (
             {**CYCLE, "sharing_scope": "encoder_attn"},
             "encoder",
-            "--encoder-sharing-scope encoder_attn ties nothing there; the encoder has self_attn,ffn,layer_norm",
+            "--encoder-sharing-scope encoder_attn: ties no part of the encoder; "
+            "allowed: layer, or some of self_attn,ffn,layer_norm",
         ),
         (
             {"unique_layers": 2},
             "encoder",
-            "--unique-layers must be 4 (or left out) with --sharing none and 4 layers, got 2",
+            "--unique-layers must be 4 (or omitted) with --sharing none and 4 layers, got 2",
         ),
-        ({"layer_map": "0,0,0,0"}, "decoder", "--layer-map 0,0,0,0 needs --sharing custom, got none"),
+        ({"layer_map": "0,0,0,0"}, "decoder", "--layer-map 0,0,0,0: needs --sharing custom, got none"),
     ],
 )
 def test_bad_options_of_a_stack_are_refused(options, stack, message):

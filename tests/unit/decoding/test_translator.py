@@ -186,8 +186,8 @@ def test_command_names_the_line_that_is_no_text(call, exported, tmp_path):
     (tmp_path / "in").write_bytes(b"w5\n\0\n")
     done = call(exported, tmp_path / "in", "--out", tmp_path / "out")
     assert (done.status, [path.name for path in tmp_path.iterdir()]) == (2, ["in"])
-    assert "in, line 2: holds a NUL byte" in done.err
-    assert f"{tmp_path}: is a directory" in call(exported, tmp_path).err
+    assert "in, line 2: contains a NUL byte" in done.err
+    assert f"{tmp_path}: a directory" in call(exported, tmp_path).err
     assert "gone: no such file" in call(exported, tmp_path / "gone").err
 
 
@@ -272,7 +272,7 @@ def test_languages_that_nobody_knows_are_told(saved, tmp_path):
 
 def test_models_and_data_of_other_directions_are_refused(saved, prepared):
     one, other = saved("en", "de"), saved("de", "en")
-    with pytest.raises(SharingError, match=r": translates en-de; .*/de-en\.pt was trained for de-en;"):
+    with pytest.raises(SharingError, match=r": direction en-de; .*/de-en\.pt was trained for de-en;"):
         find_model(str(other), prepared, Console(stderr=True))
     with pytest.raises(SharingError, match=r"was trained for de-en, .* for en-de; allowed: models of one direction$"):
         find_model(f"{one}:{other}", prepared, Console(stderr=True))
@@ -289,7 +289,7 @@ def test_a_run_refuses_data_of_another_direction(tmp_path):
         with pytest.raises(SharingError) as error:
             refused()
         assert str(error.value) == (
-            f"{tmp_path}: translates en-de; {tmp_path} was trained for de-en; allowed: data of that direction"
+            f"{tmp_path}: direction en-de; {tmp_path} was trained for de-en; allowed: data of that direction"
         )
 
 

@@ -39,9 +39,14 @@ def test_the_largest_part_of_the_batch_that_fits_is_taken(data, room, devices, c
 @pytest.mark.parametrize(
     ("changes", "devices", "memory", "message"),
     [
-        ({"tokens_per_batch": None}, 1, 2**40, "needs tokens_per_batch, a multiple of 1 devices; got None"),
-        ({}, 7, 2**40, "needs tokens_per_batch, a multiple of 7 devices; got 9600"),
-        ({}, 1, 2**10, "hold no 32 tokens or more that divide 9600: change tokens_per_batch"),
+        (
+            {"tokens_per_batch": None},
+            1,
+            2**40,
+            "--fit-memory: needs tokens_per_batch, a multiple of 1 devices, got None",
+        ),
+        ({}, 7, 2**40, "--fit-memory: needs tokens_per_batch, a multiple of 7 devices, got 9600"),
+        ({}, 1, 2**10, "no max_tokens of at least 32 that divides 9600 fits; change tokens_per_batch"),
     ],
 )
 def test_what_fits_nowhere_is_refused_in_one_line(data, changes, devices, memory, message):

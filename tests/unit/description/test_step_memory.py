@@ -167,6 +167,8 @@ def test_a_language_model_with_an_adaptive_softmax_is_counted():
 
 def test_expert_banks_are_refused_in_one_line():
     train = {"arch": "transformer_moeut_tiny", "criterion": "moe_cross_entropy"}
-    with pytest.raises(SharingError, match="transformer_moeut_tiny: what experts take depends on the tokens") as caught:
+    with pytest.raises(
+        SharingError, match="transformer_moeut_tiny: the memory of experts depends on the tokens"
+    ) as caught:
         TrainingStep(flags.parse(train), VOCABULARY, "cuda")
     assert "\n" not in str(caught.value)

@@ -68,7 +68,7 @@ def test_bad_override_is_one_line_that_names_it(experiment, override, message):
     [
         ("dataset: toy\nmodel: {}\n", "unknown key 'model'; allowed: base, run"),
         ("base: nowhere.yaml\n", "base: nowhere.yaml: no such file"),
-        ("base: mine.yaml\n", "base leads back to itself"),
+        ("base: mine.yaml\n", "base: circular; allowed: bases that do not lead back to this file"),
         ("train: {}\n", "dataset: missing"),
         ("dataset: toy\ntrain: [1]\n", "train: must be a mapping, got [1]"),
         ("a: [\n", "not readable as YAML"),
@@ -85,7 +85,9 @@ def test_bad_file_is_one_line_that_names_it(tmp_path, text, message):
 
 
 def test_missing_configuration_names_both_places():
-    with pytest.raises(SharingError, match=r"configuration nowhere\.yaml: no such file, here or in .*configs"):
+    with pytest.raises(
+        SharingError, match=r"configuration nowhere\.yaml: no such file in the current directory or .*configs"
+    ):
         compose("nowhere.yaml")
 
 
@@ -157,12 +159,15 @@ def test_lists_of_text_are_spelled_as_each_flag_reads_them():
         ("train.encoder_layers=2.5", "override: train.encoder_layers: 2.5; allowed: a whole number"),
         ("train.encoder_layers=[2,2]", "override: train.encoder_layers: [2, 2]; allowed: a whole number"),
         ("train.dropout=false", "override: train.dropout: false; allowed: a number"),
-        ("train.lr=.nan", "override: train.lr: nan; allowed: what --lr of fairseq-train reads, for example [0.5, 1]"),
-        ("train.update_freq=1.5", "override: train.update_freq: 1.5; allowed: what --update-freq of fairseq-train"),
-        ("train.update_freq=[]", "override: train.update_freq: []; allowed: what --update-freq of fairseq-train"),
+        ("train.lr=.nan", "override: train.lr: nan; allowed: values of --lr of fairseq-train, for example [0.5, 1]"),
+        (
+            "train.update_freq=1.5",
+            "override: train.update_freq: 1.5; allowed: values of --update-freq of fairseq-train",
+        ),
+        ("train.update_freq=[]", "override: train.update_freq: []; allowed: values of --update-freq of fairseq-train"),
         ("train.fast=1", "override: train.fast: 1; allowed: true, false"),
         ("train.restore_file=true", "override: train.restore_file: true; allowed: text or a number"),
-        ("train.max_sentences=8", "override: train.max_sentences: the same flag as train.batch_size; give one"),
+        ("train.max_sentences=8", "override: train.max_sentences: the same flag as train.batch_size; allowed: one"),
         ("train.lr_scheduler=sine", "override: train.lr_scheduler: sine; allowed: "),
     ],
 )
@@ -181,7 +186,7 @@ def test_a_switch_that_an_architecture_turns_on_cannot_be_turned_off(experiment)
         compose(experiment, overrides, check=flags.check)
     assert str(error.value) == (
         "override: train.tie_adaptive_weights: false; --arch transformer_lm_sharing_wiki103 or another flag sets it to "
-        "true, which no flag of fairseq-train undoes"
+        "true, and fairseq-train has no flag to undo this"
     )
 
 
@@ -214,9 +219,9 @@ def test_no_code_of_a_configuration_is_run(tmp_path, key):
     ("text", "message"),
     [
         ("train: {user-dir: x}", "train.user_dir: is set by the run directory, not here"),
-        ("train: {user_dir: x, user-dir: y}", "train.user_dir: given twice, with dashes and with underscores"),
-        ("train: {--user-dir: x}", "train.--user-dir: must not begin with a dash; nearest: user_dir"),
-        ("evaluate: {-beam: 4}", "evaluate.-beam: must not begin with a dash; nearest: beam"),
+        ("train: {user_dir: x, user-dir: y}", "train.user_dir: given twice, with dashes and underscores"),
+        ("train: {--user-dir: x}", "train.--user-dir: must not start with a dash; nearest: user_dir"),
+        ("evaluate: {-beam: 4}", "evaluate.-beam: must not start with a dash; nearest: beam"),
         ("evaluate: {max-len-c: 4}", "evaluate: unknown key 'max_len_c'; allowed: "),
         *(
             (f"train: {{{key}: 1}}", "is set by --devices, --nodes and --master, not here")
@@ -262,9 +267,9 @@ def test_update_freq_keeps_the_batch_over_devices(experiment):
         (
             ["tokens_per_batch=800"],
             3,
-            "tokens_per_batch=800 is no multiple of train.max_tokens=100 x 3 devices",
+            "tokens_per_batch=800: not a multiple of train.max_tokens=100 x 3 devices",
         ),
-        (["tokens_per_batch=800", "train.update_freq=2"], 1, "both set"),
+        (["tokens_per_batch=800", "train.update_freq=2"], 1, "tokens_per_batch and train.update_freq: both are set"),
         (["tokens_per_batch=800", "train.max_tokens=null"], 1, "needs train.max_tokens"),
         (["tokens_per_batch=many"], 1, "tokens_per_batch=many"),
     ],

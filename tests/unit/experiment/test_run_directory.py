@@ -39,7 +39,7 @@ def test_config_and_record_come_back_as_written(run):
 
 
 def test_directory_without_configuration_is_refused(tmp_path):
-    with pytest.raises(SharingError, match=r"elsewhere: no run directory .* no config\.yaml"):
+    with pytest.raises(SharingError, match=r"elsewhere: not a run directory .* config\.yaml is missing"):
         RunDirectory(tmp_path / "elsewhere").config()
 
 
@@ -57,11 +57,11 @@ def test_length_and_bookkeeping_may_change(run, key):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.lr=0.2", "train.lr=0.1, now it is 0.2:"),
-        ("train.dropout=0.5", "train.dropout=unset, now it is 0.5:"),
-        ("dataset=other", "dataset=toy, now it is other:"),
-        ("seed=2", "seed=1, now it is 2:"),
-        ("train.lr=null", "train.lr=0.1, now it is unset:"),
+        ("train.lr=0.2", "train.lr=0.1, now 0.2;"),
+        ("train.dropout=0.5", "train.dropout=unset, now 0.5;"),
+        ("dataset=other", "dataset=toy, now other;"),
+        ("seed=2", "seed=1, now 2;"),
+        ("train.lr=null", "train.lr=0.1, now unset;"),
     ],
 )
 def test_another_recipe_is_refused_with_key_and_both_values(run, override, message):

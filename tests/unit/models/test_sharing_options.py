@@ -51,7 +51,7 @@ def test_without_flags_nothing_is_shared():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sharing=cycle"], "--unique-layers is missing"),
+        (["--sharing=cycle"], "--unique-layers: missing"),
         (["--sharing=cycle", "--unique-layers=0"], "--unique-layers must be between 1 and "),
         (["--sharing=cycles"], "--sharing must be one of none, universal, "),
         (["--sharing=universal", "--sharing-scope=embedding"], "--sharing-scope must be layer, or some of "),

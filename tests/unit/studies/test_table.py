@@ -83,7 +83,7 @@ def test_a_row_with_the_map_of_another_is_trained_after_it():
 
 
 def test_unknown_row_is_refused():
-    with pytest.raises(SharingError, match=r"^--rows: no row vanila; allowed: vanilla admin "):
+    with pytest.raises(SharingError, match=r"^--rows vanila: no such row; allowed: vanilla admin "):
         table_of("news_commentary", "vanila")
 
 
@@ -115,7 +115,7 @@ def test_a_row_that_fails_is_named_and_holds_up_no_other(programs, tmp_path):
     (tmp_path / "fails").touch()
     table = table_of("wmt16_en_de", "vanilla", "cycle_n12", "cycle_n18", seeds=(1,))
     told = io.StringIO()
-    failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; started again, it goes on with them$"
+    failed = r"^not in the table: runs/wmt16_en_de/cycle_n12-seed1; re-run the command to resume them$"
     with pytest.raises(SharingError, match=failed):
         tables.make(table, Console(file=told))
     assert programs.read_text().splitlines() == [" ".join(stage[1:]) for stage in table.stages()]
@@ -189,14 +189,14 @@ def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path
     )
     told = capsys.readouterr().out
     assert "$ fairseq-sharing train news_commentary row=vanilla seed=2 train.max_epoch=3" in told
-    assert "estimated, at an assumed 40 TFLOP/s a GPU" in told
+    assert "estimate per run, assuming 40 TFLOP/s per GPU" in told
     tokens = 3 * 230_000 * estimate.TOKENS_A_PAIR
     assert f"vanilla: 60.9M parameters, {tokens / 1e6:,.0f}M target tokens, " in told
-    assert "in total, 2 runs: " in told
+    assert "total of 2 runs: " in told
     assert main(["table", "multi30k", "--out", "mine", "--dry-run"]) == 0
     assert "$ fairseq-sharing report mine" in capsys.readouterr().out
     assert main(["table", "nothing"]) == 2
-    assert "configuration nothing: no such file, here or in " in capsys.readouterr().err
+    assert "configuration nothing: no such file in the current directory or " in capsys.readouterr().err
     assert main(["table", "news_commentary", "--slurm", "--dry-run"]) == 2
-    assert "--slurm needs --gpus" in capsys.readouterr().err
+    assert "--slurm: needs --gpus" in capsys.readouterr().err
     assert not list(Path().iterdir()), "a dry run writes nothing"

@@ -96,10 +96,10 @@ def test_languages_of_data_without_a_manifest_are_configured_or_inferred(small):
 @pytest.mark.parametrize(
     ("train", "languages", "message"),
     [
-        (f"{TRANSLATION}, source_lang: en", ("de", "en"), "train.source_lang: en; allowed: de, that of "),
-        (f"{TRANSLATION}, target-lang: de", ("de", "en"), "train.target_lang: de; allowed: en, that of "),
+        (f"{TRANSLATION}, source_lang: en", ("de", "en"), "train.source_lang: en; allowed: de, the language of "),
+        (f"{TRANSLATION}, target-lang: de", ("de", "en"), "train.target_lang: de; allowed: en, the language of "),
         (LANGUAGE_MODEL, ("de", "en"), "train.task: language_modeling; allowed: a translation task, "),
-        (TRANSLATION, ("en", ""), "/data: texts of one language; allowed: a language model's train.task"),
+        (TRANSLATION, ("en", ""), "/data: monolingual data; allowed: train.task and train.arch of a language model"),
         (TRANSLATION, ("--user-dir=x", "en"), "source_lang is '--user-dir=x'; allowed: a language code"),
         (TRANSLATION, ("../x", "en"), "source_lang is '../x'; allowed: a language code"),
     ],
@@ -125,7 +125,7 @@ def test_a_run_is_not_resumed_on_data_of_another_direction(small, tmp_path):
     with pytest.raises(SharingError) as error:
         train(small(TRANSLATION, ("de", "en"), "reversed"), Console(file=output))
     assert str(error.value) == (
-        f"{tmp_path}/reversed: translates de-en; {plan.run.path} was trained for en-de; allowed: data of that direction"
+        f"{tmp_path}/reversed: direction de-en; {plan.run.path} was trained for en-de; allowed: data of that direction"
     )
 
 
@@ -196,7 +196,7 @@ def test_all_gpus_of_all_machines_share_the_batch():
     [
         ((0,), "--nodes must be at least 1, got 0"),
         ((2, 2, "a:1"), "--node-rank must be between 0 and 1 (--nodes - 1), got 2"),
-        ((2, 1), "--nodes 2 needs --master HOST:PORT, where the ranks meet"),
+        ((2, 1), "--nodes 2: needs --master HOST:PORT, the address of machine 0"),
         ((2, 1, "host"), "--master must be HOST:PORT, got host"),
     ],
 )
@@ -296,14 +296,14 @@ def test_time_left_after_going_on_is_that_of_this_start(tmp_path, monkeypatch):
 
 def test_summary_gives_what_was_measured(follower):
     tail, log, _ = follower
-    assert tail.summary() == "it had no more updates to make"
+    assert tail.summary() == "no updates left to make"
     with log.open("a") as stream:
         stream.write('t | INFO | valid | {"epoch": 2, "valid_loss": "3.2"}\n')
         stream.write('t | INFO | train | {"epoch": 2, "train_num_updates": "1540", "train_gb_free": "70.5",')
         stream.write(' "train_wpb": "3949.2", "train_wps": "7000"}\n')
     tail.read()
     assert tail.summary() == (
-        "2 epochs, 1,540 updates, valid loss 3.200; measured 3,949 target tokens per batch,"
+        "2 epochs, 1,540 updates, valid loss 3.200; 3,949 target tokens per batch (measured),"
         " 7,000 target tokens/s in the last epoch"
     )
     assert tail.peak_gpu_bytes(80 * 1024**3) == int(9.5 * 1024**3)
@@ -316,11 +316,11 @@ def test_summary_gives_what_was_measured(follower):
         ("usage: train.py\ntrain.py: error: unrecognized arguments: --x\n", 2, "unrecognized arguments: --x"),
         ("Traceback (most recent call last):\n  File\nRuntimeError: no\n[W1] late\n", 1, "RuntimeError: no"),
         ("2026-01-01 00:00:00 | INFO | a | b\n", 3, "exit status 3"),
-        ("", -9, "ended by SIGKILL (out of memory?)"),
+        ("", -9, "killed by SIGKILL (out of memory?)"),
         (
             "RuntimeError: Connection closed by peer\n  traceback : Signal 9 (SIGKILL) received by PID 7\n",
             1,
-            "ended by SIGKILL (out of memory?)",
+            "killed by SIGKILL (out of memory?)",
         ),
         ("fairseq-train: error: --x\nRuntimeError: closed\n", 1, "--x"),
         ("fairseq-train: error: --x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n", 1, "--x"),
@@ -346,7 +346,7 @@ def test_two_ranks_on_one_gpu_are_refused():
     places = [("a", "cuda:0", "GPU"), ("a", "cuda:1", "GPU"), ("b", "cuda:0", "GPU"), ("b", "cuda:0", "GPU")]
     check_places(places[:3])
     check_places([("a", "cpu", "")] * 2)
-    with pytest.raises(SharingError, match=r"^ranks 2 and 3 are both on cuda:0 of b; allowed: a GPU for each$"):
+    with pytest.raises(SharingError, match=r"^ranks 2 and 3 are both on cuda:0 of b; allowed: one rank per GPU$"):
         check_places(places)
 
 
@@ -354,7 +354,7 @@ def test_ranks_whose_batches_would_differ_are_refused():
     settings = {"--max-tokens": 4096, "--update-freq": [2], "--seed": 1}
     check_settings([settings, dict(settings)])
     with pytest.raises(
-        SharingError, match=r"^--update-freq is \[2\] on rank 0 and \[4\] on rank 1; allowed: one for all$"
+        SharingError, match=r"^--update-freq is \[2\] on rank 0 and \[4\] on rank 1; allowed: one value for all ranks$"
     ):
         check_settings([settings, {**settings, "--update-freq": [4]}])
 
@@ -383,5 +383,7 @@ def test_another_number_of_ranks_than_planned_is_refused_once(rank, told):
         check=False,
     )
     assert done.returncode == 2
-    expected = "fairseq-train: error: --distributed-world-size 4 was planned, torchrun started 2: the batch would have"
+    expected = (
+        "fairseq-train: error: --distributed-world-size 4: torchrun started 2 ranks, which would change the batch"
+    )
     assert done.stderr.startswith(expected) if told else not done.stderr
