@@ -52,7 +52,7 @@ def run(data: str, rank: int, ranks: int) -> dict[str, list[dict]]:
                     "exp_avg_sq": {n: state[p]["exp_avg_sq"].clone() for n, p in named.items() if p in state},
                     "maps": {n: s.layer_map for n, s in trainer.get_model().sharing.items()},
                     "schedule": repr(engine["schedule"]),
-                    "told": trainer.task.engine._schedule.told().copy(),
+                    "told": trainer.task.engine._schedule.log_values().copy(),
                 }
             )
         assert changes(trainer), name
