@@ -1,7 +1,7 @@
-"""Tying: make the layers of a stack use the same Parameter objects, as a layer map says.
+"""Tying: make the layers of a stack use the same Parameter objects according to a layer map.
 
-A stack keeps N layer modules ("shells"), each with its own incremental-decoding cache; only their Parameters are
-shared. Using one module at several depths instead would share the cache too: it trains well and decodes wrongly.
+A stack keeps N layer modules, each with its own incremental-decoding cache. Only their Parameters are shared. Using one
+module at several depths would also share the cache: such a model trains correctly but decodes incorrectly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from fairseq_sharing.layer_map import StackSharing
 
-# Parts of a fairseq Transformer layer by the first word of a parameter's name.
+# Part of a fairseq Transformer layer for the first component of a parameter's name.
 _PART_OF = {
     "self_attn": "self_attn",
     "attn_ln": "layer_norm",
@@ -33,16 +33,17 @@ _PART_OF = {
 
 
 def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
-    """Name the parameters of a layer that a map ties.
+    """List the names of a layer's parameters that a map ties.
 
-    A layer lists the first words of what belongs to its depth, and is never shared, in ``depth_parameters``.
+    A layer's ``depth_parameters`` lists the first name components of parameters that belong to the depth and are never
+    shared.
 
     Args:
         layer: a layer of a stack.
-        scope: ``("layer",)`` for all, or the tied parts.
+        scope: ``("layer",)`` for all parameters, or the tied parts.
 
     Yields:
-        Names relative to the layer, as in ``self_attn.k_proj.weight``.
+        Names relative to the layer, for example ``self_attn.k_proj.weight``.
     """
     own = getattr(layer, "depth_parameters", ())
     for name, _ in layer.named_parameters(remove_duplicate=False):
@@ -51,31 +52,31 @@ def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
 
 
 def in_scope(name: str, scope: tuple[str, ...]) -> bool:
-    """Tell whether a scope ties a parameter, by its name within the layer."""
+    """Return whether a scope ties a parameter, given its name within the layer."""
     return scope == ("layer",) or part_of(name) in scope
 
 
 def part_of(name: str) -> str | None:
-    """Tell which part of a layer a parameter belongs to, by its name within the layer: None for an unknown one."""
+    """Return the part of a layer that a parameter belongs to, given its name within the layer; None if unknown."""
     return _PART_OF.get(name.split(".")[0])
 
 
 def tie_layer(layer: nn.Module, owner: nn.Module, scope: tuple[str, ...] = ("layer",)) -> None:
-    """Let a layer use its owner's Parameter objects.
+    """Replace a layer's Parameters by those of its owner.
 
     Args:
-        layer: the shell that gets them; what it had is dropped.
+        layer: the layer to tie; its previous Parameters are dropped.
         owner: a layer with the same parameter names.
-        scope: what is tied.
+        scope: what to tie.
     """
     for name in list(shared_names(layer, scope)):
         _set_parameter(layer, name, owner.get_parameter(name))
 
 
 class StackBuilder:
-    """Build the layers of a stack one after the other, tied by a map, with storage for owners only.
+    """Build the layers of a stack in order, tied by a map, allocating storage for owners only.
 
-    fairseq's stacks call ``build_encoder_layer`` once a layer and do not say which; this counts.
+    fairseq's stacks call ``build_encoder_layer`` once per layer without an index, so the builder counts.
 
     Args:
         sharing: the stack's map and scope.
@@ -94,10 +95,10 @@ class StackBuilder:
         """Build the next layer.
 
         Args:
-            build_layer: makes one layer of the stack, with parameters of its own.
+            build_layer: builds one layer of the stack with its own parameters.
 
         Returns:
-            The layer: its owner's Parameters in all that is tied.
+            The layer, with its owner's Parameters where tied.
         """
         layer_map = self._sharing.layer_map
         depth = len(self._layers)
@@ -109,7 +110,7 @@ class StackBuilder:
                 layer = build_layer()
             tie_layer(layer, self._layers[owner], self._sharing.scope)
             if any(parameter.is_meta for parameter in layer.parameters()):
-                # Part of the layer is its own: that needs storage and its initial values.
+                # Untied parts of the layer need storage and initial values.
                 layer = build_layer()
                 tie_layer(layer, self._layers[owner], self._sharing.scope)
         self._layers.append(layer)
@@ -117,15 +118,15 @@ class StackBuilder:
 
 
 def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
-    """Name what layers of a stack borrow.
+    """Map each borrowed parameter of a stack to the name under its owner.
 
     Args:
         stack: a module with ``layers``.
         sharing: its map and scope.
 
     Returns:
-        Name of each borrowed parameter -> name under its owner, both relative to the stack
-        (``layers.3.fc1.weight`` -> ``layers.0.fc1.weight``).
+        Name of each borrowed parameter -> name under its owner, both relative to the stack, for example
+        ``layers.3.fc1.weight`` -> ``layers.0.fc1.weight``.
     """
     aliases = {}
     for depth, group in enumerate(sharing.layer_map):
@@ -137,18 +138,18 @@ def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
 
 
 def retie_stack(stack: nn.Module, old: StackSharing, new: StackSharing) -> dict[nn.Parameter, nn.Parameter]:
-    """Change the map of a built stack.
+    """Change the layer map of an existing stack.
 
-    A parameter that becomes a layer's own starts as a copy of what the layer used; one that is no longer used is
-    dropped. The optimizer is not touched: ``follow_model`` does that.
+    A parameter that becomes independent starts as a copy of the one that the layer used. Unused parameters are dropped.
+    The optimizer does not change; see ``follow_model``.
 
     Args:
         stack: a module with ``layers``, tied by ``old``.
-        old: the present map and scope.
-        new: the wanted ones, of the same N.
+        old: the current map and scope.
+        new: the new map and scope, for the same N.
 
     Returns:
-        Each new Parameter -> the one whose values it started from.
+        A map from each new Parameter to the Parameter that it was copied from.
     """
     aliases = alias_names(stack, new)
     origins = {}
@@ -164,7 +165,7 @@ def retie_stack(stack: nn.Module, old: StackSharing, new: StackSharing) -> dict[
 
 
 def refresh_data_parallel(wrapped: nn.Module) -> None:
-    """List the parameters anew in fairseq's legacy data-parallel wrapper, which lists them once, when it is made."""
+    """Refresh the parameter list of fairseq's legacy data-parallel wrapper, which is built only once."""
     module: Any
     for module in wrapped.modules():
         if "per_device_params" in vars(module):
@@ -172,14 +173,14 @@ def refresh_data_parallel(wrapped: nn.Module) -> None:
             for parameter in wrapped.parameters():
                 by_device.setdefault(parameter.device, []).append(parameter)
             module.per_device_params = list(by_device.values())
-            # Its bucket is as large as the model was.
+            # Its buffer has the size of the previous model.
             module.buffer_size = min(2**28, sum(parameter.numel() for parameter in wrapped.parameters()))
             module.buffer = None
             return
 
 
 def count_uses(stack: nn.Module, sharing: StackSharing) -> dict[nn.Parameter, int]:
-    """Count the layers that use each parameter of a stack's layers that more than one uses."""
+    """Count the layers that use each shared parameter of a stack."""
     uses: dict[nn.Parameter, int] = {}
     for owner in alias_names(stack, sharing).values():
         parameter = stack.get_parameter(owner)
@@ -188,25 +189,26 @@ def count_uses(stack: nn.Module, sharing: StackSharing) -> dict[nn.Parameter, in
 
 
 @contextmanager
-def stand_ins(stack: nn.Module, names: Iterable[str], requires_grad: bool) -> Iterator[dict[str, nn.Parameter]]:
-    """Let layers run for a while with Parameters of their own on the storage that they share.
+def proxy_parameters(stack: nn.Module, names: Iterable[str], requires_grad: bool) -> Iterator[dict[str, nn.Parameter]]:
+    """Temporarily replace Parameters by proxies: separate Parameters on the same storage.
 
-    The gradients of one forward and backward pass inside land in the stand-ins, by layer, or nowhere.
+    The gradients of the enclosed forward and backward pass go to the proxies, separately for each layer, or are not
+    computed.
 
     Args:
         stack: a module with ``layers``.
-        names: the parameters that get a stand-in, relative to the stack.
-        requires_grad: whether the stand-ins get gradients.
+        names: the parameters to replace, relative to the stack.
+        requires_grad: whether the proxies get gradients.
 
     Yields:
-        The stand-ins by name.
+        The proxies by name.
     """
     kept = {name: stack.get_parameter(name) for name in names}
-    made = {name: nn.Parameter(used.detach(), requires_grad=requires_grad) for name, used in kept.items()}
+    proxies = {name: nn.Parameter(used.detach(), requires_grad=requires_grad) for name, used in kept.items()}
     try:
-        for name, parameter in made.items():
+        for name, parameter in proxies.items():
             _set_parameter(stack, name, parameter)
-        yield made
+        yield proxies
     finally:
         for name, parameter in kept.items():
             _set_parameter(stack, name, parameter)

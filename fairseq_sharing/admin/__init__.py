@@ -1,1 +1,1 @@
-"""Admin (Liu et al. 2020): residual weights that keep deep post-norm stacks stable, one vector per depth."""
+"""Admin (Liu et al. 2020): residual weights that stabilize deep post-norm stacks."""

@@ -1,10 +1,11 @@
-"""Fold Admin's residual weights into the weights around them, for an engine that adds plain residuals.
+"""Fold Admin's residual weights into the adjacent weights, for an engine with plain residual connections.
 
 A post-norm sub-layer with Admin computes LN(x * w + f(x)). With x' = x * w, this is LN(x' + f'(x')), where f' divides
-its input by w, and x' comes from the norm before it with gain and bias times w. So w goes into that norm (at the first
-sub-layer into the embeddings) and 1 / w into the columns of the first matrices of f. Both are exact but for rounding.
+its input by w, and x' is the output of the preceding norm with gain and bias times w. So w is folded into that norm
+(for the first sub-layer, into the embeddings) and 1 / w into the columns of the first matrices of f. Both are exact
+except for rounding.
 
-The weights belong to the depth: what a map shares is stored once a depth where the weights of the depths differ.
+Residual weights belong to the depth. A shared matrix is therefore stored once per depth if they differ.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import numpy as np
 from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer
 from fairseq_sharing.errors import SharingError
 
-# A smaller weight cannot be divided by without losing what it multiplied.
+# Dividing by a smaller weight loses the precision of what it multiplies.
 _SMALLEST = 1e-3
 
 
 def fold_admin(spec: Any, model: Any, name: str) -> int:
-    """Fold the residual weights of a model, where it has any, into its CTranslate2 description.
+    """Fold the residual weights of a model, if it has any, into its CTranslate2 specification.
 
     Args:
-        spec: the description, with the model's weights.
+        spec: the specification with the model's weights.
         model: the model.
-        name: what an error calls it.
+        name: the model's name in error messages.
 
     Returns:
-        Number of matrices that a map shared and that now differ by depth.
+        Number of additional matrices: shared before, and different per depth now.
 
     Raises:
-        SharingError: a residual weight is 0 or nearly so.
+        SharingError: if a residual weight is zero or almost zero.
     """
     return sum(
         _fold_stack(getattr(spec, stack), getattr(model, stack), f"{name}: {stack}") for stack in ("encoder", "decoder")
@@ -49,8 +50,8 @@ def _fold_stack(spec: Any, stack: Any, name: str) -> int:
             weight = layer.residual_weight[number].numpy()
             if not np.abs(weight).min() >= _SMALLEST:
                 raise SharingError(
-                    f"{name} layer {depth + 1}: Admin's residual weight {np.abs(weight).min():.2g} does not fold into "
-                    f"the weights around it, it must be {_SMALLEST} or more; translate with --engine fairseq"
+                    f"{name} layer {depth + 1}: Admin's residual weight {np.abs(weight).min():.2g} is too small to be "
+                    f"folded; it must be at least {_SMALLEST}; translate with --engine fairseq"
                 )
             if norm is None:
                 _scale_input(spec, weight)
@@ -63,7 +64,7 @@ def _fold_stack(spec: Any, stack: Any, name: str) -> int:
 
 
 def _sublayers(spec: Any, layer: Any) -> list[tuple[Any, Any, Any]]:
-    """Give of each sub-layer the first matrix, as described and as the model has it, and the norm after it."""
+    """Return for each sub-layer the first matrix in the specification and in the model, and the norm after it."""
     found = [(spec.self_attention.linear[0], layer.self_attn.q_proj.weight, spec.self_attention.layer_norm)]
     if hasattr(spec, "attention"):
         found.append((spec.attention.linear[0], layer.encoder_attn.q_proj.weight, spec.attention.layer_norm))
@@ -71,7 +72,7 @@ def _sublayers(spec: Any, layer: Any) -> list[tuple[Any, Any, Any]]:
 
 
 def _scale_input(spec: Any, weight: np.ndarray) -> None:
-    """Scale what the first layer reads, embeddings and positions."""
+    """Scale the input of the first layer: embeddings and positions."""
     embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
     embeddings.weight = embeddings.weight * weight
     spec.position_encodings.encodings = spec.position_encodings.encodings * weight

@@ -18,7 +18,7 @@ class AdminEncoderLayer(AdminResidual, TransformerEncoderLayerBase):
 
 
 class AdminDecoderLayer(AdminResidual, TransformerDecoderLayerBase):
-    """Decoder layer: self-attention, cross-attention where there is one, and feed-forward."""
+    """Decoder layer: self-attention, cross-attention if present, and feed-forward, each with a weighted residual."""
 
     def __init__(self, cfg, no_encoder_attn: bool = False):
         super().__init__(cfg, no_encoder_attn)
@@ -26,7 +26,7 @@ class AdminDecoderLayer(AdminResidual, TransformerDecoderLayerBase):
 
 
 def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
-    """Recompute a layer's activations in the backward pass where the options ask for it, as fairseq's stacks do."""
+    """Apply activation checkpointing to a layer if enabled, as fairseq's stacks do."""
     if not cfg.checkpoint_activations:
         return layer
     return checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)

@@ -1,4 +1,4 @@
-"""Admin: a residual connection whose weight starts from the variance of what it adds, for deep post-norm stacks."""
+"""Admin: residual connections with weights initialized from variances, for deep post-norm stacks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class AdminResidual:
-    """Mixin for a fairseq Transformer layer: post-norm sub-layer x <- LN(x * w + f(x)).
+    """Mixin for a fairseq Transformer layer with post-norm sub-layers x <- LN(x * w + f(x)).
 
-    One weight vector a sub-layer, trained, and never shared: it belongs to the depth, not to the parameter set.
+    Each sub-layer has one trained weight vector. It is never shared: it belongs to the depth, not to the parameter set.
 
     Shape:
         residual_weight: (sub-layers, embed_dim).
@@ -22,24 +22,24 @@ class AdminResidual:
     Source: Liu et al. 2020, "Understanding the Difficulty of Training Transformers", Section 4.2.
     """
 
-    # Told to the tying: what of a layer no map shares.
+    # Parameters that are never tied; see tying.shared_names.
     depth_parameters = ("residual_weight",)
     _profile: VarianceProfile | None = None
 
     def add_residual_weight(self, num_sublayers: int, embed_dim: int) -> None:
-        """Give the layer its weights, 1 as in a plain residual connection."""
+        """Create the residual weights with value 1, as in a plain residual connection."""
         self.residual_weight = nn.Parameter(torch.ones(num_sublayers, embed_dim))
         self._sublayer = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer from its first sub-layer, also after a pass that ended early, as when memory ran out."""
+        """Run the layer from its first sub-layer, even if the last pass was aborted, for example out of memory."""
         self._sublayer = 0
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Add what a sub-layer made to what it was given.
+        """Add the output of a sub-layer to its weighted input.
 
-        fairseq calls this once a sub-layer, in order, and does not say which: the layer counts.
+        fairseq calls this once per sub-layer, in order, without an index, so the layer counts.
 
         Args:
             x: f(x), (T, B, C).
@@ -53,7 +53,7 @@ class AdminResidual:
 
 
 class VarianceProfile:
-    """Walks the sub-layers of a stack in order and sets their weights from the variances it meets.
+    """Sets the weights of a stack's sub-layers, in order, from the measured variances.
 
     r starts at 1; each sub-layer gets w = r, then r <- sqrt(Var[x * w] + Var[f(x)]).
     """
@@ -62,7 +62,7 @@ class VarianceProfile:
         self._r = 1.0
 
     def next_weight(self, weight: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """Set a sub-layer's weight to r and take its variances, over all elements of the batch, into r."""
+        """Set a sub-layer's weight to r, then update r from its variances over all elements of the batch."""
         with torch.no_grad():
             weight.fill_(self._r)
             variance = (residual.float() * weight.float()).var(unbiased=False) + x.float().var(unbiased=False)
@@ -72,7 +72,7 @@ class VarianceProfile:
 
 @contextmanager
 def profiling(stacks: Iterable[nn.Module]) -> Iterator[None]:
-    """Set the residual weights of stacks from the forward pass that runs inside; each stack starts at r = 1."""
+    """Set the residual weights of stacks from the enclosed forward pass. Each stack starts at r = 1."""
     layers: list[Any] = []
     for stack in stacks:
         profile = VarianceProfile()
@@ -88,9 +88,9 @@ def profiling(stacks: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def set_closed_form(layers: Iterable[Any]) -> None:
-    """Set the residual weights of a stack without any data: w = sqrt(i) for sub-layer i, counted from 1.
+    """Set the residual weights of a stack without data: w = sqrt(i) for sub-layer i, counted from 1.
 
-    What profiling gives when the LayerNorms' outputs and all f(x) have variance 1.
+    Profiling gives the same values if the outputs of all LayerNorms and all f(x) have variance 1.
     """
     number = 0
     for layer in layers:

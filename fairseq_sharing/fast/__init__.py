@@ -1,1 +1,1 @@
-"""The fast path: the same training to rounding, in fewer and larger operations."""
+"""The fast path: equal training up to rounding, with fewer and larger operations."""

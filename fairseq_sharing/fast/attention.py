@@ -1,4 +1,4 @@
-"""fairseq's attention in fewer, larger operations: one product for query, key and value, and torch's fused kernels."""
+"""fairseq's attention with fewer, larger operations: one product for query, key and value, and fused kernels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ State = dict[str, dict[str, Tensor | None]]
 
 @dataclass
 class _PassCache:
-    """What the layers of one forward pass have in common: masks, and sources projected by the same Parameters.
+    """Common values of the layers in one forward pass: masks, and sources projected by the same Parameters.
 
-    Both are found by the ids of what they were made of, which stays with them: an id is that of one object only while
-    the object lives.
+    The keys contain the ids of the inputs. The entries keep references to these inputs, because an id is unique only
+    during an object's lifetime.
     """
 
     masks: dict[tuple, tuple[tuple, Tensor]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ _cache: ContextVar[_PassCache | None] = ContextVar("attention cache of a forward
 
 @contextmanager
 def one_pass() -> Iterator[None]:
-    """Let the layers of a stack share masks and projected sources during one forward pass."""
+    """Share masks and projected sources between the layers of a stack during one forward pass."""
     token = _cache.set(_PassCache())
     try:
         yield
@@ -46,11 +46,11 @@ def one_pass() -> Iterator[None]:
 class FastAttention(MultiheadAttention):
     """fairseq's multi-head attention, with the same Parameters, options and decoding cache.
 
-    In cross-attention, layers that share their projections project the source once. Where attention weights are asked
-    for, fairseq's own code runs.
+    In cross-attention, layers that share their projections project the source once. If attention weights are requested,
+    fairseq's own code runs.
 
-    A compiled layer gets what its graph should not have to make: as ``key`` the pair of ``shared_source``, as
-    ``key_padding_mask`` what ``full_mask`` gives.
+    A compiled layer gets values that are computed outside of its graph: the result of ``shared_source`` as ``key`` and
+    that of ``full_mask`` as ``key_padding_mask``.
     """
 
     def forward(
@@ -70,18 +70,18 @@ class FastAttention(MultiheadAttention):
 
         Args:
             query: T x B x C.
-            key: S x B x C, or None where the decoding cache has it; T x B x C in self-attention; or a projected source.
+            key: S x B x C, or None if cached; T x B x C in self-attention; or a projected source.
             value: the same as the key.
-            key_padding_mask: B x S, True at padding; or a whole mask to add, B x 1 x (1 or T) x S.
+            key_padding_mask: B x S, True at padding; or a full additive mask, B x 1 x (1 or T) x S.
             incremental_state: the decoding cache of all modules.
-            need_weights: whether the attention weights are wanted.
-            static_kv: whether keys in the cache are complete.
+            need_weights: whether to return the attention weights.
+            static_kv: whether the cached keys are complete.
             attn_mask: T x S, added to the scores.
-            before_softmax: whether the raw scores are wanted.
-            need_head_weights: whether each head's weights are wanted.
+            before_softmax: whether to return the raw scores.
+            need_head_weights: whether to return the weights of each head.
 
         Returns:
-            The attended values, T x B x C, and the weights where asked for.
+            The attended values, T x B x C, and the weights if requested.
         """
         if key_padding_mask is not None and key_padding_mask.is_floating_point():
             if isinstance(key, tuple):
@@ -127,7 +127,7 @@ class FastAttention(MultiheadAttention):
         return self._attend(q, k, v, _mask(key_padding_mask, attn_mask, q)), None
 
     def _get_input_buffer(self, incremental_state: State | None) -> dict[str, Any]:
-        # fairseq looks up a name that each module has for itself, which would make a compiled graph that module's only.
+        # fairseq looks up a name that is unique to the module, which would bind a compiled graph to this module.
         return {} if incremental_state is None else super()._get_input_buffer(incremental_state)
 
     def _project(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
@@ -140,7 +140,7 @@ class FastAttention(MultiheadAttention):
             bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
             projected = F.linear(x, weight, bias)
         if x.device.type == "cpu":
-            # torch's bf16 attention for CPU is many times slower backward than the fp32 one at lengths of sentences.
+            # At sentence lengths, the backward pass of torch's CPU attention is many times slower in bf16 than in fp32.
             projected = projected.float()
         length, batch, _ = x.shape
         return projected.view(length, batch, len(names), self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
@@ -149,7 +149,7 @@ class FastAttention(MultiheadAttention):
         return self._project(source, "k_proj", "v_proj")
 
     def shared_source(self, source: Tensor) -> tuple[Tensor, ...]:
-        """Project a source, S x B x C, to keys and values, B x H x S x D each; once a pass for all that share them."""
+        """Project a source, S x B x C, to keys and values, B x H x S x D, once per pass for layers that share them."""
         cache = _cache.get()
         if cache is None:
             return self._project_source(source)
@@ -170,10 +170,10 @@ class FastAttention(MultiheadAttention):
 
 
 def use_fast_attention(model: nn.Module) -> None:
-    """Let every attention of fairseq's in a model run fast.
+    """Switch every fairseq attention in a model to the fast implementation.
 
     Args:
-        model: its shells are changed; its parameters and their names are not.
+        model: the model. Its modules change; its parameters and their names do not.
     """
     for module in model.modules():
         if type(module) is MultiheadAttention and _supported(module):
@@ -182,18 +182,18 @@ def use_fast_attention(model: nn.Module) -> None:
 
 def _supported(attention: MultiheadAttention) -> bool:
     projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
-    # Quantization noise is a hook that changes a weight just before its own module uses it.
+    # Quantization noise is a hook that changes a weight just before its module uses it.
     plain = all(type(module) is nn.Linear and not module._forward_pre_hooks for module in projections)
     return plain and attention.bias_k is None and not attention.add_zero_attn and not attention.use_xformers
 
 
 def full_mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tensor, src_len: int) -> Tensor:
-    """Give the mask to add to the scores, B x 1 x (1 or T) x S, also where nothing is masked.
+    """Return the additive mask of the scores, B x 1 x (1 or T) x S, even if nothing is masked.
 
     Args:
         key_padding_mask: B x S, True at padding.
         attn_mask: T x S, added to the scores.
-        x: what attends, T x B x C.
+        x: the query input, T x B x C.
         src_len: S.
     """
     shape = (x.size(1), 1, 1 if attn_mask is None else x.size(0), src_len)
@@ -201,7 +201,7 @@ def full_mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tens
 
 
 def _mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Give one mask to add to the scores, B x 1 x (1 or T) x S; None where nothing is masked."""
+    """Return the additive mask of the scores, B x 1 x (1 or T) x S; None if nothing is masked."""
     if key_padding_mask is None and attn_mask is None:
         return None
     return _add_masks(key_padding_mask, attn_mask, q, q.dtype, ())
@@ -210,7 +210,7 @@ def _mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor) 
 def _add_masks(
     key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> Tensor:
-    """Add masks up, of this shape at least, once a pass."""
+    """Combine masks, broadcast to at least this shape, once per pass."""
     cache = _cache.get()
     dtype = torch.float32 if x.device.type == "cpu" else dtype
     identity = (id(key_padding_mask), id(attn_mask), dtype, shape)

@@ -1,7 +1,7 @@
-"""A Transformer layer compiled once, whose graph serves every depth of its stack.
+"""Compiled Transformer layers with one graph for all depths of a stack.
 
-A graph is made for what it has met: another shape class, stride or missing input makes another one. So the layer gets
-its inputs in one form: strides of a plain tensor, always a mask, a source that is projected already.
+A graph is specialized to its inputs: a different shape class, stride or missing input triggers a recompilation. The
+layer therefore always gets contiguous inputs, a mask and a projected source.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _shapes: Any = _config
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let every layer of fairseq's Transformer in a model train in compiled form.
+    """Compile every fairseq Transformer layer in a model for training.
 
-    Validation and decoding run as before. Depths of a stack have one graph for batches of several sentences and one
-    for a single sentence, whatever their lengths and with or without padding.
+    Validation and decoding are not compiled. A stack has one graph for batches of several sentences and one for a
+    single sentence, for all lengths and with or without padding.
 
     Args:
-        model: its layers are changed; its parameters and their names are not. Its attention must be fast.
+        model: a model with fast attention. Its layers change; its parameters and their names do not.
 
     Raises:
-        SharingError: an attention that cannot run fast.
+        SharingError: if an attention module has no fast implementation.
     """
     for layer in model.modules():
         if not isinstance(layer, TransformerEncoderLayerBase | TransformerDecoderLayerBase):
@@ -40,20 +40,20 @@ def compile_layers(model: nn.Module) -> None:
         for name, module in layer.named_children():
             if isinstance(module, MultiheadAttention) and not isinstance(module, FastAttention):
                 raise SharingError(
-                    f"--compile: {name} cannot run in the form that --fast gives it; leave --compile out"
+                    f"--compile requires the attention of --fast, which does not support {name}; remove --compile"
                 )
         run: Callable[..., Any] = _decoder_layer if isinstance(layer, TransformerDecoderLayerBase) else _encoder_layer
-        setattr(layer, "forward", functools.partial(run, layer))  # noqa: B010  mypy takes a method for a constant
+        setattr(layer, "forward", functools.partial(run, layer))  # noqa: B010  mypy rejects assigning to a method
 
 
 @functools.cache
 def compiled(kind: type[nn.Module]) -> Callable[..., Any]:
-    """Compile the forward pass of a class of layers; parameters are inputs of its graph."""
+    """Compile the forward pass of a layer class; parameters are inputs of its graph."""
     return torch.compile(kind.forward, dynamic=True)
 
 
 def _run(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    # Lengths that happen to be equal in a first batch must not be taken for one length.
+    # Lengths that happen to be equal in the first batch must not be treated as the same length.
     with _shapes.patch(use_duck_shape=False):
         return compiled(type(layer))(layer, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -93,11 +93,11 @@ def _decoder_layer(
 
 
 def _trains(layer: Any) -> bool:
-    # Admin measures its layers in a pass without gradients.
+    # Admin profiles its layers in a pass without gradients.
     return layer.training and torch.is_grad_enabled()
 
 
 def _plain(x: Tensor) -> Tensor:
-    """Give a tensor, T x B x C, in its own storage and with the strides of a new one, also where B is 1."""
+    """Return a tensor, T x B x C, with its own storage and the strides of a new tensor, even if B is 1."""
     strides = (x.size(1) * x.size(2), x.size(2), 1)
     return x.clone(memory_format=torch.contiguous_format) if x._is_view() or x.stride() != strides else x

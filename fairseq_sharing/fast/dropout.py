@@ -1,4 +1,4 @@
-"""Dropout that does not hold up a processor: torch draws its mask on CPU one number after the other."""
+"""Fast dropout on CPU, where torch draws the mask one number at a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ _LEVELS = 1 << 16
 
 
 class FastDropout(FairseqDropout):
-    """fairseq's dropout, on CPU with a mask of 16 random bits an element.
+    """fairseq's dropout; on CPU, the mask uses 16 random bits per element.
 
-    There the probability is rounded to 1/65536, and what is kept is scaled by the rounded one, so that the
-    expectation stays exact (in bf16 to that type's rounding of the scale). Elsewhere it is torch's own.
+    On CPU, the probability is rounded to a multiple of 1/65536. The kept elements are scaled by the rounded
+    probability, so the expectation is exact (in bf16, up to rounding of the scale). On other devices, torch's dropout
+    runs.
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Drop elements.
+        """Apply dropout.
 
         Args:
             x: any shape.
-            inplace: change ``x`` itself; only where that is torch's own.
+            inplace: change ``x`` in place; only where torch's dropout runs.
         """
         dropping = self.p > 0 and (self.training or self.apply_during_inference)
         if not dropping or x.device.type != "cpu":
@@ -31,11 +32,11 @@ class FastDropout(FairseqDropout):
 
 
 def keep_mask(x: Tensor, p: float) -> Tensor:
-    """Draw the mask for a tensor on CPU: 0 where an element is dropped, else what keeps the expectation.
+    """Draw the mask for a tensor on CPU: 0 for dropped elements, otherwise the scale that preserves the expectation.
 
     Args:
         x: any shape.
-        p: the probability of dropping, 0 to 1.
+        p: dropout probability, 0 to 1.
 
     Returns:
         A mask of the tensor's shape and type.
@@ -49,7 +50,7 @@ def keep_mask(x: Tensor, p: float) -> Tensor:
     return kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 
 
-# The compiler cannot look into the drawing of random numbers: in its graph the mask is one operation.
+# The compiler cannot trace the random number generation, so the mask is one custom operator in its graph.
 @torch.library.custom_op(
     "fairseq_sharing::keep_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,), device_types="cpu"
 )
@@ -63,10 +64,10 @@ def _(x: Tensor, _p: float) -> Tensor:
 
 
 def use_fast_dropout(model: nn.Module) -> None:
-    """Replace every dropout of fairseq's in a model.
+    """Replace every fairseq dropout module in a model.
 
     Args:
-        model: its shells are changed; it has no parameters or buffers more or less.
+        model: the model. Its modules change; its parameters and buffers do not.
     """
     for module in model.modules():
         for name, child in module.named_children():

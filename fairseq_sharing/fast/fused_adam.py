@@ -1,4 +1,4 @@
-"""fairseq's Adam with torch's fused kernel, on CPU and GPU: one pass over the parameters instead of ten."""
+"""fairseq's Adam with torch's fused kernel on CPU and GPU: one pass over the parameters instead of ten."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.optim.adamw import adamw
 
 
 class _FusedAdam(Adam):
-    """The same update and the same state as fairseq's Adam, to rounding."""
+    """The same update and state as fairseq's Adam, up to rounding."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         if any(p.dtype != torch.float32 for group in self.param_groups for p in group["params"]):
-            return super().step(closure)  # half-precision weights are updated by way of fp32 copies
+            return super().step(closure)  # half-precision weights are updated through fp32 copies
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             by_step = defaultdict(list)
@@ -60,12 +60,12 @@ class _FusedAdam(Adam):
 
 @register_optimizer("fused_adam", dataclass=FairseqAdamConfig)
 class FusedFairseqAdam(FairseqAdam):
-    """``--optimizer fused_adam``: fairseq's ``adam``, its options and its state, faster."""
+    """``--optimizer fused_adam``: a faster ``adam`` with fairseq's options and state."""
 
     def __init__(self, cfg: FairseqAdamConfig, params: Iterable[torch.nn.Parameter]):
         super().__init__(cfg, params)
         self._optimizer = _FusedAdam(params, **self.optimizer_config)
 
 
-# A resumed run compares the names of the classes: plain and fused runs may resume each other.
+# fairseq compares class names on resume. An equal name lets plain and fused runs resume from each other's checkpoints.
 FusedFairseqAdam.__name__ = FairseqAdam.__name__

@@ -1,4 +1,4 @@
-"""fairseq's label-smoothed cross-entropy, computed together with the output projection."""
+"""fairseq's label-smoothed cross-entropy, fused with the output projection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "fused_label_smoothed_cross_entropy"
 
 @register_criterion(NAME, dataclass=LabelSmoothedCrossEntropyCriterionConfig)
 class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """The loss, log and options of ``label_smoothed_cross_entropy``, faster and with less memory."""
+    """``label_smoothed_cross_entropy`` with the same loss, log and options, but faster and with less memory."""
 
     flag = NAME
 
@@ -30,15 +30,15 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
         """Compute the loss of a batch.
 
         Args:
-            model: an encoder-decoder or a language model with a plain output projection.
-            sample: a batch of fairseq's.
-            reduce: whether to sum over the tokens; fairseq's own loss is used where not.
+            model: an encoder-decoder or language model with a plain output projection.
+            sample: a fairseq batch.
+            reduce: whether to sum over the tokens; if not, fairseq's own loss is used.
 
         Returns:
-            The loss in nats, the number by which its gradient is divided, and what to log.
+            The loss in nats, the sample size that divides its gradient, and the logging output.
 
         Raises:
-            SharingError: the model has an adaptive softmax.
+            SharingError: if the model has an adaptive softmax.
         """
         if not reduce:
             return super().forward(model, sample, reduce=False)
@@ -52,13 +52,13 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
         Args:
             model: see ``forward``.
             sample: a batch.
-            asked: further arguments of the model.
+            asked: additional arguments of the model.
 
         Returns:
-            What ``forward`` returns, and what the model gives beside its features.
+            The results of ``forward``, and the model's extra outputs.
 
         Raises:
-            SharingError: the model has an adaptive softmax.
+            SharingError: if the model has an adaptive softmax.
         """
         if getattr(model.decoder, "adaptive_softmax", None) is not None:
             raise SharingError(
@@ -90,5 +90,5 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
         return losses.loss, sample_size, logged, extra
 
 
-# A resumed run compares the names of the classes: plain and fused runs may resume each other.
+# fairseq compares class names on resume. An equal name lets plain and fused runs resume from each other's checkpoints.
 FusedLabelSmoothedCrossEntropyCriterion.__name__ = LabelSmoothedCrossEntropyCriterion.__name__

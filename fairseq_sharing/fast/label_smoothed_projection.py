@@ -1,4 +1,4 @@
-"""The output projection and the label-smoothed loss in one, without storing a batch's scores of the vocabulary."""
+"""Output projection fused with the label-smoothed loss, without storing a batch's scores of the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.autograd.function import once_differentiable
 
 from fairseq_sharing.fast.precision import product_dtype
 
-# Positions scored at a time: enough scores to fill 4 MiB, which stays in a processor's cache; and twice the width of
-# the features, or else adding up the weight's gradient takes longer than the scores.
+# Positions per chunk: enough scores to fill 4 MiB, which fits into a processor's cache, and at least twice the feature
+# width, because otherwise accumulating the weight's gradient takes longer than computing the scores.
 _CHUNK_ELEMENTS = 1 << 20
 _CHUNK_WIDTHS = 2
 
 
 class SmoothedLoss(NamedTuple):
-    """Sums over the target tokens: the loss to train by, the negative log-likelihood, and the right first guesses."""
+    """Sums over the target tokens: training loss, negative log-likelihood and correct top-1 predictions."""
 
     loss: Tensor
     nll_loss: Tensor
@@ -33,19 +33,19 @@ def label_smoothed_loss(
     bias: Tensor | None = None,
     count_correct: bool = True,
 ) -> SmoothedLoss:
-    """Score every word of the vocabulary after each position and sum the label-smoothed cross-entropy, in nats.
+    """Project to the vocabulary at each position and sum the label-smoothed cross-entropy, in nats.
 
-    The gradient is made in the forward pass, a chunk of positions at a time, so that the scores are never stored
-    and never computed twice. Equal to fairseq's loss to rounding.
+    The forward pass also computes the gradient, one chunk of positions at a time, so the scores are never stored or
+    computed twice. The result equals fairseq's loss up to rounding.
 
     Args:
-        features: what the decoder gives, B x T x C or rows x C.
-        weight: the output projection, V x C; under autocast the products run in its precision.
-        target: the right words, B x T or rows.
+        features: output of the decoder, B x T x C or rows x C.
+        weight: weight of the output projection, V x C; under autocast, the products use its precision.
+        target: target tokens, B x T or rows.
         epsilon: label smoothing; 0 gives the plain cross-entropy.
-        ignore_index: the word whose positions do not count.
-        bias: of the output projection, V.
-        count_correct: find the best word of each position too; else ``correct`` is 0.
+        ignore_index: the token whose positions are ignored.
+        bias: bias of the output projection, V.
+        count_correct: also count correct top-1 predictions; otherwise ``correct`` is 0.
 
     Source: Szegedy et al. 2016, section 7, in the form of fairseq's ``label_smoothed_nll_loss``: a row's loss
     ``(1 - epsilon - e) (lse - x_t) + e (V lse - sum x)`` with ``e = epsilon / (V - 1)`` is
@@ -86,7 +86,7 @@ class _SmoothedLoss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
             chunk = max(1, _CHUNK_ELEMENTS // size, _CHUNK_WIDTHS * weight.size(1))
-            # What is written again and again stays in a processor's cache.
+            # Reused buffers stay in a processor's cache.
             products = torch.empty(min(chunk, rows.size(0)), size, dtype=dtype, device=rows.device)
             all_probs = torch.empty_like(products, dtype=torch.float32)
             for begin in range(0, rows.size(0), chunk):
@@ -96,7 +96,7 @@ class _SmoothedLoss(torch.autograd.Function):
                 if bias is not None:
                     scores += bias
                 probs = torch.softmax(scores, -1, out=all_probs[: len(x)])
-                # The best word's probability is the only one that cannot underflow.
+                # The highest probability is the only one that cannot underflow.
                 lse = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
                 score = scores.gather(1, t)
                 nll_loss += (lse - score).sum()

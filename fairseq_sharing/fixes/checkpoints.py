@@ -1,4 +1,4 @@
-"""Fixes of fairseq's checkpoint files: written whole and plainly, read safely, resumed past a damaged one."""
+"""Fixes for checkpoints: atomic writes of plain values, safe reading, and resuming despite a damaged file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class _AtomicPathManager(PathManager):
-    """fairseq's file access; copies are never half a file."""
+    """fairseq's file access with atomic copies."""
 
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
@@ -30,8 +30,8 @@ class _AtomicPathManager(PathManager):
         return True
 
 
-def mend_checkpoints() -> None:
-    """Write every checkpoint atomically and plainly, read it safely, and resume past a damaged last one."""
+def fix_checkpoints() -> None:
+    """Write checkpoints atomically with plain values, read them safely, and resume despite a damaged last one."""
     stock_save = checkpoint_utils.torch_persistent_save
     stock_load = checkpoint_utils.load_checkpoint
 
@@ -48,7 +48,7 @@ def mend_checkpoints() -> None:
         newest, problem = fallback
         logger.warning(f"{problem}; resuming from {newest}")
         default = cfg.restore_file
-        # fairseq adds the suffix itself.
+        # fairseq appends the suffix itself.
         cfg.restore_file = os.fspath(newest).removesuffix(f"{trainer.checkpoint_suffix}.pt") + ".pt"
         try:
             return stock_load(cfg, trainer, **kwargs)
@@ -64,7 +64,9 @@ def mend_checkpoints() -> None:
                 with torch.serialization.safe_globals(NUMPY_READERS):
                     return stock(path, *args, **kwargs)
             except Exception:
-                files.load_checkpoint(PathManager.get_local_path(path))  # raises a SharingError if it is the file
+                files.load_checkpoint(
+                    PathManager.get_local_path(path)
+                )  # raises a SharingError if the file is the cause
                 raise
 
         return read
@@ -76,8 +78,8 @@ def mend_checkpoints() -> None:
     checkpoint_utils.PathManager = _AtomicPathManager
 
 
-def mend_meters() -> None:
-    """Resume with meters of numpy's arrays, as --eval-bleu has them: checkpoints hold arrays as lists."""
+def fix_meters() -> None:
+    """Restore meters with numpy arrays, as used by --eval-bleu: checkpoints store arrays as lists."""
     stock = meters.MetersDict.load_state_dict
 
     @functools.wraps(stock)

@@ -1,4 +1,4 @@
-"""Fixes of fairseq's batches and of numpy 2 beneath its data sets."""
+"""Fixes for fairseq's batches and for its use of numpy 2."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fairseq.data import data_utils
 from fairseq.tasks import FairseqTask
 
 
-def mend_numpy() -> None:
-    """Give numpy 2 the name that fairseq's language-model blocks and bucketing still use."""
+def fix_numpy() -> None:
+    """Add the name to numpy 2 that fairseq's language-model blocks and bucketing still use."""
     if not hasattr(np, "compat"):
         np.compat = argparse.Namespace(long=np.int64)
 
 
-def mend_batching() -> None:
-    """Keep the last batch, which fairseq throws away when its size is no multiple of 8."""
+def fix_batching() -> None:
+    """Keep the last batch, which fairseq drops if its size is not a multiple of 8."""
     stock = data_utils.batch_by_size
 
     @functools.wraps(stock)
@@ -35,11 +35,11 @@ def mend_batching() -> None:
     data_utils.batch_by_size = batch_by_size
 
 
-def mend_batches_of_later_epochs() -> None:
-    """Group sentences into the same batches in whatever epoch a training goes on.
+def fix_batches_of_later_epochs() -> None:
+    """Group sentences into the same batches in whichever epoch a run resumes.
 
-    fairseq groups them once, and draws the order of sentences of equal length with the number of the epoch in which
-    the process began: a training that went on in another epoch than the first would have other batches.
+    fairseq groups them once. It draws the order of sentences of equal length with the number of the epoch in which the
+    process started, so a run that resumes in a later epoch would get different batches.
     """
     stock = FairseqTask.get_batch_iterator
 

@@ -1,4 +1,4 @@
-"""Fixes of training on several ranks: what they send each other, and torchrun without GPUs."""
+"""Fixes for distributed training: broadcasts of objects, and torchrun without GPUs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 
 
-def mend_broadcast() -> None:
-    """Let ranks send each other any object, above all the checkpoint to go on from.
+def fix_broadcast() -> None:
+    """Allow ranks to broadcast any object, in particular the checkpoint to resume from.
 
-    fairseq reads what a rank got with torch.load, which since torch 2.6 refuses most classes.
+    fairseq reads a received object with torch.load, which rejects most classes since torch 2.6.
     """
 
     def broadcast(obj, src_rank: int, group, dist_device):
@@ -23,10 +23,10 @@ def mend_broadcast() -> None:
     distributed_utils._broadcast_object_slow = broadcast
 
 
-def mend_torchrun() -> None:
-    """Let the processes that torchrun starts train together without a GPU too.
+def fix_torchrun() -> None:
+    """Support torchrun without GPUs.
 
-    fairseq takes the number of GPUs for the number of ranks: without any, each process would train a job of its own.
+    fairseq uses the number of GPUs as the number of ranks. Without GPUs, each process would train independently.
     """
     stock = distributed_utils.infer_init_method
 
@@ -40,7 +40,7 @@ def mend_torchrun() -> None:
         cfg.distributed_init_method = "env://"
         cfg.distributed_world_size, cfg.distributed_rank = started, int(os.environ["RANK"])
         cfg.device_id, cfg.distributed_no_spawn = int(os.environ.get("LOCAL_RANK", "0")), True
-        cfg.distributed_backend, cfg.ddp_backend = "gloo", "legacy_ddp"  # the ones that work on a CPU
+        cfg.distributed_backend, cfg.ddp_backend = "gloo", "legacy_ddp"  # the backends that work on CPU
         return None
 
     distributed_utils.infer_init_method = infer_init_method

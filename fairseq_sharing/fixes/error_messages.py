@@ -1,4 +1,4 @@
-"""Errors of this package as one line in fairseq's commands."""
+"""One-line errors of this package in fairseq's commands."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fairseq_sharing.errors import SharingError
 
 
 def find_sharing_error(error: BaseException | None) -> SharingError | None:
-    """Find a SharingError in an exception or in what it was raised from.
+    """Find a SharingError in an exception or in its causes.
 
-    An error of a spawned process comes as text; its line is found there.
+    An error of a spawned process arrives as text, so its line is extracted from there.
     """
     while error is not None:
         if isinstance(error, SharingError):
             return error
-        told = re.findall(rf"{SharingError.__module__}\.{SharingError.__name__}: (.*)", str(error))
-        if told:
-            return SharingError(told[-1])
+        messages = re.findall(rf"{SharingError.__module__}\.{SharingError.__name__}: (.*)", str(error))
+        if messages:
+            return SharingError(messages[-1])
         error = error.__cause__ or error.__context__
     return None
 
 
-def tell_errors_in_one_line() -> None:
-    """Make fairseq's commands end with one line instead of a traceback when a SharingError stops them.
+def print_errors_on_one_line() -> None:
+    """Make fairseq's commands print a SharingError as one line instead of a traceback.
 
-    Only in a process that runs one of fairseq's commands: elsewhere a Python caller gets the exception itself.
+    This applies only to processes that run a fairseq command. Other Python callers get the exception itself.
     """
     program = Path(sys.argv[0] or "").stem
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -41,11 +41,11 @@ def tell_errors_in_one_line() -> None:
     name = program if program.startswith("fairseq-") else "fairseq-" + module.rpartition(".")[2].replace("_", "-")
 
     def hook(kind, error, traceback):
-        told = find_sharing_error(error)
-        if told is None:
+        cause = find_sharing_error(error)
+        if cause is None:
             stock_hook(kind, error, traceback)
         else:
-            print(f"{name}: error: {told}", file=sys.stderr)
+            print(f"{name}: error: {cause}", file=sys.stderr)
 
     sys.excepthook = hook
     if name == "fairseq-hydra-train":
@@ -53,7 +53,7 @@ def tell_errors_in_one_line() -> None:
 
 
 def _exit_on_sharing_error(stock, name: str):
-    """Hydra, which never lets an exception reach the hook, lets SystemExit pass."""
+    """Raise SystemExit for a SharingError: Hydra handles other exceptions before they reach the hook."""
 
     @functools.wraps(stock)
     def function(*args, **kwargs):

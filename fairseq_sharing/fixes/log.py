@@ -1,4 +1,4 @@
-"""What training logs in addition to fairseq: the wait for data, and the map of each stack."""
+"""Additional training logs: the time spent waiting for data, and the layer map of each stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fairseq_sharing.layer_map import format_map, num_unique
 
 
 def show_data_wait() -> None:
-    """Log the seconds of an epoch in which training waited for its next batches, as ``data_wait``."""
+    """Log the seconds per epoch that training waits for its next batches, as ``data_wait``."""
     stock = iterators.GroupedIterator.__next__
 
     def __next__(self):
@@ -27,7 +27,7 @@ def show_data_wait() -> None:
 
 
 def log_maps_for_ties() -> None:
-    """Log a line of each stack in the place of one for each tied parameter: of 1,764 with 6 sets in 48 layers."""
+    """Log one line per stack instead of one per tied parameter (1,764 lines with 6 sets in 48 layers)."""
     stock = trainer._catalog_shared_params
 
     @functools.wraps(stock)
@@ -35,7 +35,9 @@ def log_maps_for_ties() -> None:
         for stack, sharing in getattr(module, "sharing", {}).items() if memo is None else ():
             drawn, sets = format_map(sharing.layer_map), num_unique(sharing.layer_map)
             scope = "" if sharing.scope == ("layer",) else f" ({','.join(sharing.scope)})"
-            trainer.logger.info("%s: %d layers of %d sets%s: %s", stack, len(sharing.layer_map), sets, scope, drawn)
+            trainer.logger.info(
+                "%s: %d layers, %d parameter sets%s: %s", stack, len(sharing.layer_map), sets, scope, drawn
+            )
         return stock(module, memo, prefix)
 
     trainer._catalog_shared_params = catalog

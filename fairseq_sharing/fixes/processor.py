@@ -1,4 +1,4 @@
-"""Fixes of torch on some processors and GPUs."""
+"""Fixes for torch on some processors and GPUs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-# The CPUID leaf that tells the sizes of AMX's tiles.
+# The CPUID leaf that reports the sizes of AMX tiles.
 _AMX_TILE_LEAF = 0x1D
 
 
-def avoid_half_hidden_amx(cpuinfo: str = "/proc/cpuinfo") -> None:
-    """Keep oneDNN from AMX on a virtual machine that shows its flags but hides the sizes of its tiles.
+def avoid_unusable_amx(cpuinfo: str = "/proc/cpuinfo") -> None:
+    """Disable AMX in oneDNN on a virtual machine that reports the AMX flags but not the tile sizes.
 
-    There oneDNN configures no tiles and the first bf16 product ends the process with an illegal instruction. Works
-    until the process's first matrix product; a set ONEDNN_MAX_CPU_ISA is left alone.
+    On such a machine, oneDNN configures no tiles, and the first bf16 product ends the process with an illegal
+    instruction. Call this before the first matrix product of the process. An existing ONEDNN_MAX_CPU_ISA is kept.
 
     Args:
-        cpuinfo: Linux's description of the processor; where there is none, nothing is done.
+        cpuinfo: Linux's description of the processor; nothing is done if it does not exist.
     """
     try:
         described = Path(cpuinfo).read_text()
@@ -31,5 +31,5 @@ def avoid_half_hidden_amx(cpuinfo: str = "/proc/cpuinfo") -> None:
 
 
 def avoid_cudnn_attention() -> None:
-    """Keep torch from cuDNN's attention, which plans anew for each shape of a batch."""
+    """Disable cuDNN's attention in torch, which creates a new plan for each batch shape."""
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,4 +1,4 @@
-"""Refusals of search options that fairseq would take without effect."""
+"""Validation of search options that fairseq accepts unchecked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_sharing.options import flag_of
 
 
 def refuse_nonfinite_search() -> None:
-    """Refuse NaN and infinity in the options of a search, such as --lenpen, which would end with any hypothesis."""
+    """Reject NaN and infinity in search options such as --lenpen, with which the best hypothesis is arbitrary."""
     stock = FairseqTask.build_generator
 
     @functools.wraps(stock)

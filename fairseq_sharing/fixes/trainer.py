@@ -1,4 +1,4 @@
-"""Fixes of fairseq's trainer, and a hook for tasks after each update."""
+"""Fixes for fairseq's trainer, and a hook for tasks after each update."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fixes.error_messages import find_sharing_error
 
 
-def mend_recomputation() -> None:
-    """Recompute activations in the precision of the forward pass: fairseq forgets autocast, and does it in fp32."""
+def fix_recomputation() -> None:
+    """Recompute activations in the precision of the forward pass: fairseq ignores autocast and recomputes in fp32."""
     stock = checkpoint_activations._checkpointed_forward
 
     def checkpointed_forward(original_forward, offload_to_cpu, *args, **kwargs):
@@ -37,11 +37,11 @@ def mend_recomputation() -> None:
     checkpoint_activations._checkpointed_forward = checkpointed_forward
 
 
-def mend_trainer() -> None:
-    """Say in one line which checkpoint does not fit, and let a fine-tuning start from a model of M layers.
+def fix_trainer() -> None:
+    """Name the checkpoint in errors, and allow fine-tuning to start from a model with M layers.
 
-    Also: list the parameters anew after a checkpoint has changed the layer map, and let a task look at the run after
-    each update that was made (fairseq's own hook comes before it is known whether the update counts).
+    Also refresh the parameter lists after a checkpoint has changed the layer map, and call a task's ``after_update``
+    after each update that was applied. (fairseq's own hook runs before it is known whether the update counts.)
     """
     stock_load = trainer.Trainer.load_checkpoint
     stock_step = trainer.Trainer.train_step

@@ -1,1 +1,1 @@
-"""The shared models: fairseq's Transformer, language model and RoBERTa, with stacks tied by a layer map."""
+"""Models with layer sharing: fairseq's Transformer, language model and RoBERTa."""

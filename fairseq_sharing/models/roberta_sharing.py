@@ -1,4 +1,4 @@
-"""fairseq's RoBERTa, a masked language model, with layers that share parameters: ``--arch roberta_sharing``."""
+"""fairseq's RoBERTa (a masked language model) with layer sharing: ``--arch roberta_sharing``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fairseq_sharing.options import flag_of
 
 
 class SharedRobertaEncoder(roberta.RobertaEncoder):
-    """RoBERTa's encoder around a shared stack."""
+    """RoBERTa encoder with a shared stack."""
 
     def build_encoder(self, args, dictionary, embed_tokens):
-        """Build the shared stack, with BERT's initial values."""
+        """Build the shared stack and initialize it as in BERT."""
         encoder = SharedTransformerEncoder(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
         encoder.apply(roberta.init_bert_params)
         return encoder
@@ -52,11 +52,11 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
         """Build the model.
 
         Args:
-            args: fairseq's arguments; what they lack is that of ``roberta_sharing``.
+            args: fairseq's arguments; missing ones get the defaults of ``roberta_sharing``.
             task: a masked-language-modeling task with its dictionary.
 
         Raises:
-            SharingError: options that make no layer map or cannot be combined with it.
+            SharingError: if the options give no layer map or cannot be combined with it.
         """
         refuse_hydra(args, "roberta_sharing")
         roberta_sharing(args)
@@ -65,7 +65,7 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
         return cls(args, SharedRobertaEncoder(args, task.source_dictionary))
 
     def forward(self, src_tokens, **kwargs):
-        """Run fairseq's forward pass, in the training precision asked for."""
+        """Run fairseq's forward pass in the selected training precision."""
         with self.training_autocast(), one_pass():
             return super().forward(src_tokens, **kwargs)
 
@@ -75,7 +75,7 @@ def _check(args: Namespace) -> None:
     for option in ("admin", "act", "depth_signal"):
         if getattr(args, option) != "off":
             flag = f"{flag_of(option)} {getattr(args, option)}"
-            raise SharingError(f"{flag} is not in roberta_sharing; allowed: off")
+            raise SharingError(f"{flag} is not supported by roberta_sharing; allowed: off")
 
 
 _SIZES = {

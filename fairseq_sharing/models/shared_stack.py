@@ -1,4 +1,4 @@
-"""What makes a stack of layers, and the model around it, a shared one."""
+"""Mixins that add layer sharing to a stack and to the model that contains it."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ class SharedStack(DepthSteps):
     """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
 
     sharing: StackSharing
-    # Layers that do not train, until a schedule lets them.
+    # Layers that do not train until a schedule unfreezes them.
     frozen: tuple[int, ...] = ()
-    # Whether a shared parameter's gradient is the mean over its uses, not the sum.
+    # Whether the gradient of a shared parameter is the mean over its uses instead of the sum.
     averages_gradients: bool = False
     _gradient_hooks: tuple = ()
 
     def begin_sharing(self, sharing: StackSharing) -> None:
-        """Take the map; call it before the layers are built."""
+        """Set the layer map. Call this before the layers are built."""
         self.sharing = sharing
         self._builder = StackBuilder(sharing)
 
     def build_tied(self, build_layer: Callable[[], nn.Module]) -> nn.Module:
-        """Build the next layer with the given function, tied to its owner."""
+        """Build the next layer with the given function and tie it to its owner."""
         layer = self._builder.build(build_layer)
         if self._builder.done:
             del self._builder
         return layer
 
     def change_map(self, sharing: StackSharing) -> dict[nn.Parameter, nn.Parameter]:
-        """Tie the layers by another map; a layer that gets its own set starts from the values it shared.
+        """Change the layer map. A layer that becomes independent starts from the values it shared.
 
         Returns:
-            Each new Parameter -> the one whose values it started from.
+            A map from each new Parameter to the Parameter that it was copied from.
         """
         origins = retie_stack(self, self.sharing, sharing)
         self.sharing = sharing
@@ -68,14 +68,14 @@ class SharedStack(DepthSteps):
         return origins
 
     def freeze(self, layers: tuple[int, ...]) -> None:
-        """Stop these layers from training, and no others; each must own what a map would tie."""
+        """Freeze these layers and unfreeze all others. Each layer must own its tied parameters."""
         for depth in {*self.frozen, *layers}:
             for name in shared_names(self.layers[depth], self.sharing.scope):
                 self.layers[depth].get_parameter(name).requires_grad_(depth not in layers)
         self.frozen = tuple(layers)
 
     def average_gradients(self, on: bool) -> None:
-        """Make the gradient of a shared parameter the mean over its uses, or the sum."""
+        """Use the mean over a shared parameter's uses as its gradient, or the sum."""
         for hook in self._gradient_hooks:
             hook.remove()
         self.averages_gradients = on
@@ -88,31 +88,32 @@ def _divide(gradient: torch.Tensor, by: int) -> torch.Tensor:
 
 
 class SharingModel:
-    """Mixin for a fairseq model with shared stacks: what its state dict holds, and its training precision.
+    """Mixin for a fairseq model with shared stacks: state dict, Admin, fast path and training precision.
 
-    The state dict has each shared tensor once, under its first name, and the maps; loading fills in the rest.
+    The state dict contains each shared tensor once, under its first name, and the layer maps. Loading restores the
+    other names.
     """
 
-    # Where in the model its stacks are.
+    # Module paths of the stacks.
     stack_names: tuple[str, ...] = STACKS
-    # Whether Admin's residual weights still wait for the first training batch.
+    # Whether Admin's residual weights must still be set from the first training batch.
     admin_pending: bool = False
-    # What changed the maps since the options made them, told in the checkpoint; None when nothing did.
+    # What changed the initial maps, recorded in the checkpoint; None if they are unchanged.
     map_changed_by: str | None = None
 
     @classmethod
     def hub_models(cls) -> dict[str, str]:
-        """Return no models: none are published."""
+        """Return an empty dict: no pretrained models are published."""
         return {}
 
     def watch_state_dict(self) -> None:
-        """Drop aliases when saving and fill them in when loading; call it when the model is built."""
+        """Remove aliases when saving and restore them when loading. Call this when the model is built."""
         self.register_state_dict_post_hook(SharingModel._drop_aliases)
         self.register_load_state_dict_pre_hook(SharingModel._fit_state)
 
     @property
     def sharing(self) -> dict[str, StackSharing]:
-        """What each stack of the model shares."""
+        """The sharing of each stack of the model."""
         return {name: stack.sharing for name, stack in self.stacks.items()}
 
     @property
@@ -121,7 +122,7 @@ class SharingModel:
         return {name: self.get_submodule(name) for name in self.stack_names if hasattr(self, name.split(".")[0])}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Give what the state dict says of the sharing: plain lists and strings."""
+        """Return the sharing metadata of the state dict: plain lists and strings."""
         state = extra_state(self.sharing, find_aliases(self))
         if self.map_changed_by:
             state["map_changed_by"] = self.map_changed_by
@@ -133,7 +134,7 @@ class SharingModel:
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take nothing: ``_fit_state`` has read it before the weights."""
+        """Do nothing: ``_fit_state`` has already read the metadata, before the weights."""
 
     def _drop_aliases(self, state, prefix: str, _metadata) -> None:
         for name in find_aliases(self):
@@ -142,7 +143,7 @@ class SharingModel:
     def _fit_state(self, state, prefix: str, *_unused) -> None:
         assert not prefix, "a shared model is the root of its state dict"
         extra, recorded = recorded_extra(state), recorded_sharing(state)
-        # A stack with another number of layers is left to fit_to_model, which refuses it.
+        # fit_to_model rejects a stack with a different number of layers.
         fitting = [n for n, s in self.stacks.items() if n in recorded and len(recorded[n].layer_map) == len(s.layers)]
         if extra and not initializing.get():
             for name in fitting:
@@ -159,10 +160,10 @@ class SharingModel:
         self.admin_pending = bool(state[EXTRA_STATE].get("admin_pending"))
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """Load a state dict of the model itself, of vanilla fairseq, or a materialized one.
+        """Load a state dict of this model or of plain fairseq, or a materialized one.
 
         Raises:
-            SharingError: another map, another size, or other tensors than the model's.
+            SharingError: if its layer map, size or tensors differ from the model's.
         """
         try:
             return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
@@ -170,14 +171,14 @@ class SharingModel:
             raise SharingError(explain_mismatch(error)) from error
 
     def start_admin(self, admin: str) -> None:
-        """Set Admin's residual weights where that needs no data, and remember whether a first batch must set them."""
+        """Set Admin's residual weights if that needs no data; otherwise set them from the first training batch."""
         self.admin_pending = admin == "profile"
         if admin == "closed_form":
             for stack in self.stacks.values():
                 set_closed_form(stack.layers)
 
     def profile_admin(self, forward: Callable[[], object]) -> None:
-        """Set Admin's residual weights from the first training batch, once, alike on every rank.
+        """Set Admin's residual weights from the first training batch, once and equally on all ranks.
 
         Args:
             forward: runs the model on that batch.
@@ -194,7 +195,7 @@ class SharingModel:
         self.admin_pending = False
 
     def start_fast(self, options: Any) -> None:
-        """Let dropout and attention run fast, and layers compiled, where asked for; call it when the model is built."""
+        """Enable fast dropout and attention, and compiled layers, as the options say. Call this on the built model."""
         if options.fast:
             use_fast_dropout(self)
             use_fast_attention(self)
@@ -202,16 +203,16 @@ class SharingModel:
             compile_layers(self)
 
     def with_ponder(self, output: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-        """Put what each stack with ACT spent on this forward pass beside the model's output, for the criterion."""
+        """Add the ponder cost of each stack with ACT to the model's output, for the criterion."""
         spent = {name: stack.take_ponder() for name, stack in self.stacks.items()}
         ponder = {stack: cost for stack, cost in spent.items() if cost is not None}
         return (output[0], {**output[1], "ponder": ponder}) if ponder else output
 
     def training_autocast(self) -> AbstractContextManager[None]:
-        """Run in bf16 where ``--precision bf16`` asks for it: in training only."""
+        """Return an autocast context for ``--precision bf16``, which applies to training only."""
         if not self.training or getattr(self.cfg, "precision", "fp32") != "bf16":
             return nullcontext()
         device = next(self.parameters()).device.type
         warn_of_slow_bf16(device)
-        # A cached cast would sum the gradients of all layers that share a weight in bf16.
+        # With a cached cast, the gradients of all layers that share a weight would be summed in bf16.
         return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)

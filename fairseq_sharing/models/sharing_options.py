@@ -1,4 +1,4 @@
-"""The sharing options of every model here: their flags, their validation, their place in the model's arguments."""
+"""Sharing options of all models in this package: flags, validation and defaults."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -25,9 +25,9 @@ _ONLY = " ({} only; overrides the flag for both stacks)"
 
 @dataclass
 class SharingOptions(FairseqDataclass):
-    """Options of ``--arch transformer_sharing`` and its kin, beside those of fairseq's own architecture."""
+    """Options that ``--arch transformer_sharing`` and related architectures add to those of fairseq."""
 
-    # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
+    # fairseq derives the flags from these annotations at run time: use Optional and no postponed annotations.
 
     sharing: Optional[str] = option_field(_SHARING)
     unique_layers: Optional[int] = option_field(_UNIQUE)
@@ -80,50 +80,50 @@ def add_sharing_args(parser: ArgumentParser) -> None:
 
 
 def set_defaults(args: Namespace) -> None:
-    """Give every sharing option that the arguments lack its default, so that a checkpoint states them all."""
+    """Set each missing sharing option to its default, so that a checkpoint contains all of them."""
     for option in fields(SharingOptions):
         if option.name != "_name" and getattr(args, option.name, None) is None:
             setattr(args, option.name, option.default)
 
 
 def stack_sharing(cfg: Any, stack: str) -> StackSharing:
-    """Read what a stack shares.
+    """Read the sharing of a stack from the options.
 
     Args:
-        cfg: fairseq's arguments, or its TransformerConfig.
+        cfg: fairseq's arguments or its TransformerConfig.
         stack: ``encoder`` or ``decoder``.
 
     Raises:
-        SharingError: options that make no layer map.
+        SharingError: if the options give no layer map.
     """
-    # By getattr: TransformerConfig keeps encoder_x as encoder.x, and answers to both names.
+    # getattr, because TransformerConfig stores encoder_x as encoder.x and resolves both names.
     options = {option.name: getattr(cfg, option.name, None) for option in fields(SharingOptions)}
     return resolve_stack(options, stack, int(getattr(cfg, f"{stack}_layers")))
 
 
 def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, StackSharing]:
-    """Check the sharing options against each other and against the rest of a model's arguments.
+    """Check the sharing options against each other and against the other arguments of a model.
 
     Args:
-        args: fairseq's arguments, with the architecture applied.
+        args: fairseq's arguments after the architecture was applied.
         stacks: the stacks that the model has.
 
     Returns:
-        What each stack shares.
+        The sharing of each stack.
 
     Raises:
-        SharingError: options that make no layer map, or that cannot be combined with sharing.
+        SharingError: if the options give no layer map or cannot be combined with sharing.
     """
     sharing = {stack: stack_sharing(args, stack) for stack in stacks}
     for stack, resolved in sharing.items():
         if resolved.shares:
-            _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped one by one", 0)
-            _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned one by one", None)
+            _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped individually", 0)
+            _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned individually", None)
     if any(s.shares for s in sharing.values()):
-        _refuse(args, "quant_noise_pq", "quantization noise would hit a shared weight once a layer", 0)
-        _refuse(args, "quant_noise_scalar", "quantization noise would hit a shared weight once a layer", 0)
-        _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
-        _refuse(args, "store_ema", "its copies are kept by name and would miss the shared ones", False)
+        _refuse(args, "quant_noise_pq", "noise would be applied to a shared weight once per layer", 0)
+        _refuse(args, "quant_noise_scalar", "noise would be applied to a shared weight once per layer", 0)
+        _refuse(args, "base_layers", "expert layers change the layer numbering", 0)
+        _refuse(args, "store_ema", "it stores copies by name and would miss the shared parameters", False)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
         raise SharingError(
             "--ddp-backend fully_sharded cannot shard layers that share parameters; "
@@ -131,7 +131,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         )
     if getattr(args, "admin", "off") != "off":
         for stack in stacks:
-            _refuse(args, f"{stack}_normalize_before", "--admin weights the residuals of post-norm layers", False)
+            _refuse(args, f"{stack}_normalize_before", "--admin requires post-norm layers", False)
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _validate_depth_steps(args, stacks)
@@ -144,10 +144,10 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             )
     if getattr(args, "compile", False):
         for flag in ("checkpoint_activations", "offload_activations"):
-            _refuse(args, flag, "a layer recomputed by --compile would draw other dropout masks", False)
+            _refuse(args, flag, "a recomputed compiled layer would draw different dropout masks", False)
         _refuse(args, "cross_self_attention", "--compile projects the source before the layer", False)
         if not getattr(args, "fast", False):
-            raise SharingError("--compile needs --fast, whose attention it compiles")
+            raise SharingError("--compile requires --fast, whose attention it compiles")
     if getattr(args, "precision", "fp32") == "bf16":
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
@@ -160,40 +160,40 @@ def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
     if getattr(args, "position_per_depth", False):
         _refuse(args, "no_token_positional_embeddings", "--position-per-depth adds the positions at every depth", False)
     if act != "off" or signal != "off":
-        _refuse(args, "base_layers", "expert layers change the layers' numbers", 0)
+        _refuse(args, "base_layers", "expert layers change the layer numbering", 0)
         for stack in stacks:
-            _refuse(args, f"{stack}_layers_to_keep", "--act and --depth-signal number the layers", None)
+            _refuse(args, f"{stack}_layers_to_keep", "--act and --depth-signal depend on the layer numbers", None)
     if act == "off":
         return
     if act != "both" and act not in stacks:
-        raise SharingError(f"--act {act} needs an {act}, which this model has not; allowed: off, {', '.join(stacks)}")
+        raise SharingError(f"--act {act}: this model has no {act}; allowed: off, {', '.join(stacks)}")
     epsilon = args.act_epsilon
     if not 0 < epsilon < 1:
         raise SharingError(f"--act-epsilon must be between 0 and 1, got {epsilon}")
     criterion = getattr(args, "criterion", None) or _PONDER_CRITERION
     if criterion != _PONDER_CRITERION:
         raise SharingError(
-            f"--criterion {criterion} has no ponder cost, every token would take all depths; "
+            f"--criterion {criterion} has no ponder cost, so every token would use all layers; "
             f"allowed with --act: {_PONDER_CRITERION} (with --ponder-weight 0 for no cost)"
         )
-    _refuse(args, "admin", "its variances are those of a residual stream, which --act interrupts", "off")
+    _refuse(args, "admin", "it measures the variances of a residual stream, which --act interrupts", "off")
     for stack in stacks if act == "both" else (act,):
-        _refuse(args, f"{stack}_layerdrop", "--act counts the layers as steps", 0)
+        _refuse(args, f"{stack}_layerdrop", "--act counts layers as steps", 0)
         if int(getattr(args, f"{stack}_layers")) < 2:
             raise SharingError(
-                f"--act {act} needs --{stack}-layers of at least 2, got {getattr(args, f'{stack}_layers')}"
+                f"--act {act} requires --{stack}-layers of at least 2, got {getattr(args, f'{stack}_layers')}"
             )
 
 
 def refuse_hydra(args: Any, model: str) -> None:
-    """Refuse the configuration of fairseq-hydra-train, which lacks the flags of this package's models.
+    """Reject a configuration of fairseq-hydra-train, which lacks the flags of this package's models.
 
     Args:
-        args: what ``build_model`` got.
+        args: the argument of ``build_model``.
         model: the registered model.
 
     Raises:
-        SharingError: it is such a configuration.
+        SharingError: if it is such a configuration.
     """
     if isinstance(args, DictConfig):
         raise SharingError(f"fairseq-hydra-train cannot build {model}; use fairseq-train or fairseq-sharing train")
@@ -202,16 +202,16 @@ def refuse_hydra(args: Any, model: str) -> None:
 def register_size(
     model: str, name: str, size: Callable[[Namespace], None], check: Callable[[Namespace], object]
 ) -> Callable[[Namespace], None]:
-    """Register an architecture: a size of fairseq's own, with sharing off unless the options turn it on.
+    """Register an architecture with the size of a fairseq architecture and optional sharing.
 
     Args:
         model: the registered model.
         name: the architecture's name.
-        size: fairseq's function that fills in the sizes.
-        check: looks at the filled-in arguments; raises a SharingError for those that the model refuses.
+        size: fairseq's function that sets the sizes.
+        check: raises a SharingError for arguments that the model does not support.
 
     Returns:
-        The architecture's function, which fills in and checks arguments in place.
+        The architecture's function. It completes the arguments in place and checks them.
     """
 
     def architecture(args: Namespace) -> None:
@@ -229,5 +229,5 @@ def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
         value = ",".join(map(str, value)) if isinstance(value, list) else value
         raise SharingError(
             f"{flag_of(name)} {value} cannot be combined with this model: {reason}; "
-            f"allowed: {allowed or 'leave it out'}"
+            + (f"allowed: {allowed}" if allowed else "remove it")
         )

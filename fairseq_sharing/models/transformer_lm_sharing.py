@@ -1,4 +1,4 @@
-"""fairseq's Transformer language model with layers that share parameters: ``--arch transformer_lm_sharing``."""
+"""fairseq's Transformer language model with layer sharing: ``--arch transformer_lm_sharing``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
 
 @register_model("transformer_lm_sharing")
 class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLanguageModel):
-    """fairseq's ``transformer_lm`` with layer sharing; pre-norm, with adaptive inputs and softmax as options.
+    """fairseq's ``transformer_lm`` with layer sharing: pre-norm, with optional adaptive input and softmax.
 
     Source: Takase & Kiyono 2023, Section 4.4 (WikiText-103).
     """
@@ -41,11 +41,11 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         """Build the model.
 
         Args:
-            args: fairseq's arguments; what they lack is that of ``transformer_lm_sharing``.
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_lm_sharing``.
             task: a language-modeling task with its dictionary.
 
         Raises:
-            SharingError: options that make no layer map or cannot be combined with it.
+            SharingError: if the options give no layer map or cannot be combined with it.
         """
         refuse_hydra(args, "transformer_lm_sharing")
         transformer_lm_sharing(args)
@@ -69,7 +69,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         )
 
     def forward(self, src_tokens, **kwargs):
-        """Run fairseq's forward pass, in the training precision asked for."""
+        """Run fairseq's forward pass in the selected training precision."""
         with self.training_autocast(), one_pass():
             return self.with_ponder(super().forward(src_tokens, **kwargs))
 
@@ -77,15 +77,17 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 def _check(args: Namespace) -> None:
     validate(args, ("decoder",))
     if args.character_embeddings:
-        raise SharingError("--character-embeddings is not in transformer_lm_sharing; allowed: --adaptive-input")
+        raise SharingError(
+            "--character-embeddings is not supported by transformer_lm_sharing; allowed: --adaptive-input"
+        )
     if args.tie_adaptive_weights:
         if not args.adaptive_input:
-            raise SharingError("--tie-adaptive-weights needs --adaptive-input")
+            raise SharingError("--tie-adaptive-weights requires --adaptive-input")
         for name in ("cutoff", "factor"):
             given, softmax = getattr(args, f"adaptive_input_{name}"), getattr(args, f"adaptive_softmax_{name}")
             if given != softmax:
                 raise SharingError(
-                    f"--tie-adaptive-weights needs --adaptive-input-{name} equal to --adaptive-softmax-{name}, "
+                    f"--tie-adaptive-weights requires equal --adaptive-input-{name} and --adaptive-softmax-{name}, "
                     f"got {given} and {softmax}"
                 )
 

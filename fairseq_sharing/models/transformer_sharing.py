@@ -1,4 +1,4 @@
-"""fairseq's encoder-decoder Transformer with layers that share parameters: ``--arch transformer_sharing``."""
+"""fairseq's encoder-decoder Transformer with layer sharing: ``--arch transformer_sharing``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fairseq_sharing.models.sharing_options import (
     validate,
 )
 
-# fairseq's decoder gives the attention weights of a layer, by default the last; no loss of translation asks for them.
+# fairseq's decoder returns the attention weights of one layer, by default the last; translation losses ignore them.
 _NO_LAYER = -1
 
 
 class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
-    """fairseq's Transformer encoder, its layers tied by the encoder's map."""
+    """fairseq's Transformer encoder with layers tied by the encoder's layer map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, return_fc=False):
         self.begin_sharing(stack_sharing(cfg, "encoder"))
@@ -33,7 +33,7 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
         self.add_depth_steps(cfg, "encoder")
 
     def build_encoder_layer(self, cfg):
-        """Build the next layer, tied to its owner."""
+        """Build the next layer and tie it to its owner."""
         return self.build_tied(lambda: self._new_layer(cfg))
 
     def _new_layer(self, cfg):
@@ -43,7 +43,7 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
 
 
 class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
-    """fairseq's Transformer decoder, its layers tied by the decoder's map."""
+    """fairseq's Transformer decoder with layers tied by the decoder's layer map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):
         self.begin_sharing(stack_sharing(cfg, "decoder"))
@@ -51,7 +51,7 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
         self.add_depth_steps(cfg, "decoder")
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        """Build the next layer, tied to its owner."""
+        """Build the next layer and tie it to its owner."""
         return self.build_tied(lambda: self._new_layer(cfg, no_encoder_attn))
 
     def _new_layer(self, cfg, no_encoder_attn):
@@ -84,11 +84,11 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         """Build the model.
 
         Args:
-            args: fairseq's arguments; what they lack is that of ``transformer_sharing``.
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_sharing``.
             task: a translation task with both dictionaries.
 
         Raises:
-            SharingError: options that make no layer map or cannot be combined with it.
+            SharingError: if the options give no layer map or cannot be combined with it.
         """
         refuse_hydra(args, "transformer_sharing")
         transformer_sharing(args)
@@ -105,7 +105,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         return SharedTransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
     def forward(self, *args, **kwargs):
-        """Run fairseq's forward pass, in the training precision asked for."""
+        """Run fairseq's forward pass in the selected training precision."""
         if self.training and self.cfg.fast:
             kwargs.setdefault("alignment_layer", _NO_LAYER)
         with self.training_autocast():

@@ -1,1 +1,1 @@
-"""MoEUT (Csordas et al. 2024): Universal Transformers whose layers are banks of experts."""
+"""MoEUT (Csordas et al. 2024): Universal Transformers with mixture-of-experts layers."""

@@ -1,4 +1,4 @@
-"""Count what a token uses of a model with expert banks: parameters and operations."""
+"""Count the active parameters and operations of a model with expert banks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fairseq_sharing.moeut.switch_head import SwitchHead
 
 
 class MoECounts:
-    """Mixin for a fairseq model of MoEUT's stacks."""
+    """Mixin for a fairseq model with MoEUT stacks."""
 
     def expert_banks(self) -> list[dict]:
-        """List the banks, each once however many layers share it.
+        """List the expert banks, each once even if several layers share it.
 
         Returns:
-            Of each: ``name`` (of its first layer), ``experts``, ``active`` (of them, for one token) and ``parameters``.
+            For each bank ``name`` (in its first layer), ``experts``, ``active`` (experts per token) and ``parameters``.
         """
         banks, seen = [], set()
         for name, module in self.named_modules():
@@ -43,17 +43,17 @@ class MoECounts:
         return banks
 
     def active_parameters(self) -> int:
-        """Count the parameters that one token uses when a layer chooses its experts once."""
+        """Count the parameters that one token uses if each layer selects its experts once."""
         unused = sum(bank["parameters"] * (1 - bank["active"] / bank["experts"]) for bank in self.expert_banks())
         return sum(parameter.numel() for parameter in self.parameters()) - round(unused)
 
     def count_macs(self, length: int) -> int:
-        """Count the multiply-accumulate operations of one forward pass over a sentence (pair), full attention.
+        """Count the multiply-accumulate operations (MACs) of a forward pass over a sentence (pair) with full attention.
 
-        Matrix products only: routers, chosen experts, attention and the output projection.
+        Only matrix products count: routers, selected experts, attention and the output projection.
 
         Args:
-            length: source and target tokens.
+            length: number of source tokens and of target tokens.
         """
         total = length * self.decoder.output_embed_dim * len(self.decoder.dictionary)
         for stack in self.sharing:

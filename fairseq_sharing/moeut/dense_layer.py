@@ -1,4 +1,4 @@
-"""The dense layer that MoEUT is compared with: pre-norm, rotary positions, no biases in attention."""
+"""Dense baseline layer for MoEUT: pre-norm, rotary positions, no biases in attention."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class DenseSizes:
 
     Attributes:
         embed_dim: d.
-        heads: attention maps.
-        head_dim: their width; heads * head_dim need not be d.
+        heads: number of attention heads.
+        head_dim: width of a head; heads * head_dim may differ from d.
         ffn_dim: hidden width of the feed-forward layer.
-        rotary_dim: channels of a head that carry the position.
+        rotary_dim: channels of a head that are rotated.
     """
 
     embed_dim: int
@@ -33,7 +33,7 @@ class DenseSizes:
     rotary_dim: int
 
     def macs(self, tokens: int) -> int:
-        """Count the multiply-accumulate operations of a layer over a sentence, full attention."""
+        """Count the multiply-accumulate operations of a layer over a sentence with full attention."""
         maps = self.embed_dim * (4 * self.heads * self.head_dim + 2 * self.ffn_dim)
         return tokens * (maps + 2 * self.heads * self.head_dim * tokens)
 
@@ -42,12 +42,12 @@ class DenseLayer(nn.Module):
     """x <- x + Attention(LN(x)); x <- x + W2 ReLU(W1 LN(x) + b1) + b2.
 
     Args:
-        sizes: of the layer.
-        num_layers: L, depth of the stack: standard deviations at the start are sqrt(2 / L) / sqrt(inputs), as in MoEUT.
-        dropout: of what is added to the stream.
-        attention_dropout: of attention probabilities.
+        sizes: sizes of the layer.
+        num_layers: L, depth of the stack. Initial standard deviations are sqrt(2 / L) / sqrt(inputs), as in MoEUT.
+        dropout: dropout on what is added to the residual stream.
+        attention_dropout: dropout on attention probabilities.
 
-    Source: the baseline of Csordas et al. 2024, MoEUT, section 3; its initialization is not told there.
+    Source: the baseline of Csordas et al. 2024, MoEUT, section 3, which does not specify its initialization.
     """
 
     def __init__(self, sizes: DenseSizes, num_layers: int, dropout: float = 0.0, attention_dropout: float = 0.0):
@@ -74,7 +74,7 @@ class DenseLayer(nn.Module):
     def forward(
         self, x: Tensor, step: Step, past: Attended | None = None, memory: None = None
     ) -> tuple[Tensor, Attended, list[RouterUsage]]:
-        """Apply the layer; arguments and results are those of ``PeriLayer``, without experts."""
+        """Apply the layer. Arguments and results are as in ``PeriLayer``, without experts."""
         assert memory is None, "the baseline is a language model"
         normalized = self.self_attn_layer_norm(x)
         queries, keys, values = (

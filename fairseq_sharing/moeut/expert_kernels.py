@@ -1,7 +1,7 @@
-"""Triton kernels for banks of experts: products that gather their rows as they read them, and their sums.
+"""Triton kernels for expert banks: matrix products that gather their rows on load, and weighted sums.
 
-Between the choice and the sum nothing is copied: rows stay in the order of tokens, and a program that multiplies by an
-expert finds the rows of its pairs through ``Dispatch.order``. No kernel adds atomically.
+Nothing is copied between routing and sum. Rows stay in token order, and a program that multiplies by an expert looks up
+the rows of its pairs in ``Dispatch.order``. No kernel uses atomic additions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 TILE = 128  # pairs of one expert that a program multiplies
 _COLUMNS = 128
-_DEPTH = 64  # of a product, read at a time
-_WIDE_DEPTH = 128  # up to which a program multiplies by all columns
-_WIDE_COLUMNS = 64  # at a time
-_PLACED = 32  # tiles that a program places
-_SUMMED = 2048  # entries that a program sums
+_DEPTH = 64  # inner dimension per iteration
+_WIDE_DEPTH = 128  # up to this inner dimension, a program computes all columns
+_WIDE_COLUMNS = 64  # columns per iteration of the wide kernel
+_PLACED = 32  # tiles that a program assigns
+_SUMMED = 2048  # elements that a program sums
 
 
 @triton.jit
@@ -64,14 +64,14 @@ def _deep_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """A tile's rows times a block of columns."""
+    """Multiply the rows of a tile by a block of columns."""
     blocks = tl.cdiv(columns, COLUMNS)
     tile = tl.program_id(0) // blocks
     expert = tl.load(tile_expert + tile)
     if expert >= 0:
         place = tl.load(tile_start + tile) + tl.arange(0, ROWS)
         real = place < tl.load(ends + expert)
-        pair = tl.load(order + place, mask=real, other=0)  # what pair 0 would give is not stored
+        pair = tl.load(order + place, mask=real, other=0)  # masked entries read pair 0; their results are not stored
         column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
         at = tl.arange(0, DEPTH)
         left = x + (pair // READERS)[:, None] * x_row + at[None, :]
@@ -113,7 +113,7 @@ def _wide_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """A tile's rows, read once, times all columns: a product this shallow is over before another program has begun."""
+    """Multiply the rows of a tile, read once, by all columns: the product is too short to split among programs."""
     tile = tl.program_id(0)
     expert = tl.load(tile_expert + tile)
     if expert >= 0:
@@ -230,15 +230,15 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
 
 @on_its_device
 def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """Split the sorted pairs of each expert into tiles, of which a program multiplies one.
+    """Split the sorted pairs of each expert into tiles, one per program.
 
     Args:
-        ends: where each expert's pairs end, (E,), int32.
+        ends: end of each expert's pairs, (E,), int32.
         pairs: M.
 
     Returns:
-        Expert, -1 for tiles left over, and first pair of each tile: (M // TILE + E,), int32. As many as there can be:
-        how many there are, a GPU need not tell.
+        Expert (-1 for unused tiles) and first pair of each tile, (M // TILE + E,), int32. This is the maximum number of
+        tiles, so that the actual number need not be read back from the GPU.
     """
     experts = len(ends)
     count = pairs // TILE + min(experts, pairs)
@@ -256,13 +256,13 @@ def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transpos
 
     Args:
         x: rows, (M / readers, in), contiguous.
-        bank: (E, in, out), or (E, out, in) where transposed.
-        dispatch: of M pairs.
+        bank: (E, in, out), or (E, out, in) if transposed.
+        dispatch: dispatch of M pairs.
         readers: pairs that read one row.
         transposed: multiply by the transposed matrices.
 
     Returns:
-        (M, out), in the order of tokens.
+        (M, out), in token order.
     """
     if transposed:
         bank = bank.transpose(1, 2)
@@ -310,10 +310,10 @@ def outer(
     Args:
         left: rows, (M / left_readers, in), contiguous.
         right: rows, (M / right_readers, out), contiguous.
-        dispatch: of M pairs.
+        dispatch: dispatch of M pairs.
         left_readers: pairs that read one row of ``left``.
         right_readers: pairs that read one row of ``right``.
-        dtype: of the sums.
+        dtype: type of the sums.
 
     Returns:
         (E, in, out).
@@ -337,19 +337,19 @@ def outer(
         WIDTH=_COLUMNS,
         ROWS=_DEPTH,
         num_warps=8,
-        num_stages=5,  # two of them for the pairs, which must be there before rows are found
+        num_stages=5,  # two of them load the pairs, which are needed before the rows
     )
     return sums
 
 
 @on_its_device
 def gate(rows: Tensor, products: Tensor, gates: Tensor, readers: int) -> tuple[Tensor, Tensor]:
-    """Weigh each pair's row by its gate, and make the gate's gradient.
+    """Weight each pair's row by its gate, and compute the gradient of the gate.
 
     Args:
         rows: (M / readers, C), contiguous.
-        products: what the pairs' rows are multiplied by in that gradient, (M, C), contiguous.
-        gates: of M pairs, contiguous.
+        products: factors of the pairs' rows in that gradient, (M, C), contiguous.
+        gates: gates of M pairs, contiguous.
         readers: pairs that read one row.
 
     Returns:
@@ -367,13 +367,13 @@ def gate(rows: Tensor, products: Tensor, gates: Tensor, readers: int) -> tuple[T
 
 @on_its_device
 def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Sum neighbors, each weighed by its gate, in fp32.
+    """Sum groups of adjacent rows, each weighted by its gate, in fp32.
 
     Args:
         rows: (M, C), contiguous.
-        each: rows of one sum.
-        gates: (M,); all 1 when None.
-        dtype: of the sums.
+        each: rows per sum.
+        gates: (M,); all 1 if None.
+        dtype: type of the sums.
 
     Returns:
         (M / each, C).

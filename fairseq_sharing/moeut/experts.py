@@ -1,10 +1,9 @@
-"""Banks of expert matrices: multiply each row by the matrices chosen for it, and sum.
+"""Banks of expert matrices: multiply each row by the matrices selected for it, and sum.
 
-One function, ``expert_linear``, with four back-ends that give the same: ``dense`` multiplies by all matrices and keeps
-what was chosen; the others sort the (row, expert) pairs by expert and multiply each expert's rows at once: ``loop`` in
-a Python loop, ``grouped`` by ``torch.nn.functional.grouped_mm``, ``triton`` by kernels that gather as they read. None
-of them adds atomically: equal inputs give equal bits, forward and backward, whether torch is told to be deterministic
-or not.
+``expert_linear`` has four equivalent backends. ``dense`` multiplies by all matrices and masks the result. The others
+sort the (row, expert) pairs by expert and multiply each expert's rows at once: ``loop`` in a Python loop, ``grouped``
+with ``torch.nn.functional.grouped_mm``, ``triton`` with kernels that gather on load. No backend uses atomic additions:
+forward and backward are bitwise reproducible, with or without torch's deterministic mode.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from fairseq_sharing.fast.precision import product_dtype
 from fairseq_sharing.moeut.kernels import has_kernels
 
 BACKENDS = ("dense", "loop", "grouped", "triton")
-# Times the products needed that a device still makes faster than it sorts, and the tokens up to which it does.
+# The dense backend is faster than sorting up to this ratio of all experts to selected ones, and up to this many tokens.
 _DENSE_WASTE = {"cpu": 2, "cuda": 5}
 _FEW_TOKENS = {"cpu": 64, "cuda": 8192}
-_ALIGNMENT = 16  # bytes of which grouped_mm wants every stride to be a multiple
+_ALIGNMENT = 16  # bytes; grouped_mm requires every stride to be a multiple
 
 
 @dataclass(frozen=True)
 class ExpertOptions:
-    """What all banks of a model have in common.
+    """Options that all expert banks of a model have in common.
 
     Attributes:
-        backend: of ``expert_linear``; chosen by device when None.
-        keep_gathered: keep gathered inputs for the backward pass, as ``expert_linear`` tells.
-        dropout: probability with which an expert cannot be chosen for a token, in training.
-        equal_router_rows: draw router rows of one length, as sigma-MoE prescribes; MoEUT's own runs did not.
-        normalized_banks: scale the initial value and output matrices of attention to one norm over all experts,
-            entry by entry, as MoEUT's runs of all sizes but the smallest did.
+        backend: backend of ``expert_linear``; selected by device if None.
+        keep_gathered: keep gathered inputs for the backward pass; see ``expert_linear``.
+        dropout: probability that an expert cannot be selected for a token during training.
+        equal_router_rows: initialize router rows to equal norm, as sigma-MoE prescribes; MoEUT's own runs did not.
+        normalized_banks: scale the initial value and output matrices of attention so that each entry has the same norm
+            over all experts, as in MoEUT's runs of all sizes except for the smallest.
     """
 
     backend: str | None = None
@@ -49,11 +48,11 @@ class ExpertOptions:
 
 
 class Dispatch:
-    """Which experts each token uses, and the order of the (token, expert) pairs by expert, made when it is needed.
+    """The experts of each token, and the (token, expert) pairs sorted by expert, computed on demand.
 
     Args:
-        experts: expert of each pair, (tokens, pairs a token).
-        num_experts: matrices in the bank.
+        experts: expert of each pair, (tokens, pairs per token).
+        num_experts: number of matrices in the bank.
     """
 
     def __init__(self, experts: Tensor, num_experts: int):
@@ -65,25 +64,25 @@ class Dispatch:
 
     @property
     def order(self) -> Tensor:
-        """The pairs, those of the first expert first: (M,)."""
+        """The pairs sorted by expert, (M,)."""
         return self._sorted[1]
 
     @cached_property
     def place(self) -> Tensor:
-        """Where each pair stands in ``order``: (M,)."""
+        """Position of each pair in ``order``, (M,)."""
         place = torch.empty_like(self.order)
         place[self.order] = torch.arange(len(place), device=place.device)
         return place
 
     @cached_property
     def ends(self) -> Tensor:
-        """Where the pairs of each expert end in ``order``: (num_experts,), int32. Counted without waiting for a GPU."""
+        """End of each expert's pairs in ``order``, (num_experts,), int32. Computed without synchronizing a GPU."""
         experts = torch.arange(self.num_experts, device=self.experts.device, dtype=torch.int32)
         return torch.searchsorted(self._sorted[0], experts, right=True, out_int32=True)
 
     @cached_property
     def tiles(self) -> tuple[Tensor, Tensor]:
-        """What the programs of the Triton kernels multiply; see there."""
+        """Tiles of the Triton kernels; see ``expert_kernels.tiles``."""
         from fairseq_sharing.moeut import expert_kernels
 
         return expert_kernels.tiles(self.ends, self.experts.numel())
@@ -92,18 +91,18 @@ class Dispatch:
 def choose_backend(
     device: torch.device, shape: torch.Size | tuple[int, int, int], tokens: int, pairs: int, dtype: torch.dtype
 ) -> str:
-    """Choose the back-end, by what ``benchmarks/moe/speed.py`` and ``benchmarks/moe/attention_banks.py`` measure.
+    """Select the backend by the measurements of ``benchmarks/moe/speed.py`` and ``benchmarks/moe/attention_banks.py``.
 
-    Multiplying by all of a small bank, such as attention's, is faster than sorting a few tokens; on a GPU, however many
-    they are, where the Triton kernels do not run or would read rows in pieces of less than 16 bytes. On a CPU a loop is
-    faster than a copy of a bank whose rows grouped_mm wants longer.
+    For few tokens, multiplying by all matrices of a small bank, such as attention's, is faster than sorting. On a GPU
+    this holds for any number of tokens if the Triton kernels are not available or would read rows in pieces of less
+    than 16 bytes. On a CPU, a loop is faster than padding a bank for grouped_mm.
 
     Args:
-        device: where the rows are.
-        shape: of the bank, (num_experts, in, out).
-        tokens: how many.
-        pairs: matrices that one token uses.
-        dtype: what is multiplied.
+        device: device of the rows.
+        shape: shape of the bank, (num_experts, in, out).
+        tokens: number of tokens.
+        pairs: matrices per token.
+        dtype: type of the products.
     """
     aligned = not any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:])
     kernels = device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda")
@@ -125,26 +124,26 @@ def expert_linear(
     backend: str | None = None,
     keep_gathered: bool = False,
 ) -> Tensor:
-    """Multiply rows by the expert matrices chosen for them, weigh and sum.
+    """Multiply rows by the expert matrices selected for them, and compute the weighted sum.
 
-    A token has A rows of input, P pairs and O rows of output. Pair p reads input row p // (P / A) and is added to
+    A token has A input rows, P pairs and O output rows. Pair p reads input row p // (P / A) and is added to
     output row p // (P / O): y[t, p // (P / O)] += gates[t, p] * x[t, p // (P / A)] @ weight[experts[t, p]].
 
     Args:
         x: rows, (tokens * A, in).
         weight: the bank, (num_experts, in, out).
-        dispatch: the choice, (tokens, P).
-        gates: weight of each pair, (tokens, P); all 1 when None.
+        dispatch: the selected experts, (tokens, P).
+        gates: weight of each pair, (tokens, P); all 1 if None.
         outputs: O, a divisor of P.
-        backend: one of ``BACKENDS``; that of the device when None.
-        keep_gathered: keep each pair's input for the backward pass, P / A times the rows, not gather it again. The
-            back-ends dense and triton never gather.
+        backend: one of ``BACKENDS``; selected by device if None.
+        keep_gathered: keep each pair's input (P / A times the rows) for the backward pass instead of gathering it
+            again. The backends dense and triton never gather.
 
     Returns:
-        (tokens * O, out), in the precision of autocast where it is on, else in that of ``x``.
+        (tokens * O, out), in the precision of autocast if enabled, otherwise of ``x``.
 
     Raises:
-        SharingError: no kernels run where the rows are.
+        SharingError: if the triton backend is not available on the device.
     """
     kind = x.device.type
     dtype = product_dtype(x)
@@ -156,18 +155,18 @@ def expert_linear(
         if backend == "triton" and dtype != torch.float64:
             if not has_kernels(kind):
                 raise SharingError(
-                    "--expert-backend triton needs the package triton and an NVIDIA GPU, Ampere or newer; "
-                    f"allowed on {x.device}: --expert-backend auto, {', '.join(BACKENDS[:-1])}"
+                    "--expert-backend triton requires the package triton and an NVIDIA GPU, Ampere or newer; "
+                    f"allowed on {x.device}: auto, {', '.join(BACKENDS[:-1])}"
                 )
             return _GatheringLinear.apply(x, weight, gates, dispatch, outputs, dtype)
         return _SortedLinear.apply(x, weight, gates, dispatch, outputs, dtype, backend, keep_gathered)
 
 
 def _dense(x: Tensor, weight: Tensor, experts: Tensor, gates: Tensor | None, outputs: int) -> Tensor:
-    """Multiply by every expert; the choice is a matrix of gates that is 0 where an expert was not chosen."""
+    """Multiply by every expert, with a matrix of gates that is 0 for experts that are not selected."""
     tokens, pairs = experts.shape
     inputs = len(x) // tokens if tokens else 1
-    assert inputs == 1 or outputs == 1, "no use has several rows on both sides"
+    assert inputs == 1 or outputs == 1, "several rows on both sides are not supported"
     chosen = (experts[..., None] == torch.arange(len(weight), device=x.device)).to(x.dtype)  # (T, P, E)
     if gates is not None:
         chosen = chosen * gates.to(x.dtype)[..., None]
@@ -183,9 +182,9 @@ def _dense(x: Tensor, weight: Tensor, experts: Tensor, gates: Tensor | None, out
 class _SortedLinear(torch.autograd.Function):
     """``expert_linear`` over pairs sorted by expert.
 
-    What a pair reads is gathered again in the backward pass, unless it is to be kept; the bank is cast again too, so
-    that layers that share it do not each keep a copy. Gates meet the narrower side of a bank, forward and backward:
-    the wider one is what takes the time.
+    The backward pass gathers the inputs of the pairs again unless they are kept. It also casts the bank again, so that
+    layers that share it do not each keep a copy. Gates are applied on the narrower side of a bank, forward and
+    backward, because the wider side dominates the time.
     """
 
     @staticmethod
@@ -227,7 +226,7 @@ class _SortedLinear(torch.autograd.Function):
 
 
 class _GatheringLinear(torch.autograd.Function):
-    """``expert_linear`` by kernels that gather. Gates are part of the sums, and meet the narrower side backward."""
+    """``expert_linear`` with gathering kernels. Gates are part of the sums; backward, they use the narrower side."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, gates, dispatch, outputs, dtype):  # type: ignore[no-untyped-def]
@@ -236,7 +235,7 @@ class _GatheringLinear(torch.autograd.Function):
         tokens, pairs = dispatch.experts.shape
         inputs = len(x) // max(tokens, 1) or 1
         y = kernels.multiply(x.to(dtype).contiguous(), weight.to(dtype), dispatch, pairs // inputs)
-        # The gates' gradient is made on the narrower side.
+        # The gradient of the gates is computed on the narrower side.
         ungated = y if gates is not None and weight.size(1) > weight.size(2) else None
         ctx.save_for_backward(x, weight, gates, ungated)
         ctx.call = dispatch, inputs, outputs, dtype
@@ -255,7 +254,7 @@ class _GatheringLinear(torch.autograd.Function):
         left, right = x.to(dtype).contiguous(), dy.to(dtype).contiguous()
         left_readers, right_readers = pairs // inputs, pairs // outputs
         dweight = dgates = None
-        # Gates meet the narrower side: rows of the output where it is the input that is wide.
+        # Gates are applied on the narrower side: to rows of the output if the input is wider.
         if ungated is not None:
             (right, dgates), right_readers = kernels.gate(right, ungated, gates, right_readers), 1
         dx = kernels.multiply(right, weight.to(dtype), dispatch, right_readers, transposed=True)
@@ -270,16 +269,16 @@ class _GatheringLinear(torch.autograd.Function):
 
 
 def _sorted_gates(gates: Tensor | None, dispatch: Dispatch, dtype: torch.dtype) -> Tensor | None:
-    """Put gates in the order of the sorted pairs, a column: (tokens, P) -> (M, 1)."""
+    """Sort gates into the order of the pairs, as a column: (tokens, P) -> (M, 1)."""
     return None if gates is None else gates.flatten()[dispatch.order].to(dtype)[:, None]
 
 
 def _sum_back(rows: Tensor, dispatch: Dispatch, count: int) -> Tensor:
-    """Put sorted pairs back in the order of tokens and sum those of one row: (M, C) -> (tokens * count, C)."""
+    """Restore token order and sum the pairs of each row: (M, C) -> (tokens * count, C)."""
     each = dispatch.experts.size(1) // count
     if each == 1:
         return rows.index_select(0, dispatch.place)
-    # Reads every row once and writes only sums, in the precision of fp32 before it rounds.
+    # Reads every row once, writes only sums, and accumulates in fp32.
     return F.embedding_bag(dispatch.place.view(-1, each), rows, mode="sum")
 
 
@@ -306,13 +305,13 @@ def _outer(left: Tensor, right: Tensor, ends: Tensor, backend: str) -> Tensor:
 
 
 def _parts(ends: Tensor) -> list[tuple[int, slice]]:
-    """List the experts that have rows, and where those are."""
+    """List the experts that have rows, with their slices."""
     bounds = [0, *ends.tolist()]
     return [(e, slice(bounds[e], bounds[e + 1])) for e in range(len(ends)) if bounds[e] < bounds[e + 1]]
 
 
 def _pad(x: Tensor, *dims: int) -> Tensor:
-    """Fill dimensions up with zeros to the multiple that grouped_mm wants: 412 channels are none in bf16."""
+    """Pad dimensions with zeros to the multiple that grouped_mm requires, for example 412 channels in bf16."""
     multiple = _ALIGNMENT // x.element_size()
     missing = [-x.size(dim) % multiple if dim in dims else 0 for dim in reversed(range(x.dim()))]
     return F.pad(x, [side for size in missing for side in (0, size)]) if any(missing) else x

@@ -1,4 +1,4 @@
-"""Where Triton's kernels run, and how they are launched."""
+"""Availability and launching of Triton kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @cache
 def has_kernels(device_type: str) -> bool:
-    """Tell whether Triton's kernels run there: on NVIDIA GPUs from Ampere on; on a CPU by its interpreter alone."""
+    """Return whether Triton kernels run on a device: NVIDIA GPUs from Ampere on, and CPUs with Triton's interpreter."""
     if find_spec("triton") is None:
         return False
     if device_type == "cuda":
@@ -23,7 +23,7 @@ def has_kernels(device_type: str) -> bool:
 
 
 def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Launch where the first tensor is: Triton goes by the current device, which another GPU may be."""
+    """Launch on the device of the first tensor. Triton uses the current device, which may be another GPU."""
 
     @wraps(launch)
     def run(first: Tensor, *others: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Cross-entropy for models with expert banks: it also rewards using all experts, and logs how they are used."""
+"""Cross-entropy for models with expert banks: adds a load-balancing term and logs the usage of experts."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _COUNTS = "experts/"
 
 @dataclass
 class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """Options of ``--criterion moe_cross_entropy``, beside those of fairseq's label-smoothed cross-entropy."""
+    """Options that ``--criterion moe_cross_entropy`` adds to fairseq's label-smoothed cross-entropy."""
 
     # fairseq makes the flags from these types as they stand here: no postponed annotations.
 
@@ -47,11 +47,11 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 @register_criterion("moe_cross_entropy", dataclass=MoECrossEntropyConfig)
 class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
-    """Label-smoothed cross-entropy minus the weighted entropies of the routers' mean choices, in training only.
+    """Label-smoothed cross-entropy minus the weighted entropies of the routers' mean distributions, in training only.
 
-    Every sequence weighs as many target tokens as it has (one, with --sentence-avg), as it does in the cross-entropy:
-    how an update's sequences are spread over ranks and --update-freq changes nothing, unless a choice is averaged over
-    a batch. With sequences of equal length that is the paper's mean over sequences.
+    As in the cross-entropy, a sequence is weighted by its number of target tokens (by 1 with --sentence-avg). The loss
+    therefore does not depend on how an update is split over ranks and --update-freq, unless distributions are averaged
+    over a batch. For sequences of equal length this is the paper's mean over sequences.
 
     Source: Csordas et al. 2024, MoEUT, section 2.1.
     """
@@ -83,15 +83,15 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
         Args:
             model: a model with expert banks.
             sample: a batch.
-            reduce: sum over tokens; where not, the loss is that of ``label_smoothed_cross_entropy``.
+            reduce: sum over tokens; otherwise the loss is that of ``label_smoothed_cross_entropy``.
 
         Returns:
-            The loss, its denominator, and what is logged.
+            The loss, its denominator and the logging output.
         """
         if not hasattr(model, "expert_banks"):
             raise SharingError(
-                "--criterion moe_cross_entropy needs a model with expert banks: "
-                "--arch transformer_moeut, transformer_lm_moeut or one of their sizes"
+                "--criterion moe_cross_entropy requires a model with expert banks; "
+                "allowed: --arch transformer_moeut, transformer_lm_moeut or one of their sizes"
             )
         if not reduce:
             return super().forward(model, sample, reduce=False)
@@ -112,7 +112,7 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
         return loss, size, logged
 
     def entropies(self, usage: dict[str, list[list[RouterUsage]]]) -> list[tuple[float, torch.Tensor]]:
-        """Give each router's weight in the loss and the entropy of its mean choice in each sequence, (B,), in nats."""
+        """Return each router's loss weight and the entropy of its mean distribution per sequence, (B,), in nats."""
         routers: dict[torch.nn.Parameter, list[RouterUsage]] = {}
         for layers in usage.values():
             for used in layers:
@@ -126,7 +126,7 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Aggregate logging outputs of all ranks."""
+        """Aggregate the logging outputs of all ranks."""
         super().reduce_metrics(logging_outputs)
         if not logging_outputs:
             return
@@ -145,19 +145,19 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Tell that all of it is sums."""
+        """Return True: all logging outputs are sums."""
         return True
 
 
 def evenness(counts: torch.Tensor) -> torch.Tensor:
-    """Divide the entropy of choices by that of equally frequent ones: (..., experts) -> (...), from 0 to 1."""
+    """Divide the entropy of expert counts by its maximum: (..., experts) -> (...), from 0 to 1."""
     p = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(p).sum(-1)
     return entropy / math.log(p.size(-1)) if p.size(-1) > 1 else torch.ones_like(entropy)
 
 
 def _by_layer(usage: dict[str, list[list[RouterUsage]]]) -> Iterator[tuple[str, int, RouterUsage]]:
-    """Walk through all usages: stack and kind, number of the layer from 1, usage."""
+    """Iterate over all usages: stack and kind, layer number from 1, usage."""
     for stack, layers in usage.items():
         for number, used in enumerate(layers, 1):
             for one in used:
@@ -166,7 +166,7 @@ def _by_layer(usage: dict[str, list[list[RouterUsage]]]) -> Iterator[tuple[str, 
 
 @torch.no_grad()
 def _mean_evenness(usage) -> dict[str, torch.Tensor]:
-    """Measure how even the choices of a batch are, by stack and kind, averaged over layers; times sentences."""
+    """Compute the evenness of a batch by stack and kind: mean over layers, times the number of sentences."""
     found: dict[str, list[torch.Tensor]] = {}
     for name, _, one in _by_layer(usage):
         found.setdefault(f"{name}_evenness", []).append(one.counts)
@@ -175,17 +175,17 @@ def _mean_evenness(usage) -> dict[str, torch.Tensor]:
 
 
 def _choices(usage) -> dict[str, torch.Tensor]:
-    """Give how often each expert was chosen, by stack, kind and layer."""
+    """Count how often each expert was selected, by stack, kind and layer."""
     return {f"{_COUNTS}{name}_{number}": one.counts.double() for name, number, one in _by_layer(usage)}
 
 
 def _log_choices(name: str, counts: torch.Tensor, listed: bool) -> None:
-    """Log how even a validation's choices are, the share of dead experts, and all counts where they are wanted."""
+    """Log the evenness and the share of dead experts in a validation, and optionally all counts."""
 
     def log(what: str, measure: Callable[[torch.Tensor], Any]) -> None:
         metrics.log_derived(f"{name}_{what}", lambda meters: measure(meters[f"_{name}"].sum), priority=900)
 
-    # A name with a line before it is not shown itself.
+    # fairseq does not print meters whose name starts with an underscore.
     metrics.log_scalar_sum(f"_{name}", counts.cpu())
     log("evenness", lambda counts: round(evenness(counts).mean().item(), 4))
     log("dead", lambda counts: round((counts == 0).double().mean().item(), 4))

@@ -1,4 +1,4 @@
-"""The options of models with expert banks: their flags, their validation, and the layers that they ask for."""
+"""Options of models with expert banks: flags, validation and layer sizes."""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class MoEOptions(FairseqDataclass):
-    """The options of ``--arch transformer_moeut`` and ``transformer_lm_moeut``, beside fairseq's own."""
+    """Options that ``--arch transformer_moeut`` and ``transformer_lm_moeut`` add to those of fairseq."""
 
-    # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
+    # fairseq derives the flags from these annotations at run time: use Optional and no postponed annotations.
 
     head_dim: Optional[int] = option_field(
         "width of an attention head; the number of heads times this need not be the model's width"
@@ -54,26 +54,26 @@ class MoEOptions(FairseqDataclass):
     )
 
 
-# What fairseq's flags must be here, and why.
+# Required values of fairseq's flags, and the reasons.
 _FIXED = {
-    "activation_fn": ("relu", "the stream has no scale of its own, and only ReLU leaves it so"),
-    "activation_dropout": (0.0, "experts have no dropout inside; use --expert-dropout"),
-    "layernorm_embedding": (False, "the stream is never normalized"),
-    "cross_self_attention": (False, "layers attend to themselves and to the encoder apart"),
+    "activation_fn": ("relu", "the residual stream has no fixed scale, and only ReLU preserves that"),
+    "activation_dropout": (0.0, "experts have no internal dropout; use --expert-dropout"),
+    "layernorm_embedding": (False, "the residual stream is never normalized"),
+    "cross_self_attention": (False, "self-attention and cross-attention are separate"),
     "no_cross_attention": (False, "every decoder layer attends to the encoder"),
-    "adaptive_input": (False, "embeddings have one width"),
-    "character_embeddings": (False, "embeddings are looked up by word"),
-    "depth_signal": ("off", "layers tell their repeats apart by the stream alone"),
+    "adaptive_input": (False, "all embeddings have the same width"),
+    "character_embeddings": (False, "embeddings are per word"),
+    "depth_signal": ("off", "layers distinguish their repetitions by the residual stream alone"),
     "position_per_depth": (False, "positions are rotary"),
     "act": ("off", "all layers are applied to every token"),
-    "fast": (False, "its dropout and attention are those of fairseq's layers"),
-    "compile": (False, "it compiles fairseq's layers"),
+    "fast": (False, "it replaces fairseq's dropout and attention only"),
+    "compile": (False, "it compiles fairseq's layers only"),
     "offload_activations": (False, "use --checkpoint-activations"),
-    "base_layers": (0, "layers have expert banks of their own"),
-    "quant_noise_pq": (0, "expert banks are no linear layers"),
-    "quant_noise_scalar": (0, "expert banks are no linear layers"),
+    "base_layers": (0, "layers already contain expert banks"),
+    "quant_noise_pq": (0, "expert banks are not linear layers"),
+    "quant_noise_scalar": (0, "expert banks are not linear layers"),
     **{
-        f"scale_{name}": (False, "layers have the paper's parameters only")
+        f"scale_{name}": (False, "layers have only the parameters of the paper")
         for name in ("fc", "attn", "heads", "resids")
     },
 }
@@ -90,16 +90,16 @@ def add_moe_args(parser: ArgumentParser) -> None:
 
 
 def fill(args: Namespace, sizes: dict[str, Any]) -> None:
-    """Give arguments that were not given the values of a size, and the other options of the banks their defaults.
+    """Set missing arguments to the values of a size, and other missing expert options to their defaults.
 
     Args:
         args: fairseq's arguments.
-        sizes: values by name. Its ``unique_layers`` are those of the strategies that let M be chosen.
+        sizes: values by name. ``unique_layers`` applies to strategies with a free choice of M.
     """
     unique_layers = sizes.get("unique_layers")
     given = getattr(args, "ffn_experts", None) is not None
     for name, value in sizes.items():
-        # What is given for both stacks goes before a size's value for one.
+        # A value given for both stacks overrides a size's value for one stack.
         skip = name == "unique_layers" or (given and name.endswith("coder_ffn_experts"))
         if not skip and getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -111,16 +111,16 @@ def fill(args: Namespace, sizes: dict[str, Any]) -> None:
             setattr(args, option.name, option.default)
     if args.rotary_dim is None:
         args.rotary_dim = default_width(args.head_dim)
-    # Positions are rotary, and what a stack gives is normalized at its end.
+    # Positions are rotary, and the output of a stack is normalized.
     args.no_token_positional_embeddings = True
     args.encoder_normalize_before = args.decoder_normalize_before = True
 
 
 def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
-    """Check the options of the expert banks, and fairseq's that such layers do not have.
+    """Check the options of the expert banks and reject unsupported options of fairseq.
 
     Raises:
-        SharingError: naming the flag, what is allowed, and the nearest allowed value.
+        SharingError: with the flag, the allowed values and the nearest allowed value.
     """
     _between(args, "attention_top_k", 1, args.attention_experts, "--attention-experts")
     for stack in stacks:
@@ -139,20 +139,20 @@ def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
 
 
 def warn_without_balance(args: Namespace) -> None:
-    """Say that nothing will keep the experts in use where the criterion does not."""
+    """Warn if the criterion does not balance the usage of experts."""
     criterion = getattr(args, "criterion", None)
     if criterion not in (None, "moe_cross_entropy"):
         logger.warning(
-            f"--criterion {criterion} does not reward using all experts; --criterion moe_cross_entropy does, with "
-            "--label-smoothing where it is wanted"
+            f"--criterion {criterion} does not balance the usage of experts; use --criterion moe_cross_entropy, which "
+            "supports --label-smoothing"
         )
 
 
 def check_rotary(args: Namespace) -> None:
-    """Check how many channels of a head are turned.
+    """Check the number of rotated channels of a head.
 
     Raises:
-        SharingError: an odd number, or one out of range.
+        SharingError: if the number is odd or out of range.
     """
     if args.rotary_dim % 2 or not 0 <= args.rotary_dim <= args.head_dim:
         nearest = min(max(args.rotary_dim, 0), args.head_dim) // 2 * 2
@@ -163,10 +163,10 @@ def check_rotary(args: Namespace) -> None:
 
 
 def refuse_experts(args: Namespace) -> None:
-    """Refuse sizes of expert banks for a model that has none.
+    """Reject expert options for a dense model.
 
     Raises:
-        SharingError: naming the flag.
+        SharingError: with the flag.
     """
     for name in (
         "attention_experts",
@@ -180,13 +180,13 @@ def refuse_experts(args: Namespace) -> None:
 
 
 def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
-    """Refuse options of fairseq's layers that these layers do not have.
+    """Reject options of fairseq's layers that these layers do not support.
 
     Raises:
-        SharingError: naming the flag.
+        SharingError: with the flag and the allowed value.
     """
     if getattr(args, "admin", "off") != "off":
-        raise SharingError(f"--admin {args.admin} weights the residuals of post-norm layers; allowed here: off")
+        raise SharingError(f"--admin {args.admin} requires post-norm layers; allowed: off")
     for name, (allowed, reason) in _FIXED.items():
         _refuse(args, name, reason, allowed)
     for stack in stacks:
@@ -195,10 +195,10 @@ def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
 
 
 def layer_sizes(cfg: Any, stack: str) -> LayerSizes:
-    """Read the sizes of a stack's layers.
+    """Return the layer sizes of a stack.
 
     Args:
-        cfg: fairseq's arguments, or its TransformerConfig.
+        cfg: fairseq's arguments or its TransformerConfig.
         stack: ``encoder`` or ``decoder``.
     """
     own = getattr(cfg, f"{stack}_ffn_experts")
@@ -216,7 +216,7 @@ def layer_sizes(cfg: Any, stack: str) -> LayerSizes:
 
 
 def expert_options(cfg: Any) -> ExpertOptions:
-    """Read what all banks have in common."""
+    """Return the options that all expert banks have in common."""
     return ExpertOptions(
         backend=None if cfg.expert_backend == "auto" else str(cfg.expert_backend),
         keep_gathered=cfg.keep_gathered,

@@ -1,4 +1,4 @@
-"""MoEUT's layer: LayerNorms only in front of what a sigmoid or softmax follows, never on the residual stream."""
+"""MoEUT's layer: LayerNorm only before linear maps that feed a sigmoid or softmax, never on the residual stream."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class LayerSizes:
 
     Attributes:
         embed_dim: d.
-        heads: H attention maps.
+        heads: H, number of attention heads.
         head_dim: d_h.
-        attention_experts: N_A, value and output matrices of each head.
-        attention_top_k: K_A of them that a token uses.
-        ffn_experts: N_E.
-        ffn_top_k: K of them that a token uses.
+        attention_experts: N_A, value and output matrices per head.
+        attention_top_k: K_A, matrices per head that a token uses.
+        ffn_experts: N_E, feed-forward experts.
+        ffn_top_k: K, feed-forward experts that a token uses.
         expert_dim: d_e, hidden width of a feed-forward expert.
-        rotary_dim: channels of a head that carry the position.
+        rotary_dim: channels of a head that are rotated.
     """
 
     embed_dim: int
@@ -41,32 +41,32 @@ class LayerSizes:
     rotary_dim: int
 
     def attention_macs(self, tokens: int) -> tuple[int, int]:
-        """Count the multiply-accumulate operations of attention's maps, on the source and on the destination side."""
+        """Count the MACs of attention's linear maps on the source and the destination side."""
         side = (
             tokens * self.heads * self.embed_dim * (self.head_dim * (1 + self.attention_top_k) + self.attention_experts)
         )
         return side, side
 
     def read_macs(self, tokens: int, attended: int) -> int:
-        """Count those of scores and read-out."""
+        """Count the MACs of attention scores and weighted sums."""
         return 2 * self.heads * self.head_dim * tokens * attended
 
     def ffn_macs(self, tokens: int) -> int:
-        """Count those of the feed-forward layer."""
+        """Count the MACs of the feed-forward layer."""
         return tokens * self.embed_dim * (2 * self.ffn_top_k * self.expert_dim + self.ffn_experts)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a stack tells all its layers about a batch.
+    """Inputs that all layers of a stack have in common.
 
     Attributes:
         turn: rotary angles of the T positions.
-        keep: True where a token is no padding, (T, B).
-        mask: True where self-attention is allowed, (B, 1, T or 1, S); None where all of it is.
-        causal: allow self-attention to what is not later; instead of a mask.
-        memory_mask: True where cross-attention is allowed, (B, 1, 1, S); None where all of it is.
-        count: report how the routers used their experts.
+        keep: True for tokens that are not padding, (T, B).
+        mask: True where self-attention is allowed, (B, 1, T or 1, S); None to allow all.
+        causal: use causal self-attention instead of a mask.
+        memory_mask: True where cross-attention is allowed, (B, 1, 1, S); None to allow all.
+        count: return the usage of the routers' experts.
     """
 
     turn: Rotation
@@ -77,26 +77,26 @@ class Step:
     count: bool = False
 
     def usage(self, router: Router, routing: Routing, kind: str, keep: Tensor | None = None) -> list[RouterUsage]:
-        """Sum up a router's choices, where that is wanted."""
+        """Summarize a router's choices if requested."""
         return [RouterUsage.of(router, routing, kind, self.keep if keep is None else keep)] if self.count else []
 
 
 class PeriLayer(nn.Module):
-    """Self-attention, cross-attention in a decoder, and feed-forward, one after the other, each added to the stream x.
+    """Self-attention, cross-attention (in a decoder) and feed-forward, each added to the residual stream x.
 
     y = Attention(queries, keys, routers: LN(x); values: x), x <- x + y; z = FFN(router: LN(x); experts: x), x <- x + z.
-    In cross-attention keys, value router and values read the encoder's (normalized) output.
+    In cross-attention, keys, value router and values read the normalized output of the encoder.
 
     Args:
-        sizes: of the layer.
-        num_layers: L, depth of the stack, layers that share parameters counted as often as they are applied.
-        dropout: of what is added to the stream.
-        attention_dropout: of attention probabilities.
-        cross_attention: attend to an encoder's output too.
-        options: of all banks.
+        sizes: sizes of the layer.
+        num_layers: L, depth of the stack; a shared layer counts as often as it is applied.
+        dropout: dropout on what is added to the residual stream.
+        attention_dropout: dropout on attention probabilities.
+        cross_attention: also attend to the output of an encoder.
+        options: options of the expert banks.
 
-    Source: Csordas et al. 2024, "MoEUT: Mixture-of-Experts Universal Transformers", section 2.3. There is no
-        cross-attention in the paper; it and the scale of its initialization, sqrt(4 / (3 L)), are this project's.
+    Source: Csordas et al. 2024, "MoEUT: Mixture-of-Experts Universal Transformers", section 2.3. The paper has no
+        cross-attention; it and the scale of its initialization, sqrt(4 / (3 L)), are this project's.
     """
 
     def __init__(
@@ -139,13 +139,13 @@ class PeriLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            x: the stream, (T, B, d).
-            step: see there.
+            x: the residual stream, (T, B, d).
+            step: inputs that all layers have in common.
             past: keys and values of earlier positions.
-            memory: the encoder's side of cross-attention, from ``attend_to``.
+            memory: keys and values of cross-attention, from ``attend_to``.
 
         Returns:
-            The stream; keys and values of all positions so far; usage of the routers where it is wanted.
+            The residual stream; keys and values of all positions so far; usage of the routers if requested.
         """
         attention, usages = self.self_attn, []
         normalized = self.self_attn_layer_norm(x)
@@ -169,12 +169,12 @@ class PeriLayer(nn.Module):
         return x + self.dropout(y.view_as(x)), source, usages
 
     def attend_to(self, memory: Tensor, step: Step, keep: Tensor) -> tuple[Attended, list[RouterUsage]]:
-        """Make the encoder's side of cross-attention: the same for all layers that share it, and for all target words.
+        """Compute keys and values of cross-attention: equal for all layers that share it and for all target positions.
 
         Args:
             memory: the encoder's output, (S, B, d).
-            step: see there.
-            keep: True where a source word is no padding, (S, B).
+            step: inputs that all layers have in common.
+            keep: True for source tokens that are not padding, (S, B).
         """
         assert self.encoder_attn is not None
         attended, routing = self.encoder_attn.attended(memory, memory)

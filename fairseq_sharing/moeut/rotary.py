@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by angles that grow with the position: attention sees distances."""
+"""Rotary positions: queries and keys are rotated by angles proportional to the position."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def default_width(head_dim: int) -> int:
-    """Give the even number of a head's channels that MoEUT turns: half of them, rounded down to even."""
+    """Return the number of a head's channels that MoEUT rotates: half of them, rounded down to an even number."""
     return head_dim // 2 // 2 * 2
 
 
 def rotation(start: int, length: int, width: int, device: torch.device | str | None = None) -> Rotation:
-    """Make the angles of some positions: pos * BASE ** (-2 j / width) for channel pair j.
+    """Compute the angles of consecutive positions: pos * BASE ** (-2 j / width) for channel pair j.
 
     Args:
         start: the first position.
         length: number of positions.
-        width: turned channels of a head, even.
-        device: where they are needed.
+        width: rotated channels of a head, even.
+        device: device of the result.
 
     Returns:
         Their cosines and sines, (length, width / 2), fp32.
@@ -41,13 +41,13 @@ def rotation(start: int, length: int, width: int, device: torch.device | str | N
 
 
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turn the first channels of queries or keys; the rest carry no position.
+    """Rotate the first channels of queries or keys; the others stay unchanged.
 
     Channel j is paired with channel j + width / 2 ("rotate-half").
 
     Args:
         x: (..., T, head_dim).
-        turn: the angles of the T positions.
+        turn: angles of the T positions.
 
     Returns:
         (..., T, head_dim), in the precision of ``x``.
@@ -61,7 +61,7 @@ def rotate(x: Tensor, turn: Rotation) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """``rotate`` by a kernel; its gradient is turned back."""
+    """``rotate`` with a kernel; the gradient is rotated back."""
 
     @staticmethod
     def forward(ctx: Any, x, cos, sin):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Triton kernel that turns queries or keys: one reading and one writing instead of a dozen operations of torch's."""
+"""Triton kernel that rotates queries or keys: one read and one write instead of a dozen torch operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_sharing.moeut.kernels import on_its_device
 
-_TURNED = 1024  # channels that a program turns
+_TURNED = 1024  # channels that a program rotates
 
 
 @triton.jit
@@ -58,16 +58,16 @@ def _turn_kernel(  # type: ignore[no-untyped-def]
 
 @on_its_device
 def turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
-    """Turn the first channels, or turn them back.
+    """Rotate the first channels forward or back.
 
     Args:
-        x: (B, H, T, head_dim), channels side by side.
-        cos: of the angles, fp32, (T, width / 2), contiguous.
-        sin: of the angles, the same.
-        back: by minus the angles.
+        x: (B, H, T, head_dim), with contiguous channels.
+        cos: cosines of the angles, fp32, (T, width / 2), contiguous.
+        sin: sines of the angles, the same.
+        back: rotate by the negative angles.
 
     Returns:
-        (B, H, T, head_dim), laid out like ``x``.
+        (B, H, T, head_dim), with the memory layout of ``x``.
     """
     out = torch.empty_like(x)
     batch, heads, length, width = x.shape

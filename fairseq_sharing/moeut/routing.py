@@ -1,4 +1,4 @@
-"""Routing: which experts a token uses, with what weight, and how evenly they are used."""
+"""Routing: select the experts of each token and their weights, and measure how evenly experts are used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fairseq_sharing.moeut.kernels import has_kernels
 
 @dataclass(frozen=True)
 class Routing:
-    """What a router chose for N tokens.
+    """The choices of a router for N tokens.
 
     Attributes:
-        experts: chosen experts of each head, numbered head * num_experts + expert: (N, heads, top_k).
-        gates: their weights, sigmoids between 0 and 1 in fp32, not normalized: (N, heads, top_k).
-        logits: of all experts, fp32: (N, heads, num_experts).
+        experts: selected experts of each head, numbered head * num_experts + expert, (N, heads, top_k).
+        gates: their weights, unnormalized sigmoids between 0 and 1, fp32, (N, heads, top_k).
+        logits: logits of all experts, fp32, (N, heads, num_experts).
     """
 
     experts: Tensor
@@ -28,17 +28,17 @@ class Routing:
 
 
 class Router(nn.Module):
-    """Choose the top_k experts of each head by a linear map; the gates are sigmoids of what it gives.
+    """Select the top_k experts of each head with a linear map; the gates are sigmoids of its outputs.
 
-    Always in fp32, whatever the precision around it: in bf16 many scores tie exactly at the last place. The choice is
-    made by logits, which do not saturate as their sigmoids do.
+    Routing always runs in fp32, because in bf16 many scores at the top_k boundary are exactly equal. Experts are
+    selected by logits, which do not saturate, unlike their sigmoids.
 
     Args:
         embed_dim: d, channels of a token.
-        num_experts: experts to choose from, of each head.
-        top_k: chosen experts of each head.
-        heads: independent choices a token; 1 for a feed-forward bank.
-        dropout: probability with which an expert cannot be chosen for a token, in training.
+        num_experts: experts per head.
+        top_k: selected experts per head.
+        heads: independent choices per token; 1 for a feed-forward bank.
+        dropout: probability that an expert cannot be selected for a token during training.
 
     Shape:
         weight: (heads * num_experts, embed_dim).
@@ -53,14 +53,14 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(heads * num_experts, embed_dim))
 
     def reset(self, std: float, equal_rows: bool = False) -> None:
-        """Draw the weight anew; with equal rows every expert starts with a row of the same length."""
+        """Initialize the weight; with ``equal_rows`` the rows of all experts have the same norm."""
         nn.init.normal_(self.weight, std=std)
         if equal_rows:
             with torch.no_grad():
                 self.weight.mul_(std * self.weight.size(1) ** 0.5 / self.weight.norm(dim=1, keepdim=True))
 
     def forward(self, x: Tensor) -> Routing:
-        """Choose experts.
+        """Select experts.
 
         Args:
             x: normalized tokens, (N, embed_dim).
@@ -83,7 +83,7 @@ class Router(nn.Module):
 
 
 class _Logits(torch.autograd.Function):
-    """A linear map in the precision of its inputs, with gradients in another: in autocast's, as those of all maps."""
+    """A linear map in the precision of its inputs whose gradients use autocast's precision, like other linear maps."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, dtype):  # type: ignore[no-untyped-def]
@@ -106,7 +106,7 @@ def _has_kernels(logits: Tensor) -> bool:
 
 
 class _Choice(torch.autograd.Function):
-    """The choice and its gates, by kernels."""
+    """Select experts and compute their gates with kernels."""
 
     @staticmethod
     def forward(ctx: Any, logits, candidates, top_k):  # type: ignore[no-untyped-def]
@@ -114,7 +114,7 @@ class _Choice(torch.autograd.Function):
 
         chosen, gates = routing_kernels.choose(logits, candidates.contiguous(), top_k)
         ctx.mark_non_differentiable(chosen)
-        ctx.set_materialize_grads(False)  # the choice has none
+        ctx.set_materialize_grads(False)  # the selection has no gradient
         ctx.save_for_backward(chosen, gates)
         ctx.experts = logits.size(-1)
         return chosen, gates
@@ -131,7 +131,7 @@ class _Choice(torch.autograd.Function):
 
 
 class _Mass(torch.autograd.Function):
-    """What ``RouterUsage`` has of a batch, by kernels: ``log_mass`` and ``counts``."""
+    """Compute ``log_mass`` and ``counts`` of ``RouterUsage`` with kernels."""
 
     @staticmethod
     def forward(ctx: Any, logits, chosen, keep):  # type: ignore[no-untyped-def]
@@ -155,14 +155,14 @@ class _Mass(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class RouterUsage:
-    """How a batch used the experts of one router, as much of it as balancing and logging need.
+    """Usage of one router's experts in a batch, for load balancing and logging.
 
     Attributes:
-        router: the router's weight; usages of one weight are pooled.
-        kind: what is routed: ``ffn``, or ``self_attn.value`` and the like.
-        log_mass: log of the sum over a sentence's tokens of each expert's softmax probability: (B, heads, num_experts).
-        tokens: tokens of each sentence, padding not counted: (B,).
-        counts: how often each expert was chosen: (heads, num_experts).
+        router: the router's weight; usages with the same weight are pooled.
+        kind: what is routed: ``ffn``, ``self_attn.value``, ``self_attn.output`` etc.
+        log_mass: log of each expert's softmax probability summed over a sentence's tokens, (B, heads, num_experts).
+        tokens: number of tokens of each sentence without padding, (B,).
+        counts: how often each expert was selected, (heads, num_experts).
     """
 
     router: nn.Parameter
@@ -173,13 +173,13 @@ class RouterUsage:
 
     @classmethod
     def of(cls, router: Router, routing: Routing, kind: str, keep: Tensor) -> RouterUsage:
-        """Sum up what a router chose for a batch.
+        """Summarize a router's choices for a batch.
 
         Args:
             router: the router.
             routing: its choices for T * B tokens, time-major.
             kind: what is routed.
-            keep: True where a token is no padding: (T, B).
+            keep: True for tokens that are not padding, (T, B).
         """
         length, batch = keep.shape
         if _has_kernels(routing.logits):
@@ -189,24 +189,24 @@ class RouterUsage:
             log_probs = routing.logits.log_softmax(-1).view(length, batch, router.heads, router.num_experts)
             log_mass = log_probs.masked_fill(~keep[:, :, None, None], -torch.inf).logsumexp(0)
         total = router.heads * router.num_experts
-        # Padding is counted apart: no index that waits for a GPU.
+        # Padding is counted in an extra bin: boolean indexing would synchronize with the GPU.
         chosen = routing.experts.masked_fill(~keep.reshape(-1, 1, 1), total)
         counts = torch.bincount(chosen.flatten(), minlength=total + 1)[:total]
         return cls(router.weight, kind, log_mass, keep.sum(0), counts.view(router.heads, router.num_experts))
 
 
 def negative_entropy(usages: list[RouterUsage], pool_batch: bool) -> Tensor:
-    """Give the negative entropy of a router's mean distribution over its experts; to be made small.
+    """Return the negative entropy of a router's mean distribution over its experts, to be minimized.
 
-    All usages of one router, that is all layers that share it, are pooled with all tokens of a sentence.
+    The mean is over all tokens of a sentence and all usages of the router, that is, all layers that share it.
 
     Args:
-        usages: of one router and one batch.
-        pool_batch: pool the sentences of the batch too.
+        usages: usages of one router in one batch.
+        pool_batch: also average over the sentences of the batch.
 
     Returns:
-        sum_e p[e] log p[e], averaged over heads, in nats, from -log(num_experts) to 0, of each sentence: (B,). The same
-        number for all of them when they are pooled.
+        sum_e p[e] log p[e] for each sentence, averaged over heads, in nats, from -log(num_experts) to 0: (B,). All
+        values are equal if the batch is pooled.
 
     Source: Csordas et al. 2024, MoEUT (arXiv 2405.16039), section 2.1 (per sequence); batch-wide: sigma-MoE, section 5.
     """

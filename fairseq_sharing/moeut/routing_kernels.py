@@ -1,6 +1,6 @@
-"""Triton kernels for routers: the choice with its gates, how a batch used the experts, and the gradients of both.
+"""Triton kernels for routers: selected experts and gates, usage of the experts in a batch, and the gradients of both.
 
-In torch's operations each is a dozen small ones, whose launches take longer than a batch of some thousand tokens.
+In torch, each is a dozen small operations. For a few thousand tokens, launching them takes longer than running them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fairseq_sharing.moeut.kernels import on_its_device
 
-_SCORES = 512  # that a program chooses from, those of several tokens where they have few
-_READ = 2048  # scores that a program of the mass reads at a time
-_SPAN = 256  # tokens that it reads
+_SCORES = 512  # scores per program of the selection; several tokens if each has few
+_READ = 2048  # scores that a program of the usage kernels reads per iteration
+_SPAN = 256  # tokens per program of the usage kernel
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def _choose_kernel(  # type: ignore[no-untyped-def]
     real = (row < lines)[:, None] & (expert < experts)[None, :]
     score = tl.load(candidates + row[:, None] * experts + expert[None, :], mask=real, other=0.0)
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # 0 and -0 are equal
-    # Whole numbers in the order of the scores; of equal ones the first expert's is the largest.
+    # Map scores to integers in the same order; among equal scores, the first expert gets the largest integer.
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     key = bits.to(tl.int64) * 4294967296 + (EXPERTS - 1 - expert)[None, :]
     nothing = -9223372036854775808
@@ -103,7 +103,7 @@ def _mass_kernel(  # type: ignore[no-untyped-def]
     head = tl.program_id(0) % heads
     sentence = tl.program_id(0) // heads
     expert = tl.arange(0, EXPERTS)
-    highest = tl.full((EXPERTS,), -1e30, dtype=tl.float32)  # finite: minus infinity has no difference to itself
+    highest = tl.full((EXPERTS,), -1e30, dtype=tl.float32)  # finite, because -inf - -inf is NaN
     mass = tl.zeros((EXPERTS,), dtype=tl.float32)
     count = tl.zeros((EXPERTS,), dtype=tl.int32)
     start = tl.program_id(1) * SPAN
@@ -113,7 +113,7 @@ def _mass_kernel(  # type: ignore[no-untyped-def]
         token = time.to(tl.int64) * batch + sentence
         kept = tl.load(keep + token, mask=time < end, other=0) != 0
         row = token * heads + head
-        # What is past the end or padding reads the first row, and counts for nothing.
+        # Padding and positions past the end read the first row, which is then ignored.
         row = tl.where(kept, row, 0)
         log_p = _log_softmax(logits, row, expert, experts)
         log_p = tl.where(kept[:, None], log_p, -float("inf"))
@@ -157,19 +157,19 @@ def _mass_gradient_kernel(  # type: ignore[no-untyped-def]
 
 
 def _blocks(experts: int, scores: int) -> dict[str, int]:
-    """Say how many rows of how many experts, a power of 2, a program takes."""
+    """Return the block sizes of a program: rows, and experts rounded up to a power of 2."""
     columns = triton.next_power_of_2(experts)
     return {"ROWS": max(1, scores // columns), "EXPERTS": columns}
 
 
 @on_its_device
 def choose(logits: Tensor, candidates: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Choose the experts with the largest candidates, the largest first; of equal ones the first.
+    """Select the experts with the largest candidates, in descending order; the first expert wins ties.
 
     Args:
         logits: fp32, (N, heads, E), contiguous.
-        candidates: what the choice goes by, the same shape.
-        top_k: how many.
+        candidates: the values to select by, the same shape.
+        top_k: number of experts to select.
 
     Returns:
         Experts, numbered head * E + expert, int64, and the sigmoids of their logits, fp32: (N, heads, top_k).
@@ -186,7 +186,7 @@ def choose(logits: Tensor, candidates: Tensor, top_k: int) -> tuple[Tensor, Tens
 
 @on_its_device
 def choice_gradient(chosen: Tensor, gates: Tensor, dgates: Tensor, experts: int) -> Tensor:
-    """Give the gradient of the logits for one of the gates: (N, heads, top_k) each -> (N, heads, E)."""
+    """Return the gradient of the logits for a gradient of the gates: (N, heads, top_k) -> (N, heads, E)."""
     tokens, heads, top_k = chosen.shape
     dlogits = torch.empty(tokens, heads, experts, device=gates.device)
     blocks = _blocks(experts, _SCORES)
@@ -198,15 +198,15 @@ def choice_gradient(chosen: Tensor, gates: Tensor, dgates: Tensor, experts: int)
 
 @on_its_device
 def mass(logits: Tensor, chosen: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum softmax probabilities over a sentence's tokens, and count choices.
+    """Sum softmax probabilities over the tokens of each sentence, and count selected experts.
 
     Args:
         logits: fp32, (T * B, heads, E), contiguous.
         chosen: numbered head * E + expert, (T * B, heads, top_k), contiguous.
-        keep: True where a token is no padding, (T, B), contiguous.
+        keep: True for tokens that are not padding, (T, B), contiguous.
 
     Returns:
-        Logarithms of the sums, fp32, (B, heads, E), and counts of the batch, int64, (heads, E).
+        Logarithms of the sums, fp32, (B, heads, E), and counts over the batch, int64, (heads, E).
     """
     _, heads, experts = logits.shape
     length, batch = keep.shape
@@ -232,7 +232,7 @@ def mass(logits: Tensor, chosen: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 @on_its_device
 def mass_gradient(logits: Tensor, keep: Tensor, log_mass: Tensor, dlog_mass: Tensor) -> Tensor:
-    """Give the gradient of the logits for one of the masses' logarithms, (B, heads, E) -> (T * B, heads, E)."""
+    """Return the gradient of the logits for a gradient of ``log_mass``: (B, heads, E) -> (T * B, heads, E)."""
     tokens, heads, experts = logits.shape
     dlogits = torch.empty_like(logits)
     blocks = _blocks(experts, _READ)

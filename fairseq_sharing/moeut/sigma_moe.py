@@ -1,4 +1,4 @@
-"""sigma-MoE: a feed-forward layer that is a bank of small experts, of which each token uses a few."""
+"""sigma-MoE: a feed-forward layer with a bank of small experts, a few of which each token uses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SigmaMoE(nn.Module):
     Args:
         embed_dim: d.
         num_experts: N_E.
-        top_k: K, experts a token uses.
+        top_k: K, experts that a token uses.
         expert_dim: d_e, hidden width of an expert.
-        scale: standard deviations at the start are this / sqrt(d): sqrt(2 / L) in MoEUT.
-        options: see there.
+        scale: initial standard deviations are scale / sqrt(d); sqrt(2 / L) in MoEUT.
+        options: options of the expert banks.
 
     Shape:
         up: (num_experts, embed_dim, expert_dim); down: (num_experts, expert_dim, embed_dim);
@@ -47,11 +47,11 @@ class SigmaMoE(nn.Module):
         """Transform tokens.
 
         Args:
-            normalized: what the router reads, (N, embed_dim).
-            x: what the experts read, (N, embed_dim).
+            normalized: input of the router, (N, embed_dim).
+            x: input of the experts, (N, embed_dim).
 
         Returns:
-            (N, embed_dim), and what the router chose.
+            The output, (N, embed_dim), and the router's choices.
         """
         routing = self.router(normalized)
         dispatch = Dispatch(routing.experts.flatten(1), self.router.num_experts)

@@ -1,4 +1,4 @@
-"""MoEUT's encoder and decoder: fairseq's embeddings and output around layers with expert banks."""
+"""MoEUT's encoder and decoder: layers with expert banks between fairseq's embeddings and output projection."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fairseq_sharing.moeut.switch_head import Attended
 
 
 class MoEUTStack(SharedStack):
-    """What both stacks have in common."""
+    """Base class of both stacks."""
 
     def _build(self, stack: str, cross_attention: bool) -> nn.Module:
-        """Build the next layer, tied to its owner."""
+        """Build the next layer and tie it to its owner."""
         cfg = self.cfg
         depth = len(self.sharing.layer_map)
 
@@ -35,32 +35,32 @@ class MoEUTStack(SharedStack):
         return self.build_tied(build)
 
     def describe_depth_steps(self) -> str:
-        """Say in words what is added to the stack's layers: nothing."""
+        """Return an empty description: nothing is added to the stack's layers."""
         return ""
 
     def _run(self, layer: nn.Module, *inputs):
-        """Apply a layer; its activations are computed again in the backward pass where the options ask for it."""
+        """Apply a layer, with activation checkpointing if enabled."""
         if self.cfg.checkpoint_activations and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
 
 def dense_sizes(cfg) -> DenseSizes:
-    """Read the sizes of the dense baseline's layers."""
+    """Return the layer sizes of the dense baseline."""
     return DenseSizes(
         cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.head_dim, cfg.decoder_ffn_embed_dim, cfg.rotary_dim
     )
 
 
 class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
-    """Bidirectional stack; its output is normalized, which its stream never is."""
+    """Bidirectional stack; only its output is normalized, never the residual stream."""
 
     def __init__(self, cfg, dictionary, embed_tokens):
         self.begin_sharing(stack_sharing(cfg, "encoder"))
         super().__init__(cfg, dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg):
-        """Build the next layer, tied to its owner."""
+        """Build the next layer and tie it to its owner."""
         return self._build("encoder", cross_attention=False)
 
     def forward(
@@ -70,13 +70,13 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
 
         Args:
             src_tokens: (B, S).
-            src_lengths: not needed; fairseq passes it.
-            return_all_hiddens: give the stream before and after each layer too.
-            token_embeddings: instead of those of the tokens, (B, S, C).
-            return_usage: report how the layers' routers used their experts.
+            src_lengths: unused; fairseq passes it.
+            return_all_hiddens: also return the residual stream before and after each layer.
+            token_embeddings: embeddings to use instead of those of the tokens, (B, S, C).
+            return_usage: return the usage of the routers' experts.
 
         Returns:
-            fairseq's encoder output, with the reports of each layer as ``usage``.
+            fairseq's encoder output, with the usage of each layer as ``usage``.
         """
         padding = src_tokens.eq(self.padding_idx)
         x, embedded = self.forward_embedding(src_tokens, token_embeddings)
@@ -100,15 +100,15 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
         }
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Leave the state dict as it is: there are no old checkpoints."""
+        """Return the state dict unchanged: there are no old checkpoint formats."""
         return state_dict
 
 
 class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
-    """Causal stack, with cross-attention where there is an encoder.
+    """Causal stack, with cross-attention if there is an encoder.
 
-    Its decoding cache has keys and values of each depth, never of a parameter set. The encoder's side of
-    cross-attention is that of a parameter set: it is computed once for all layers that share it, and once a sentence.
+    The decoding cache stores keys and values of self-attention per depth, never per parameter set. Keys and values of
+    cross-attention depend only on the parameter set: they are computed once per sentence for all layers that share it.
     """
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
@@ -116,11 +116,11 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        """Build the next layer, tied to its owner."""
+        """Build the next layer and tie it to its owner."""
         return self._build("decoder", cross_attention=not no_encoder_attn)
 
     def build_output_projection(self, cfg, dictionary, embed_tokens):
-        """Build fairseq's output map; one not tied to the embeddings is torch's own linear layer, with a bias."""
+        """Build fairseq's output projection; if not tied to the embeddings, it is a torch linear layer with a bias."""
         super().build_output_projection(cfg, dictionary, embed_tokens)
         if self.output_projection is not None and not self.share_input_output_embed:
             self.output_projection = nn.Linear(self.output_embed_dim, len(dictionary))
@@ -134,7 +134,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         return_usage=False,
         **unused,
     ):
-        """Give the scores of the next words; arguments and results are those of ``extract_features``, and fairseq's."""
+        """Return scores of the next tokens. Arguments and results are as in ``extract_features`` and in fairseq."""
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state, return_usage=return_usage)
         return (x if features_only else self.output_layer(x)), extra
 
@@ -145,13 +145,13 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
 
         Args:
             prev_output_tokens: (B, T).
-            encoder_out: what the encoder gave.
-            incremental_state: fairseq's decoding cache; only the positions that are not in it are computed.
-            return_usage: report how the layers' routers used their experts.
-            unused: fairseq's further arguments, about attention weights, which these layers do not give.
+            encoder_out: output of the encoder.
+            incremental_state: fairseq's decoding cache; only positions that are not cached are computed.
+            return_usage: return the usage of the routers' experts.
+            unused: other arguments of fairseq, for attention weights, which these layers do not return.
 
         Returns:
-            (B, new positions, C), and a dict: ``usage`` of each stack's layers among what fairseq expects.
+            Features, (B, new positions, C), and the dict that fairseq expects, with ``usage`` for each stack's layers.
         """
         past = [self._cached(incremental_state, f"self_attn.{depth}") for depth in range(self.num_layers)]
         start = past[0].keys.size(2) if past and past[0] is not None else 0
@@ -176,7 +176,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         return x, {"attn": [None], "inner_states": states, "usage": {**usage_by_stack, "decoder": usage}}
 
     def _step(self, keep: Tensor, start: int, encoder_out, count: bool) -> Step:
-        """Tell the layers about the positions from ``start`` on."""
+        """Return the layers' common inputs for the positions from ``start`` on."""
         total = keep.size(1)
         turn = rotation(start, total - start, self.cfg.rotary_dim, keep.device)
         memory_mask = None
@@ -191,19 +191,19 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
                 return Step(turn, new, None, False, memory_mask, count)
         positions = torch.arange(total, device=keep.device)
         distance = positions[start:, None] - positions
-        # Padding may attend to itself: attention to nothing at all would be no number.
+        # Padding may attend to itself: a fully masked row would give NaN.
         mask = (distance >= 0) & keep[:, None, None] | (distance == 0)
         return Step(turn, new, mask, False, memory_mask, count)
 
     def _memories(self, encoder_out, incremental_state, step: Step):
-        """Give the encoder's side of each layer's cross-attention, and its router's usage where it is made."""
+        """Return keys and values of each layer's cross-attention, and the router's usage when they are computed."""
         if not encoder_out:
             return None
         memory, made = encoder_out["encoder_out"][0], {}
         keep = ~encoder_out["encoder_padding_mask"][0].t()
         memories = []
         for depth, layer in enumerate(self.layers):
-            # By what is shared now: a schedule may change the map, and a scope may leave cross-attention out of it.
+            # Keyed by the weights: a schedule may change the map, and a scope may exclude cross-attention.
             weights = layer.encoder_attn.value_experts
             used = []
             if weights not in made:
@@ -225,7 +225,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
             self.set_incremental_state(incremental_state, name, entry)
 
     def reorder_incremental_state(self, incremental_state, new_order):
-        """Follow a beam's new order, in the caches of all depths."""
+        """Reorder the caches of all depths for beam search."""
         prefix = self._get_full_incremental_state_key("")
         for name, entry in incremental_state.items():
             if name.startswith(prefix):

@@ -1,4 +1,4 @@
-"""SwitchHead: attention whose value and output maps are banks of experts, chosen by token and head."""
+"""SwitchHead: attention with banks of experts for the value and output maps, selected per token and head."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from fairseq_sharing.moeut.routing import Router, Routing
 
 @dataclass(frozen=True)
 class Attended:
-    """What tokens are attended to with: keys and values of each head, (B, heads, S, head_dim)."""
+    """Keys and values of the attended tokens, (B, heads, S, head_dim)."""
 
     keys: Tensor
     values: Tensor
 
     def extend(self, later: Attended) -> Attended:
-        """Append what follows in time."""
+        """Append keys and values of later positions."""
         return Attended(torch.cat([self.keys, later.keys], 2), torch.cat([self.values, later.values], 2))
 
 
 class SwitchHead(nn.Module):
-    """Attention with one map a head and sparse value and output matrices.
+    """Attention with one attention map per head and sparse value and output matrices.
 
-    Source side, of the tokens attended to: keys, and values that are sums of K_A matrices' products, weighed by the
-    value router's sigmoids. Destination side, of the tokens that attend: queries, and outputs by the output router.
+    The source side (attended tokens) computes keys, and values as a sum over K_A matrices weighted by the value
+    router's sigmoids. The destination side (attending tokens) computes queries, and outputs by the output router.
     Routers, queries and keys read normalized tokens, values raw ones. No biases.
 
     Args:
         embed_dim: d.
-        heads: H attention maps.
+        heads: H, number of attention heads.
         head_dim: d_h.
-        num_experts: N_A, matrices of each head.
-        top_k: K_A of them that a token uses.
-        scale: standard deviations at the start are this / sqrt(d).
-        dropout: of attention probabilities.
-        options: of the banks.
+        num_experts: N_A, matrices per head.
+        top_k: K_A, matrices per head that a token uses.
+        scale: initial standard deviations are scale / sqrt(d).
+        dropout: dropout on attention probabilities.
+        options: options of the expert banks.
 
     Shape:
         q_proj.weight, k_proj.weight: (H * d_h, d); value_experts: (H * N_A, d, d_h); output_experts: (H * N_A, d_h, d);
@@ -84,15 +84,15 @@ class SwitchHead(nn.Module):
                 bank.mul_(std / bank.std())
 
     def attended(self, normalized: Tensor, x: Tensor, turn: Rotation | None = None) -> tuple[Attended, Routing]:
-        """Make the source side.
+        """Compute the source side.
 
         Args:
-            normalized: tokens that keys and value router read, (S, B, d).
-            x: tokens that the value matrices read, (S, B, d).
-            turn: rotary angles of the S positions, if keys carry any.
+            normalized: input of keys and value router, (S, B, d).
+            x: input of the value matrices, (S, B, d).
+            turn: rotary angles of the S positions; None to leave the keys unrotated.
 
         Returns:
-            Keys and values, and what the value router chose.
+            Keys and values, and the choices of the value router.
         """
         length, batch, _ = x.shape
         keys = self._split(self.k_proj(normalized))
@@ -112,14 +112,14 @@ class SwitchHead(nn.Module):
         """Attend.
 
         Args:
-            normalized: tokens that queries and output router read, (T, B, d).
-            source: what they attend to.
+            normalized: input of queries and output router, (T, B, d).
+            source: keys and values to attend to.
             mask: True where attention is allowed, (B, 1, T or 1, S).
-            causal: allow what is not later, for T = S; instead of a mask.
-            turn: rotary angles of the T positions, if queries carry any.
+            causal: use causal attention, for T = S, instead of a mask.
+            turn: rotary angles of the T positions; None to leave the queries unrotated.
 
         Returns:
-            (T, B, d), and what the output router chose.
+            The output, (T, B, d), and the choices of the output router.
         """
         length, batch, _ = normalized.shape
         queries = self._split(self.q_proj(normalized))

@@ -1,4 +1,4 @@
-"""MoEUT as a language model, and its dense baseline: ``--arch transformer_lm_moeut_44m`` and further sizes."""
+"""MoEUT as a language model, and its dense baseline: ``--arch transformer_lm_moeut_44m`` and other sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STACKS = ("decoder",)
 
 @register_model("transformer_lm_moeut")
 class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLanguageModel):
-    """MoEUT: one small group of layers applied again and again, with sparse expert banks.
+    """MoEUT: a small group of layers with sparse expert banks, applied repeatedly.
 
     Source: Csordas et al. 2024, "MoEUT: Mixture-of-Experts Universal Transformers" (arXiv 2405.16039).
     """
@@ -39,7 +39,7 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
-        """Add fairseq's language-model flags, those of the sharing and those of the expert banks."""
+        """Add fairseq's language-model flags, the sharing flags and the expert flags."""
         gen_parser_from_dataclass(parser, transformer_lm.TransformerLanguageModelConfig(), delete_default=True)
         add_sharing_args(parser)
         add_moe_args(parser)
@@ -49,11 +49,11 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
         """Build the model.
 
         Args:
-            args: fairseq's arguments; what they lack is that of ``transformer_lm_moeut``.
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_lm_moeut``.
             task: a language-modeling task with its dictionary.
 
         Raises:
-            SharingError: options that make no layer map or no expert banks.
+            SharingError: if the options give no layer map or no valid expert banks.
         """
         refuse_hydra(args, "transformer_lm_moeut")
         _architectures.get(getattr(args, "arch", None), transformer_lm_moeut)(args)
@@ -66,7 +66,7 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
         return cls(MoEUTDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
 
     def forward(self, src_tokens, **kwargs):
-        """Run the decoder, in the training precision asked for."""
+        """Run the decoder in the selected training precision."""
         with self.training_autocast():
             return super().forward(src_tokens, **kwargs)
 
@@ -98,7 +98,7 @@ def _dense(layers: int, embed_dim: int, ffn_dim: int, heads: int, head_dim: int)
     }
 
 
-# Source: Csordas et al. 2024, table 3; of 728M the width that was trained (1,280), not that of the released profile.
+# Source: Csordas et al. 2024, table 3. 728M has the width that was trained (1,280), not that of the released profile.
 SIZES = {
     "44m": _size(16, 2, 412, 4, 82, attention_experts=8, ffn_experts=155, ffn_top_k=12, bank_init="normal"),
     "126m": _size(18, 2, 768, 4, 96, attention_experts=10, ffn_experts=254, ffn_top_k=12),
@@ -113,7 +113,7 @@ SIZES = {
     "dense_728m": _dense(36, 1280, 5120, 20, 64),
     "dense_1b": _dense(36, 1536, 6144, 24, 64),
 }
-# The paper has no dropout, does not scale embeddings, and does not tie the output to them.
+# The paper uses no dropout, no embedding scaling and no tied output embeddings.
 _COMMON = {"layer_type": "moeut", "dropout": 0.0, "no_scale_embedding": True, "share_decoder_input_output_embed": False}
 
 

@@ -1,4 +1,4 @@
-"""MoEUT for translation: ``--arch transformer_moeut`` and sizes that match dense Transformers in parameters."""
+"""MoEUT for translation: ``--arch transformer_moeut`` and sizes with the parameter counts of dense Transformers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _STACKS = ("encoder", "decoder")
 
 @register_model("transformer_moeut")
 class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
-    """Encoder and decoder of MoEUT's layers; the decoder's attend to the encoder's output by a SwitchHead of their own.
+    """Encoder and decoder with MoEUT layers; decoder layers attend to the encoder's output with a separate SwitchHead.
 
-    Source: the layers are those of Csordas et al. 2024, MoEUT, a language model; the encoder, cross-attention and the
+    Source: the layers are those of Csordas et al. 2024, MoEUT, a language model. The encoder, cross-attention and the
     sizes are this project's.
     """
 
@@ -31,7 +31,7 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
-        """Add fairseq's Transformer flags, those of the sharing and those of the expert banks."""
+        """Add fairseq's Transformer flags, the sharing flags and the expert flags."""
         transformer_legacy.TransformerModel.add_args(parser)
         add_sharing_args(parser)
         add_moe_args(parser)
@@ -41,11 +41,11 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
         """Build the model.
 
         Args:
-            args: fairseq's arguments; what they lack is that of ``transformer_moeut``.
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_moeut``.
             task: a translation task with both dictionaries.
 
         Raises:
-            SharingError: options that make no layer map or no expert banks.
+            SharingError: if the options give no layer map or no valid expert banks.
         """
         refuse_hydra(args, "transformer_moeut")
         _architectures.get(getattr(args, "arch", None), transformer_moeut)(args)
@@ -63,18 +63,18 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
         return MoEUTDecoder(cfg, tgt_dict, embed_tokens)
 
     def forward(self, src_tokens, src_lengths, prev_output_tokens, return_usage=False, features_only=False, **unused):
-        """Run both stacks, in the training precision asked for.
+        """Run both stacks in the selected training precision.
 
         Args:
             src_tokens: (B, S).
-            src_lengths: not needed; fairseq passes it.
+            src_lengths: unused; fairseq passes it.
             prev_output_tokens: (B, T).
-            return_usage: report how the layers' routers used their experts.
-            features_only: give the last layer's output instead of scores.
-            unused: fairseq's further arguments, about attention weights.
+            return_usage: return the usage of the routers' experts.
+            features_only: return the last layer's output instead of scores.
+            unused: other arguments of fairseq, for attention weights.
 
         Returns:
-            Scores, (B, T, vocabulary), and a dict with ``usage`` by stack and layer where it is wanted.
+            Scores, (B, T, vocabulary), and a dict with ``usage`` by stack and layer if requested.
         """
         with self.training_autocast():
             encoded = self.encoder(src_tokens, return_usage=return_usage)
@@ -86,7 +86,7 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 def _size(layers: int, embed_dim: int, heads: int, head_dim: int, experts: tuple[int, int], **more) -> dict:
     both = {"layers": layers, "attention_heads": heads}
     return {
-        "encoder_embed_dim": embed_dim,  # that of the decoder follows it, as in fairseq
+        "encoder_embed_dim": embed_dim,  # also the default of the decoder, as in fairseq
         **{f"{stack}_{name}": value for stack in _STACKS for name, value in both.items()},
         "encoder_ffn_experts": experts[0],
         "decoder_ffn_experts": experts[1],
@@ -100,13 +100,13 @@ def _size(layers: int, embed_dim: int, heads: int, head_dim: int, experts: tuple
 
 
 _BASE = _size(6, 512, 2, 128, (62, 76), expert_dim=128, ffn_top_k=8)
-# Each has the parameters, within 1%, of the stacks of fairseq's dense transformer in the comment.
+# Each has the same number of parameters, within 1%, as the stacks of the dense fairseq Transformer in the comment.
 SIZES = {
     "transformer_moeut": _BASE,
     "transformer_moeut_wmt_en_de": _BASE,  # d 512, ffn 2,048, 6 + 6 layers
     "transformer_moeut_iwslt_de_en": _size(6, 512, 2, 128, (38, 52), expert_dim=128, ffn_top_k=4),  # ffn 1,024
     "transformer_moeut_small": _size(4, 256, 2, 64, (19, 22), expert_dim=128, ffn_top_k=4),  # d 256, ffn 1,024, 4 + 4
-    # The operations too: d 128, ffn 256, 4 + 4 layers.
+    # Also the same number of operations: d 128, ffn 256, 4 + 4 layers.
     "transformer_moeut_tiny": _size(4, 128, 2, 32, (11, 14), expert_dim=64, ffn_top_k=6),
 }
 
@@ -122,8 +122,8 @@ def _architecture(size: dict):
 def _check(args: Namespace) -> None:
     if args.encoder_embed_dim != args.decoder_embed_dim:
         raise SharingError(
-            f"--decoder-embed-dim must be the encoder's ({args.encoder_embed_dim}), got {args.decoder_embed_dim}, "
-            f"since values of cross-attention read its output; nearest: {args.encoder_embed_dim}"
+            f"--decoder-embed-dim must equal --encoder-embed-dim ({args.encoder_embed_dim}) for cross-attention, "
+            f"got {args.decoder_embed_dim}; nearest: {args.encoder_embed_dim}"
         )
     check_moe(args, _STACKS)
     validate(args, _STACKS)

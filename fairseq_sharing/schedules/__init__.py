@@ -1,1 +1,1 @@
-"""Sharing that changes while a model trains: share-then-unshare, and dynamic layer tying."""
+"""Sharing schedules, which change the layer map during training: share-then-unshare and dynamic layer tying."""

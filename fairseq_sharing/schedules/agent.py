@@ -1,6 +1,6 @@
-"""The agent of dynamic layer tying: a small Q-network over the layers of one or several stacks.
+"""The agent of dynamic layer tying: a small Q-network over the layers of one or more stacks.
 
-The network and its optimizer are torch's own; of Q-learning only one line is left, so that no library is used.
+The network and its optimizer are torch's. Q-learning itself is one line, so no library is used.
 
 Source: David-Hay & Wolf 2024, Dynamic Layer Tying for Parameter-Efficient Transformers, Section 3 and Appendix A.
 """
@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-# One list a stack, one entry a layer: an action (the layer whose weights are used, or the layer itself), or a root.
+# One list per stack, one entry per layer: an action (the layer whose weights to use, or the layer itself) or a root.
 Layers = list[list[int]]
-# A layer that a decision is about: (stack, layer).
+# A layer to decide about: (stack, layer).
 Place = tuple[int, int]
 
 WEIGHT_DECAY = 0.01  # of the Q-network's AdamW
 
 
 def resolve(actions: Sequence[int]) -> list[int]:
-    """Follow each layer's action to the layer whose weights it uses in the end.
+    """Resolve each layer's action to the layer whose weights it finally uses.
 
     Args:
-        actions: by layer i, from 0 to i; i means weights of its own.
+        actions: for layer i a value from 0 to i; i means that the layer has its own weights.
 
     Returns:
-        The roots: at most i, and their own roots.
+        The root of each layer i: at most i, and its own root.
     """
     roots: list[int] = []
     for layer, action in enumerate(actions):
@@ -37,7 +37,7 @@ def resolve(actions: Sequence[int]) -> list[int]:
 
 
 def head_offset(layer: int) -> int:
-    """Give the place of a layer's values among those of its stack: layer i >= 1 has i + 1 of them."""
+    """Return the offset of a layer's values within its stack's: layer i >= 1 has i + 1 values."""
     return (layer - 1) * (layer + 2) // 2
 
 
@@ -47,15 +47,15 @@ def head_size(num_layers: int) -> int:
 
 
 class Agent:
-    """Values actions additively: Q(s, a) is the sum over the layers of Q(s)[layer, action of the layer].
+    """Additive Q-learning agent: Q(s, a) is the sum over the layers of Q(s)[layer, action of the layer].
 
     Args:
-        depths: layers of each stack that it decides about.
-        hidden: hidden units of its network.
+        depths: number of layers of each stack that the agent decides about.
+        hidden: hidden units of the network.
         lr: learning rate.
-        discount: of the next state's value.
-        scaled: whether roots are divided by the last layer's number.
-        seed: of the network and of the exploration.
+        discount: discount factor of the next state's value.
+        scaled: whether to divide the roots by the index of the last layer.
+        seed: seed of the network and the exploration.
     """
 
     def __init__(self, depths: Sequence[int], hidden: int, lr: float, discount: float, scaled: bool, seed: int):
@@ -70,7 +70,7 @@ class Agent:
         self._optimizer = torch.optim.AdamW(self._network.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
 
     def values(self, state: Layers) -> dict[Place, torch.Tensor]:
-        """Value every action of every layer in a state of roots: (layer + 1,) values by place."""
+        """Return the values of all actions of each layer in a state of roots, (layer + 1,) per layer."""
         scales = [(n - 1 if self._scaled else 1) for n in self.depths]
         inputs = [state[stack][layer] / scales[stack] for stack, layer in self.places]
         output = self._network(torch.tensor(inputs, dtype=torch.float32))
@@ -81,7 +81,7 @@ class Agent:
         }
 
     def act(self, state: Layers, places: Sequence[Place], epsilon: float) -> tuple[list[int], bool]:
-        """Choose actions for some layers: with probability epsilon all at random, else the best.
+        """Choose actions for some layers: all at random with probability epsilon, otherwise the best ones.
 
         Returns:
             The actions, and whether they are random.
@@ -100,14 +100,14 @@ class Agent:
         next_state: Layers,
         next_places: Sequence[Place],
     ) -> None:
-        """Make one step of Q-learning.
+        """Perform one step of Q-learning.
 
         Args:
             state: roots before the actions.
-            actions: what was chosen, by place.
-            reward: for it.
+            actions: the chosen action of each layer.
+            reward: reward of these actions.
             next_state: roots when the next decision is due.
-            next_places: the layers that it is about.
+            next_places: the layers of the next decision.
         """
         with torch.no_grad():
             ahead = self.values(next_state)
@@ -119,7 +119,7 @@ class Agent:
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the network, its optimizer's state and the state of the exploration."""
+        """Return the states of the network, its optimizer and the random generator of the exploration."""
         return {
             "network": {name: value.clone() for name, value in self._network.state_dict().items()},
             "optimizer": self._optimizer.state_dict(),
@@ -127,7 +127,7 @@ class Agent:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""Untie a training checkpoint at rest: plain training goes on from the file, each layer with its own parameters."""
+"""Untie a training checkpoint: training resumes from the new file with independent layers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fairseq_sharing.checkpoints.recorded_state import recorded_extra
 from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
 from fairseq_sharing.errors import SharingError
 
-# State that fairseq's modules keep beside their parameters.
+# Buffers of fairseq's modules.
 _BUFFERS = ("version", "_float_tensor")
 _SHARING_VALUES = re.compile(r"((encoder|decoder)_)?(unique_layers|layer_map|sharing_scope)|(encoder|decoder)_sharing")
 
 
 def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Give every layer of a training checkpoint its own parameters, and copies of the optimizer's state of them.
+    """Give every layer of a training checkpoint its own parameters and its own copy of their optimizer state.
 
     Args:
-        checkpoint: what ``load_checkpoint`` gave, of any shared model.
+        checkpoint: result of ``load_checkpoint`` for any shared model.
 
     Returns:
-        The checkpoint of a model with ``--sharing none``, without a schedule; fairseq's own architectures load it too.
+        The checkpoint of a model with ``--sharing none`` and no schedule. fairseq's own architectures load it too.
 
     Raises:
-        SharingError: no layer is shared, the file has no optimizer state that can be told apart by parameter, or its
-            weights or that state are NaN or infinite.
+        SharingError: if no layer is shared, if the checkpoint has no optimizer state per parameter, or if the weights
+            or the optimizer state are NaN or infinite.
     """
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
@@ -40,9 +40,9 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         name: owner for stack, shared in sharing.items() for name, owner in layer_aliases(state, stack, shared).items()
     }
     if not aliases:
-        raise SharingError("untie: the checkpoint's layers share nothing")
+        raise SharingError("untie: the checkpoint has no shared layers")
     if "last_optimizer_state" not in checkpoint:
-        raise SharingError("untie needs a training checkpoint; this one has no optimizer state")
+        raise SharingError("untie requires a training checkpoint; this one has no optimizer state")
     named = [name for name, value in state.items() if torch.is_tensor(value) and not name.endswith(_BUFFERS)]
     frozen = {f"{stack}.layers.{layer}." for stack, layers in extra.get("frozen", {}).items() for layer in layers}
     trained = [name for name in named if not name.startswith(tuple(frozen))]
@@ -64,7 +64,7 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_order(named: list[str], stacks: list[str], aliases: Mapping[str, str]) -> list[str]:
-    """Name the parameters of the untied model in its order: layer by layer, each like the first."""
+    """List the parameter names of the untied model in order: layer by layer, each in the order of the first layer."""
     order: list[str] = []
     for name in named:
         stack = next((stack for stack in stacks if name.startswith(f"{stack}.layers.")), None)
@@ -89,10 +89,12 @@ def _spread(
     aliases: Mapping[str, str],
     state: Mapping[str, torch.Tensor],
 ) -> dict[str, Any]:
-    """Give each parameter of the untied model the optimizer state of the one that it comes from."""
+    """Copy the optimizer state of each original parameter to the untied parameters that come from it."""
     groups = optimizer["param_groups"]
     if len(groups) != 1 or len(groups[0]["params"]) != len(trained):
-        raise SharingError("untie: the optimizer does not keep one state a parameter (as --fp16 without no-flatten)")
+        raise SharingError(
+            "untie: the optimizer state is not stored per parameter (as with --fp16 without --fp16-no-flatten-grads)"
+        )
     place = dict(zip(trained, groups[0]["params"], strict=True))
     spread: dict[int, Any] = {}
     for number, name in enumerate(order):
@@ -102,13 +104,13 @@ def _spread(
         refuse_nonfinite_weights({f"{key} of {name} in the optimizer": value for key, value in kept.items()})
         moment = kept.get("exp_avg")
         if moment is not None and moment.shape != state[name].shape:
-            raise SharingError(f"untie: the optimizer's state of {name} has another shape than the parameter")
+            raise SharingError(f"untie: the optimizer state of {name} does not have the parameter's shape")
         spread[number] = {key: value.clone() if torch.is_tensor(value) else value for key, value in kept.items()}
     return {**optimizer, "state": spread, "param_groups": [{**groups[0], "params": list(range(len(order)))}]}
 
 
 def _without_sharing(args: Any) -> Any:
-    """Set the sharing options of a model's arguments to none, in a copy."""
+    """Copy a model's arguments with sharing set to none."""
     values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
     for name in values:
         if _SHARING_VALUES.fullmatch(name):

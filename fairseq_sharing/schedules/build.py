@@ -1,4 +1,4 @@
-"""Make the schedule that the options ask for."""
+"""Build the schedule that the options select."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fairseq_sharing.schedules.unshare import Unshare, UnshareRule
 
 
 def build_schedule(options: Namespace, sharing: Mapping[str, StackSharing]) -> Schedule:
-    """Make a schedule.
+    """Build a schedule.
 
     Args:
-        options: as ``read_options`` gives them, with a schedule.
-        sharing: what each stack shares at the start.
+        options: result of ``read_options``, with a schedule.
+        sharing: initial sharing of each stack.
 
     Raises:
-        SharingError: a starting map that the schedule cannot begin with.
+        SharingError: if the schedule cannot start with the initial map.
     """
     maps = {stack: s.layer_map for stack, s in sharing.items()}
     if options.sharing_schedule == "unshare":
         if not any(s.shares for s in sharing.values()):
-            raise SharingError("--sharing-schedule unshare has nothing to untie: give --sharing, as universal")
+            raise SharingError("--sharing-schedule unshare: no layers are shared; set --sharing, for example universal")
         rule = UnshareRule(
             options.unshare_at,
             options.unshare_when,

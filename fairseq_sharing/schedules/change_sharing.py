@@ -1,4 +1,4 @@
-"""Change what a model in training shares: its maps, the optimizer and the data-parallel wrapper together."""
+"""Change the sharing of a model during training: layer maps, optimizer and data-parallel wrapper together."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def change_sharing(
     also_optimized: Iterable[nn.Parameter] = (),
     inherit: bool = True,
 ) -> None:
-    """Change what a model in training shares, and all that lists its parameters with it.
+    """Change the sharing of a model during training and update everything that lists its parameters.
 
     Args:
         model: a shared model.
-        changes: by stack, the new sharing and the layers that are frozen.
+        changes: for each stack, the new sharing and the frozen layers.
         optimizer: fairseq's optimizer of the model.
         wrapped: the model in its data-parallel wrapper, or the model itself.
-        also_optimized: parameters outside the model that the optimizer has, as of a criterion.
-        inherit: whether a parameter that becomes a layer's own goes on with a copy of the optimizer's state of the one
-            it comes from, instead of none.
+        also_optimized: parameters outside the model that the optimizer updates, for example those of a criterion.
+        inherit: whether a parameter that becomes independent gets a copy of the optimizer state of its origin, instead
+            of an empty state.
     """
     origins: dict[nn.Parameter, nn.Parameter] = {}
     for name, (sharing, frozen) in changes.items():
@@ -47,21 +47,21 @@ def follow_model(
     origins: Mapping[nn.Parameter, nn.Parameter],
     inherit: bool = True,
 ) -> None:
-    """Make an optimizer hold what a model owns now, and nothing else.
+    """Make an optimizer list the parameters that a model owns now, and no others.
 
-    The list is written anew in the order in which the optimizer would be built: a checkpoint keeps state by position,
-    so that a parameter appended at the end would be given another one's moments when the training goes on.
+    The list is rebuilt in the order of a new optimizer. A checkpoint stores state by position, so a parameter appended
+    at the end would get another parameter's moments on resume.
 
     Args:
-        optimizer: fairseq's optimizer: plain, AMP, memory-efficient or with unflattened fp32 masters.
+        optimizer: fairseq's optimizer: plain, AMP, memory-efficient or with unflattened fp32 master weights.
         parameters: the trainable parameters, in that order.
-        origins: each new one -> the one that it copies.
-        inherit: whether it gets a copy of that one's state too.
+        origins: for each new parameter, the parameter that it was copied from.
+        inherit: whether a new parameter also gets a copy of its origin's optimizer state.
     """
     inner = optimizer.optimizer
     (group,) = inner.param_groups
     if hasattr(optimizer, "fp32_params"):
-        # The optimizer works on fp32 masters of the model's parameters.
+        # The optimizer updates fp32 master copies of the model's parameters.
         masters = dict(zip(optimizer.fp16_params, optimizer.fp32_params, strict=True))
         old_masters = dict(masters)
         for parameter in parameters:
@@ -82,11 +82,11 @@ def follow_model(
 
 
 def measure_bytes(model: nn.Module, optimizer: Any) -> dict[str, int]:
-    """Measure the static memory of a training.
+    """Measure the static memory of training.
 
     Returns:
-        Bytes of the storages, each counted once, of weights, gradients, optimizer (its state, as Adam's two moments)
-        and, where it has them, fp32 masters with their gradients.
+        Bytes of weights, gradients, optimizer (its state, for example Adam's two moments) and, if present, masters
+        (fp32 master weights and their gradients). Each storage is counted once.
     """
     weights = list(model.parameters())
     state = [

@@ -1,9 +1,9 @@
-"""Dynamic layer tying: while a model trains, an agent decides which layers use an earlier layer's weights.
+"""Dynamic layer tying: during training, an agent decides which layers use the weights of an earlier layer.
 
 Source: David-Hay & Wolf 2024, Dynamic Layer Tying for Parameter-Efficient Transformers, ICLR, arXiv 2401.12819. The
-defaults are the paper's algorithm, with minus the loss as the reward in place of minus the perplexity, of which it is a
-monotone function with a better scale. The released code differs from the paper; its choices are options, its mistakes
-are not.
+defaults follow the paper's algorithm, except that the reward is minus the loss instead of minus the perplexity. The
+loss is a monotone function of the perplexity and has a better scale. The released code differs from the paper: its
+design choices are available as options, its bugs are not.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.layer_map import LayerMap, relabel
+from fairseq_sharing.layer_map import LayerMap, format_map, relabel
 from fairseq_sharing.schedules.agent import Agent, Layers, Place, resolve
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
 
 
 class Dynamic(Schedule):
-    """The paper's loop: after every few updates reward the last decision, learn from it, decide anew.
+    """The paper's loop: every few updates, reward the last decision, learn from it and decide again.
 
-    A layer that no decision has reached yet keeps its initial values and, unless told otherwise, does not train. The
-    first decision about it always holds, even "use layer 0", which the state says of it from the beginning.
+    Until its first decision, a layer keeps its initial values and is frozen by default. The first decision about a
+    layer always applies, even "use layer 0", which is also its initial state.
 
     Args:
         options: the schedule's options.
-        maps: the map that each stack starts with; all its layers must be their own.
+        maps: initial layer map of each stack; no layers may be shared.
     """
 
     def __init__(self, options: Namespace, maps: Mapping[str, LayerMap]):
@@ -38,7 +38,7 @@ class Dynamic(Schedule):
         for number, stacks in enumerate(_teams(options.dynamic_agent, list(maps))):
             depths = [len(maps[stack]) for stack in stacks]
             if max(depths) < 2:
-                raise SharingError(f"--sharing-schedule dynamic needs at least 2 layers, the model has {max(depths)}")
+                raise SharingError(f"--sharing-schedule dynamic requires at least 2 layers, got {max(depths)}")
             agent = Agent(
                 depths,
                 options.dynamic_hidden,
@@ -51,22 +51,25 @@ class Dynamic(Schedule):
         self._actions = {stack: [0] * len(maps[stack]) for stacks, _ in self._agents for stack in stacks}
         for stack, layer_map in maps.items():
             if len(set(layer_map)) < len(layer_map):
-                raise SharingError(f"--sharing-schedule dynamic starts from --sharing none, the {stack} shares layers")
+                shown = format_map(layer_map)
+                raise SharingError(
+                    f"--sharing-schedule dynamic: the {stack} has the layer map {shown}; allowed: --sharing none"
+                )
         self._undecided = {stack: list(range(1, len(actions))) for stack, actions in self._actions.items()}
         self._turn = 0  # decisions made
         self._learned = 0  # decisions rewarded
         self._open: list[tuple[Layers, dict[Place, int]]] | None = None
         self._sampler = torch.Generator().manual_seed(options.dynamic_seed)
-        self._told: dict[str, float] = {}
+        self._log_values: dict[str, float] = {}
         stop = options.freeze_pattern_at
         reached = options.dynamic_interval * max(self._sweep(agent) for _, agent in self._agents)
         if stop is not None and stop <= reached:
             raise SharingError(
-                f"--freeze-pattern-at must come after every layer's first decision ({reached}), got {stop}"
+                f"--freeze-pattern-at must be after the first decision of every layer (update {reached}), got {stop}"
             )
 
     def start(self) -> Decision:
-        """Freeze every layer but the first, unless all are to train from the start."""
+        """Freeze all layers except for the first, unless all layers train from the start."""
         return Decision({}, "initial freezing", self._frozen())
 
     def due(self, update: int) -> bool:
@@ -75,7 +78,7 @@ class Dynamic(Schedule):
         return update % self._options.dynamic_interval == 0 and (stop is None or update < stop)
 
     def decide(self, run: Run) -> Decision:
-        """Close the last decision with its reward, then choose."""
+        """Reward the last decision, then choose the next actions."""
         if self._open is not None:
             self._learn(run)
         epsilon, before = self.epsilon, self._states()
@@ -92,18 +95,18 @@ class Dynamic(Schedule):
                 if layer in self._undecided[stack]:
                     self._undecided[stack].remove(layer)
         self._turn += 1
-        self._told["epsilon"] = epsilon
+        self._log_values["epsilon"] = epsilon
         maps = {stack: self._map(stack) for stack in self._actions}
         return Decision(maps, f"decision {self._turn}, {'/'.join(reasons)}", self._frozen())
 
     def decided(self, run: Run) -> None:
-        """Reward the decision at once, where that is asked for."""
+        """Reward the decision immediately if the options say so."""
         if self._options.dynamic_reward_when == "immediate":
             self._learn(run)
 
     @property
     def epsilon(self) -> float:
-        """Probability that the next decision is random."""
+        """The probability that the next decision is random."""
         options = self._options
         if options.dynamic_policy == "random":
             return 1.0
@@ -112,12 +115,12 @@ class Dynamic(Schedule):
             count //= max(self._sweep(agent) for _, agent in self._agents)
         return max(options.dynamic_epsilon_decay**count, options.dynamic_epsilon_min)
 
-    def told(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Return the last reward and the probability of a random decision."""
-        return self._told
+        return self._log_values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything, an open decision included."""
+        """Return the full state, including a decision that has no reward yet."""
         opened = None
         if self._open is not None:
             opened = [(before, [[*place, action] for place, action in taken.items()]) for before, taken in self._open]
@@ -129,11 +132,11 @@ class Dynamic(Schedule):
             "open": opened,
             "sampler": self._sampler.get_state(),
             "agents": [agent.state_dict() for _, agent in self._agents],
-            "told": dict(self._told),
+            "told": dict(self._log_values),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         self._actions = {stack: list(actions) for stack, actions in state["actions"].items()}
         self._undecided = {stack: list(layers) for stack, layers in state["undecided"].items()}
         self._turn, self._learned = state["turn"], state["learned"]
@@ -143,7 +146,7 @@ class Dynamic(Schedule):
         self._sampler.set_state(state["sampler"])
         for (_, agent), saved in zip(self._agents, state["agents"], strict=True):
             agent.load_state_dict(saved)
-        self._told = dict(state["told"])
+        self._log_values = dict(state["told"])
 
     def _learn(self, run: Run) -> None:
         assert self._open is not None
@@ -152,12 +155,12 @@ class Dynamic(Schedule):
             agent.learn(before, taken, reward, now, self._places(agent, self._turn))
         self._open = None
         self._learned += 1
-        self._told["reward"] = reward
+        self._log_values["reward"] = reward
 
     def _reward(self, nll: float) -> float:
         if self._options.dynamic_reward == "nll":
             return -nll
-        reward = -math.exp(min(nll, 700.0))  # beyond that it is no number
+        reward = -math.exp(min(nll, 700.0))  # exp overflows beyond about 709
         return max(reward, -10.0) if self._options.dynamic_reward == "ppl-clip10" else reward
 
     def _draw(self, batches: int, count: int) -> list[int]:
@@ -167,11 +170,11 @@ class Dynamic(Schedule):
         return [[resolve(self._actions[stack]) for stack in stacks] for stacks, _ in self._agents]
 
     def _places(self, agent: Agent, turn: int) -> list[Place]:
-        """Name the layers that a decision is about."""
+        """List the layers of a decision."""
         return agent.places if self._options.dynamic_decide == "all" else [agent.places[turn % len(agent.places)]]
 
     def _sweep(self, agent: Agent) -> int:
-        """Count the decisions that reach every layer once."""
+        """Count the decisions that cover every layer once."""
         return 1 if self._options.dynamic_decide == "all" else len(agent.places)
 
     def _map(self, stack: str) -> LayerMap:
@@ -185,10 +188,10 @@ class Dynamic(Schedule):
 
 
 def _teams(choice: str, stacks: Sequence[str]) -> list[list[str]]:
-    """Say which stacks each agent decides about.
+    """List the stacks of each agent.
 
     Raises:
-        SharingError: the model has no such stack.
+        SharingError: if the model has no such stack.
     """
     if choice == "joint":
         return [list(stacks)]
@@ -196,5 +199,7 @@ def _teams(choice: str, stacks: Sequence[str]) -> list[list[str]]:
         return [[stack] for stack in stacks]
     chosen = [stack for stack in stacks if stack.split(".")[0] == choice]
     if not chosen:
-        raise SharingError(f"--dynamic-agent {choice}: the model has only {', '.join(stacks)}; allowed: joint")
+        raise SharingError(
+            f"--dynamic-agent {choice}: the model has only {', '.join(stacks)}; allowed: joint, separate"
+        )
     return [chosen]

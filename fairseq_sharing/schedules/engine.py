@@ -1,4 +1,4 @@
-"""The engine of every schedule: after an update it lets the schedule decide, makes the change and keeps a record."""
+"""The engine of all schedules: after an update, it asks the schedule, applies the change and records it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fairseq_sharing.options import flag_of
 from fairseq_sharing.schedules.change_sharing import change_sharing, measure_bytes
 from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
-from fairseq_sharing.tying import alias_names, stand_ins
+from fairseq_sharing.tying import alias_names, proxy_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class Engine:
     """Runs a schedule in fairseq's trainer.
 
     Args:
-        schedule: decides.
-        model: the shared model that it decides about.
+        schedule: the schedule.
+        model: the shared model.
         options: the schedule's options.
     """
 
@@ -40,8 +40,8 @@ class Engine:
         self._schedule, self._model, self._options = schedule, model, options
         self._gradients: dict[str, UnitGradients] = {}
         self._changes: list[dict[str, Any]] = []
-        self._seen = 0  # the last update that was looked at
-        self._parameter_updates = 0  # unique trainable parameters, added up over the updates
+        self._seen = 0  # the last update that was processed
+        self._parameter_updates = 0  # unique trainable parameters, summed over the updates
         for stack in model.stacks.values():
             stack.average_gradients(options.tied_gradients == "mean")
         begin = schedule.start()
@@ -51,18 +51,18 @@ class Engine:
 
     @contextmanager
     def training_step(self, update: int) -> Iterator[None]:
-        """Let a forward and backward pass inside be watched, or keep gradients to the first user of each set.
+        """Collect gradients per layer, or restrict them to each set's owner, in the enclosed forward and backward pass.
 
         Args:
             update: updates made before this one.
 
         Raises:
-            SharingError: the model goes on from a changed map, but its schedule was left behind.
+            SharingError: if the model resumes from a changed map without the state of its schedule.
         """
         if not self._seen and self._model.map_changed_by:
             raise SharingError(
                 f"the checkpoint's map was changed by {self._model.map_changed_by}, but the state of its schedule was "
-                "not loaded; allowed: to go on without --reset-dataloader, or with a task without schedule"
+                "not loaded; allowed: resume without --reset-dataloader, or use a task without a schedule"
             )
         with ExitStack() as inside:
             for name in self._schedule.watched(update + 1):
@@ -70,11 +70,13 @@ class Engine:
                 inside.enter_context(unit_gradients.collect())
             if self._options.tied_gradients == "root":
                 for stack in self._model.stacks.values():
-                    inside.enter_context(stand_ins(stack, alias_names(stack, stack.sharing), requires_grad=False))
+                    inside.enter_context(
+                        proxy_parameters(stack, alias_names(stack, stack.sharing), requires_grad=False)
+                    )
             yield
 
     def after_update(self, trainer: Any, mean_nll: Callable[[Callable[[int, int], list[int]]], float]) -> None:
-        """Look at the run after an update.
+        """Run the schedule after an update.
 
         Args:
             trainer: fairseq's trainer of the model.
@@ -82,13 +84,13 @@ class Engine:
         """
         update = trainer.get_num_updates()
         if update == self._seen:
-            return  # fairseq's trainer calls itself to repeat a batch that overflowed
+            return  # fairseq's trainer calls itself again after a batch that overflowed
         self._seen = update
         if self._changes and "after" not in self._changes[-1]["gradient_norm"]:
-            self._settle(trainer)
+            self._complete_record(trainer)
         if self._schedule.due(update):
             self._decide(trainer, mean_nll)
-        self._tell(trainer)
+        self._log(trainer)
 
     def _decide(self, trainer: Any, mean_nll: Callable[[Callable[[int, int], list[int]]], float]) -> None:
         for gradients in self._gradients.values():
@@ -102,7 +104,7 @@ class Engine:
         _compare_ranks(self._schedule, run.update)
 
     def _change(self, trainer: Any, decision: Decision) -> None:
-        """Make a change, if it is one, and note it."""
+        """Apply and record a decision if it changes anything."""
         model, stacks = self._model, self._model.stacks
         before = self._describe()
         changes = {
@@ -136,8 +138,8 @@ class Engine:
             now = format_map(stacks[name].sharing.layer_map)
             logger.info(f"{name} map at update {trainer.get_num_updates()}: {now} ({decision.reason})")
 
-    def _settle(self, trainer: Any) -> None:
-        """Complete the note of the last change, one update later, when gradients and moments are there again."""
+    def _complete_record(self, trainer: Any) -> None:
+        """Complete the record of the last change one update later, when gradients and moments exist again."""
         change = self._changes[-1]
         change["bytes"]["after"] = measure_bytes(trainer.get_model(), trainer.optimizer)
         change["gradient_norm"]["after"] = _gradient_norm()
@@ -146,7 +148,7 @@ class Engine:
             _draw(Path(trainer.cfg.common.tensorboard_logdir), change)
 
     def _describe(self) -> dict[str, Any]:
-        """Describe what the stacks share: map and frozen layers of each, unique trainable parameters of the model."""
+        """Return the layer map and frozen layers of each stack, and the unique trainable parameters of the model."""
         described: dict[str, Any] = {
             name: {"layer_map": list(stack.sharing.layer_map), "frozen": list(stack.frozen)}
             for name, stack in self._model.stacks.items()
@@ -157,18 +159,18 @@ class Engine:
     def _maps(self) -> dict[str, tuple[int, ...]]:
         return {name: stack.sharing.layer_map for name, stack in self._model.stacks.items()}
 
-    def _tell(self, trainer: Any) -> None:
-        """Put the state of the sharing into the training log and TensorBoard."""
+    def _log(self, trainer: Any) -> None:
+        """Write the state of the sharing to the training log and TensorBoard."""
         parameters = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         self._parameter_updates += parameters
         metrics.log_scalar("parameters", parameters, weight=0, priority=1400)
         for name, layer_map in self._maps().items():
             metrics.log_scalar(f"{name}_sets", num_unique(layer_map), weight=0, priority=1400)
-        for name, value in self._schedule.told().items():
+        for name, value in self._schedule.log_values().items():
             metrics.log_scalar(name, value, weight=0, round=4, priority=1410)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the run's further changes depend on, and its changes so far."""
+        """Return the state that later changes depend on, and the changes so far."""
         return {
             "options": vars(self._options),
             "schedule": self._schedule.state_dict(),
@@ -178,17 +180,17 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Restore a state.
 
         Raises:
-            SharingError: it is of a run with other options.
+            SharingError: if it comes from a run with different options.
         """
         now = vars(self._options)
         for name, value in state["options"].items():
             if now.get(name) != value:
                 raise SharingError(
-                    f"{flag_of(name)} is {now.get(name)}, the checkpoint was made with {value}: "
-                    "a schedule goes on with the options that it began with"
+                    f"{flag_of(name)} is {now.get(name)}, but the checkpoint was trained with {value}; "
+                    "resume a schedule with its original options"
                 )
         self._schedule.load_state_dict(state["schedule"])
         self._changes = list(state["changes"])
@@ -199,7 +201,7 @@ class Engine:
 
 
 def _gradient_norm() -> float:
-    """Return the norm of the last update's gradient, before clipping."""
+    """Return the gradient norm of the last update before clipping."""
     return float(metrics.get_meter("train", "gnorm").val)
 
 
@@ -217,10 +219,10 @@ def _agreed(decision: Decision | None) -> Decision | None:
 
 
 def _compare_ranks(schedule: Schedule, update: int) -> None:
-    """Stop when the ranks no longer agree.
+    """Check that all ranks have the same schedule state.
 
     Raises:
-        SharingError: their schedules differ.
+        SharingError: if their states differ.
     """
     if not _distributed():
         return
@@ -229,12 +231,12 @@ def _compare_ranks(schedule: Schedule, update: int) -> None:
     theirs: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(theirs, mine)
     if len(set(theirs)) > 1:
-        raise SharingError(f"the ranks disagree about the schedule after update {update}")
+        raise SharingError(f"the ranks disagree on the state of the schedule after update {update}")
 
 
 @functools.cache
 def _writer(folder: Path) -> Any:
-    """Open TensorBoard's file, once; None without TensorBoard, which fairseq says by itself."""
+    """Open a TensorBoard writer, once per folder; None without TensorBoard, which fairseq reports itself."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -243,7 +245,7 @@ def _writer(folder: Path) -> Any:
 
 
 def _draw(folder: Path, change: Mapping[str, Any]) -> None:
-    """Show a change in TensorBoard: the set of every layer against updates, and the reason."""
+    """Write a change to TensorBoard: the parameter set of each layer over updates, and the reason."""
     writer = _writer(folder / "sharing")
     if writer is None:
         return

@@ -1,4 +1,4 @@
-"""The flags of the schedules, and what they cannot be combined with."""
+"""Flags of the schedules, and the options that they cannot be combined with."""
 
 from argparse import Namespace
 from dataclasses import dataclass, fields
@@ -12,16 +12,16 @@ from fairseq_sharing.options import flag_of, option_field
 
 SCHEDULES = ("unshare", "dynamic", "replay")
 TIED_GRADIENTS = ("mean", "sum", "root")
-# Their state is kept by parameter and made at a parameter's first update.
+# These optimizers keep state per parameter and create it at the parameter's first update.
 OPTIMIZERS = ("adadelta", "adafactor", "adam", "adamax", "nag", "sgd", "fused_adam")
 DDP_BACKENDS = ("legacy_ddp", "no_c10d")
 
 
 @dataclass
 class ScheduleOptions(FairseqDataclass):
-    """Options of ``--task translation_sharing`` and its kin, beside those of fairseq's own task."""
+    """Options that ``--task translation_sharing`` and related tasks add to those of fairseq's tasks."""
 
-    # fairseq makes the flags from these types as they stand here: Optional, and no postponed annotations.
+    # fairseq derives the flags from these annotations at run time: use Optional and no postponed annotations.
 
     sharing_schedule: Optional[str] = option_field("how sharing changes during training: " + ", ".join(SCHEDULES))
     tied_gradients: Optional[str] = option_field(
@@ -78,7 +78,7 @@ class ScheduleOptions(FairseqDataclass):
     replay_of: Optional[str] = option_field("replay: a checkpoint of the run whose changes are repeated")
 
 
-# Option -> the values that it can have.
+# Option -> its allowed values.
 CHOICES = {
     "sharing_schedule": SCHEDULES,
     "tied_gradients": TIED_GRADIENTS,
@@ -93,9 +93,9 @@ CHOICES = {
     "dynamic_state": ("scaled", "raw"),
     "dynamic_initial": ("freeze", "train"),
 }
-# Beginning of an option's name -> the schedule that it belongs to.
+# Prefix of an option's name -> the schedule that it belongs to.
 _OWNERS = {"unshare_": "unshare", "dynamic_": "dynamic", "freeze_pattern_": "dynamic", "replay_": "replay"}
-# Option -> its range, ends included.
+# Option -> its range, inclusive.
 RANGES = {
     "unshare_at": (1, None),
     "unshare_threshold": (-1, 1),
@@ -111,14 +111,14 @@ RANGES = {
 
 
 def read_options(cfg: Any, seed: int = 1) -> Namespace:
-    """Read the schedule's options from a task's configuration.
+    """Read the options of a schedule from a task's configuration.
 
     Args:
         cfg: the configuration.
-        seed: of the training.
+        seed: seed of the training.
 
     Raises:
-        SharingError: a value that is not allowed, options missing or of another schedule.
+        SharingError: if a value is not allowed, or if an option is missing or belongs to another schedule.
     """
     options = Namespace(
         **{option.name: getattr(cfg, option.name, None) for option in fields(ScheduleOptions) if option.name != "_name"}
@@ -145,32 +145,33 @@ def _check_together(options: Namespace) -> None:
     for option in fields(ScheduleOptions):
         owner = next((owner for prefix, owner in _OWNERS.items() if option.name.startswith(prefix)), schedule)
         if owner != schedule and getattr(options, option.name) not in (None, option.default):
-            raise SharingError(f"{flag_of(option.name)} needs --sharing-schedule {owner}, got {schedule or 'none'}")
+            raise SharingError(f"{flag_of(option.name)} requires --sharing-schedule {owner}, got {schedule or 'none'}")
     if schedule is None and options.tied_gradients is not None:
-        raise SharingError(f"--tied-gradients {options.tied_gradients} needs --sharing-schedule")
+        raise SharingError(f"--tied-gradients {options.tied_gradients} requires --sharing-schedule")
     if schedule == "unshare" and (options.unshare_at is None) == (options.unshare_when is None):
-        raise SharingError("--sharing-schedule unshare needs either --unshare-at or --unshare-when")
+        raise SharingError("--sharing-schedule unshare requires either --unshare-at or --unshare-when")
     if options.unshare_when is not None and options.tied_gradients == "root":
-        raise SharingError("--unshare-when needs every layer's gradient; allowed with it: --tied-gradients mean, sum")
+        raise SharingError("--unshare-when requires the gradients of all layers; allowed: --tied-gradients mean, sum")
     if schedule == "replay" and options.replay_of is None:
-        raise SharingError("--sharing-schedule replay needs --replay-of, a checkpoint of the run to replay")
+        raise SharingError("--sharing-schedule replay requires --replay-of, a checkpoint of the run to replay")
 
 
 def check_training(args: Any) -> None:
-    """Refuse what a changing map cannot be combined with.
+    """Reject options that a changing layer map cannot be combined with.
 
     Args:
-        args: all of fairseq's arguments.
+        args: all arguments of fairseq.
 
     Raises:
-        SharingError: naming the flag and what is allowed.
+        SharingError: with the flag and the allowed values.
     """
 
     def given(name: str) -> Any:
         return getattr(args, name, None)
 
-    def refuse(what: str, reason: str, allowed: str) -> None:
-        raise SharingError(f"{what} cannot be combined with --sharing-schedule: {reason}; allowed: {allowed}")
+    def refuse(what: str, reason: str, allowed: str = "") -> None:
+        choice = f"allowed: {allowed}" if allowed else "remove it"
+        raise SharingError(f"{what} cannot be combined with --sharing-schedule: {reason}; {choice}")
 
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
     ranks = torch.distributed.get_world_size() if initialized else int(given("distributed_world_size") or 1)
@@ -178,7 +179,7 @@ def check_training(args: Any) -> None:
     if backend is not None and backend not in DDP_BACKENDS and (ranks > 1 or backend in ("fully_sharded", "slowmo")):
         refuse(
             f"--ddp-backend {backend}",
-            "it fixes the list of parameters when training starts",
+            "it fixes its list of parameters when training starts",
             f"--ddp-backend {' or '.join(DDP_BACKENDS)}",
         )
     optimizer = given("optimizer")
@@ -188,28 +189,28 @@ def check_training(args: Any) -> None:
     if given("fp16") and not efficient and not given("fp16_no_flatten_grads"):
         refuse(
             "--fp16",
-            "its one flat buffer of all gradients is laid out when training starts",
-            "--fp16-no-flatten-grads with it, --memory-efficient-fp16, --amp or --precision bf16",
+            "its flat gradient buffer is allocated when training starts",
+            "--fp16 with --fp16-no-flatten-grads, --memory-efficient-fp16, --amp or --precision bf16",
         )
     if (given("zero_sharding") or "none") != "none":
         refuse(f"--zero-sharding {given('zero_sharding')}", "it shards a fixed list of parameters", "none")
     for name, reason in (
         ("use_bmuf", "it keeps its own copies of the parameters"),
-        ("store_ema", "its copies are kept by name and would not follow the map"),
-        ("checkpoint_activations", "recomputed layers could run with another map's parameters"),
-        ("offload_activations", "recomputed layers could run with another map's parameters"),
+        ("store_ema", "it stores copies by name, which would not follow the map"),
+        ("checkpoint_activations", "recomputed layers could use the parameters of another map"),
+        ("offload_activations", "recomputed layers could use the parameters of another map"),
         ("encoder_layerdrop", "dropping a layer would not drop its parameters"),
         ("decoder_layerdrop", "dropping a layer would not drop its parameters"),
-        ("encoder_layers_to_keep", "pruning changes the layers' numbers"),
-        ("decoder_layers_to_keep", "pruning changes the layers' numbers"),
-        ("quant_noise_pq", "the noise would hit a shared weight once a layer"),
-        ("quant_noise_scalar", "the noise would hit a shared weight once a layer"),
+        ("encoder_layers_to_keep", "pruning changes the layer numbering"),
+        ("decoder_layers_to_keep", "pruning changes the layer numbering"),
+        ("quant_noise_pq", "noise would be applied to a shared weight once per layer"),
+        ("quant_noise_scalar", "noise would be applied to a shared weight once per layer"),
         ("quantization_config_path", "it replaces the layers' weights"),
-        ("base_layers", "expert layers change the layers' numbers"),
+        ("base_layers", "expert layers change the layer numbering"),
         ("pipeline_model_parallel", "the stacks must be on one device"),
         ("tpu", "it compiles a fixed set of parameters"),
     ):
         if given(name):
-            refuse(flag_of(name), reason, "leave it out")
+            refuse(flag_of(name), reason)
     if (given("model_parallel_size") or 1) > 1:
         refuse(f"--model-parallel-size {given('model_parallel_size')}", "the stacks must be on one device", "1")

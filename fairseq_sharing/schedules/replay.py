@@ -1,4 +1,4 @@
-"""What an earlier run's maps do without its decisions: its changes made again, or its last map from the start."""
+"""Reuse the layer maps of an earlier run: repeat its changes, or train with its final map from the start."""
 
 from __future__ import annotations
 
@@ -15,88 +15,89 @@ from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
 
 
 def recorded_changes(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the changes of the map that a run's checkpoint tells; none for a run without a schedule.
+    """Read the map changes that a run's checkpoint records; none for a run without a schedule.
 
     Returns:
-        By change: update, reason, before and after (by stack: layer_map, frozen; and parameters), bytes, gradient_norm.
+        For each change: update, reason, before and after (for each stack layer_map and frozen; and parameters), bytes,
+        gradient_norm.
     """
     return recorded_state(checkpoint).get("changes", [])
 
 
 def recorded_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find what the engine of a schedule keeps in a checkpoint; empty where there is none."""
+    """Return the state of a schedule's engine in a checkpoint; empty if it has none."""
     extra = checkpoint.get("extra_state") or {}
     kept = [v for v in extra.values() if isinstance(v, Mapping) and {"schedule", "changes"} <= v.keys()]
     return kept[0] if kept else {}
 
 
 def final_map_options(run: Path | str) -> dict[str, str]:
-    """Give the options of a model whose layers share from the start as those of a trained one do in the end.
+    """Return the options that give a new model the final layer maps of a trained one.
 
     Args:
-        run: a checkpoint, or a run directory of ``fairseq-sharing train``.
+        run: a checkpoint or a run directory of ``fairseq-sharing train``.
 
     Returns:
         ``encoder_sharing`` (custom), ``encoder_layer_map`` and so on, for each stack.
 
     Raises:
-        SharingError: no readable checkpoint there, or one without a map.
+        SharingError: if there is no readable checkpoint, or if it has no layer map.
     """
     path = Path(run)
     file = newest_readable(path / "checkpoints", optimizer_state=False) if path.is_dir() else path
     if file is None:
-        raise SharingError(f"--map-of {run}: has no readable checkpoint")
+        raise SharingError(f"--map-of {run}: no readable checkpoint found")
     sharing = recorded_sharing(load_checkpoint(file)["model"])
     if not sharing:
-        raise SharingError(f"--map-of {run}: its model tells no layer map")
+        raise SharingError(f"--map-of {run}: the checkpoint has no layer map")
     maps = {name.split(".")[0]: format_map(stack.layer_map) for name, stack in sharing.items()}
     custom = {f"{stack}_sharing": "custom" for stack in maps}
     return custom | {f"{stack}_layer_map": f"'{layer_map}'" for stack, layer_map in maps.items()}
 
 
 class Replay(Schedule):
-    """Changes the maps as recorded.
+    """Repeat the recorded map changes of a run.
 
     Args:
         file: a checkpoint of the run.
-        maps: the map that each stack starts with.
+        maps: initial layer map of each stack.
 
     Raises:
-        SharingError: no readable checkpoint, one without changes, or one whose run began with other maps.
+        SharingError: if the checkpoint is not readable, records no changes, or started with other layer maps.
     """
 
     def __init__(self, file: Path | str, maps: Mapping[str, LayerMap]):
         changes = recorded_changes(load_checkpoint(file))
         if not changes:
-            raise SharingError(f"--replay-of {file}: its run has made no change of a layer map")
+            raise SharingError(f"--replay-of {file}: the run did not change a layer map")
         self._frozen_first = {stack: tuple(changes[0]["before"][stack]["frozen"]) for stack in maps}
         for stack, layer_map in maps.items():
             began = tuple(changes[0]["before"][stack]["layer_map"])
             if began != layer_map:
                 raise SharingError(
-                    f"--replay-of {file}: its {stack} began with {format_map(began)}, "
-                    f"now it has {format_map(layer_map)}"
+                    f"--replay-of {file}: its {stack} started with the layer map {format_map(began)}, "
+                    f"got {format_map(layer_map)}"
                 )
         self._changes = {change["update"]: change["after"] for change in changes}
         self._stacks = tuple(maps)
 
     def start(self) -> Decision:
-        """Freeze the layers that were frozen at first."""
+        """Freeze the layers that were frozen at the start of the run."""
         return Decision({}, "initial freezing", self._frozen_first)
 
     def due(self, update: int) -> bool:
-        """Change at the updates that were recorded."""
+        """Change the maps at the recorded updates."""
         return update in self._changes
 
     def decide(self, run: Run) -> Decision:
-        """Change the maps as they were changed then."""
+        """Return the recorded maps."""
         after = self._changes[run.update]
         maps = {stack: tuple(after[stack]["layer_map"]) for stack in self._stacks}
         return Decision(maps, "replayed", {stack: tuple(after[stack]["frozen"]) for stack in self._stacks})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the file says all."""
+        """Return an empty state: the file contains everything."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take nothing."""
+        """Do nothing: there is no state."""

@@ -1,4 +1,4 @@
-"""What a schedule is: it looks at the run after an update and may return other layer maps."""
+"""The interface of a schedule: after an update it inspects the run and may return new layer maps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fairseq_sharing.schedules.unit_gradients import UnitGradients
 
 @dataclass(frozen=True)
 class Decision:
-    """What the stacks share from now on.
+    """New layer maps and frozen layers.
 
     Attributes:
-        maps: of every stack that changes.
+        maps: layer map of each stack that changes.
         reason: why, in words.
-        frozen: by stack, the layers that do not train yet.
+        frozen: for each stack, the layers that do not train yet.
     """
 
     maps: Mapping[str, LayerMap]
@@ -28,14 +28,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Run:
-    """What a schedule sees of a training.
+    """The information about a run that a schedule can use.
 
     Attributes:
-        update: updates made.
-        maps: the present layer map of each stack.
-        gradients: by stack, the gradients of its layers in the last update; only where the schedule asked for them.
-        mean_nll: gives the loss of the model as it is now, without dropout, on training batches drawn by the given
-            function (number of batches, count -> indices): nats per target token, over all ranks.
+        update: number of updates so far.
+        maps: current layer map of each stack.
+        gradients: for each watched stack, the gradients of its layers in the last update.
+        mean_nll: returns the loss of the current model without dropout, in nats per target token over all ranks. The
+            given function draws the training batches: (number of batches, count) -> indices.
     """
 
     update: int
@@ -45,35 +45,35 @@ class Run:
 
 
 class Schedule(ABC):
-    """Decides which layers share. Every rank has one; all must decide alike from what they see."""
+    """Decides which layers share. Every rank has its own; all must reach the same decision."""
 
     def start(self) -> Decision | None:
-        """Return what holds before the first update, where that is not what the options say."""
+        """Return a decision that applies before the first update, or None to start as the options say."""
         return None
 
     @abstractmethod
     def due(self, update: int) -> bool:
-        """Tell whether there is something to decide after an update."""
+        """Return whether a decision is due after an update."""
 
     @abstractmethod
     def decide(self, run: Run) -> Decision | None:
-        """Look at the run after an update that is due; None leaves the maps alone."""
+        """Decide after an update that is due. None leaves the maps unchanged."""
 
-    def decided(self, run: Run) -> None:  # noqa: B027  most schedules need not look
-        """Look at the run once the decision holds."""
+    def decided(self, run: Run) -> None:  # noqa: B027  optional for a schedule
+        """Inspect the run after a decision was applied."""
 
     def watched(self, update: int) -> tuple[str, ...]:
-        """Name the stacks whose gradients, layer by layer, the decision after an update needs."""
+        """Return the stacks whose gradients per layer are needed for the decision after an update."""
         return ()
 
-    def told(self) -> dict[str, float]:
-        """Return numbers to show in the training log."""
+    def log_values(self) -> dict[str, float]:
+        """Return values for the training log."""
         return {}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next decisions depend on: plain values and tensors."""
+        """Return the state that later decisions depend on: plain values and tensors."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""

@@ -1,4 +1,4 @@
-"""fairseq's tasks with a model whose sharing changes while it trains: ``--task translation_sharing`` and its kin."""
+"""fairseq's tasks with a sharing schedule: ``--task translation_sharing`` and related tasks."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,16 @@ from fairseq_sharing.schedules.training_loss import TrainingLoss
 
 
 class SharingTask:
-    """Mixin for a fairseq task: its model's layer maps change as ``--sharing-schedule`` says."""
+    """Mixin for a fairseq task that changes its model's layer maps by ``--sharing-schedule``."""
 
     engine = None
 
     def build_model(self, cfg, from_checkpoint=False):
-        """Build the model and, to train it, its schedule.
+        """Build the model and, for training, its schedule.
 
         Raises:
-            SharingError: a bad option, one that a schedule cannot be combined with, or a model that shares nothing.
+            SharingError: if an option is invalid or cannot be combined with a schedule, or if the architecture does not
+                support sharing.
         """
         options = read_options(self._configuration, getattr(cfg, "seed", 1))
         if options.sharing_schedule and not from_checkpoint:
@@ -34,13 +35,13 @@ class SharingTask:
             self._train_subset = getattr(cfg, "train_subset", "train")
             if not isinstance(model, SharingModel):
                 arch = getattr(cfg, "arch", type(model).__name__)
-                raise SharingError(f"--sharing-schedule needs an architecture that shares layers, got --arch {arch}")
+                raise SharingError(f"--sharing-schedule requires an architecture of this package, got --arch {arch}")
             self.engine = Engine(build_schedule(options, model.sharing), model, options)
             self._loss = TrainingLoss()
         return model
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
-        """Make fairseq's iterator; remember the batches of the training set."""
+        """Build fairseq's iterator and keep a reference to that of the training set."""
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if self.engine is not None and dataset is self.datasets.get(self._train_subset):
             self._loss.batches = iterator
@@ -48,27 +49,27 @@ class SharingTask:
 
     @property
     def _configuration(self):
-        # fairseq's older tasks, language_modeling among them, have it in args.
+        # fairseq's older tasks, including language_modeling, store it in args.
         return self.args if self.cfg is None else self.cfg
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        """Run the model forward and backward on a batch, watched by the schedule."""
+        """Run the forward and backward pass of a batch under the schedule's engine."""
         if self.engine is None:
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         with self.engine.training_step(update_num):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def after_update(self, trainer) -> None:
-        """Let the schedule look at the run; the trainer calls this after each update that was made."""
+        """Run the schedule. The trainer calls this after each update that was applied."""
         if self.engine is not None:
             self.engine.after_update(trainer, lambda draw: self._loss.measure(trainer, draw))
 
     def get_checkpoint_dict(self):
-        """Give what fairseq keeps in a checkpoint for the task."""
+        """Return the task's state for the checkpoint."""
         return {} if self.engine is None else {type(self).__name__: self.engine.state_dict()}
 
     def set_checkpoint_dict(self, state):
-        """Go on from what a checkpoint has."""
+        """Restore the task's state from a checkpoint."""
         if self.engine is not None:
             self.engine.load_state_dict(state)
 
@@ -80,7 +81,7 @@ class TranslationSharingConfig(ScheduleOptions, TranslationConfig):
 
 @register_task("translation_sharing", dataclass=TranslationSharingConfig)
 class TranslationSharingTask(SharingTask, TranslationTask):
-    """fairseq's translation with sharing that changes while training."""
+    """fairseq's translation task with a sharing schedule."""
 
 
 @dataclass
@@ -90,7 +91,7 @@ class LanguageModelingSharingConfig(ScheduleOptions, LanguageModelingConfig):
 
 @register_task("language_modeling_sharing", dataclass=LanguageModelingSharingConfig)
 class LanguageModelingSharingTask(SharingTask, LanguageModelingTask):
-    """fairseq's language modeling with sharing that changes while training."""
+    """fairseq's language modeling task with a sharing schedule."""
 
 
 @dataclass
@@ -100,4 +101,4 @@ class MaskedLMSharingConfig(ScheduleOptions, MaskedLMConfig):
 
 @register_task("masked_lm_sharing", dataclass=MaskedLMSharingConfig)
 class MaskedLMSharingTask(SharingTask, MaskedLMTask):
-    """fairseq's masked language modeling with sharing that changes while training."""
+    """fairseq's masked language modeling task with a sharing schedule."""

@@ -1,4 +1,4 @@
-"""The loss of a model as it is now, on training batches: what an agent is rewarded by."""
+"""The loss of the current model on training batches, from which an agent's reward is computed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 
 class TrainingLoss:
-    """Measures the loss on batches of the training set, apart from the training's own pass over them."""
+    """Measures the loss on training batches, independently of the training iterator."""
 
     def __init__(self) -> None:
-        # fairseq's iterator over the training set, once it is made.
+        # fairseq's iterator over the training set, once it is built.
         self.batches: Any = None
 
     def measure(self, trainer: Any, draw: Callable[[int, int], list[int]]) -> float:
-        """Measure the loss without dropout and label smoothing, on as many batches as an update has, over all ranks.
+        """Measure the loss without dropout and label smoothing on as many batches as an update has, over all ranks.
 
         Args:
             trainer: fairseq's trainer.
-            draw: gives (number of batches, count) -> indices, the same on every rank; each rank takes its part.
+            draw: returns batch indices for (number of batches, count), equal on all ranks. Each rank takes its share.
 
         Returns:
             Nats per target token.

@@ -1,4 +1,4 @@
-"""The gradient of every layer of a shared stack by itself, before the gradients of a shared parameter are added up."""
+"""Gradients of a shared stack per layer, before the gradients of a shared parameter are summed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from fairseq_sharing.tying import alias_names, count_uses, stand_ins
+from fairseq_sharing.tying import alias_names, count_uses, proxy_parameters
 
-Unit = tuple[int, ...]  # consecutive layers that are shared together
+Unit = tuple[int, ...]  # consecutive layers that are shared as a group
 
 
 class UnitGradients:
-    """Collects the gradients of one update, micro-batch by micro-batch.
+    """Collects the per-layer gradients of one update over its micro-batches.
 
-    While it collects, the layers of a shared set run with stand-ins for their parameters: the same storage, but
-    gradients of their own. These are kept and then added to the shared parameter's, so that the update is made as ever.
+    While collecting, the layers of a shared set run with proxy parameters: the same storage, but separate gradients.
+    These are recorded and then added to the gradient of the shared parameter, so the update itself does not change.
 
     Args:
         stack: a shared stack.
@@ -29,20 +29,20 @@ class UnitGradients:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Collect from the forward and backward pass that runs inside."""
+        """Collect from the enclosed forward and backward pass."""
         stack = self._stack
         owners = alias_names(stack, stack.sharing)
         owners.update({owner: owner for owner in owners.values()})
         shared = {owner: stack.get_parameter(owner) for owner in set(owners.values())}
         if all(parameter.grad is None for parameter in shared.values()):
-            self._gradients = {}  # the first micro-batch of an update
-        with stand_ins(stack, owners, requires_grad=True) as made:
+            self._gradients = {}  # first micro-batch of an update
+        with proxy_parameters(stack, owners, requires_grad=True) as proxies:
             yield
         uses = count_uses(stack, stack.sharing) if stack.averages_gradients else {}
-        # From the last layer to the first: the order in which the backward pass adds them up.
+        # From the last layer to the first: the order in which the backward pass sums them.
         total: dict[str, torch.Tensor] = {}
-        for name in sorted(made, key=_depth, reverse=True):
-            gradient = made[name].grad
+        for name in sorted(proxies, key=_depth, reverse=True):
+            gradient = proxies[name].grad
             if gradient is None:
                 continue
             owner = owners[name]
@@ -54,20 +54,20 @@ class UnitGradients:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def reduce(self) -> None:
-        """Add up what the ranks have collected."""
+        """Sum the collected gradients over the ranks."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for name in sorted(self._gradients):
                 torch.distributed.all_reduce(self._gradients[name])
 
     def cosines(self, pairs: Sequence[tuple[Unit, Unit]]) -> list[float]:
-        """Compare the gradients of units of layers.
+        """Compare the gradients of pairs of units.
 
         Args:
-            pairs: units with equally many layers.
+            pairs: pairs of units with the same number of layers.
 
         Returns:
-            The cosine of the two gradients of each pair, over all parameters that their layers share; 1 where one of
-            them is zero, which says nothing against sharing.
+            The cosine of the two gradients of each pair, over all parameters that their layers share; 1 if a gradient
+            is zero, which is no evidence against sharing.
         """
         return [self._cosine(one, other) for one, other in pairs]
 

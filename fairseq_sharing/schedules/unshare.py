@@ -1,4 +1,4 @@
-"""Share, then unshare: the units of a stack train as one, until they become independent.
+"""Share, then unshare: the units of a stack share parameters until they become independent.
 
 Source: Yang et al. 2021, Speeding up Deep Model Training by Sharing Weights and Then Unsharing, arXiv 2110.03848.
 """
@@ -19,15 +19,15 @@ Pair = tuple[Unit, Unit]
 
 @dataclass(frozen=True)
 class UnshareRule:
-    """When units become independent.
+    """Conditions under which units become independent.
 
     Attributes:
-        at: untie everything at this update (SWE-F).
+        at: untie all layers at this update (SWE-F).
         when: ``correlation`` unties a stack when most of its adjacent units disagree (SWE-A), ``correlation-split``
-            splits it where two do (SWE-M).
-        threshold: rho, the cosine below which the gradients of two units disagree.
-        interval: updates from one check to the next.
-        patience: checks in a row that must find it.
+            splits it between two units that disagree (SWE-M).
+        threshold: rho; the gradients of two units disagree if their cosine is below it.
+        interval: number of updates between two checks.
+        patience: number of consecutive checks that must find disagreement.
     """
 
     at: int | None = None
@@ -38,11 +38,11 @@ class UnshareRule:
 
 
 def find_chains(layer_map: LayerMap) -> list[list[Unit]]:
-    """Find the units that a map shares, in the order of their use.
+    """Find the units that a map shares, in order of use.
 
     Returns:
         Chains of at least two units with the same parameters. A map that repeats a block of A layers B times is one
-        chain of B units of A layers; in any other, each set that several layers use is a chain of single layers.
+        chain of B units of A layers. In any other map, each set used by several layers is a chain of single layers.
     """
     size, period = len(layer_map), num_unique(layer_map)
     if period and size % period == 0 and layer_map == tuple(range(period)) * (size // period):
@@ -55,13 +55,13 @@ def find_chains(layer_map: LayerMap) -> list[list[Unit]]:
 
 
 def tied_pairs(chains: list[list[Unit]], layer_map: LayerMap) -> list[Pair]:
-    """List the adjacent units of the chains that share by a map."""
+    """List the pairs of adjacent units that share parameters in a map."""
     pairs = [pair for units in chains for pair in pairwise(units)]
     return [(one, other) for one, other in pairs if layer_map[one[0]] == layer_map[other[0]]]
 
 
 def split_between(layer_map: LayerMap, chains: list[list[Unit]], pairs: list[Pair]) -> LayerMap:
-    """Split a map's sets between two units: those up to the first go on together, those from the second too."""
+    """Split the sets of a map between the units of each pair; the units on either side remain shared."""
     labels: list[Any] = list(layer_map)
     for units in chains:
         part = 0
@@ -73,42 +73,42 @@ def split_between(layer_map: LayerMap, chains: list[list[Unit]], pairs: list[Pai
 
 
 class Unshare(Schedule):
-    """SWE-F, SWE-A and SWE-M; each stack decides alone.
+    """SWE-F, SWE-A and SWE-M, independently for each stack.
 
     Args:
-        rule: when units become independent.
-        maps: the layer map that each stack starts with.
+        rule: the conditions.
+        maps: initial layer map of each stack.
     """
 
     def __init__(self, rule: UnshareRule, maps: Mapping[str, LayerMap]):
         self._rule = rule
         self._chains = {stack: find_chains(layer_map) for stack, layer_map in maps.items()}
         self._maps = dict(maps)
-        # Checks in a row that found disagreement: of a stack (SWE-A), or of a pair, by its first layers (SWE-M).
+        # Consecutive checks that found disagreement: per stack (SWE-A), or per pair, named by its first layers (SWE-M).
         self._found: dict[str, int] = {}
-        self._told: dict[str, float] = {}
+        self._log_values: dict[str, float] = {}
 
     @property
     def phase(self) -> str:
-        """How far the run is: ``shared``, ``split`` in some places, or ``unshared``."""
+        """The phase of the run: ``shared``, ``split`` (partly untied) or ``unshared``."""
         tied = sum(len(tied_pairs(chains, self._maps[stack])) for stack, chains in self._chains.items())
         started = sum(len(units) - 1 for chains in self._chains.values() for units in chains)
         return "unshared" if not tied else "shared" if tied == started else "split"
 
     def due(self, update: int) -> bool:
-        """Decide at the update that untying was set for, or where a check is due."""
+        """Decide at the given update, or when a check is due."""
         if self._rule.when is None:
             return self._rule.at is not None and update >= self._rule.at and self.phase != "unshared"
         return bool(self.watched(update))
 
     def watched(self, update: int) -> tuple[str, ...]:
-        """Watch the stacks that still share, when a check is due."""
+        """Watch the stacks that still share layers when a check is due."""
         if self._rule.when is None or update % self._rule.interval:
             return ()
         return tuple(stack for stack in self._chains if self._tied(stack))
 
     def decide(self, run: Run) -> Decision | None:
-        """Untie what the rule says."""
+        """Untie layers by the rule."""
         if self._rule.when is None:
             maps = {stack: tuple(range(len(m))) for stack, m in self._maps.items() if self._tied(stack)}
             reasons = [f"update {self._rule.at} reached"]
@@ -124,27 +124,27 @@ class Unshare(Schedule):
         self._maps.update(maps)
         return Decision(maps, "; ".join(reasons))
 
-    def told(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Return the mean cosine of each stack at its last check."""
-        return self._told
+        return self._log_values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the phase, the maps and the counts of checks."""
+        """Return the phase, the maps, the counts of checks and the logged values."""
         maps = {stack: list(layer_map) for stack, layer_map in self._maps.items()}
-        return {"phase": self.phase, "maps": maps, "found": dict(self._found), "told": dict(self._told)}
+        return {"phase": self.phase, "maps": maps, "found": dict(self._found), "told": dict(self._log_values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         self._maps = {stack: tuple(labels) for stack, labels in state["maps"].items()}
-        self._found, self._told = dict(state["found"]), dict(state["told"])
+        self._found, self._log_values = dict(state["found"]), dict(state["told"])
 
     def _tied(self, stack: str) -> list[Pair]:
         return tied_pairs(self._chains[stack], self._maps[stack])
 
     def _check(self, stack: str, cosines: list[float]) -> tuple[LayerMap | None, str]:
-        """Count disagreements; return the map that they lead to, if any, and why."""
+        """Count disagreements; return the new map, if any, and the reason."""
         rule, pairs = self._rule, self._tied(stack)
-        self._told[f"{stack}_correlation"] = sum(cosines) / len(cosines)
+        self._log_values[f"{stack}_correlation"] = sum(cosines) / len(cosines)
         low = [cosine < rule.threshold for cosine in cosines]
         if rule.when == "correlation":
             if not self._count(stack, 2 * sum(low) > len(low)):
@@ -163,6 +163,6 @@ class Unshare(Schedule):
         return layer_map, f"correlation below {rule.threshold:g} at {reason}"
 
     def _count(self, name: str, disagrees: bool) -> bool:
-        """Count a check; tell whether there were enough in a row."""
+        """Count a check and return whether enough consecutive checks found disagreement."""
         self._found[name] = self._found.get(name, 0) + 1 if disagrees else 0
         return self._found[name] >= self._rule.patience

@@ -1,1 +1,1 @@
-"""The Universal Transformer (Dehghani et al. 2019): depth signal, positions at every depth and ACT."""
+"""The Universal Transformer (Dehghani et al. 2019): depth signal, positions at every depth, and ACT."""

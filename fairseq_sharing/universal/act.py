@@ -1,4 +1,4 @@
-"""ACT, adaptive computation time: each position decides after how many of a stack's depths its state is finished."""
+"""ACT, adaptive computation time: each position halts after its own number of depths of a stack."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 @dataclass
 class Ponder:
-    """What the positions of one forward pass cost.
+    """Ponder cost of the positions of one forward pass.
 
     Args:
-        steps: depths until each position halted, 1 to N; 0 for padding. (T, B), no gradient.
-        remainder: weight of each position's last step; 0 for padding. (T, B), carries the gradient of the cost.
+        steps: depths until each position halted, 1 to N; 0 for padding. (T, B), without gradient.
+        remainder: weight of each position's last step; 0 for padding. (T, B), with the gradient of the cost.
     """
 
     steps: Tensor
@@ -22,32 +22,33 @@ class Ponder:
 
     @property
     def cost(self) -> Tensor:
-        """Sum steps and remainders over all positions but padding: the ponder cost. A scalar."""
+        """The ponder cost: the sum of steps and remainders over all positions except for padding. A scalar."""
         return (self.steps + self.remainder).sum()
 
     @property
     def positions(self) -> Tensor:
-        """Count the positions that are no padding. A scalar."""
+        """The number of positions that are not padding. A scalar."""
         return self.steps.ne(0).sum()
 
 
 class AdaptiveComputationTime(nn.Module):
-    """Halting of the positions of a stack; one unit for all its depths.
+    """Halting unit of a stack, shared by all depths.
 
-    Step t of a position takes the state s that enters it (its depth signal added) and has the halting probability
-    p = sigmoid(w s + b). The position halts at the first step where its p sum up to 1 - eps, or at step N. What the
-    stack gives is the mean of the states that the steps made, weighted by p, the last one by what is missing to 1 (the
-    remainder). A halted state is copied onward: later depths still give it keys and values, for others to attend to.
-    So nothing is skipped in a decoder that caches them: every word has its keys and values at all N depths.
+    The halting probability of a position at step t is p = sigmoid(w s + b), where s is the input of the step including
+    the depth signal. The position halts at the first step where the sum of its p reaches 1 - eps, or at step N. The
+    output of the stack is the mean of the step outputs weighted by p; the last one is weighted by the remainder, which
+    makes the weights sum to 1. A halted state is copied to the later depths, which still compute keys and values from
+    it for other positions to attend to. A decoder with a cache therefore skips nothing: every token has keys and values
+    at all N depths.
 
     Args:
         embed_dim: C.
-        num_layers: N, the most steps a position takes.
+        num_layers: N, the maximum number of steps.
         epsilon: eps.
 
     Source: Graves 2016, "Adaptive Computation Time for Recurrent Neural Networks", equations 5 to 13, per position as
     in Dehghani et al. 2019, "Universal Transformers", Section 2.2. Their code interpolates between states instead of
-    adding them up, and leaves weights at step N that do not sum up to 1; here they do, as Graves has it.
+    summing them, and its weights do not sum to 1 if a position reaches step N. Here they do, as in Graves.
     """
 
     def __init__(self, embed_dim: int, num_layers: int, epsilon: float):
@@ -56,15 +57,15 @@ class AdaptiveComputationTime(nn.Module):
         self.threshold = 1.0 - epsilon
         self.weight = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.weight, std=embed_dim**-0.5)
-        # Graves: a positive bias, so that training does not start with the longest computation.
+        # Graves: a positive bias, so that training does not start with the maximum number of steps.
         self.bias = nn.Parameter(torch.ones(1))
 
     def begin(self, state: Tensor, padding_mask: Tensor | None) -> None:
         """Start a forward pass.
 
         Args:
-            state: what enters the first depth, (T, B, C).
-            padding_mask: True at padding, which takes no step, (B, T); None for no padding.
+            state: input of the first depth, (T, B, C).
+            padding_mask: True at padding, which takes no step, (B, T); None if there is no padding.
         """
         self._running = state.new_ones(state.shape[:2], dtype=torch.bool)
         if padding_mask is not None:
@@ -74,15 +75,15 @@ class AdaptiveComputationTime(nn.Module):
         self._mean = torch.zeros_like(state, dtype=torch.float32)
 
     def enter(self, state: Tensor, with_signal: Tensor, depth: int) -> None:
-        """Decide which positions halt at a step, before it.
+        """Decide before a step which positions halt at it.
 
         Args:
-            state: the carried state, (T, B, C).
-            with_signal: what the layer gets, (T, B, C).
-            depth: number of the step, from 0.
+            state: the state from the previous depth, (T, B, C).
+            with_signal: the input of the layer, (T, B, C).
+            depth: index of the step, from 0.
         """
-        # In fp32 whatever the model's precision: a sum of p in bf16 would miss the threshold. (Autocast would run a
-        # matrix product in bf16 all the same.)
+        # Always in fp32: in bf16, a sum of p would miss the threshold. Not a matrix product, which autocast would run
+        # in bf16.
         p = ((with_signal.float() * self.weight.float()).sum(-1) + self.bias.float()).sigmoid()
         halting = self._halted_by + p >= self.threshold
         if depth == self.num_layers - 1:
@@ -96,7 +97,7 @@ class AdaptiveComputationTime(nn.Module):
         self._running = self._running & ~halting
 
     def leave(self, made: Tensor) -> Tensor:
-        """Take what a step made.
+        """Process the output of a step.
 
         Args:
             made: the layer's output, (T, B, C).
@@ -111,7 +112,7 @@ class AdaptiveComputationTime(nn.Module):
         """End a forward pass.
 
         Returns:
-            The weighted mean of each position's states, in fp32, (T, B, C), zero at padding; and what they cost.
+            The weighted mean of each position's states, in fp32, (T, B, C), zero at padding; and the ponder cost.
         """
         mean, ponder = self._mean, self._ponder
         del self._mean, self._ponder, self._weight, self._halted_by, self._running, self._carried, self._steps_now

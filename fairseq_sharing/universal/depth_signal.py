@@ -1,4 +1,4 @@
-"""Depth signal: a vector a depth, added to what enters it, so that layers with equal weights know where they are."""
+"""Depth signal: one vector per depth, added to its input, so that layers with equal weights can distinguish depths."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 
 class DepthSignal(nn.Module):
-    """The signal of each depth of a stack; it belongs to the depth and is never shared.
+    """The signal of each depth of a stack. It is never shared.
 
     Args:
-        kind: ``sinusoidal``, the sines and cosines that fairseq gives position t in a sentence, for depth t; or
-            ``learned``, a trained vector a depth.
+        kind: ``sinusoidal``: fairseq's sinusoidal embedding of position t, used for depth t; or ``learned``: one
+            trained vector per depth.
         num_layers: N.
         embed_dim: C.
 
     Raises:
-        ValueError: another kind.
+        ValueError: if ``kind`` is unknown.
 
     Shape:
         weight: (N, C).
 
-    Source: Dehghani et al. 2019, "Universal Transformers", Section 2.1, equation 6 (sinusoidal over time steps); the
-    learned one is that of their code.
+    Source: Dehghani et al. 2019, "Universal Transformers", Section 2.1, equation 6 (sinusoidal over time steps); their
+    code for the learned signal.
     """
 
     weight: Tensor
@@ -38,7 +38,7 @@ class DepthSignal(nn.Module):
             waves = SinusoidalPositionalEmbedding.get_embedding(num_layers + 1, embed_dim)
             self.register_buffer("weight", waves[1:], persistent=False)  # depths count from 1
         else:
-            raise ValueError(f"a depth signal is sinusoidal or learned, got {kind}")
+            raise ValueError(f"kind must be sinusoidal or learned, got {kind}")
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
         """Add the signal of a depth, counted from 0, to a state (T, B, C)."""

@@ -1,6 +1,6 @@
-"""What a Universal Transformer does between the layers of a stack: depth signal, positions anew, and halting.
+"""The operations of a Universal Transformer between layers: depth signal, positions at every depth, and halting.
 
-It works on the layers from outside, by forward hooks: any layer, any layer map, recomputed activations included.
+They are implemented as forward hooks, so they work with any layer, layer map and activation checkpointing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DepthSteps:
     _ponder: Ponder | None = None
 
     def add_depth_steps(self, cfg: Any, stack: str) -> None:
-        """Put the steps that the options ask for around the layers; call it when they are built.
+        """Add the hooks that the options select to the layers. Call this after the layers are built.
 
         Args:
             cfg: fairseq's TransformerConfig with the sharing options.
@@ -48,18 +48,18 @@ class DepthSteps:
             layer.register_forward_hook(partial(self._leave, depth))
 
     def describe_depth_steps(self) -> str:
-        """Say in words what is added to the stack's layers; empty for nothing."""
-        told = []
+        """Describe in words what is added to the stack's layers; empty if nothing."""
+        parts = []
         if self.depth_signal is not None:
-            told.append(f"depth signal: {self.depth_signal.kind}")
+            parts.append(f"depth signal: {self.depth_signal.kind}")
         if self._adds_positions:
-            told.append("positions added at every depth")
+            parts.append("positions added at every depth")
         if self.halting is not None:
-            told.append(f"ACT: halts at a sum of {self.halting.threshold:g}, at most {len(self.layers)} steps")
-        return "; ".join(told)
+            parts.append(f"ACT: halts at a sum of {self.halting.threshold:g}, at most {len(self.layers)} steps")
+        return "; ".join(parts)
 
     def take_ponder(self) -> Ponder | None:
-        """Give, once, what the last forward pass cost; None without ACT."""
+        """Return and clear the ponder cost of the last forward pass; None without ACT."""
         ponder, self._ponder = self._ponder, None
         return ponder
 
@@ -69,13 +69,13 @@ class DepthSteps:
     def _enter(self, depth: int, _layer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         state, *others = args  # T x B x C
         entering = state
-        if self._positions is not None and depth > 0:  # the first depth has them from the embedding
+        if self._positions is not None and depth > 0:  # the embedding already adds them at the first depth
             entering = entering + self._positions[:, -state.size(0) :].transpose(0, 1)
         if self.depth_signal is not None:
             entering = self.depth_signal(entering, depth)
         if self.halting is not None:
             if depth == 0:
-                # fairseq's names for the padding of the tokens that enter, in an encoder and in a decoder
+                # fairseq's names for the padding mask of the inputs of an encoder and of a decoder
                 self.halting.begin(state, kwargs.get("encoder_padding_mask", kwargs.get("self_attn_padding_mask")))
             self.halting.enter(state, entering, depth)
         return (entering, *others), kwargs

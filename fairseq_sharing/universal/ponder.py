@@ -17,9 +17,9 @@ from fairseq_sharing.layer_map import STACKS
 
 @dataclass
 class PonderCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """fairseq's options of the cross-entropy, and the weight of the ponder cost."""
+    """Options that ``label_smoothed_cross_entropy_with_ponder`` adds to fairseq's label-smoothed cross-entropy."""
 
-    # fairseq makes the flags from these types as they stand here: no postponed annotations.
+    # fairseq derives the flags from these annotations at run time: use no postponed annotations.
 
     ponder_weight: float = field(
         default=0.01,
@@ -29,11 +29,11 @@ class PonderCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 @register_criterion("label_smoothed_cross_entropy_with_ponder", dataclass=PonderCriterionConfig)
 class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
-    """Cross-entropy + weight x ponder cost, both summed over tokens and divided alike by the size of the whole batch.
+    """Cross-entropy + weight x ponder cost, both summed over tokens and divided by the size of the whole batch.
 
-    So an update is the same however its batch is split over steps (``--update-freq``) and ranks.
+    An update therefore does not depend on how its batch is split over steps (``--update-freq``) and ranks.
 
-    Source: Graves 2016, Section 2.1, equation 11; its weight is the paper's time penalty.
+    Source: Graves 2016, Section 2.1, equation 11; the weight is the paper's time penalty.
     """
 
     def __init__(self, task, sentence_avg, label_smoothing, ponder_weight, ignore_prefix_size=0, report_accuracy=False):
@@ -44,7 +44,7 @@ class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
         self._logged: dict[str, torch.Tensor] = {}
 
     def forward(self, model, sample, reduce=True):
-        """Compute the loss of a sample as fairseq's criterions do: loss, sample size, what to log."""
+        """Compute the loss, the sample size and the logging output of a batch, as fairseq's criterions do."""
         loss, sample_size, logged = super().forward(model, sample, reduce=reduce)
         return loss, sample_size, {**logged, **self._logged}
 
@@ -52,13 +52,14 @@ class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
         """Add the ponder cost to fairseq's loss.
 
         Raises:
-            SharingError: the model has no ACT.
+            SharingError: if the model has no ACT.
         """
         loss, nll_loss = super().compute_loss(model, net_output, sample, reduce=reduce)
         ponder = net_output[1].get("ponder")
         if not ponder:
             raise SharingError(
-                "--criterion label_smoothed_cross_entropy_with_ponder needs a model with --act encoder, decoder or both"
+                "--criterion label_smoothed_cross_entropy_with_ponder requires a model with ACT; "
+                "allowed: --act encoder, decoder, both"
             )
         cost = torch.stack([stack.cost for stack in ponder.values()]).sum()
         self._logged = {"ponder_loss": cost.detach()}
@@ -69,7 +70,7 @@ class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Aggregate what the steps and ranks logged: fairseq's figures, the ponder cost, and depths a token."""
+        """Aggregate the logging outputs of steps and ranks: fairseq's values, the ponder cost and steps per token."""
         super().reduce_metrics(logging_outputs)
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
         cost = sum(log.get("ponder_loss", 0) for log in logging_outputs)

@@ -1,4 +1,4 @@
-"""Result files as evaluate writes them, for the tests of the report."""
+"""Result files in the format of ``evaluate``, for the tests of the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def result(
     p_value: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Make the content of one result file."""
+    """Create the content of one result file."""
     layer_map = MAPS[sharing]
     score = {
         "bleu": bleu,

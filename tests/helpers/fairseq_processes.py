@@ -1,7 +1,7 @@
-"""Run commands as ``python -m`` does, in processes forked from a server that has imported torch and fairseq once.
+"""Run commands like ``python -m`` in processes forked from a server that has already imported torch and fairseq.
 
-Importing them takes longer than most of the commands here. The plugin isn't imported there: ``--user-dir`` does that,
-as it does for a user.
+Importing them takes longer than most of these commands. The server does not import the plugin: ``--user-dir`` does, as
+for a user.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "fairseq_sharing"
-# No GPU and no second thread, so that two runs can be compared bit by bit.
+# No GPU and a single thread, so that two runs are bitwise comparable.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-PATIENCE = 240  # seconds that a command may take on a busy machine
+PATIENCE = 240  # timeout of a command in seconds, for a busy machine
 
 _server = multiprocessing.get_context("forkserver")
-# fairseq_cli.train comes first: it sends the log to standard output before fairseq's own modules choose otherwise.
+# fairseq_cli.train comes first: it directs the log to stdout before other fairseq modules configure logging.
 # Every optimizer imports torch._dynamo.
 _server.set_forkserver_preload(
     ["fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.validate", "torch._dynamo", "pytest"]
@@ -37,11 +37,11 @@ _server.set_forkserver_preload(
 
 @dataclass
 class Command:
-    """A command that runs or has run.
+    """A running or finished command.
 
     Args:
-        process: what runs it.
-        log: file names before ``.out`` and ``.err``.
+        process: its process.
+        log: path of its output files without ``.out`` and ``.err``.
     """
 
     process: multiprocessing.process.BaseProcess
@@ -56,7 +56,7 @@ class Command:
         return Path(f"{self.log}.err").read_text()
 
     def wait(self, status: int | None = 0, patience: float = PATIENCE) -> Command:
-        """Wait some seconds for its end; the status None stands for any but 0."""
+        """Wait for the command to end. The status None accepts any except for 0."""
         self.process.join(patience)
         code = self.process.exitcode
         if code is None:
@@ -65,7 +65,7 @@ class Command:
         return self
 
     def wait_until(self, ready: Callable[[], object]) -> None:
-        """Wait for something that it does."""
+        """Wait until a condition is met."""
         end = time.monotonic() + PATIENCE
         while not ready():
             assert self.process.is_alive(), f"it ended first: {self.stdout} {self.stderr}"
@@ -79,10 +79,10 @@ class Command:
 
 
 class Commands:
-    """Starts commands and keeps what they write.
+    """Starts commands and stores their output.
 
     Args:
-        folder: where that is kept.
+        folder: directory of the output files.
     """
 
     def __init__(self, folder: Path):
@@ -93,7 +93,7 @@ class Commands:
         """Start ``python -m MODULE WORDS`` in a folder.
 
         Args:
-            before: called in the new process first.
+            before: function to call first in the new process.
         """
         self._count += 1
         log = self._folder / f"{self._count:03d}-{module}"
@@ -102,19 +102,19 @@ class Commands:
         return Command(process, log)
 
     def run(self, module: str, *words: object, status: int | None = 0, **choices: Any) -> Command:
-        """Run a command to its end; takes what ``start`` takes."""
+        """Run a command to its end. The arguments are those of ``start``."""
         return self.start(module, *words, **choices).wait(status)
 
 
 def _run(module: str, words: list[str], log: Path, cwd: Path, before: Callable[[], None] | None) -> None:
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    gc.freeze()  # what the server imported
+    gc.freeze()  # objects of the imported modules
     os.chdir(cwd)
     sys.path[:0] = [str(cwd), str(ROOT)]
     if before is not None:
         before()
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
+    multiprocessing.set_start_method("fork", force=True)  # as in a separate process, for the data loader workers
     _become(module, words)
 
 
@@ -124,13 +124,13 @@ def _become(module: str, words: list[str]) -> None:
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Exception:
-        # As the interpreter does: fairseq_sharing tells its errors through this hook.
+        # As the interpreter does: fairseq_sharing prints its errors through this hook.
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
 
 
 def fork_trainings() -> None:
-    """Let ``fairseq-sharing train`` in this process start fairseq-train as a fork, in which all is imported."""
+    """Make ``fairseq-sharing train`` in this process start fairseq-train as a fork with all modules imported."""
     from fairseq_sharing.training import launch
 
     launch.spawn = _fork
@@ -154,29 +154,29 @@ def _program(command: list[str], output: int, variables: dict[str, str]) -> None
 
 @contextmanager
 def generate_in_fork(commands: Commands, command: list[str], **_: object) -> Iterator[SimpleNamespace]:
-    """Run ``python -P -m fairseq_cli.generate ...`` to its end; in the place of subprocess.Popen in evaluation."""
+    """Run ``python -P -m fairseq_cli.generate ...`` to its end, as a replacement for subprocess.Popen in evaluation."""
     done = commands.run(*command[3:])
     with Path(f"{done.log}.out").open("rb") as output:
         yield SimpleNamespace(stdout=output, returncode=0)
 
 
 def lines_by_kind(output: str) -> dict[str, dict[int, list[str]]]:
-    """Read the lines ``KIND-NUMBER<tab>field<tab>...`` of fairseq-generate and fairseq-interactive.
+    """Parse the lines ``KIND-NUMBER<tab>field<tab>...`` of fairseq-generate and fairseq-interactive.
 
     Returns:
-        Kind (S, T, H, D, P) -> number of the sentence -> fields.
+        Kind (S, T, H, D, P) -> sentence number -> fields.
     """
     kinds: dict[str, dict[int, list[str]]] = {}
     for line in output.splitlines():
         name, *fields = line.split("\t")
         kind, _, number = name.partition("-")
         if len(kind) == 1 and number.isdigit():
-            assert int(number) not in kinds.setdefault(kind, {}), f"{name} came twice"
+            assert int(number) not in kinds.setdefault(kind, {}), f"duplicate {name}"
             kinds[kind][int(number)] = fields
     return kinds
 
 
 def logged(output: str, key: str) -> list[dict]:
-    """Read the lines of fairseq's JSON log that have a key."""
+    """Return the lines of fairseq's JSON log that contain a key."""
     entries = (line[line.index("{") :] for line in output.splitlines() if line.endswith("}"))
     return [json.loads(entry) for entry in entries if f'"{key}"' in entry]

@@ -1,6 +1,6 @@
-"""What fairseq's own tests import as ``tests.utils``, which its source distribution leaves out.
+"""The module that fairseq's own tests import as ``tests.utils``, which its source distribution lacks.
 
-Only what the tests chosen in ``test_fairseq_own.py`` call: random data, and fairseq's commands as functions.
+It contains only what the tests selected in ``test_fairseq_own.py`` call: random data, and fairseq's commands.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from fairseq import options
 from fairseq.data import Dictionary
 from fairseq_cli import generate, interactive, preprocess, train, validate
 
-# Imported by tests that are not chosen.
+# Imported by tests that are not selected.
 create_laser_data_and_config_json = preprocess_summarization_data = None
-# Seconds that torch waits for a loader's worker, in vain where the loader is freed with a cycle of objects, as those of
-# one command are while the next one runs in the same process.
+# Seconds that torch waits for a data loader worker. The wait is in vain if the loader is freed as part of a reference
+# cycle, as happens for the loaders of one command while the next one runs in the same process.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 LANGUAGES = ["--source-lang", "in", "--target-lang", "out"]
-# fairseq trains its default, of six layers of 512.
+# fairseq trains its default size: six layers with d_model 512.
 LANGUAGE_MODEL = ["--decoder-layers", "2", "--decoder-embed-dim", "64", "--decoder-ffn-embed-dim", "128"]
 
 

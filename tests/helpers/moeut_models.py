@@ -1,4 +1,4 @@
-"""Tiny models with expert banks, and their equations written out with loops."""
+"""Tiny models with expert banks, and their equations as explicit loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BANKS = {
     "ffn_top_k": 2,
     "expert_dim": 8,
 }
-# Without those for fairseq's own layers only.
+# Without the cases that apply only to fairseq's own layers.
 MOEUT_CASES = [case for case in CASES if "fast" not in case.options]
 SIZES = LayerSizes(EMBED, 2, 8, 4, 2, 6, 2, 8, 4)
 
@@ -41,24 +41,24 @@ def build_moeut(arch: str = "transformer_moeut", *, seed: int = 1, **changes) ->
 
 
 def build_moeut_case(case: Case, **changes) -> nn.Module:
-    """Build the translation model of a case, its weights moved away from their initial values."""
+    """Build the translation model of a case with perturbed weights."""
     return perturb(build_moeut(**{"sharing": "none", **case.options, **changes}))
 
 
 def layer(seed: int = 1, **changes) -> PeriLayer:
-    """Build one layer of a stack of 4, its weights moved away from their initial values."""
+    """Build one layer of a stack of 4 with perturbed weights."""
     torch.manual_seed(seed)
     return perturb(PeriLayer(SIZES, num_layers=4, **changes)).eval()
 
 
 def step(length: int, batch: int, causal: bool = True, keep: Tensor | None = None, **changes) -> Step:
-    """Tell a layer about a batch without padding."""
+    """Return a layer's inputs for a batch without padding."""
     kept = torch.ones(length, batch, dtype=torch.bool) if keep is None else keep
     return Step(rotation(0, length, SIZES.rotary_dim), kept, causal=causal, **changes)
 
 
 def layer_by_loops(module: PeriLayer, x: Tensor) -> Tensor:
-    """Apply a layer to one sentence by its equations, number by number where a library could hide a mistake.
+    """Apply a layer to one sentence by its equations, element by element where a library call could hide an error.
 
     Args:
         module: a layer without cross-attention.
@@ -123,9 +123,9 @@ def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return scaled * norm.weight.double() + norm.bias.double()
 
 
-# The language model's map is that of the translation model's decoder.
+# The language model uses the map of the translation model's decoder.
 def decoder_options(case: Case) -> dict | None:
-    """Give the case's options for a model that has a decoder only; None where they tie nothing there."""
+    """Return the case's options for a decoder-only model; None if they tie nothing in the decoder."""
     scope = [part for part in case.scope if part != "encoder_attn"]
     if not scope:
         return None

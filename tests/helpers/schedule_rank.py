@@ -1,6 +1,6 @@
-"""One rank of a training whose sharing changes: run as ``schedule_rank.py DATA RANK RANKS STORE OUTPUT``.
+"""One rank of a training with a schedule: ``schedule_rank.py DATA RANK RANKS STORE OUTPUT``.
 
-Writes what the rank has after each update: gradients, weights and moments by name, and the schedule's state.
+Writes the state of the rank after each update: gradients, weights and moments by name, and the schedule's state.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ RUNS = {
     "dynamic": ("--sharing-schedule=dynamic", "--dynamic-interval=1", "--dynamic-epsilon-decay=0.5"),
 }
 RUNS["split, fast"] = (*RUNS["split"], "--fast")
-# The ranks only: their arithmetic is not that of one rank.
+# Only with several ranks: their arithmetic differs from that of one rank.
 BF16 = {"dynamic, bf16": (*RUNS["dynamic"], "--precision=bf16")}
-MICRO_BATCHES = 2  # of all ranks together, an update
-# Adam would blow up the rounding of gradients that are nearly zero.
+MICRO_BATCHES = 2  # per update, over all ranks
+# Adam would amplify the rounding errors of gradients that are almost zero.
 WORDS = ("--adam-eps=1e-3", "--ddp-backend=legacy_ddp")
 
 
 def run(data: str, rank: int, ranks: int) -> dict[str, list[dict]]:
-    """Train and note everything."""
+    """Train and record everything."""
     noted = {}
     for name, words in (RUNS | BF16 if ranks > 1 else RUNS).items():
         options = {"sharing": "universal"} if name.startswith("split") else {}
@@ -52,7 +52,7 @@ def run(data: str, rank: int, ranks: int) -> dict[str, list[dict]]:
                     "exp_avg_sq": {n: state[p]["exp_avg_sq"].clone() for n, p in named.items() if p in state},
                     "maps": {n: s.layer_map for n, s in trainer.get_model().sharing.items()},
                     "schedule": repr(engine["schedule"]),
-                    "told": trainer.task.engine._schedule.told().copy(),
+                    "logged": trainer.task.engine._schedule.log_values().copy(),
                 }
             )
         assert changes(trainer), name

@@ -1,4 +1,4 @@
-"""Trainings of tiny models whose sharing changes, in fairseq's trainer."""
+"""Trainings of tiny models with a sharing schedule in fairseq's trainer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LAYERS = 4
 
 
 def make_trainer(data_dir, *words: str, norm: str = "pre", seed: int = 1, **model_options) -> Trainer:
-    """Make fairseq's trainer of a tiny model of 4 layers.
+    """Create fairseq's trainer for a tiny model with 4 layers.
 
     Args:
-        words: flags of the schedule and the training.
-        model_options: of the model.
+        words: command-line flags of the schedule and the training.
+        model_options: options of the model.
     """
     metrics.reset()
     cfg = _configuration(str(data_dir), words, norm, model_options)
@@ -34,13 +34,13 @@ def make_trainer(data_dir, *words: str, norm: str = "pre", seed: int = 1, **mode
 
 
 def _configuration(data_dir: str, words: tuple[str, ...], norm: str, model_options: dict) -> DictConfig:
-    """Read a command line as fairseq-train does."""
+    """Parse a command line as fairseq-train does."""
     layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
     model = vars(arguments(norm, **{**layers, "task": "translation_sharing", **model_options}))
     command = [data_dir, "--source-lang=en", "--target-lang=de", "--cpu", "--optimizer=adam", "--lr=0.01"]
     command += ["--max-tokens=100", "--clip-norm=1", "--no-progress-bar", *flags.words(model), *words]
     args = options.parse_args_and_arch(options.get_training_parser(), command)
-    # Hydra takes a third of a second: one composition serves all command lines of one criterion and so on.
+    # Hydra takes a third of a second, so one composition is reused for command lines with the same criterion etc.
     cfg = copy.deepcopy(_composed(data_dir, args.criterion, args.optimizer, args.lr_scheduler))
     with flag_override(cfg, ["struct", "allow_objects"], [False, True]):
         for group in cfg.values():
@@ -70,7 +70,7 @@ def sample(seed: int) -> dict:
 
 
 class TrainingBatches:
-    """What a reward is measured on, in place of fairseq's iterator over a training set."""
+    """Replaces fairseq's training iterator for measuring rewards."""
 
     epoch = 1
     frozen_batches = tuple([number] for number in range(8))
@@ -87,7 +87,7 @@ class TrainingBatches:
 
 
 def train(trainer: Trainer, updates: int, micro_batches: int = 1) -> None:
-    """Make updates; the batches depend on the number of the update alone."""
+    """Run updates. The batches depend only on the update number."""
     for _ in range(updates):
         number = trainer.get_num_updates()
         with metrics.aggregate():
@@ -95,31 +95,31 @@ def train(trainer: Trainer, updates: int, micro_batches: int = 1) -> None:
 
 
 def changes(trainer: Trainer) -> list[dict]:
-    """Give the changes of the map so far."""
+    """Return the map changes so far."""
     return trainer.task.engine.state_dict()["changes"]
 
 
 def layer_of(name: str) -> tuple[str, int, str] | None:
-    """Split the name of a layer's parameter: stack, number of the layer, name within."""
+    """Split the name of a layer's parameter into stack, layer number and name within the layer."""
     stack, dot, rest = name.partition(".layers.")
     number, _, leaf = rest.partition(".")
     return (stack, int(number), leaf) if dot else None
 
 
 class Copies:
-    """The same training without any sharing: fairseq's own transformer, whose layers are kept alike by hand.
+    """The same training without sharing: fairseq's own transformer with layers that are synchronized explicitly.
 
-    Every layer has its own parameters and moments. The layers of a group get the same gradient; a layer that joins a
-    group is overwritten with values and moments of the group's first layer; one that leaves is left as it is.
+    Every layer has its own parameters and moments. The layers of a group get the same gradient. A layer that joins a
+    group gets the values and moments of the group's first layer. A layer that leaves a group does not change.
 
     Args:
-        data_dir: with dictionaries.
+        data_dir: directory with the dictionaries.
         like: the shared training, before its first update.
         gradients: ``sum``, ``mean`` or ``root``.
-        words: flags of the training.
+        words: command-line flags of the training.
     """
 
-    # What the maps tie, by the first words of a parameter's name in its layer; None for all.
+    # First name components of the parameters that the maps tie; None for all.
     parts: tuple[str, ...] | None = None
 
     def __init__(self, data_dir, like: Trainer, gradients: str, *words: str, norm: str = "pre"):
@@ -159,7 +159,7 @@ class Copies:
         optimizer.step()
 
     def change(self, change: dict) -> None:
-        """Follow a change of the shared training."""
+        """Apply a change of the shared training."""
         named, state = self.named, self.trainer.optimizer.optimizer.state
         for stack, old in self._maps.items():
             new = tuple(change["after"][stack]["layer_map"])

@@ -1,4 +1,4 @@
-"""The cases of the tests of the sharing: options of every strategy, and the maps that they must give."""
+"""Test cases of sharing: options of every strategy and the expected layer maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 LAYERS = 6
 NORMS = ("pre", "post")
-# Which parameters of a layer each scope ties, by name.
+# Names of the layer parameters that each scope ties.
 SCOPE_PATTERNS = {
     "layer": r".*",
     "self_attn": r"self_attn\.",
@@ -19,7 +19,7 @@ SCOPE_PATTERNS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Sharing options and the maps that they must give."""
+    """Sharing options and the expected layer maps."""
 
     name: str
     encoder: tuple[int, ...]
@@ -36,22 +36,22 @@ class Case:
 
     @property
     def rounding(self) -> float:
-        """How far an output of the order of 1 may lie from fairseq's own: the fast path adds up in another order."""
+        """Tolerance for outputs of order 1: the fast path sums in a different order than fairseq."""
         return 1e-5 if self.options.get("fast") else 1e-6
 
     def layer_map(self, stack: str) -> tuple[int, ...]:
         return getattr(self, stack)
 
     def owner(self, stack: str, depth: int) -> int:
-        """The first layer that uses the set of a layer."""
+        """Return the first layer that uses a layer's parameter set."""
         return self.layer_map(stack).index(self.layer_map(stack)[depth])
 
     def ties(self, name: str) -> bool:
-        """Whether the scope ties the parameter of this name within its layer."""
+        """Return whether the scope ties the parameter with this name within a layer."""
         return any(re.match(SCOPE_PATTERNS[part], name) for part in self.scope)
 
     def source(self, name: str) -> str:
-        """The canonical name of a layer's parameter, as ``encoder.layers.4.fc1.weight``."""
+        """Return the canonical name of a layer's parameter, for example ``encoder.layers.4.fc1.weight``."""
         match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", name)
         if not match or not self.ties(match[3]):
             return name
@@ -62,7 +62,7 @@ def _both(name: str, labels: tuple[int, ...], **options) -> Case:
     return Case(name, labels, labels, options)
 
 
-# N is 6 and at least 2 M wherever a strategy lets M be chosen.
+# N is 6, and at least 2 M for strategies with a free choice of M.
 CASES = (
     _both("none", (0, 1, 2, 3, 4, 5)),
     _both("universal", (0, 0, 0, 0, 0, 0), sharing="universal"),

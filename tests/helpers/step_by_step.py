@@ -1,4 +1,4 @@
-"""The check that decoding step by step equals the full forward pass, for the tests of every model."""
+"""Check that step-by-step decoding equals the full forward pass, for the tests of all models."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from tiny_models import EOS, PAD, VOCABULARY, batch
 
 STEPS, BEAM, TOLERANCE = 10, 3, 1e-5
-# New order of the beams of 3 sentences after each step: kept, swapped, and the same hypothesis twice.
+# New order of the beams of 3 sentences after each step: unchanged, swapped, and the same hypothesis twice.
 ORDERS = ([1, 1, 0, 3, 4, 5, 8, 6, 8], [0, 2, 2, 5, 5, 5, 6, 7, 8], [2, 1, 0, 3, 3, 4, 7, 6, 7])
 
 
 @torch.no_grad()
 def check_step_by_step(model, steps: int = STEPS) -> None:
-    """Decode a padded batch with a reordered beam word by word, and compare each step with a full forward pass.
+    """Decode a padded batch with a reordered beam step by step, and compare each step with a full forward pass.
 
     Raises:
-        AssertionError: the output of a step differs by more than 1e-5.
+        AssertionError: if the output of a step differs by more than 1e-5.
     """
     generator = torch.Generator().manual_seed(11)
     inputs = batch()

@@ -1,4 +1,4 @@
-"""Tiny models of the cases, the same as fairseq's own transformer, and inputs for them."""
+"""Tiny models of the test cases, the equivalent fairseq models, and inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EMBEDDING_ALIASES = {
 
 
 def dictionary() -> Dictionary:
-    """Make a dictionary of 50 symbols, fairseq's four special ones with them."""
+    """Create a dictionary of 50 symbols, including fairseq's four special ones."""
     made = Dictionary()
     for number in range(VOCABULARY - len(made)):
         made.add_symbol(f"w{number}")
@@ -42,7 +42,7 @@ def dictionary() -> Dictionary:
 
 
 def arguments(norm: str = "post", arch: str = "transformer_sharing", **changes) -> Namespace:
-    """Make the arguments of a tiny model; the embeddings of both sides and the output are one matrix."""
+    """Return the arguments of a tiny model with one matrix for both embeddings and the output projection."""
     tiny = {"dropout": 0.0, "share_all_embeddings": True, "max_source_positions": 64, "max_target_positions": 64}
     for stack in ("encoder", "decoder"):
         tiny[f"{stack}_embed_dim"] = EMBED
@@ -62,12 +62,12 @@ def build(norm: str = "post", *, seed: int = 1, arch: str = "transformer_sharing
 
 
 def build_case(case: Case, norm: str, *, seed: int = 1, **changes) -> nn.Module:
-    """Build the model of a case, its weights moved away from their initial values."""
+    """Build the model of a case with perturbed weights."""
     return perturb(build(norm, seed=seed, **case.options, **changes))
 
 
 def perturb(model: nn.Module, seed: int = 7) -> nn.Module:
-    """Move every parameter away from its initial value: LayerNorms from 1 and biases from 0, too."""
+    """Perturb every parameter, including LayerNorm weights (initially 1) and biases (initially 0)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,7 +76,7 @@ def perturb(model: nn.Module, seed: int = 7) -> nn.Module:
 
 
 def vanilla_copy(case: Case, model: nn.Module, norm: str, **changes) -> nn.Module:
-    """Build fairseq's own transformer of N layers, with copies of the weights that the case's map gives each."""
+    """Build fairseq's own transformer with N layers and copies of the weights that the case's map assigns."""
     stock = build(norm, arch="transformer", seed=99, **changes)
     ours = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -86,7 +86,7 @@ def vanilla_copy(case: Case, model: nn.Module, norm: str, **changes) -> nn.Modul
 
 
 def batch(seed: int = 3) -> dict[str, torch.Tensor]:
-    """Make a batch of 3 sentences of different lengths: sources padded on the left, targets on the right."""
+    """Create a batch of 3 sentences of different lengths: sources padded on the left, targets on the right."""
     generator = torch.Generator().manual_seed(seed)
 
     def sentences(lengths: tuple[int, ...], left: bool) -> torch.Tensor:
@@ -107,7 +107,7 @@ def batch(seed: int = 3) -> dict[str, torch.Tensor]:
 
 
 def loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum a loss that weights every output differently, over the words that are no padding."""
+    """Sum a loss that weights every output differently over all tokens except for padding."""
     log_probs = model.get_normalized_probs(model(**inputs), log_probs=True)
     weights = torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)
     return (log_probs * weights)[inputs["prev_output_tokens"] != PAD].sum()
@@ -115,7 +115,7 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @functools.cache
 def _configuration(data_dir: str, optimizer: str, criterion: str) -> DictConfig:
-    """Read a command line as fairseq-train does."""
+    """Parse a command line as fairseq-train does."""
     words = [data_dir, "--task=translation", "--source-lang=en", "--target-lang=de", "--cpu", "--arch=transformer"]
     words += [f"--optimizer={optimizer}", f"--criterion={criterion}", "--max-tokens=100", "--no-progress-bar"]
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
@@ -133,7 +133,7 @@ def make_trainer(
     adam_eps: float = 1e-8,
     **changes,
 ) -> Trainer:
-    """Make fairseq's trainer of a case's model."""
+    """Create fairseq's trainer for the model of a case."""
     cfg = copy.deepcopy(_configuration(str(data_dir), optimizer, criterion))
     with flag_override(cfg, ["struct", "allow_objects"], [False, True]):
         cfg.model = arguments(norm, arch, **case.options, **changes)
@@ -146,7 +146,7 @@ def make_trainer(
 
 
 def train_step(trainer: Trainer, seed: int = 3) -> None:
-    """Make one update on the batch of a seed."""
+    """Run one update on the batch of a seed."""
     inputs = batch(seed)
     target = inputs["prev_output_tokens"].roll(-1, 1)
     sample = {"id": torch.arange(3), "nsentences": 3, "ntokens": int((target != PAD).sum()), "target": target}
@@ -162,28 +162,28 @@ def save(trainer: Trainer, path: Path) -> Path:
 
 
 def translate(models_: list[nn.Module], **settings) -> list[list[dict]]:
-    """Translate the sources of the batch by beam search, 8 to 12 words each."""
+    """Translate the sources of the batch by beam search, 8 to 12 tokens each."""
     generator = SequenceGenerator(models_, dictionary(), beam_size=4, min_len=8, max_len_b=12, **settings)
     sources = {key: batch()[key] for key in ("src_tokens", "src_lengths")}
     return generator.generate(models_, {"net_input": sources})
 
 
 def assert_same_translations(ours: list[list[dict]], theirs: list[list[dict]]) -> None:
-    """Compare words and scores of two runs of ``translate``."""
+    """Compare tokens and scores of two runs of ``translate``."""
     for one, other in zip(ours, theirs, strict=True):
         assert [h["tokens"].tolist() for h in one] == [h["tokens"].tolist() for h in other]
         scores = [[h["positional_scores"] for h in hypotheses] for hypotheses in (one, other)]
         torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
-        assert max(len(h["tokens"]) for h in one) >= 8, "too short to tell anything"
+        assert max(len(h["tokens"]) for h in one) >= 8, "too short for a meaningful test"
 
 
 def tensors(state) -> dict[str, torch.Tensor]:
-    """Leave out of a state dict what is no tensor."""
+    """Return only the tensors of a state dict."""
     return {name: value for name, value in state.items() if torch.is_tensor(value)}
 
 
 def to_bytes(obj) -> bytes:
-    """Give the file that torch writes."""
+    """Return the bytes of the file that torch writes."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     return buffer.getvalue()
@@ -198,14 +198,14 @@ def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
 
 
 def assert_tied(case: Case, model: nn.Module) -> None:
-    """Every name is the Parameter that the case's map, or the shared embedding, gives it."""
+    """Check that every name refers to the Parameter that the case's map, or the shared embedding, assigns to it."""
     names = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in names.items():
         assert parameter is names[EMBEDDING_ALIASES.get(name, case.source(name))], name
 
 
 def component_sizes(stack: str) -> dict[str, int]:
-    """Numbers of values in one layer by scope, from the Transformer's definition."""
+    """Count the values of one layer by scope, from the definition of the Transformer."""
     attention = 4 * (EMBED * EMBED + EMBED)
     sizes = {
         "self_attn": attention,

@@ -1,4 +1,4 @@
-"""What the tests of fairseq's commands train: a corpus and a model, both tiny."""
+"""A tiny corpus and a tiny model for the tests of fairseq's commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-# Name of a subset -> sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
+# Subset -> number of sentences; none is a multiple of 8, fairseq's --required-batch-size-multiple.
 SUBSETS = {"train": 300, "valid": 61, "test": 461, "test1": 5}
 _WORDS = [f"{first}{second}" for first in "bdfghk" for second in "aeiou"]
 
@@ -23,7 +23,7 @@ TRAINING = [
 
 
 def write_corpus(folder: Path) -> None:
-    """Write SUBSET.en, lines of words, and SUBSET.de, the same words in the opposite order, each with an ending."""
+    """Write SUBSET.en, and SUBSET.de with the same words in reverse order and with a suffix each."""
     draw = random.Random(1)
     for subset, sentences in SUBSETS.items():
         lines = [draw.choices(_WORDS, k=draw.randint(2, 9)) for _ in range(sentences)]
@@ -32,13 +32,13 @@ def write_corpus(folder: Path) -> None:
 
 
 def distributed(ranks: int) -> list[object]:
-    """The flags that make processes without a GPU one training."""
+    """Return the flags for distributed training without GPUs."""
     flags = ["--distributed-world-size", ranks, "--distributed-init-method", f"tcp://localhost:{free_port()}"]
     return [*flags, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Find a free port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
-    """Compare the weights, the optimizer's state and the place in the data of two checkpoints."""
+    """Compare the weights, the optimizer state and the data position of two checkpoints."""
     states = [read_checkpoint(path) for path in (one, other)]
     for part in ("model", "last_optimizer_state"):
         _assert_equal(states[0][part], states[1][part], part)

@@ -1,4 +1,4 @@
-"""A corpus and a configuration for ``fairseq-sharing train``, in which every batch has the same number of words."""
+"""A corpus and a configuration for ``fairseq-sharing train`` with the same number of tokens in every batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairseq_processes import Commands
 from fairseq_sharing.resources import PACKAGE_DIR
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_DIR.parent), "CUDA_VISIBLE_DEVICES": ""}
-# Every sentence has 6 words and an end: 8 of them, the multiple that fairseq batches by, make 56 tokens.
+# Every sentence has 6 words and an end token. fairseq batches by multiples of 8, so a batch has 56 tokens.
 SENTENCES, TOKENS = 96, 7
 CONFIG = """
 dataset: words
@@ -44,7 +44,7 @@ def call(*words, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]
 
 
 def make_place(place: Path, commands: Commands) -> Path:
-    """Fill a directory with data/words and words.yaml."""
+    """Write data/words and words.yaml to a directory."""
     raw = place / "data" / "words" / "raw"
     raw.mkdir(parents=True)
     for split, count in (("train", SENTENCES), ("valid", 8)):

@@ -1,4 +1,4 @@
-"""What the tests of fairseq's commands share: a tiny corpus, how to train on it, and a trained model."""
+"""Fixtures for the tests of fairseq's commands: a tiny corpus, training on it, and a trained model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_training import CYCLE_REV, TRAINING, distributed, write_corpus
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory) -> Commands:
-    """Starts commands of fairseq and of this project."""
+    """Start commands of fairseq and of this project."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in ENVIRONMENT.items():
             environment.setenv(name, value)
@@ -22,7 +22,7 @@ def commands(tmp_path_factory) -> Commands:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory, commands) -> Path:
-    """A folder with the raw text of SUBSETS (NAME.en, NAME.de) and, in ``bin``, what fairseq-preprocess makes of it."""
+    """A folder with the raw text of SUBSETS (NAME.en, NAME.de) and the output of fairseq-preprocess in ``bin``."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
     commands.run(
@@ -41,7 +41,7 @@ def data(corpus) -> Path:
 
 @pytest.fixture(scope="session")
 def train_words(data):
-    """Gives the words of a training into a folder: a small model, unless more words say otherwise."""
+    """Return the command line of a training into a folder: a small model unless overridden."""
 
     def words(save_dir: Path, *more: object, user_dir: object = PLUGIN, model=CYCLE_REV) -> list[object]:
         plugin = ["--user-dir", user_dir] if user_dir else []
@@ -52,7 +52,7 @@ def train_words(data):
 
 @pytest.fixture(scope="session")
 def train(commands, train_words):
-    """Trains to the end; takes what ``train_words`` takes, and the exit status."""
+    """Train to the end. The arguments are those of ``train_words`` and the exit status."""
 
     def run(save_dir: Path, *more: object, status: int | None = 0, **choices):
         return commands.run("fairseq_cli.train", *train_words(save_dir, *more, **choices), status=status)
@@ -62,7 +62,7 @@ def train(commands, train_words):
 
 @pytest.fixture(scope="session")
 def train_on_ranks(commands, train_words):
-    """Trains in some processes, each a rank; gives the log of the first."""
+    """Train with one process per rank; return the log of the first."""
 
     def run(save_dir: Path, ranks: int, *more: object) -> str:
         words = train_words(save_dir, *more)
@@ -78,7 +78,7 @@ def train_on_ranks(commands, train_words):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, train) -> Path:
-    """The checkpoints of two epochs of a shared model; not to be changed."""
+    """The checkpoints of two epochs of a shared model. Do not modify them."""
     folder = tmp_path_factory.mktemp("trained")
     train(folder, "--max-epoch", "2")
     return folder
@@ -86,7 +86,7 @@ def trained(tmp_path_factory, train) -> Path:
 
 @pytest.fixture(scope="session")
 def translate(commands, data):
-    """Runs fairseq-generate on a test set; gives its lines by kind: ``["H"][sentence] -> (score, text)``."""
+    """Run fairseq-generate on a test set; return its lines by kind: ``["H"][sentence] -> (score, text)``."""
 
     def run(path: object, *more: object, subset: str = "test1", user_dir: object = PLUGIN, data=data) -> dict:
         done = commands.run(

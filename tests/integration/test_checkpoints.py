@@ -1,4 +1,4 @@
-"""What is made of checkpoints: means of them, and files for stock fairseq."""
+"""Averages of checkpoints, and materialized files for stock fairseq."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_sharing.checkpoints.files import load_checkpoint
 
 @pytest.fixture(scope="module")
 def averaged(trained, commands, tmp_path_factory):
-    """The mean of the two epochs of ``trained``."""
+    """The average of the two epochs of ``trained``."""
     output = tmp_path_factory.mktemp("averaged") / "average.pt"
     inputs = [trained / "checkpoint1.pt", trained / "checkpoint2.pt"]
     commands.run("fairseq_sharing", "average", *inputs, "--output", output)
@@ -21,12 +21,14 @@ def averaged(trained, commands, tmp_path_factory):
 
 
 def test_an_average_is_that_of_fairseq_with_the_same_ties(trained, averaged):
-    """fairseq's script, which isn't installed with it, sums in the precision of the files and divides."""
+    """fairseq's script, which its package does not install, sums in the precision of the files and divides."""
     models = [load_checkpoint(trained / f"checkpoint{epoch}.pt")["model"] for epoch in (1, 2)]
     mean = load_checkpoint(averaged)["model"]
     assert mean.keys() == models[0].keys()
     assert mean["_extra_state"] == models[0]["_extra_state"]
-    assert not any(name.startswith(("encoder.layers.2.", "decoder.layers.3.")) for name in mean), "saved once more"
+    assert not any(name.startswith(("encoder.layers.2.", "decoder.layers.3.")) for name in mean), (
+        "a shared tensor was saved twice"
+    )
     for name, value in mean.items():
         if torch.is_tensor(value):
             expected = models[0][name].clone().add_(models[1][name]).div_(2)
@@ -54,11 +56,11 @@ def test_averages_of_different_maps_are_refused(trained, tmp_path, train, comman
 def test_stock_fairseq_translates_a_materialized_model_identically(trained, tmp_path, commands, translate):
     plain = tmp_path / "plain.pt"
     commands.run("fairseq_sharing", "export", trained / "checkpoint_last.pt", "--materialize", "--output", plain)
-    # Safe for torch as it is, without any class of fairseq's.
+    # torch reads the file safely, without any fairseq class.
     state = torch.load(plain, weights_only=True)
     assert state["cfg"]["model"]["arch"] == "transformer"
     assert sum(name.startswith("encoder.layers.") and name.endswith("fc1.weight") for name in state["model"]) == 4
-    # Stock fairseq drops the rest of a division by 8 unless it is told not to.
+    # By default, stock fairseq drops the remainder of a division by 8.
     every = ["--required-batch-size-multiple", "1"]
     stock = translate(plain, *every, user_dir=None, subset="test")
     ours = translate(trained / "checkpoint_last.pt", *every, subset="test")
@@ -67,7 +69,7 @@ def test_stock_fairseq_translates_a_materialized_model_identically(trained, tmp_
 
 
 def test_going_on_past_a_damaged_checkpoint(trained, tmp_path, train):
-    """With half of checkpoint_last.pt the training goes on from the newest that is whole, and says so."""
+    """With a truncated checkpoint_last.pt, training resumes from the newest intact checkpoint and reports it."""
     for name in ("checkpoint1.pt", "checkpoint2.pt", "checkpoint_last.pt"):
         shutil.copy2(trained / name, tmp_path)
     last = tmp_path / "checkpoint_last.pt"

@@ -1,4 +1,4 @@
-"""fairseq's own commands with ``--user-dir fairseq_sharing`` and nothing else."""
+"""fairseq's own commands with only ``--user-dir fairseq_sharing``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEQUENCE += ["--encoder-sharing", "universal", "--decoder-sharing", "sequence", 
 
 
 def call(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does; it must succeed."""
+    """Run a command as a user does and require success."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -56,7 +56,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_fairseq_train_from_a_clone(tmp_path, train_words):
-    """The program fairseq-train, called in the clone."""
+    """The program fairseq-train, run in the clone."""
     program = Path(sys.executable).with_name("fairseq-train")
     done = call([program, *train_words(tmp_path, "--max-update", "2", user_dir="fairseq_sharing")], cwd=ROOT)
     assert logged(done.stdout, "loss")[-1]["num_updates"] == "2"
@@ -65,7 +65,7 @@ def test_fairseq_train_from_a_clone(tmp_path, train_words):
 
 
 def test_fairseq_commands_from_an_installation(tmp_path, installed, train_words, data):
-    """fairseq finds a package that is installed beside it from anywhere: no path to it is needed."""
+    """fairseq finds an installed package from any directory, without a path."""
     run = [sys.executable, "-P", "-m"]
     words = train_words("checkpoints", "--max-update", "2", user_dir="fairseq_sharing")
     call([*run, "fairseq_cli.train", *words], cwd=tmp_path, PYTHONPATH=str(installed))
@@ -73,12 +73,12 @@ def test_fairseq_commands_from_an_installation(tmp_path, installed, train_words,
     words += ["--user-dir", "fairseq_sharing"]
     done = call([*run, "fairseq_cli.generate", *words], cwd=tmp_path, PYTHONPATH=str(installed))
     assert sorted(lines_by_kind(done.stdout)["H"]) == list(range(5))
-    assert list((installed / "fairseq_sharing").glob("__pycache__/tying*.pyc")), "another fairseq_sharing was used"
+    assert list((installed / "fairseq_sharing").glob("__pycache__/tying*.pyc")), "a different fairseq_sharing was used"
 
 
 @pytest.mark.parametrize("subset", ["test", "test1"])
 def test_generate_translates_every_sentence(trained, translate, corpus, subset):
-    """fairseq by itself drops the rest of a division by 8: 456 of 461, none of 5."""
+    """Stock fairseq drops the remainder of a division by 8: it keeps 456 of 461 sentences, and 0 of 5."""
     translated = translate(trained / "checkpoint_last.pt", subset=subset)
     assert sorted(translated["H"]) == list(range(SUBSETS[subset]))
     source = (corpus / f"{subset}.en").read_text().splitlines()
@@ -92,7 +92,7 @@ def test_validate_scores_every_sentence(trained, commands, data):
     )
     for subset in ("test", "test1", "valid"):
         (entry,) = logged(done.stdout, f"{subset}_bsz")
-        # fairseq-validate reduces all batches at once: this is the sum of their sentences.
+        # fairseq-validate reduces all batches at once, so this is the total number of sentences.
         assert float(entry[f"{subset}_bsz"]) == SUBSETS[subset]
 
 
@@ -132,7 +132,7 @@ print(json.dumps(hub.translate(sentences, beam=3, min_len=5, max_len_b=9)))
 
 
 def test_ensembles_of_models_with_different_maps(trained, tmp_path, train, translate):
-    """The probability of each reference word is the mean of those of the two models."""
+    """The probability of each reference token is the mean over the two models."""
     train(tmp_path, "--max-update", "20", model=SEQUENCE)
     paths = [trained / "checkpoint_last.pt", tmp_path / "checkpoint_last.pt"]
     scored = [translate(path, "--score-reference")["P"] for path in (*paths, ":".join(map(str, paths)))]
@@ -149,7 +149,7 @@ def test_best_checkpoint_by_bleu_and_patience(tmp_path, train):
         *("--maximize-best-checkpoint-metric", "--patience", "2", "--max-epoch", "9", "--lr", "1e-9"),
     )
     bleu = [float(entry["valid_bleu"]) for entry in logged(done.stdout, "valid_bleu")]
-    assert len(bleu) == 3, "with nothing learned, two runs of patience end it after the third epoch"
+    assert len(bleu) == 3, "without learning, a patience of 2 ends training after the third epoch"
     assert "early stop since valid performance hasn't improved for last 2 runs" in done.stdout
     best = load_checkpoint(tmp_path / "checkpoint_best.pt")
     assert best["extra_state"]["best"] == pytest.approx(max(bleu), abs=0.01)
@@ -157,14 +157,14 @@ def test_best_checkpoint_by_bleu_and_patience(tmp_path, train):
 
 @pytest.mark.parametrize(("model", "owners"), [([*CYCLE_REV[:2], *LAYERS], [0, 1, 2, 3]), (CYCLE_REV, [0, 1])])
 def test_finetuning_starts_from_a_vanilla_model(tmp_path, train, model, owners):
-    """From one of N layers without sharing, and from one of M layers, whose layers become the shared sets."""
+    """Fine-tune from a model with N layers without sharing, and from one whose M layers become the shared sets."""
     layers = ["--encoder-layers", str(len(owners)), "--decoder-layers", str(len(owners))]
-    # Without the plugin: what a user of fairseq has.
+    # Without the plugin, as a fairseq user has it.
     train(tmp_path / "vanilla", "--max-update", "2", model=["--arch", "transformer", *layers], user_dir=None)
-    # In the folder of the new training, under a name that is not one of fairseq's.
+    # In the folder of the new training, with a name that fairseq does not use.
     vanilla = tmp_path / "checkpoint_pretrained.pt"
     shutil.copy(tmp_path / "vanilla" / "checkpoint_last.pt", vanilla)
-    # An update with a rate of 0 changes nothing.
+    # An update with a learning rate of 0 changes nothing.
     train(tmp_path, "--finetune-from-model", vanilla, "--max-update", "1", "--lr", "0", model=model)
     before = load_checkpoint(vanilla)["model"]
     trained = load_checkpoint(tmp_path / "checkpoint_last.pt")

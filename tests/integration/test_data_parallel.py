@@ -1,4 +1,4 @@
-"""Two processes that share the batches make the update of one process that has them all."""
+"""Two processes with half of the batches each compute the same update as one process with all batches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from fairseq_processes import logged
 
 from fairseq_sharing.checkpoints.files import load_checkpoint
 
-# Plain gradient descent: Adam would blow up the rounding of gradients that are zero.
+# Plain gradient descent: Adam would amplify the rounding errors of zero gradients.
 FLAGS = ["--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--max-update", "3"]
 FAST = ["--fast", "--criterion", "fused_label_smoothed_cross_entropy"]
 
 
 @pytest.fixture(scope="module", params=[[], FAST], ids=["plain", "fast"])
 def updates(request, tmp_path_factory, train_on_ranks):
-    """(ranks, update frequency) -> the words per batch of each update, and the weights after the last."""
+    """(ranks, update frequency) -> tokens per batch of each update, and the weights after the last."""
     done = {}
     for ranks, update_freq in ((1, 1), (1, 2), (2, 1)):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
@@ -38,7 +38,7 @@ def test_two_ranks_make_the_same_update(updates):
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=2e-6, rtol=1e-5, msg=lambda text, name=name: name + text)
     moved = max((two[name] - half[name]).abs().max() for name in one)
-    assert moved > 1e-3, "a rank that ignored the other would make another update"
+    assert moved > 1e-3, "ranks that ignored each other would compute different updates"
 
 
 def test_ponder_cost_weighs_the_same_over_steps_and_ranks(tmp_path, train_on_ranks):

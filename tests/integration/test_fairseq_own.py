@@ -1,6 +1,6 @@
 """fairseq's own tests of translation and language models pass with the plugin imported.
 
-They come with its source distribution, which pip gets once.
+They are part of its source distribution, which pip downloads once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 VERSION = "0.12.3.1"
 PATIENCE = 900  # seconds; a free core needs one minute
 HELPERS = Path(__file__).resolve().parents[1] / "helpers" / "fairseq_test_helpers.py"
-# Left out: models that are neither (lightconv, LSTM, fconv), what needs fairseq's examples, and, for their minutes, the
-# six runs of a multilingual model.
+# Excluded: other models (lightconv, LSTM, fconv), tests that require fairseq's examples, and the six runs of a
+# multilingual model, which take minutes.
 MODELS = (
     "TestTranslation::test_transformer",
     "TestTranslation::test_transformer_cross_self_attention",
@@ -30,8 +30,8 @@ MODELS = (
     "TestActivationCheckpointing",
     "TestOptimizers::test_optimizers",
 )
-# Left out: comparisons with xformers, which isn't installed; test_compare_with_baseline for its minute; searches
-# through made-up probabilities, whose models are in the file that the source distribution leaves out.
+# Excluded: comparisons with xformers, which is not installed; test_compare_with_baseline, which takes a minute; and
+# searches over artificial probabilities, whose models are in a file that the source distribution lacks.
 UNITS = """
     activation_checkpointing checkpoint_utils checkpoint_utils_for_task_level_attributes concat_dataset data_utils
     dataset dictionary export inference_dropout iterators lm_context_window metrics multihead_attention noising
@@ -43,7 +43,7 @@ UNITS_LEFT_OUT = ("xformers", "compare_with_baseline", "TestSequenceGenerator", 
 
 @pytest.fixture(scope="module")
 def fairseq_tests(request, tmp_path_factory) -> Path:
-    """The folder above fairseq's ``tests``."""
+    """The parent folder of fairseq's ``tests``."""
     name = f"fairseq_fixed-{VERSION}"
     cache = getattr(request.config, "cache", None)
     folder = Path(cache.mkdir("fairseq")) if cache else tmp_path_factory.mktemp("fairseq")

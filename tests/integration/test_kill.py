@@ -1,4 +1,4 @@
-"""A training that is killed at any moment goes on where it was, and no checkpoint is ever half written."""
+"""A training that is killed at any time resumes where it stopped, and no checkpoint is ever partially written."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tiny_training import assert_same_bits, read_checkpoint
 KILLS = 20
 FLAGS = ["--dropout", "0.2", "--update-freq", "2", "--num-workers", "1"]
 FLAGS += ["--save-interval-updates", "2", "--keep-interval-updates", "2", "--keep-last-epochs", "2"]
-FLAGS += ["--max-update", "30"]  # more than KILLS lives come to: about 12
-STEPS = 10  # of writing a checkpoint under its three names
+FLAGS += ["--max-update", "30"]  # more than KILLS restarts reach: about 12
+STEPS = 10  # per checkpoint, which has three names
 PAUSE = 0.03  # seconds at each step of a slowed write
 
 
 def slow_writes(events: Path) -> None:
-    """Make every step of writing a file slow in this process, and write down each with what it worked on."""
+    """Slow down every step of writing a file in this process, and record each step with its file."""
     stock_save, stock_fsync, stock_replace = torch.save, os.fsync, os.replace
 
     def tell(step: str, path: object) -> None:
@@ -52,7 +52,7 @@ def slow_writes(events: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
-    """The final weights and optimizer state have the bits of a training that nothing happened to."""
+    """The final weights and optimizer state are bitwise equal to those of an uninterrupted training."""
     train(tmp_path / "undisturbed", *FLAGS)
     killed, events = tmp_path / "killed", tmp_path / "events"
     words = train_words(killed, *FLAGS)
@@ -64,7 +64,7 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
     for kill in range(KILLS):
         events.write_text("")
         training = commands.start("fairseq_cli.train", *words, before=partial(slow_writes, events))
-        if kill % 4 == 0:  # in the middle of a write
+        if kill % 4 == 0:  # during a write
             training.wait_until(lambda: told() and told()[-1].startswith("half"))
         elif kill % 4 == 1:  # while it starts, reads, trains or writes
             time.sleep(moments.uniform(0, 1.2))
@@ -72,15 +72,15 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
             number = moments.randint(1, 3 * STEPS)
             training.wait_until(lambda wanted=number: len(told()) >= wanted)
             time.sleep(moments.uniform(0, PAUSE))
-        assert training.process.is_alive(), f"it came to its end before kill {kill}: {training.stdout}"
+        assert training.process.is_alive(), f"it ended before kill {kill}: {training.stdout}"
         training.kill()
         steps += told()
         halves += bool(told()) and told()[-1].startswith("half")
         for path in killed.glob("*.pt"):
             assert "last_optimizer_state" in read_checkpoint(path), f"kill {kill} broke {path}"
-    assert halves > 2, "a kill in the middle of a write is what this is about"
+    assert halves > 2, "the test requires kills during a write"
     last = read_checkpoint(killed / "checkpoint_last.pt")
-    assert last["optimizer_history"][-1]["num_updates"] > 8, "lives that go on from each other"
+    assert last["optimizer_history"][-1]["num_updates"] > 8, "each restart resumes from the previous one"
     train(killed, *FLAGS)
     assert_same_bits(killed / "checkpoint_last.pt", tmp_path / "undisturbed" / "checkpoint_last.pt")
 
@@ -95,7 +95,7 @@ def assert_every_name_was_flushed_first(steps: list[str]) -> None:
         if what == "fsync":
             flushed.add(name)
         elif what == "rename":
-            assert f"{name}.tmp" in flushed, f"{name} got its name before its content was on the disk"
+            assert f"{name}.tmp" in flushed, f"{name} was renamed before its content was on the disk"
             flushed.discard(f"{name}.tmp")
             renamed += 1
     assert renamed > KILLS / 2

@@ -1,4 +1,4 @@
-"""The shared language model through fairseq's own commands: train, resume, and perplexity."""
+"""The shared language model in fairseq's own commands: training, resume and perplexity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def corpus(tmp_path_factory, commands) -> Path:
     folder = tmp_path_factory.mktemp("lm")
     pick = random.Random(3)
     for split, lines in (("train", 300), ("valid", 40), ("test", 41)):
-        # Every word is followed by the next one or the one after: something to learn.
+        # Every word is followed by one of two words, so there is something to learn.
         text = []
         for _ in range(lines):
             at = pick.randrange(30)
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory, commands) -> Path:
     return folder
 
 
-# The recipe of WikiText-103, adaptive inputs and all, at sizes and with a schedule for this corpus.
+# The recipe of WikiText-103 with adaptive inputs, with sizes and a learning rate schedule for this corpus.
 SIZES = {
     **{"decoder_layers": 4, "unique_layers": 2, "decoder_ffn_embed_dim": 64, "decoder_attention_heads": 2},
     **{"decoder_embed_dim": 32, "decoder_input_dim": 32, "decoder_output_dim": 32, "tokens_per_sample": 64},
@@ -56,7 +56,7 @@ def test_train_resume_and_perplexity(recipe, updates, corpus, commands, tmp_path
     words += ["--seed", 1, "--no-epoch-checkpoints", "--num-workers", 0, "--log-format", "simple", "--max-update"]
     commands.run(*words, 20)
     told = commands.run(*words, updates).stdout
-    assert "@ 20 updates" in told, "the second training goes on from the first"
+    assert "@ 20 updates" in told, "the second training resumes from the first"
     state = load_checkpoint(tmp_path / "checkpoint_last.pt")["model"]
     assert state["_extra_state"]["stacks"]["decoder"]["layer_map"] == [0, 1, 1, 0]
     assert not [name for name in state if ".layers.2." in name or ".layers.3." in name]
@@ -65,5 +65,5 @@ def test_train_resume_and_perplexity(recipe, updates, corpus, commands, tmp_path
         *("--task", "language_modeling", "--gen-subset", "test", "--sample-break-mode", "eos", "--cpu"),
     )
     perplexity = float(re.findall(r"Perplexity: ([\d.]+)", done.stdout + done.stderr)[-1])
-    # Of 30 words each is followed by one of two: far from 30 once anything was learned.
+    # Each of 30 words is followed by one of two, so a trained model is far below 30.
     assert 2.0 < perplexity < 12.0

@@ -1,4 +1,4 @@
-"""Two ranks under torchrun: a lost rank, a SIGTERM, a lost machine; each time the next start goes on."""
+"""Two ranks under torchrun: a lost rank, a SIGTERM, a lost machine; the next start resumes each time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 
 
 
 def processes_of(run: RunDirectory) -> dict[str, int]:
-    """Find what runs for a run directory: torchrun of ``machine 0`` and so on, each ``rank 0``, -> process id."""
+    """Map the processes of a run directory (torchrun of ``machine 0`` etc., ``rank 0`` etc.) to process ids."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -32,12 +32,12 @@ def processes_of(run: RunDirectory) -> dict[str, int]:
             rank = next((v.partition("=")[2] for v in variables if v.startswith("RANK=")), None)
             node = words[words.index("--node-rank") + 1] if "--node-rank" in words else ""
             name = f"machine {node}" if "torch.distributed.run" in words else f"rank {rank}"
-            found[name] = min(int(folder.name), found.get(name, int(folder.name)))  # not a rank's own workers
+            found[name] = min(int(folder.name), found.get(name, int(folder.name)))  # not the workers of a rank
     return found
 
 
 class Training:
-    """The command with two ranks, in the background; on one machine, or on two that are this one."""
+    """The command with two ranks in the background, on one machine or on two simulated machines."""
 
     def __init__(self, place: Path, nodes: int):
         words = ["train", "words.yaml", "run=lost", "train.save_interval_updates=2", "train.max_update=1000000"]
@@ -60,7 +60,7 @@ class Training:
 
     @property
     def saved(self) -> int:
-        """Updates of the last checkpoint."""
+        """The number of updates of the last checkpoint."""
         path = self.place / self.run.checkpoints / "checkpoint_last.pt"
         if not path.is_file():
             return 0
@@ -74,7 +74,7 @@ class Training:
             time.sleep(0.5)
 
     def end(self) -> str:
-        """Wait for all commands; returns what the first told."""
+        """Wait for all commands; return the stderr of the first."""
         first, *_ = [process.communicate(timeout=120)[1] for process in self.processes]
         return first
 
@@ -101,7 +101,7 @@ def test_whatever_is_lost_the_next_start_goes_on(tmp_path, commands):
         if error:
             assert told.splitlines()[-1].startswith(f"fairseq-sharing train: error: {error}")
         assert "Traceback" not in told
-        end = time.monotonic() + 30  # a loader's worker looks after its rank every few seconds
+        end = time.monotonic() + 30  # a data loader worker checks its rank every few seconds
         while left := processes_of(training.run):
             assert time.monotonic() < end, f"{lost} is gone, but {left} is still there"
             time.sleep(0.5)
@@ -110,8 +110,8 @@ def test_whatever_is_lost_the_next_start_goes_on(tmp_path, commands):
         saved = training.saved
     run = RunDirectory(place / training.run.path)
     logged = [record for kind, record in run.log_records() if kind == "train_inner"]
-    assert {float(record["wpb"]) for record in logged} == {112}, "two ranks that trained apart would have 56"
+    assert {float(record["wpb"]) for record in logged} == {112}, "two ranks that train independently would have 56"
     updates = [int(record["num_updates"]) for record in logged]
     begun = [update for update, before in zip(updates, [0, *updates], strict=False) if update != before + 1]
-    assert updates.count(1) == 1, "no later start began anew"
-    assert all(update % 2 == 1 for update in begun), "every second update has a checkpoint to go on from"
+    assert updates.count(1) == 1, "no later start restarted from the beginning"
+    assert all(update % 2 == 1 for update in begun), "every second update has a checkpoint to resume from"

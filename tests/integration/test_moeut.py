@@ -1,4 +1,4 @@
-"""Models with expert banks through fairseq's own commands: train, resume, several ranks, translate, perplexity."""
+"""Models with expert banks in fairseq's own commands: training, resume, several ranks, decoding, perplexity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BALANCED = ["--criterion", "moe_cross_entropy", "--ffn-entropy", "0.1"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, train):
-    """The checkpoints of a training with all kinds of dropout, and its log."""
+    """The checkpoints and the log of a training with all kinds of dropout."""
     folder = tmp_path_factory.mktemp("moeut")
     flags = ["--dropout", "0.1", "--expert-dropout", "0.1", "--save-interval-updates", "5", "--max-update", "17"]
     tensorboard = ["--tensorboard-logdir", folder / "tensorboard", "--log-expert-usage"]
@@ -95,4 +95,4 @@ def test_a_language_model_learns(commands, tmp_path):
         *("--gen-subset", "test", "--sample-break-mode", "eos"),
     )
     perplexity = float(re.findall(r"Perplexity: ([\d.]+)", told.stdout + told.stderr)[-1])
-    assert 1 < perplexity < 4, "each of 20 words is followed by one other: far from 20"
+    assert 1 < perplexity < 4, "each of 20 words is followed by one word, so a trained model is far below 20"

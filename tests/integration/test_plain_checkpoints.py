@@ -1,4 +1,4 @@
-"""Whatever fairseq's tasks, criterions and meters put into a checkpoint: it resumes, is averaged and translates."""
+"""Checkpoints of different tasks, criterions and meters can be resumed, averaged and used for decoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VANILLA = ["--arch", "transformer", *LAYERS]
 NO_SHARING = ["--arch", "transformer_sharing", *LAYERS]
 MULTILINGUAL = ["--task", "translation_multi_simple_epoch", "--lang-pairs", "en-de", "--langs", "en,de"]
 MULTILINGUAL += ["--sampling-method", "temperature", "--sampling-temperature", "1.5", "--decoder-langtok"]
-# By name: the model's flags, and more.
+# Name -> flags of the model, other flags.
 TRAININGS = {
     "BLEU, detokenized": (CYCLE_REV, [*DETOKENIZED, "--keep-best-checkpoints", "2"]),
     "BLEU, tokenized": (CYCLE_REV, [*BLEU, "--eval-tokenized-bleu", "--lr-scheduler", "reduce_lr_on_plateau"]),
@@ -46,7 +46,7 @@ LANGUAGE_MODELS["language_modeling"] += ["--decoder-ffn-embed-dim", "24", "--dec
 
 
 def assert_plain(path: Path) -> None:
-    """The file contains the names of torch's functions and of two classes, and so no other code."""
+    """Check that the file names only torch's functions and two classes, and therefore contains no other code."""
     with zipfile.ZipFile(path) as file:
         (pickled,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
         names = {str(word) for code, word, _ in pickletools.genops(file.read(pickled)) if code.name == "GLOBAL"}

@@ -1,4 +1,4 @@
-"""A bad option ends fairseq's commands with one line that names the flag, the value and what is allowed."""
+"""fairseq's commands report an invalid option in one line: the flag, the value and the allowed values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CYCLE = [*SHARED, "--sharing", "cycle", "--unique-layers", "2"]
 
 
 def told(done, command: str = "fairseq-train") -> str:
-    """The one line that a command ended with, after its name."""
+    """Return the error message in the last line of a command, without the command's name."""
     assert "Traceback" not in done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert lines[-1].startswith(f"{command}: error: "), done.stderr
@@ -68,23 +68,23 @@ OPTIONS = {
     ),
     "LayerDrop": (
         [*CYCLE, "--encoder-layerdrop", "0.2"],
-        "--encoder-layerdrop 0.2 cannot be combined with this model: shared layers cannot be dropped one by one; "
-        "allowed: leave it out",
+        "--encoder-layerdrop 0.2 cannot be combined with this model: shared layers cannot be dropped individually; "
+        "remove it",
     ),
     "pruned layers": (
         [*CYCLE, "--decoder-layers-to-keep", "0,2"],
-        "--decoder-layers-to-keep 0,2 cannot be combined with this model: shared layers cannot be pruned one by one; "
-        "allowed: leave it out",
+        "--decoder-layers-to-keep 0,2 cannot be combined with this model: shared layers cannot be pruned individually; "
+        "remove it",
     ),
     "quantization noise": (
         [*CYCLE, "--quant-noise-pq", "0.1"],
-        "--quant-noise-pq 0.1 cannot be combined with this model: quantization noise would hit a shared weight once a "
-        "layer; allowed: leave it out",
+        "--quant-noise-pq 0.1 cannot be combined with this model: noise would be applied to a shared weight once per "
+        "layer; remove it",
     ),
     "scalar quantization noise": (
         [*CYCLE, "--quant-noise-scalar", "0.5"],
-        "--quant-noise-scalar 0.5 cannot be combined with this model: quantization noise would hit a shared weight "
-        "once a layer; allowed: leave it out",
+        "--quant-noise-scalar 0.5 cannot be combined with this model: noise would be applied to a shared weight once "
+        "per layer; remove it",
     ),
     "FSDP": (
         [*CYCLE, "--ddp-backend", "fully_sharded"],
@@ -104,7 +104,7 @@ def test_options_that_are_refused_at_start_up(tmp_path, train, case):
 
 
 def test_the_programs_themselves(tmp_path, trained, train_words, data):
-    """As a user calls them, with nothing of these tests around: by their names, and as modules."""
+    """Run the commands as users do, by name and as modules, without the test helpers."""
     model, expected = OPTIONS["M above N"]
     done = _call(sys.executable, "-m", "fairseq_cli.train", *train_words(tmp_path, model=model))
     assert told(done) == expected
@@ -129,7 +129,7 @@ def _call(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(trained, tmp_path):
-    """A folder with a checkpoint to go on from."""
+    """A folder with a checkpoint to resume from."""
     shutil.copy(trained / "checkpoint_last.pt", tmp_path)
     return tmp_path
 
@@ -183,7 +183,7 @@ def test_resuming_where_nothing_can_be_read(tmp_path, train):
 
 
 def test_an_error_in_spawned_processes(folder, train_words, commands):
-    """fairseq spawns a process for each GPU; two that are made up here must fail as one command."""
+    """fairseq spawns one process per GPU. Two simulated GPUs must fail as one command."""
     words = train_words(folder, *distributed(2), "--max-epoch", "3", model=CYCLE)
     done = commands.start("fairseq_cli.train", *words, before=_two_devices).wait(1)
     assert told(done).startswith(f"{folder / 'checkpoint_last.pt'}: the checkpoint's encoder has the layer map")

@@ -1,4 +1,4 @@
-"""Sharing that changes while training, through fairseq's own commands and this project's."""
+"""Sharing schedules in fairseq's commands and in this project's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fairseq_sharing.schedules.replay import recorded_changes, recorded_state
 SHARED = ("--sharing", "universal", "--unique-layers", "1")
 OWN = ("--sharing", "none", "--unique-layers", "4")
 TASK = ("--task", "translation_sharing", "--sharing-schedule")
-# Dropout, two batches an update and a loader's worker; a checkpoint after every second update.
+# Dropout, two batches per update and a data loader worker; a checkpoint after every second update.
 FLAGS = ("--dropout", "0.2", "--update-freq", "2", "--num-workers", "1", "--save-interval-updates", "2")
 FLAGS += ("--max-update", "12", "--disable-validation")
 SPLIT = (*TASK, "unshare", "--unshare-when", "correlation-split", "--unshare-interval", "2")
@@ -32,7 +32,7 @@ DYNAMIC = (*TASK, "dynamic", "--dynamic-interval", "3", "--dynamic-epsilon-decay
     ids=["dynamic, one rank", "unshare, two ranks", "unshare, fast"],
 )
 def test_a_run_that_stopped_ends_with_the_same_bits(ranks, model, schedule, stops, train_on_ranks, tmp_path):
-    """Stopped during the initial freezing, between a decision and its reward, and between two checks."""
+    """Stop during the initial freezing, between a decision and its reward, and between two checks."""
     whole = tmp_path / "whole"
     flags = (*model, *schedule, *FLAGS, "--tensorboard-logdir", tmp_path / "curves")
     log = train_on_ranks(whole, ranks, *flags)
@@ -55,7 +55,7 @@ def test_a_run_that_stopped_ends_with_the_same_bits(ranks, model, schedule, stop
 
 
 def test_plain_training_goes_on_from_an_untied_checkpoint(train, commands, tmp_path):
-    """As the schedule that unties at the same update; also as fairseq's own transformer."""
+    """Equal to a schedule that unties at the same update; fairseq's own transformer loads it, too."""
     common = ("--max-update", "6", "--disable-validation", "--no-epoch-checkpoints", "--dropout", "0.1")
     train(tmp_path / "swe", *SHARED, *TASK, "unshare", "--unshare-at", "3", *common)
     begun = tmp_path / "begun"
@@ -67,20 +67,20 @@ def test_plain_training_goes_on_from_an_untied_checkpoint(train, commands, tmp_p
         train(folder, *common, "--restore-file", tmp_path / "untied.pt", model=["--arch", arch, *LAYERS])
         got = load_checkpoint(folder / "checkpoint_last.pt")
         for name, value in got["model"].items():
-            if torch.is_tensor(value) and name in expected["model"]:  # embeddings are there once
+            if torch.is_tensor(value) and name in expected["model"]:  # embeddings are stored once
                 assert torch.equal(value, expected["model"][name]), name
         moments = [s["last_optimizer_state"]["state"] for s in (got, expected)]
         assert moments[0].keys() == moments[1].keys()
         for number, state in moments[0].items():
             assert torch.equal(state["exp_avg_sq"], moments[1][number]["exp_avg_sq"])
     told = commands.run("fairseq_sharing", "untie", tmp_path / "untied.pt", "--output", tmp_path / "no.pt", status=2)
-    assert "share nothing" in told.stderr
+    assert "the checkpoint has no shared layers" in told.stderr
     assert len(told.stderr.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory, commands):
-    """A binarized text of one language."""
+    """A binarized monolingual corpus."""
     folder = tmp_path_factory.mktemp("text")
     draw = random.Random(2)
     for split, lines in (("train", 120), ("valid", 9)):

@@ -1,4 +1,4 @@
-"""``fairseq-sharing train`` with the real fairseq-train: what it leaves, resuming, refusing, data parallel, signals."""
+"""``fairseq-sharing train`` with the real fairseq-train: files, resume, errors, data parallel, signals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def place(tmp_path_factory, commands) -> Path:
 
 
 def _train_as_a_user(place: Path, *words: str, status: int = 0) -> str:
-    """Run the command in processes of its own; returns what it wrote to standard error."""
+    """Run the command in separate processes; return its stderr."""
     done = call("-m", "fairseq_sharing", "train", "words.yaml", *words, cwd=place, status=status)
     assert done.stdout == ""
     return done.stderr
@@ -30,7 +30,7 @@ def _train_as_a_user(place: Path, *words: str, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def train(place, commands):
-    """Runs the command as ``_train_as_a_user`` does, but forks what would import torch and fairseq anew."""
+    """Run the command like ``_train_as_a_user``, but fork instead of importing torch and fairseq again."""
 
     def run(*words: str, status: int = 0) -> str:
         command = ["fairseq_sharing", "train", "words.yaml", *words]
@@ -43,7 +43,7 @@ def train(place, commands):
 
 @pytest.fixture(scope="module")
 def trained(place) -> tuple[Path, str]:
-    """A finished run of 6 updates, and what the command told."""
+    """A finished run of 6 updates, and the command's stderr."""
     return place / "runs" / "words" / "words-seed1", _train_as_a_user(place)
 
 
@@ -145,7 +145,7 @@ def test_signal_ends_training_and_it_goes_on_when_started_again(place, commands,
     assert record["finished"] is None
     assert record["exit_status"] != 0
     with run.locked():
-        pass  # nobody trains on
+        pass  # no process is left that trains
     if number == signal.SIGTERM:
         return
     updates = max(int(r["num_updates"]) for kind, r in run.log_records() if kind == "train_inner")

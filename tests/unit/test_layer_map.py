@@ -1,4 +1,4 @@
-"""Layer maps: the published tables, the formulas, and what is refused in which words."""
+"""Layer maps: the published tables, the formulas, and the error messages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_map_is_that_of_the_paper(strategy, m, n, expected):
 
 
 def paper_formula(strategy: str, i: int, m: int, n: int) -> int:
-    """The method's formulas as they are printed: layers i and sets counted from 1."""
+    """The formulas as printed in the paper, with layers i and sets counted from 1."""
     if strategy == "sequence":
         return ((i - 1) * m) // n + 1
     if strategy == "cycle" or n == m or i <= m * (ceil(n / m) - 1):
@@ -216,11 +216,11 @@ CYCLE = {"sharing": "cycle", "unique_layers": 2}
     [
         ({}, (0, 1, 2, 3), (0, 1, 2, 3)),
         (CYCLE, (0, 1, 0, 1), (0, 1, 0, 1)),
-        # One option of one stack; the rest comes from those of both.
+        # One option for one stack; the others apply to both.
         ({**CYCLE, "decoder_unique_layers": 3}, (0, 1, 0, 1), (0, 1, 2, 0)),
         ({**CYCLE, "encoder_sharing": "sequence"}, (0, 0, 1, 1), (0, 1, 0, 1)),
         ({**CYCLE, "encoder_sharing": "sequence", "encoder_unique_layers": 1}, (0, 0, 0, 0), (0, 1, 0, 1)),
-        # A strategy of a stack's own leaves out the number and the map of the other.
+        # A strategy for one stack ignores the number and the map for both stacks.
         ({**CYCLE, "decoder_sharing": "none"}, (0, 1, 0, 1), (0, 1, 2, 3)),
         ({**CYCLE, "decoder_sharing": "universal"}, (0, 1, 0, 1), (0, 0, 0, 0)),
         ({**CYCLE, "decoder_sharing": "sandwich"}, (0, 1, 0, 1), (0, 1, 1, 2)),

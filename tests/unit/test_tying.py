@@ -1,4 +1,4 @@
-"""Tying: which tensors are one object, how many there are, when they change hands, and what building them costs."""
+"""Tying: identity and number of tensors, map changes, and the cost of building a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 
 
 def parameter_pairs(model, stack):
-    """Every two layers of a stack with every name of a parameter in them."""
+    """Iterate over all pairs of layers of a stack and all of their parameter names."""
     layers = getattr(model, stack).layers
     for second in range(LAYERS):
         for first in range(second):
@@ -62,7 +62,7 @@ def test_layers_and_their_modules_are_all_different_objects(model):
 
 
 def closed_form(case, norm: str) -> int:
-    """Number of values in a model: one embedding matrix, M or N of each component, the last LayerNorms of pre-norm."""
+    """Count the values of a model: one embedding matrix, M or N of each component, the final LayerNorms of pre-norm."""
     total = VOCABULARY * EMBED
     for stack in STACKS:
         m = len(set(case.layer_map(stack)))
@@ -100,14 +100,14 @@ def test_gradient_of_a_shared_tensor_is_the_sum_over_separate_copies(case, model
         summed[source] = summed.get(source, 0) + parameter.grad
     ours = dict(model.named_parameters())
     assert ours.keys() == summed.keys()
-    rounding = 1e-5 if case.options.get("fast") else 2e-6  # other kernels, another order of adding up
+    rounding = 1e-5 if case.options.get("fast") else 2e-6  # different kernels, different order of summation
     for name, parameter in ours.items():
         scale = summed[name].abs().max().clamp(min=1.0)
         torch.testing.assert_close(parameter.grad / scale, summed[name] / scale, rtol=0, atol=rounding, msg=name)
 
 
 def test_optimizer_sees_each_tensor_once(case, norm):
-    """An update moves a shared tensor once, however many layers use it."""
+    """An update changes a shared tensor once, regardless of how many layers use it."""
     model = build_case(case, norm)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -129,7 +129,7 @@ def test_ties_survive_half_precision_and_copying(case, model):
 
 
 def test_owners_start_from_the_values_of_a_vanilla_model_of_m_layers():
-    """Building a borrowing layer draws no random numbers: same seed, same initial weights."""
+    """Building a tied layer draws no random numbers: the same seed gives the same initial weights."""
     shared = build(sharing="sequence", unique_layers=3, seed=5)
     vanilla = build(encoder_layers=3, decoder_layers=3, seed=5, arch="transformer")
     expected = dict(vanilla.named_parameters())
@@ -225,7 +225,7 @@ def test_untied_layers_own_copies_of_what_they_shared(case, norm):
         assert owners <= {id(parameter) for parameter in stack.parameters()}, "an owner lost its tensor"
         assert all(parameter.requires_grad and parameter.is_leaf for parameter in parameters)
     with torch.no_grad():
-        assert torch.equal(model(**inputs)[0], before), "a change of the map alone changes no output"
+        assert torch.equal(model(**inputs)[0], before), "changing the map does not change the output"
         values = values_of(model.encoder)
         for parameter in model.encoder.layers[0].parameters():
             parameter.add_(1)
@@ -252,7 +252,7 @@ def test_layer_with_a_set_of_its_own_starts_from_what_it_used(old, new):
     retie_stack(stack, model.sharing["decoder"], wanted)
     for depth, group in enumerate(wanted.layer_map):
         owner = wanted.layer_map.index(group)
-        assert same_values(stack.layers[depth], values[owner]), "a set starts from what its owner used"
+        assert same_values(stack.layers[depth], values[owner]), "a set starts from the values of its owner"
         for name, parameter in stack.layers[depth].named_parameters():
             assert parameter is stack.layers[owner].get_parameter(name)
     distinct = {p.untyped_storage().data_ptr() for layer in stack.layers for p in layer.parameters()}
@@ -270,7 +270,7 @@ def test_scope_can_change_with_the_map():
 
 
 def test_change_of_the_map_gives_the_same_outputs_after_one_more_change():
-    """Untie, then tie again as before: back to the first model, as long as nothing was trained."""
+    """Untying and tying again restores the original model if no update happened."""
     case = BY_NAME["cycle_rev"]
     model = build_case(case, "post").eval()
     inputs = batch()
@@ -283,7 +283,7 @@ def test_change_of_the_map_gives_the_same_outputs_after_one_more_change():
     assert sum(p.numel() for p in model.parameters()) == closed_form(case, "post")
 
 
-# Memory: each model is built in a process of its own, forked from one that has imported everything.
+# Memory: each model is built in a separate process, forked from one that has imported everything.
 PEAK_SCRIPT = """
 import json, os, resource, sys
 sys.path[:0] = sys.argv[1:3]
@@ -328,6 +328,8 @@ def test_building_48_layers_of_6_sets_peaks_at_the_memory_of_6_layers():
     )
     peak = json.loads(done.stdout.splitlines()[-1])
     six_layers = 4 * 6 * (4 * 512 * 512 * 3 + 2 * 2 * 512 * 2048) / 2**20  # MiB of fp32 matrices in both stacks
-    assert 0.9 * six_layers < peak["shared 6 of 6"] < 1.2 * six_layers, f"what is measured is not the weights: {peak}"
+    assert 0.9 * six_layers < peak["shared 6 of 6"] < 1.2 * six_layers, (
+        f"the measurement is not dominated by the weights: {peak}"
+    )
     assert peak["vanilla 12"] > 1.8 * peak["shared 6 of 6"], f"the measurement misses layers: {peak}"
     assert peak["shared 6 of 48"] < 1.1 * peak["shared 6 of 6"], peak

@@ -1,4 +1,4 @@
-"""Admin: residual weights per depth, measured from the first training batch, never shared."""
+"""Admin: residual weights per depth, set from the first training batch, never shared."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STACKS = ("encoder", "decoder")
 
 
 def var(x):
-    """Variance over all elements of a batch."""
+    """Compute the variance over all elements of a batch."""
     return x.var(unbiased=False).item()
 
 
 @torch.no_grad()
 def scalar_profile(model, inputs):
-    """Walk the sub-layers of both stacks by hand, with dropout 0; return r of each sub-layer."""
+    """Compute the sub-layers of both stacks explicitly, with dropout 0; return r of each sub-layer."""
     weights = {"encoder": [], "decoder": []}
     padding = inputs["src_tokens"].eq(1)
 

@@ -112,7 +112,7 @@ def test_admin_that_does_not_fold_is_refused(checkpoint, tmp_path):
     def change(model):
         model.decoder.layers[1].residual_weight[0, 3] = 0.0
 
-    with pytest.raises(SharingError, match=r"decoder layer 2: Admin's residual weight 0 does not fold .* --engine"):
+    with pytest.raises(SharingError, match=r"decoder layer 2: Admin's residual weight 0 is too small .* --engine"):
         export(checkpoint(change=change, admin="closed_form"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""--compile: layers in compiled form give what they give otherwise, with few graphs for all depths and shapes."""
+"""--compile: compiled layers compute the same as plain layers, with few graphs for all depths and shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_models import EMBED, VOCABULARY, batch, build, build_case, loss
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast import compiled_layer
 
-# Source and target lengths and sentences of a batch, and whether it has padding.
+# Source length, target length and sentences of a batch, and whether it has padding.
 SHAPES = [
     *[(7, 7, 2, True), (5, 5, 1, False), (7, 8, 3, True), (2, 6, 4, False), (2, 2, 2, False), (9, 4, 1, False)],
     *[(EMBED, EMBED, EMBED, True), (6, 6, 6, True), (4, 9, 1, False), (8, 8, 8, False)],
@@ -22,7 +22,7 @@ SHAPES = [
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Count the graphs made of each class of layers, and run them as they are."""
+    """Count the graphs of each layer class, and run them uncompiled."""
     made: dict[type, int] = {}
 
     def compiled(kind):
@@ -39,7 +39,7 @@ def graphs(monkeypatch):
 
 
 def shaped(src_len: int, tgt_len: int, sentences: int, padded: bool) -> dict[str, torch.Tensor]:
-    """Make a batch; the first sentence of a padded one is half as long as the others."""
+    """Make a batch. In a padded batch, the first sentence is half as long as the others."""
     generator = torch.Generator().manual_seed(src_len)
     source, target = (
         torch.randint(4, VOCABULARY, (sentences, length), generator=generator) for length in (src_len, tgt_len)
@@ -52,7 +52,7 @@ def shaped(src_len: int, tgt_len: int, sentences: int, padded: bool) -> dict[str
 
 
 def gradients(model, inputs) -> dict[str, torch.Tensor]:
-    """Give the gradient of each parameter that has one; the random numbers are the same each time."""
+    """Return the gradient of each parameter that has one, with the same random numbers each time."""
     model.zero_grad()
     torch.manual_seed(1)
     loss(model, inputs).backward()
@@ -132,7 +132,7 @@ def test_a_graph_outlives_a_change_of_the_map(graphs):
 
 
 def test_what_cannot_be_combined_is_refused():
-    with pytest.raises(SharingError, match="--compile needs --fast"):
+    with pytest.raises(SharingError, match="--compile requires --fast"):
         build(compile=True)
     with pytest.raises(SharingError, match="--checkpoint-activations True cannot be combined"):
         build(compile=True, fast=True, checkpoint_activations=True)

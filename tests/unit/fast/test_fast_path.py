@@ -1,4 +1,4 @@
-"""--fast: dropout, attention, and whole trainings beside the plain ones. All tests of the cases run on it, too."""
+"""--fast: dropout, attention and training compared with the plain path. All tests of the cases also run on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_dropout_keeps_the_expectation(p):
     deviation = (p * (1 - p) / mask.numel()) ** 0.5
     assert abs(dropped.mean() - p) < 4 * deviation
     assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)
-    # Neighbors come from one draw and must not know of each other.
+    # Adjacent elements come from one draw and must be independent.
     for distance in (1, 2, 3, 4):
         both = (dropped.flatten()[:-distance] * dropped.flatten()[distance:]).mean()
         assert abs(both - p * p) < 4 * (p * p * (1 - p * p) / mask.numel()) ** 0.5
@@ -66,7 +66,7 @@ def test_layers_that_share_project_the_source_once(monkeypatch, name, sets):
 
 
 def test_fifty_updates_equal_the_plain_ones(data_dir):
-    # Adam makes a gradient that is mostly rounding as large as any other: a large epsilon keeps those small.
+    # Adam scales up gradients that are mostly rounding errors: a large epsilon keeps these small.
     settings = {"lr": 0.001, "adam_eps": 1e-3}
     plain = make_trainer(data_dir, BY_NAME["cycle_rev"], **settings)
     fused = {"optimizer": "fused_adam", "criterion": "fused_label_smoothed_cross_entropy"}
@@ -77,7 +77,7 @@ def test_fifty_updates_equal_the_plain_ones(data_dir):
             train_step(trainer, seed=update % 5)
         theirs = dict(plain.model.named_parameters())
         for name, parameter in fast.model.named_parameters():
-            if not name.endswith("k_proj.bias"):  # it changes no output: its gradient is all rounding
+            if not name.endswith("k_proj.bias"):  # it does not change the output, so its gradient is rounding error
                 torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=1e-5)
 
 

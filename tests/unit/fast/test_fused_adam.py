@@ -1,4 +1,4 @@
-"""The fused Adam beside fairseq's."""
+"""The fused Adam compared with fairseq's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parameters(dtype=torch.float32):
 def set_gradients(params, seed, skip=None):
     generator = torch.Generator().manual_seed(seed)
     for number, p in enumerate(params):
-        # Tiny gradients: there epsilon matters, and where it stands.
+        # For tiny gradients, epsilon and its position in the formula matter.
         p.grad = None if number == skip else torch.randn(p.shape, generator=generator).mul(1e-4).to(p.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The fused loss beside fairseq's."""
+"""The fused loss compared with fairseq's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is mended in fairseq: lost sentences, names that numpy dropped, half-written files, errors of many lines."""
+"""Fixes of fairseq: lost sentences, names removed from numpy, partially written files, multi-line errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tiny_models import make_trainer, save
 from fairseq_sharing import fixes
 from fairseq_sharing.checkpoints.files import copy_atomically, load_checkpoint, save_atomically
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.fixes.error_messages import find_sharing_error, tell_errors_in_one_line
-from fairseq_sharing.fixes.processor import avoid_half_hidden_amx
+from fairseq_sharing.fixes.error_messages import find_sharing_error, print_errors_on_one_line
+from fairseq_sharing.fixes.processor import avoid_unusable_amx
 
 STOCK_BATCH_BY_SIZE = data_utils.batch_by_size.__wrapped__
 
@@ -66,7 +66,7 @@ def test_every_sentence_is_in_one_batch(sentences, limits):
 
 
 def test_fairseq_alone_drops_sentences():
-    """The fault that is mended; when a later fairseq has none, the mending can go."""
+    """The original bug. If a later fairseq fixes it, remove the fix."""
     limits = {"max_tokens": 4000, "required_batch_size_multiple": 8}
     assert sum(map(len, batches(461, STOCK_BATCH_BY_SIZE, **limits))) < 461
     assert sum(map(len, batches(5, STOCK_BATCH_BY_SIZE, **limits))) == 0
@@ -124,10 +124,10 @@ def test_namespace_is_safe_to_load_and_other_classes_are_not(tmp_path):
         torch.load(tmp_path / "other.pt", weights_only=True)
 
 
-def test_mending_twice_changes_nothing():
-    mended = data_utils.batch_by_size, checkpoint_utils.load_checkpoint
+def test_applying_twice_changes_nothing():
+    patched = data_utils.batch_by_size, checkpoint_utils.load_checkpoint
     fixes.apply()
-    assert mended == (data_utils.batch_by_size, checkpoint_utils.load_checkpoint)
+    assert patched == (data_utils.batch_by_size, checkpoint_utils.load_checkpoint)
 
 
 # Writing files.
@@ -144,7 +144,7 @@ def test_failed_save_leaves_the_old_file(tmp_path):
 
 
 class Interrupted(BaseException):
-    """Stands for the end of the process in the middle of a write."""
+    """Simulates the end of the process during a write."""
 
 
 def test_copy_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_contents_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
 
 
 def test_fairseq_says_in_one_line_why_it_reads_no_checkpoint(tmp_path):
-    """Also where its own commands and hubs read."""
+    """Checkpoints are also checked when fairseq's commands and hubs read them."""
     path = tmp_path / "model.pt"
     torch.save({"model": {"weight": SimpleNamespace()}}, path)
     reason = "not read, because it could execute code (it contains types.SimpleNamespace)"
@@ -197,7 +197,7 @@ def test_fairseq_says_in_one_line_why_it_reads_no_checkpoint(tmp_path):
 
 
 def test_meters_of_arrays_are_the_same_after_resuming(tmp_path):
-    """As --eval-bleu logs its counts: of whole batches, resumed, and updated once more."""
+    """Log counts as --eval-bleu does: for whole batches, then resumed and updated again."""
 
     def log(number: int) -> None:
         metrics.log_scalar("_counts", np.array([4, 3, number, 1]))
@@ -224,11 +224,11 @@ def test_meters_of_arrays_are_the_same_after_resuming(tmp_path):
 
 
 def test_sharing_error_is_found_behind_other_errors():
-    told = SharingError("--unique-layers must be 3")
+    cause = SharingError("--unique-layers must be 3")
     hidden = RuntimeError("Cannot load model parameters")
-    hidden.__context__ = told  # as of a raise in an except clause, in fairseq's trainer
-    assert find_sharing_error(hidden) is told
-    assert find_sharing_error(told) is told
+    hidden.__context__ = cause  # as in fairseq's trainer, which raises in an except clause
+    assert find_sharing_error(hidden) is cause
+    assert find_sharing_error(cause) is cause
     assert find_sharing_error(ValueError("--unique-layers")) is None
     assert find_sharing_error(None) is None
 
@@ -239,24 +239,24 @@ def test_sharing_error_of_a_spawned_process_is_found_in_its_text():
 
 
 @pytest.mark.parametrize("program", ["/usr/bin/fairseq-train", "fairseq-generate"])
-def test_command_tells_a_sharing_error_in_one_line(program, monkeypatch, capsys):
+def test_command_prints_a_sharing_error_on_one_line(program, monkeypatch, capsys):
     stock = []
     monkeypatch.setattr(sys, "argv", [program])
     monkeypatch.setattr(sys, "excepthook", lambda *error: stock.append(error))
-    tell_errors_in_one_line()
+    print_errors_on_one_line()
     sys.excepthook(SharingError, SharingError("--sharing is bad"), None)
     assert capsys.readouterr().err == f"{os.path.basename(program)}: error: --sharing is bad\n"
     assert not stock
-    other = ZeroDivisionError("a fault of the program")
+    other = ZeroDivisionError("a bug in the program")
     sys.excepthook(ZeroDivisionError, other, None)
     assert stock == [(ZeroDivisionError, other, None)]
     assert capsys.readouterr().err == ""
 
 
-def test_other_programs_keep_their_own_way_of_telling_errors(monkeypatch):
+def test_other_programs_keep_their_own_excepthook(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["my_script.py"])
     before = sys.excepthook
-    tell_errors_in_one_line()
+    print_errors_on_one_line()
     assert sys.excepthook is before
 
 
@@ -270,14 +270,19 @@ def test_trainer_names_the_file_that_does_not_fit(data_dir, tmp_path):
 def test_log_has_the_maps_and_no_line_for_each_tied_parameter(data_dir, caplog):
     caplog.set_level("INFO", "fairseq.trainer")
     for name, lines in {
-        "cycle": ["encoder: 6 layers of 3 sets: 0,1,2,0,1,2", "decoder: 6 layers of 3 sets: 0,1,2,0,1,2"],
-        "ffn_scope": [f"{s}: 6 layers of 2 sets (encoder_attn,ffn): 0,0,0,1,1,1" for s in ("encoder", "decoder")],
+        "cycle": [
+            "encoder: 6 layers, 3 parameter sets: 0,1,2,0,1,2",
+            "decoder: 6 layers, 3 parameter sets: 0,1,2,0,1,2",
+        ],
+        "ffn_scope": [
+            f"{s}: 6 layers, 2 parameter sets (encoder_attn,ffn): 0,0,0,1,1,1" for s in ("encoder", "decoder")
+        ],
     }.items():
         caplog.clear()
         make_trainer(data_dir, BY_NAME[name])
-        told = [record.getMessage() for record in caplog.records if record.name == "fairseq.trainer"]
-        assert told[:2] == lines
-        assert [line for line in told if "shared parameter" in line] == [
+        messages = [record.getMessage() for record in caplog.records if record.name == "fairseq.trainer"]
+        assert messages[:2] == lines
+        assert [line for line in messages if "shared parameter" in line] == [
             f"detected shared parameter: encoder.embed_tokens.weight <- decoder.{part}.weight"
             for part in ("embed_tokens", "output_projection")
         ]
@@ -308,18 +313,18 @@ CPUINFO = "processor\t: 0\ncpuid level\t: {level}\nflags\t\t: fpu avx512_bf16 {f
     [(28, "amx_tile amx_bf16", "AVX512_CORE_FP16"), (32, "amx_tile amx_bf16", None), (28, "avx512_fp16", None)],
 )
 def test_amx_without_its_tile_sizes_is_not_used(tmp_path, monkeypatch, level, flags, limit):
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")  # put back after the test, with what the function sets
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")  # restored after the test, together with what the function sets
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(level=level, flags=flags))
-    avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
+    avoid_unusable_amx(str(tmp_path / "cpuinfo"))
     assert os.environ.get("ONEDNN_MAX_CPU_ISA") == limit
 
 
 def test_a_chosen_instruction_set_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(level=28, flags="amx_tile"))
-    avoid_half_hidden_amx(str(tmp_path / "cpuinfo"))
-    avoid_half_hidden_amx(str(tmp_path / "none"))
+    avoid_unusable_amx(str(tmp_path / "cpuinfo"))
+    avoid_unusable_amx(str(tmp_path / "none"))
     assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
 
 

@@ -1,7 +1,7 @@
-"""Decoding word by word gives what the whole forward pass gives; a module used at two depths does not.
+"""Step-by-step decoding equals the full forward pass, except for a module that is used at two depths.
 
 fairseq keys the decoding cache by attention module: a reused module overwrites its own keys and values. Such a model
-trains well and translates badly, so this is checked for every way of sharing.
+trains correctly but decodes incorrectly, so every sharing strategy is tested.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_reused_attention_module_fails_the_same_check(case, owner, depth, norm):
         before = model(**inputs)[0]
         layers = model.decoder.layers
         layers[depth].self_attn = layers[owner].self_attn
-        assert torch.equal(model(**inputs)[0], before), "in training nothing shows it"
+        assert torch.equal(model(**inputs)[0], before), "training does not reveal the error"
     with pytest.raises(AssertionError, match="differs from the full forward pass by"):
         check_step_by_step(model)
 
@@ -61,7 +61,7 @@ def test_reused_layers_fail_the_same_check(norm):
 
 
 def test_check_needs_no_sharing_to_pass(vanilla):
-    """The check itself is right: fairseq's own transformer passes it."""
+    """The check itself is correct: fairseq's own transformer passes it."""
     check_step_by_step(vanilla, steps=8)
 
 

@@ -1,4 +1,4 @@
-"""fairseq's RoBERTa with shared layers: ties, fairseq's own outputs, checkpoints, and a change of the map."""
+"""fairseq's RoBERTa with shared layers: ties, equality with fairseq's outputs, checkpoints, and a map change."""
 
 from __future__ import annotations
 

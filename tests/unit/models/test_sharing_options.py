@@ -1,4 +1,4 @@
-"""The sharing flags: what fairseq's parser makes of them, and what cannot be combined with them."""
+"""The sharing flags: parsing by fairseq, and options that they cannot be combined with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARED = {"sharing": "cycle", "unique_layers": 3}
 
 
 def parse(*flags: str) -> Namespace:
-    """Read flags as fairseq-train does."""
+    """Parse flags as fairseq-train does."""
     parser = options.get_training_parser()
     words = ["data", "--task=translation", "--arch=transformer_sharing", *flags]
     return options.parse_args_and_arch(parser, words)
@@ -65,7 +65,7 @@ def test_bad_flags_stop_the_parser(flags, message):
 
 
 def test_options_of_one_stack_survive_fairseq_s_own_configuration():
-    """TransformerConfig moves every encoder_x and decoder_x into nested configurations."""
+    """TransformerConfig stores every encoder_x and decoder_x in nested configurations."""
     args = arguments(encoder_sharing="universal", decoder_sharing="cycle_rev", decoder_unique_layers=3)
     args.decoder_sharing_scope = "ffn"
     build_args = Namespace(**vars(args))
@@ -89,10 +89,10 @@ ALONE = [
     ("encoder_layerdrop", 0.1, "--encoder-layerdrop 0.1 cannot be combined with this model: shared layers"),
     ("decoder_layerdrop", 0.2, "--decoder-layerdrop 0.2 cannot be combined with this model: shared layers"),
     ("encoder_layers_to_keep", "0,1", "--encoder-layers-to-keep 0,1 cannot be combined with this model: shared"),
-    ("quant_noise_pq", 0.05, "--quant-noise-pq 0.05 cannot be combined with this model: quantization noise"),
-    ("quant_noise_scalar", 0.5, "--quant-noise-scalar 0.5 cannot be combined with this model: quantization"),
+    ("quant_noise_pq", 0.05, "--quant-noise-pq 0.05 cannot be combined with this model: noise would be"),
+    ("quant_noise_scalar", 0.5, "--quant-noise-scalar 0.5 cannot be combined with this model: noise would"),
     ("base_layers", 1, "--base-layers 1 cannot be combined with this model: expert layers"),
-    ("store_ema", True, "--store-ema True cannot be combined with this model: its copies"),
+    ("store_ema", True, "--store-ema True cannot be combined with this model: it stores copies"),
     ("ddp_backend", "fully_sharded", "--ddp-backend fully_sharded cannot shard layers that share parameters; "),
 ]
 
@@ -143,7 +143,7 @@ def test_bf16_precision_refuses_fairseq_s_own_low_precision(flag):
         validate(arguments(precision="bf16", **{flag: True}))
     assert str(caught.value) == (
         f"--{flag.replace('_', '-')} True cannot be combined with this model: --precision bf16 keeps fp32 weights and "
-        "casts by itself; allowed: leave it out"
+        "casts by itself; remove it"
     )
     validate(arguments(precision="fp32", **{flag: True}))
 

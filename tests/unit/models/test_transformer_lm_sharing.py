@@ -1,4 +1,4 @@
-"""The shared language model: equal to fairseq's with copied weights, in whole and step by step."""
+"""The shared language model equals fairseq's with copied weights, in the full pass and step by step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build(arch="transformer_lm_sharing", seed=1, **options):
 
 
 def decoder_options(case):
-    """The case's options for a model that has a decoder only."""
+    """Return the case's options for a decoder-only model."""
     scope = [part for part in case.scope if part != "encoder_attn"]
     if not scope:
         return None
@@ -119,7 +119,7 @@ def test_a_saved_model_loads_each_tensor_once(tmp_path, output):
 
 
 def test_the_papers_models_have_121_million_parameters():
-    """Vocabulary of WikiText-103, d_model 1024, M = 6: the same size whatever N is. Source: Takase & Kiyono 2023."""
+    """Vocabulary of WikiText-103, d_model 1024, M = 6: the same size for every N. Source: Takase & Kiyono 2023."""
 
     class WikiText(type(dictionary())):
         def __len__(self):
@@ -139,7 +139,7 @@ def test_the_papers_models_have_121_million_parameters():
     attention, feed_forward, norms = 4 * (1024**2 + 1024), 2 * 1024 * 4096 + 4096 + 1024, 2 * 2 * 1024
     bands = [(20000, 1024), (40000, 256), (267744 - 60000, 64)]
     embeddings = sum(size * width for size, width in bands) + 1024 * (1024 + 256 + 64)
-    # The adaptive softmax has two classes of its own for its tails.
+    # The adaptive softmax has two additional classes for its tails.
     assert sizes == [6 * (attention + feed_forward + norms) + embeddings + 2 * 1024] * 2
     assert round(sizes[0] / 1e6) == 121
 

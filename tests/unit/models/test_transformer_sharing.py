@@ -1,4 +1,4 @@
-"""The shared Transformer computes what fairseq's own one computes with the weights copied into N layers."""
+"""The shared Transformer equals fairseq's own with the weights copied into N layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_output_equals_a_vanilla_model_with_the_weights_copied(case, model, vani
         ours, output = model(**batch())[0], vanilla(**batch())[0]
     assert output.shape == (3, 8, VOCABULARY)
     torch.testing.assert_close(ours, output, rtol=0, atol=case.rounding)
-    assert output.std() > 0.5, "the outputs are too small to tell anything"
+    assert output.std() > 0.5, "the outputs are too small for a meaningful test"
 
 
 def test_every_layer_s_output_equals_that_of_the_vanilla_model(case, model, vanilla):
@@ -49,7 +49,7 @@ def test_every_layer_s_output_equals_that_of_the_vanilla_model(case, model, vani
 
 def test_dropout_draws_the_same_numbers_as_in_the_vanilla_model(case, norm):
     if case.options.get("fast"):
-        pytest.skip("fast dropout draws other numbers")
+        pytest.skip("fast dropout draws different random numbers")
     ours = build_case(case, norm, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
     vanilla = vanilla_copy(case, ours, norm, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
     outputs = []
@@ -102,7 +102,7 @@ def test_checkpointed_activations_change_neither_outputs_nor_gradients(case, nor
     for model in (plain, checkpointed):
         outputs.append(model.train()(**batch())[0])
         outputs[-1].softmax(-1)[..., ::3].sum().backward()
-    # torch's kernels of attention may differ with and without gradients.
+    # torch's attention kernels may differ with and without gradients.
     torch.testing.assert_close(*outputs, rtol=0, atol=case.rounding if case.options.get("fast") else 0)
     recomputed = dict(checkpointed.named_parameters())
     for name, parameter in plain.named_parameters():
@@ -143,7 +143,7 @@ def test_activations_are_recomputed_in_bf16(option, fast):
         dtypes.append(products)
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert dtypes == [[torch.bfloat16], [torch.bfloat16, torch.bfloat16]]
-    # The fast path sums the gradients of a source that several layers project before it rounds, not after.
+    # The fast path sums the gradients of a source that several layers project before rounding, not after.
     for name, gradient in gradients[0].items():
         difference = (gradients[1][name] - gradient).norm()
         assert difference <= (0.02 * gradient.norm() + 1e-3 if fast else 1e-6), name
@@ -163,14 +163,14 @@ def test_bf16_trains_in_bf16_and_evaluates_in_fp32(case, norm):
 
 
 def test_fp32_leaves_the_caller_s_autocast_alone():
-    """fairseq's --amp wraps the forward pass in an autocast of its own."""
+    """fairseq's --amp wraps the forward pass in its own autocast."""
     model = build("pre").train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(**batch())[0].dtype == torch.bfloat16
     assert model(**batch())[0].dtype == torch.float32
 
 
-# Architectures and the way to build them.
+# Architectures and how to build them.
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -228,7 +228,7 @@ def test_slow_bf16_is_told_once(device, units, warned, monkeypatch, caplog):
 
 
 def test_half_precision_model_shares_and_computes():
-    """--fp16 and --bf16 convert the model: it must stay tied and within their precision."""
+    """--fp16 and --bf16 convert the model, which must stay tied and accurate within their precision."""
     case = BY_NAME["cycle_rev"]
     model = build_case(case, "pre").eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Triton's kernels where they need several programs; in small, tests/unit/moeut/test_experts.py has them too."""
+"""Triton kernels with several programs; tests/unit/moeut/test_experts.py tests them at small sizes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PRECISIONS = [(torch.float32, 1e-5), (torch.float16, 1e-2), pytest.param(torch.b
 
 
 def choices() -> torch.Tensor:
-    """Two experts a token: more pairs of expert 0 than two tiles hold, a few of expert 1, none of expert 3."""
+    """Choose two experts per token: more than two tiles of expert 0, a few of expert 1, none of expert 3."""
     second = torch.where(torch.arange(TOKENS) % 3 == 0, 1, 2)
     return torch.stack([torch.zeros(TOKENS, dtype=torch.long), second], 1).to(DEVICE)
 
 
 def run(backend, rows, sizes, dtype):
-    """Give output and gradients of one call."""
+    """Return the output and gradients of one call."""
     generator = torch.Generator().manual_seed(5)
     inputs, outputs = rows
 
@@ -41,7 +41,7 @@ def run(backend, rows, sizes, dtype):
 @pytest.mark.parametrize("rows", [(1, 2), (2, 1)])
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_banks_of_several_tiles_equal_the_loop(rows, sizes, dtype, tolerance):
-    """Deep products go to few columns, shallow ones to many, forward and backward."""
+    """Products with a large inner dimension have few columns, those with a small one many, forward and backward."""
     sizes = sizes if rows == (1, 2) else sizes[::-1]
     assert choices().flatten().bincount().max() > 2 * TILE
     for ours, theirs in zip(run("triton", rows, sizes, dtype), run("loop", rows, sizes, dtype), strict=True):

@@ -1,4 +1,4 @@
-"""Banks of experts: all back-ends equal a sum over experts, forward and backward, and give equal bits every time."""
+"""Expert banks: all backends equal a sum over experts, forward and backward, and are bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fairseq_sharing.moeut.switch_head import SwitchHead
 
 NO_KERNELS = pytest.mark.skipif(not has_kernels("cpu"), reason="the package triton is not installed")
 ALL = [pytest.param(name, marks=NO_KERNELS) if name == "triton" else name for name in BACKENDS]
-# (input rows, output rows) of a token: as for values, outputs and both sides of a feed-forward layer.
+# (input rows, output rows) per token, as for values, outputs and both sides of a feed-forward layer.
 ROWS = [(1, 2), (2, 1), (1, 4), (4, 1)]
-# Gates meet the narrower side of a bank.
+# Gates are applied on the narrower side of a bank.
 SIZES = [(12, 8), (8, 12)]
 TOKENS, PAIRS, NUM = 7, 4, 6
 
 
 def choices(kind: str) -> torch.Tensor:
-    """Four different experts a token; of none at all for expert 5, or always the same four, or no token."""
+    """Choose four experts per token: any except for expert 5, always the same four, or no tokens."""
     generator = torch.Generator().manual_seed(4)
     if kind == "same":
         return torch.tensor([[3, 0, 1, 2]]).repeat(TOKENS, 1)
@@ -39,7 +39,7 @@ def choices(kind: str) -> torch.Tensor:
 
 
 def run(backend, rows, ids, *, kept=False, gated=True, sizes=(12, 8), dtype=torch.float32):
-    """Give output and gradients of one call."""
+    """Return the output and gradients of one call."""
     generator = torch.Generator().manual_seed(9)
     inputs, outputs = rows
 
@@ -55,7 +55,7 @@ def run(backend, rows, ids, *, kept=False, gated=True, sizes=(12, 8), dtype=torc
 
 
 def by_loops(rows, ids, sizes):
-    """The same output from the definition."""
+    """Compute the same output by the definition."""
     generator = torch.Generator().manual_seed(9)
     inputs, outputs = rows
     x = torch.randn(len(ids) * inputs, sizes[0], generator=generator).view(len(ids), inputs, sizes[0])
@@ -86,7 +86,7 @@ def test_back_ends_equal_the_definition_and_each_other(backend, rows, kind, size
 @pytest.mark.parametrize(("sizes", "dtype"), [((13, 7), torch.float32), ((12, 6), torch.bfloat16)])
 @pytest.mark.parametrize("rows", ROWS[:2])
 def test_sizes_that_are_no_multiple_of_16_bytes_are_filled_up(rows, sizes, dtype):
-    """torch's grouped product refuses them; 412 channels in bf16 are such a size."""
+    """torch's grouped product rejects such sizes, for example 412 channels in bf16."""
     oracle = run("loop", rows, choices("some"), sizes=sizes, dtype=dtype)
     for ours, theirs in zip(run("grouped", rows, choices("some"), sizes=sizes, dtype=dtype), oracle, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
@@ -121,7 +121,7 @@ def test_gradients_equal_finite_differences(backend, rows, sizes):
 
 
 def test_gathered_inputs_are_kept_only_when_asked():
-    """K = 4 pairs of 12 numbers a token, and nothing else, is what keeping costs."""
+    """Keeping gathered inputs costs K = 4 pairs of 12 numbers per token and nothing else."""
 
     def saved(kept):
         sizes = []
@@ -164,9 +164,7 @@ def test_the_back_end_is_chosen_by_device_bank_and_batch(kernels, monkeypatch):
 
 def test_kernels_that_cannot_run_are_refused_by_the_flag(monkeypatch):
     monkeypatch.setattr(experts, "has_kernels", lambda device_type: False)
-    with pytest.raises(
-        SharingError, match=r"^--expert-backend triton needs .*; allowed on cpu: --expert-backend auto, "
-    ):
+    with pytest.raises(SharingError, match=r"^--expert-backend triton requires .*; allowed on cpu: auto, "):
         run("triton", (1, 2), choices("some"))
 
 
@@ -201,7 +199,7 @@ def test_attention_by_all_experts_with_gates_of_one_is_ordinary_attention(backen
 
 def test_task_gradients_reach_chosen_experts_only():
     torch.manual_seed(5)
-    bank = SigmaMoE(16, 8, 2, 32, 1.0, ExpertOptions())  # wide: no expert whose ReLUs are all off
+    bank = SigmaMoE(16, 8, 2, 32, 1.0, ExpertOptions())  # wide, so that no expert has only inactive ReLUs
     x = torch.randn(3, 16)
     z, routing = bank(x, x)
     z.square().sum().backward()
@@ -214,7 +212,7 @@ def test_task_gradients_reach_chosen_experts_only():
 
 
 def test_an_unknown_device_dtype_falls_to_the_loop():
-    """grouped_mm has no fp64; finite differences need it."""
+    """grouped_mm does not support fp64, which finite differences require."""
     ids = choices("some")
     ours, theirs = (run(backend, (1, 2), ids, dtype=torch.float64) for backend in ("grouped", "loop"))
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

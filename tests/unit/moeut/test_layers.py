@@ -1,4 +1,4 @@
-"""MoEUT's layer and stacks of it: the paper's equations, and what follows from them."""
+"""MoEUT's layer and stacks: the paper's equations and their consequences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_rotary_scores_depend_on_distances_only():
         [rotate(x[None], rotation(i, 1, 4)) @ rotate(y[None], rotation(i + 3, 1, 4)).t() for i in (0, 5, 90)]
     )
     torch.testing.assert_close(scores, scores[:1].expand_as(scores), rtol=0, atol=1e-5)
-    assert torch.equal(rotate(x[None], rotation(7, 1, 4))[0, 4:], x[4:]), "the rest carries no position"
+    assert torch.equal(rotate(x[None], rotation(7, 1, 4))[0, 4:], x[4:]), "the other channels are not rotated"
     assert [default_width(width) for width in (82, 128, 96, 41)] == [40, 64, 48, 20]
 
 
@@ -85,7 +85,7 @@ def test_other_sentences_of_a_batch_change_nothing():
 @torch.no_grad()
 @pytest.mark.parametrize(("factor", "tolerance"), [(3, 1e-5), (50, 1e-5), (0.1, 1e-4)])
 def test_a_stack_scales_with_its_input(factor, tolerance):
-    """No LayerNorm, bias or other bend on the residual path. LayerNorms' eps shows at small scale."""
+    """The residual path has no LayerNorm, bias or other nonlinearity. LayerNorm's eps matters at small scales."""
     stack = [layer(seed).double() for seed in (1, 2)] * 3
     x = 10 * draw(5, 2, EMBED).double()
 
@@ -180,12 +180,12 @@ def test_an_expert_that_is_dropped_is_not_chosen_and_gates_stay_what_they_are():
     dropped, plain = router.train()(x), router.eval()(x)
     assert not torch.equal(dropped.experts, plain.experts)
     assert torch.equal(dropped.gates, plain.logits.gather(-1, dropped.experts).sigmoid())
-    assert dropped.gates.isfinite().all(), "even where fewer than two experts are left"
+    assert dropped.gates.isfinite().all(), "even if fewer than two experts are left"
 
 
 @torch.no_grad()
 def test_bf16_chooses_the_experts_of_fp32():
-    """Routers compute in fp32: what differs is the bf16 rounding of what they read only."""
+    """Routers compute in fp32: only the bf16 rounding of their inputs differs."""
     router = perturb(Router(EMBED, 40, 8))
     x = draw(500, EMBED)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The entropy regularizer: its values, its gradients, and that how a batch is split changes nothing."""
+"""The entropy regularizer: values, gradients, and independence of how a batch is split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM = 5
 
 
 def usage(logits: torch.Tensor, keep: torch.Tensor | None = None) -> RouterUsage:
-    """Usage of a router with one head that gave these logits, (T, B, NUM)."""
+    """Return the usage of a one-head router with these logits, (T, B, NUM)."""
     router = Router(8, NUM, 1)
     length, tokens_batch, _ = logits.shape
     flat = logits.flatten(0, 1)[:, None]
@@ -75,7 +75,7 @@ def sample(rows: slice = slice(None)) -> dict:
 
 
 def gradients(model, loss_function, samples) -> list[torch.Tensor]:
-    """Those of an update, as fairseq makes it: the sum over micro-batches, divided by all of their sizes."""
+    """Gradients of an update, as in fairseq: the sum over micro-batches divided by the sum of their sizes."""
     model.zero_grad()
     total = 0
     for one in samples:
@@ -87,7 +87,7 @@ def gradients(model, loss_function, samples) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("sentence_avg", [False, True])
 def test_how_a_batch_is_split_changes_nothing(sentence_avg):
-    """Micro-batches of --update-freq and the batches of several ranks are summed alike."""
+    """Micro-batches of --update-freq and batches of several ranks are summed in the same way."""
     model = perturb(build_moeut(sharing="cycle", unique_layers=2)).train()
     balanced = criterion(ffn_entropy=1.0, attention_entropy=1.0, entropy_scope="sequence", sentence_avg=sentence_avg)
     whole = gradients(model, balanced, [sample()])
@@ -153,19 +153,19 @@ def test_validation_has_no_regularizer_and_logs_what_was_chosen():
         for rows in (slice(0, 1), slice(1, 3)):
             _, _, output = criterion(ffn_entropy=1.0, log_expert_usage=True)(model, sample(rows))
             outputs.append(output)
-            # As fairseq validates: batch by batch.
+            # Batch by batch, as in fairseq's validation.
             MoECrossEntropyCriterion.reduce_metrics([output])
     torch.testing.assert_close(sum(output["loss"] for output in outputs), plain.detach())
     values = logged.get_smoothed_values()
     counts = torch.tensor(values["encoder_ffn_3_choices"])
-    assert counts.sum() == 15 * 2, "two experts of each of 15 source words"
+    assert counts.sum() == 15 * 2, "two experts for each of 15 source tokens"
     assert values["encoder_ffn_3_evenness"] == pytest.approx(evenness(counts.double()).item(), abs=1e-4)
     assert values["encoder_ffn_3_dead"] == pytest.approx((counts == 0).double().mean().item())
     assert len(values["decoder_self_attn_value_6_choices"]) == 2 * 4
     assert {name for name in values if "encoder_attn_value" in name and "dead" in name} == {
         "decoder_encoder_attn_value_1_dead",
         "decoder_encoder_attn_value_2_dead",
-    }, "made once a parameter set"
+    }, "computed once per parameter set"
 
 
 def test_training_logs_the_mean_over_layers():
@@ -176,11 +176,11 @@ def test_training_logs_the_mean_over_layers():
     values = logged.get_smoothed_values()
     assert values["balance"] == pytest.approx((loss - output["loss"]).item() / size / math.log(2), abs=1e-4)
     assert 0.5 < values["decoder_ffn_evenness"] <= 1
-    logged.load_state_dict(logged.state_dict())  # what a checkpoint keeps of training
+    logged.load_state_dict(logged.state_dict())  # as stored in a checkpoint
 
 
 def test_a_model_without_banks_is_refused():
-    with pytest.raises(SharingError, match="--criterion moe_cross_entropy needs a model with expert banks"):
+    with pytest.raises(SharingError, match="--criterion moe_cross_entropy requires a model with expert banks"):
         criterion()(build(), sample())
     with pytest.raises(SharingError, match=r"--ffn-entropy must be at least 0, got -1; nearest: 0"):
         criterion(ffn_entropy=-1)

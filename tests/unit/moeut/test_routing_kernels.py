@@ -1,4 +1,4 @@
-"""Triton's kernels for routers and rotary positions beside torch's operations."""
+"""Triton kernels for routers and rotary positions compared with torch operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw(*shape: int, seed: int = 6) -> torch.Tensor:
 
 
 def route(sizes: tuple[int, int, int], dropout: float = 0.0):
-    """Route a batch with padding, one sentence of nothing else; give all that is made, and the gradients."""
+    """Route a batch with padding, including an empty sentence; return all results and gradients."""
     heads, experts, top_k = sizes
     router = Router(EMBED, experts, top_k, heads, dropout).to(DEVICE)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def route(sizes: tuple[int, int, int], dropout: float = 0.0):
     usage = RouterUsage.of(router, routing_, "ffn", keep)
     order = routing_.experts.argsort(-1)
     experts_, gates = routing_.experts.gather(-1, order), routing_.gates.gather(-1, order)
-    log_mass = usage.log_mass[:2]  # of sentences that have any
+    log_mass = usage.log_mass[:2]  # without the empty sentence
     loss = (gates * draw(*gates.shape, seed=9)).sum() + (log_mass * draw(*log_mass.shape, seed=10)).sum()
     loss.backward()
     return experts_, usage.counts, usage.tokens, gates, usage.log_mass, x.grad, router.weight.grad
@@ -45,9 +45,9 @@ def route(sizes: tuple[int, int, int], dropout: float = 0.0):
 def test_routers_equal_torch_s_operations(sizes, dropout, monkeypatch):
     monkeypatch.setattr(routing_kernels, "_SPAN", 32)
     ours, theirs = [], []
-    for kernels, told in ((True, ours), (False, theirs)):
+    for kernels, results in ((True, ours), (False, theirs)):
         monkeypatch.setattr(routing, "_has_kernels", lambda logits, kernels=kernels: kernels)
-        told += route(sizes, dropout)
+        results += route(sizes, dropout)
     assert ours[1].sum() == (LENGTH + 50) * sizes[0] * sizes[2]
     for mine, its in zip(ours[:3], theirs[:3], strict=True):
         assert torch.equal(mine, its)
@@ -59,7 +59,7 @@ def test_routers_equal_torch_s_operations(sizes, dropout, monkeypatch):
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 2), (10, 2), (155, 12), (387, 16)])
 def test_the_largest_scores_are_chosen_and_of_equal_ones_the_first(experts, top_k):
     logits, scores = draw(9, 3, experts, seed=5), draw(9, 3, experts)
-    scores[0] = scores[0].round()  # many are equal
+    scores[0] = scores[0].round()  # creates ties
     scores[1, :, : experts // 2] = -torch.inf
     scores[2, 0] = -torch.inf
     chosen, gates = routing_kernels.choose(logits, scores, top_k)
@@ -82,10 +82,10 @@ def test_turning_equals_torch_s_operations(width, dtype):
     x = draw(LENGTH, BATCH, 2 * 6).to(dtype)
     x, reference = (one.requires_grad_() for one in (x, x.double()))
     cos, sin = rotary.rotation(3, LENGTH, width, DEVICE)
-    told = []
+    results = []
     for one, turned in ((x, rotary._Rotate.apply), (reference, lambda x, *turn: rotary.rotate(x, turn))):
         y = turned(one.view(LENGTH, BATCH, 2, 6).permute(1, 2, 0, 3), cos, sin)
         (y * draw(*y.shape, seed=9)).sum().backward()
-        told.append((y, one.grad))
-    for mine, its in zip(*told, strict=True):
+        results.append((y, one.grad))
+    for mine, its in zip(*results, strict=True):
         torch.testing.assert_close(mine.double(), its.double(), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)

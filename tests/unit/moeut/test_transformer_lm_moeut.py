@@ -1,4 +1,4 @@
-"""MoEUT as a language model: the paper's sizes to the unit, decoding, and the dense baseline."""
+"""MoEUT as a language model: the paper's exact sizes, decoding, and the dense baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
 from fairseq_sharing.errors import SharingError
 
 LM = "transformer_lm_moeut"
-# Parameters, and 10^9 multiply-accumulate operations of 1,024 tokens without the output projection.
+# Parameters, and 10^9 multiply-accumulate operations for 1,024 tokens without the output projection.
 # Source: totals of the instantiated official models and of the paper's baselines, vocabulary 8,000.
 PAPER = {
     "44m": (44_345_792, 46.51),
@@ -67,7 +67,7 @@ def test_the_group_size_ablation_has_equal_totals():
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_operations_are_those_that_are_executed(dense):
-    """Counted by torch, which sees no attention on a CPU: that is added by hand."""
+    """Compare with torch's count. It misses attention on CPU, which is added here."""
     if dense:
         model = build_moeut(f"{LM}_dense_44m", **dict.fromkeys(_EXPERTS), decoder_ffn_embed_dim=24)
     else:
@@ -75,7 +75,7 @@ def test_operations_are_those_that_are_executed(dense):
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.randint(4, VOCABULARY, (1, 9)))
-    attention = 6 * 2 * 2 * 8 * 9 * 9  # layers x (scores, read-out) x heads x head_dim x T x T
+    attention = 6 * 2 * 2 * 8 * 9 * 9  # layers x (scores, weighted sums) x heads x head_dim x T x T
     assert counter.get_total_flops() // 2 + attention == model.count_macs(9)
 
 
@@ -90,7 +90,7 @@ def test_active_parameters_are_those_of_chosen_experts():
         ("decoder.layers.0.self_attn.output", 40, 8),
         ("decoder.layers.0.ffn", 387, 16),
     ]
-    assert len(banks) == 6, "each once, however often it is applied"
+    assert len(banks) == 6, "each bank once, regardless of how often it is applied"
     inactive = 2 * (2 * 32 * 1024 * 128 + 371 * 2 * 1024 * 128)
     assert model.active_parameters() == 243_326_784 - inactive
 
@@ -107,7 +107,7 @@ def test_incremental_decoding_equals_the_full_forward_pass(options):
     decoder = perturb(build_moeut(**options)).eval().decoder
     words, cache = torch.randint(4, VOCABULARY, (3, 10), generator=torch.Generator().manual_seed(5)), {}
     words[:, 0] = EOS
-    words[1, :3] = decoder.padding_idx  # on the left, as prompts of different lengths have it
+    words[1, :3] = decoder.padding_idx  # on the left, as in prompts of different lengths
     for step in range(1, 11):
         one = decoder(words[:, :step], incremental_state=cache)[0][:, -1]
         whole = decoder(words[:, :step])[0][:, -1]

@@ -1,4 +1,4 @@
-"""The translation model of MoEUT: decoding, sharing, sizes, checkpoints and its options."""
+"""MoEUT's translation model: decoding, sharing, sizes, checkpoints and options."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CYCLE = {"sharing": "cycle", "unique_layers": 3}
 
 @pytest.fixture(params=MOEUT_CASES, ids=lambda case: case.name)
 def case(request):
-    """Each strategy, a custom map, partial scopes, and stacks that differ."""
+    """Cases of each strategy, a custom map, partial scopes, and different stacks."""
     return request.param
 
 
 @pytest.fixture
 def moeut(case, built):
-    """The tiny model of a case, its weights moved away from their initial values; not to be changed."""
+    """The tiny model of a case with perturbed weights. Do not modify it."""
     if ("moeut", case.name) not in built:
         built["moeut", case.name] = build_moeut_case(case)
     model = built["moeut", case.name].eval()
@@ -103,7 +103,7 @@ def test_the_source_side_of_cross_attention_is_made_once_a_parameter_set(case, m
 
 
 def scoped(case, name):
-    """Whether the case ties a parameter of MoEUT's layer."""
+    """Return whether the case ties a parameter of MoEUT's layer."""
     return case.ties(name.replace("ffn.", "fc1."))
 
 
@@ -157,11 +157,11 @@ def test_changing_a_set_changes_all_layers_that_use_it():
     steps = [[b - a for a, b in pairwise(states)] for states in (before, after)]
     first = [(one - other).abs().max() > 1e-3 for one, other in zip(*steps, strict=True)]
     assert first[:2] == [False, True]
-    assert all(first[2:]), "later layers read another stream"
+    assert all(first[2:]), "later layers read a different stream"
 
 
 def test_a_changed_map_gives_the_same_output_and_layers_of_their_own():
-    """What the schedules do: share first, then not."""
+    """Share, then unshare, as the schedules do."""
     model = build_moeut_case(BY_NAME["cycle"]).eval()
     with torch.no_grad():
         before = model(**batch())[0]
@@ -201,7 +201,7 @@ def test_it_cannot_be_written_for_stock_fairseq():
         materialize({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
 
 
-# Dense transformer: d, ffn, layers -> parameters of encoder and decoder; MoEUT: the same, by the card of its sizes.
+# Dense Transformer: d, ffn, layers -> parameters of encoder and decoder; MoEUT sizes must match them.
 PRESETS = {
     "transformer_moeut": ((512, 2048, 6), (18_914_304, 25_224_192), (18_959_360, 25_283_584)),
     "transformer_moeut_iwslt_de_en": ((512, 1024, 6), (12_616_704, 18_926_592), (12_643_328, 18_967_552)),
@@ -249,18 +249,17 @@ BAD = [
     ({"expert_dropout": 1.0}, "--expert-dropout must be at least 0 and below 1, got 1.0; nearest: 0.9"),
     (
         {"decoder_embed_dim": 32, "share_all_embeddings": False},
-        "--decoder-embed-dim must be the encoder's (16), got 32, since values of cross-attention read its output; "
-        "nearest: 16",
+        "--decoder-embed-dim must equal --encoder-embed-dim (16) for cross-attention, got 32; nearest: 16",
     ),
-    ({"admin": "profile"}, "--admin profile weights the residuals of post-norm layers; allowed here: off"),
+    ({"admin": "profile"}, "--admin profile requires post-norm layers; allowed: off"),
     (
         {"activation_fn": "gelu"},
-        "--activation-fn gelu cannot be combined with this model: the stream has no scale of its own, and only ReLU "
-        "leaves it so; allowed: relu",
+        "--activation-fn gelu cannot be combined with this model: the residual stream has no fixed scale, and only "
+        "ReLU preserves that; allowed: relu",
     ),
     (
         {"encoder_learned_pos": True},
-        "--encoder-learned-pos True cannot be combined with this model: positions are rotary; allowed: leave it out",
+        "--encoder-learned-pos True cannot be combined with this model: positions are rotary; remove it",
     ),
     ({"unique_layers": 7, "sharing": "cycle"}, "--unique-layers must be between 1 and the number of layers (6), got 7"),
 ]
@@ -299,7 +298,7 @@ def test_a_criterion_that_does_not_balance_experts_is_pointed_out(caplog):
     build_moeut(**CYCLE, criterion="moe_cross_entropy")
     assert not caplog.records
     build_moeut(**CYCLE, criterion="cross_entropy")
-    assert "--criterion cross_entropy does not reward using all experts" in caplog.text
+    assert "--criterion cross_entropy does not balance the usage of experts" in caplog.text
 
 
 def test_half_precision_keeps_what_is_shared():

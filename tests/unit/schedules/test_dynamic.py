@@ -1,4 +1,4 @@
-"""Dynamic layer tying: the agent's bookkeeping and learning, and its decisions in a run."""
+"""Dynamic layer tying: state and learning of the agent, and its decisions in a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sharing:
 
 
 class Losses:
-    """A run whose loss is given; counts how often it is measured."""
+    """A run with a given loss that counts how often it is measured."""
 
     def __init__(self, nll: float = 2.0):
         self.nll, self.drawn = nll, []
@@ -146,7 +146,7 @@ def test_epsilon_decays_with_every_learned_decision_to_its_floor():
         assert schedule.due(update)
         assert not schedule.due(update + 1)
         schedule.decide(losses.at(update))
-        seen.append(schedule.told()["epsilon"])
+        seen.append(schedule.log_values()["epsilon"])
     assert seen[:3] == pytest.approx([1, 0.95, 0.95**2])
     assert seen[45] == pytest.approx(0.1)
     assert seen[44] > 0.1
@@ -158,7 +158,7 @@ def test_epsilon_can_decay_with_sweeps():
     seen = []
     for update in range(15, 15 * 15, 15):
         schedule.decide(Losses().at(update))
-        seen.append(schedule.told()["epsilon"])
+        seen.append(schedule.log_values()["epsilon"])
     assert seen == pytest.approx([1.0] * 6 + [0.95] * 6 + [0.95**2] * 2)
 
 
@@ -174,9 +174,9 @@ def test_reward_falls_with_the_perplexity(kind, rewards):
     for nll, reward in zip((1.0, 2.0, 3.0), rewards, strict=True):
         schedule = make_dynamic(dynamic_reward=kind)
         schedule.decide(Losses(nll).at(15))
-        assert "reward" not in schedule.told(), "the first decision waits for its reward"
+        assert "reward" not in schedule.log_values(), "the first decision has no reward yet"
         schedule.decide(Losses(nll).at(30))
-        assert schedule.told()["reward"] == pytest.approx(reward)
+        assert schedule.log_values()["reward"] == pytest.approx(reward)
 
 
 def test_immediate_reward_needs_no_further_updates():
@@ -185,7 +185,7 @@ def test_immediate_reward_needs_no_further_updates():
     assert schedule.state_dict()["open"] is not None
     schedule.decided(losses.at(15))
     assert schedule.state_dict()["open"] is None
-    assert schedule.told()["reward"] == -2
+    assert schedule.log_values()["reward"] == -2
     assert len(losses.drawn) == 1
 
 
@@ -241,10 +241,10 @@ def test_state_between_a_decision_and_its_reward_goes_on_the_same():
         ({"dynamic_interval": 0}, "--dynamic-interval must be at least 1, got 0"),
     ],
 )
-def test_bad_options_are_told_in_one_line(changed, word):
-    with pytest.raises(SharingError, match=word) as told:
+def test_bad_options_are_reported_in_one_line(changed, word):
+    with pytest.raises(SharingError, match=word) as caught:
         make_dynamic(**changed)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 # In a run.
@@ -257,7 +257,7 @@ def make_run(data_dir, *words: str, **options):
 
 
 def force(trainer, *vectors) -> None:
-    """Let the agent choose these actions for (encoder, decoder) layers 1 to 3, one after the other."""
+    """Make the agent choose these actions for layers 1 to 3 of (encoder, decoder), one after the other."""
     _, agent = trainer.task.engine._schedule._agents[0]
     chosen = iter(vectors)
     agent.act = lambda state, places, epsilon: ([*next(chosen)] * 2, False)
@@ -283,8 +283,8 @@ def test_first_decision_for_layer_0_copies_it_into_a_frozen_layer(data_dir):
     frozen = layers[3].fc1.weight.detach().clone()
     train(trainer, 2)
     assert layers[1].fc1.weight is layers[0].fc1.weight
-    assert layers[2].fc1.weight is layers[0].fc1.weight, "an action on a tied layer leads to its root"
-    assert torch.equal(layers[3].fc1.weight, frozen), "an own layer starts from its initial values"
+    assert layers[2].fc1.weight is layers[0].fc1.weight, "an action on a tied layer resolves to its root"
+    assert torch.equal(layers[3].fc1.weight, frozen), "an independent layer starts from its initial values"
     train(trainer, 1)
     assert not torch.equal(layers[3].fc1.weight, frozen)
 
@@ -316,7 +316,7 @@ def test_untying_preserves_the_function_and_then_parts_the_layers(data_dir):
     with torch.no_grad():
         kept = own.clone()
         layers[0].fc1.weight.add_(1)
-    assert torch.equal(own, kept), "stepping one leaves the other alone"
+    assert torch.equal(own, kept), "a step of one agent does not change the other"
 
 
 @pytest.mark.parametrize("moments", ["inherit", "reset"])

@@ -1,4 +1,4 @@
-"""What a change of the map does to a training: memory, optimizer, checkpoints, mixed precision, data parallel."""
+"""Effects of a map change on training: memory, optimizer, checkpoints, mixed precision, data parallel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_run(data_dir, *words: str, **options):
 
 
 def closed_form(trainer) -> int:
-    """Values in a pre-norm model: the embedding, M layers a stack and the last LayerNorms."""
+    """Count the values of a pre-norm model: the embedding, M layers per stack and the final LayerNorms."""
     total = VOCABULARY * EMBED + 2 * 2 * EMBED
     for name, sharing in trainer.get_model().sharing.items():
         total += num_unique(sharing.layer_map) * sum(component_sizes(name).values())
@@ -44,7 +44,7 @@ def closed_form(trainer) -> int:
 
 
 def assert_optimizer_holds_the_model(trainer) -> None:
-    """Each trainable parameter once, in the model's order, and state of nothing else."""
+    """Check that the optimizer has each trainable parameter once, in model order, and no other state."""
     (group,) = trainer.optimizer.param_groups
     expected = [p for p in trainer.get_model().parameters() if p.requires_grad]
     assert [id(p) for p in group["params"]] == [id(p) for p in expected]
@@ -61,7 +61,7 @@ def assert_optimizer_holds_the_model(trainer) -> None:
     ],
 )
 def test_bytes_are_the_closed_form_before_and_after_every_change(words, options, data_dir):
-    """fp32 weights and gradients, and Adam's two moments: 4, 4 and 8 bytes a value."""
+    """fp32 weights and gradients, and Adam's two moments: 4, 4 and 8 bytes per value."""
     trainer = make_run(data_dir, *words, **options)
     for _ in range(8):
         values = closed_form(trainer)
@@ -93,7 +93,7 @@ def test_nothing_keeps_a_dropped_parameter_alive(data_dir):
     assert dropped() is None
 
 
-def test_no_change_is_told_before_its_effect_is_measured(data_dir):
+def test_no_change_is_recorded_before_its_effect_is_measured(data_dir):
     trainer = make_run(data_dir, "--sharing-schedule=unshare", "--unshare-at=2", sharing="universal")
     train(trainer, 2)
     (change,) = changes(trainer)
@@ -106,7 +106,7 @@ def test_no_change_is_told_before_its_effect_is_measured(data_dir):
 
 
 def checkpoint(trainer, path):
-    """Save as fairseq-train does; give the path."""
+    """Save as fairseq-train does; return the path."""
     state = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 1, "version": 2}}
     trainer.consolidate_optimizer()
     trainer.save_checkpoint(str(path), {**state, **trainer.task.get_checkpoint_dict()})
@@ -130,7 +130,7 @@ def resume(path, trainer):
     ],
 )
 def test_going_on_from_any_update_gives_the_same_bits(words, options, data_dir, tmp_path):
-    """During the initial freezing, between a decision and its reward, right after a change."""
+    """Resume during the initial freezing, between a decision and its reward, and right after a change."""
     trainer = make_run(data_dir, *words, **options)
     saved = []
     for update in range(1, 8):
@@ -168,12 +168,12 @@ def test_a_run_goes_on_only_with_the_options_that_it_began_with(data_dir, tmp_pa
     train(trainer, 1)
     path = checkpoint(trainer, tmp_path / "1.pt")
     other = make_run(data_dir, "--sharing-schedule=unshare", "--unshare-at=3", sharing="universal")
-    with pytest.raises(SharingError, match="--unshare-at is 3, the checkpoint was made with 2"):
+    with pytest.raises(SharingError, match="--unshare-at is 3, but the checkpoint was trained with 2"):
         resume(path, other)
 
 
 def test_a_changed_map_without_its_schedule_s_state_is_refused(data_dir, tmp_path):
-    """As fairseq loads with --reset-dataloader."""
+    """Load as fairseq does with --reset-dataloader."""
     words = ("--sharing-schedule=unshare", "--unshare-at=1")
     trainer = make_run(data_dir, *words, sharing="universal")
     train(trainer, 1)
@@ -192,13 +192,13 @@ def test_replay_makes_the_same_run(data_dir, tmp_path):
     train(replayed, 9)
     assert_equal_models(trainer.get_model(), replayed.get_model())
     assert [c["after"] for c in changes(trainer)] == [c["after"] for c in changes(replayed)]
-    with pytest.raises(SharingError, match="began with 0,1,2,3, now it has 0,0,0,0"):
+    with pytest.raises(SharingError, match="started with the layer map 0,1,2,3, got 0,0,0,0"):
         make_run(data_dir, "--sharing-schedule=replay", f"--replay-of={path}", sharing="universal")
 
 
 @pytest.mark.parametrize("efficient", [False, True])
 def test_half_precision_optimizers_follow_the_map(efficient, data_dir):
-    """Masters, moments and order; a step moves tied layers as one and leaves nothing behind."""
+    """Master weights, moments and order are correct; a step updates tied layers together."""
     trainer = make_trainer(data_dir, "--sharing-schedule=unshare", "--unshare-at=99", sharing="universal")
     model = trainer.get_model().bfloat16()
     cfg = copy.deepcopy(trainer.cfg)
@@ -226,7 +226,7 @@ def test_half_precision_optimizers_follow_the_map(efficient, data_dir):
         inner = optimizer.optimizer
         held = expected if efficient else optimizer.fp32_params
         assert [id(p) for p in inner.param_groups[0]["params"]] == [id(p) for p in held]
-        assert {id(p) for p in inner.state} == {id(p) for p in held}, "moments of nothing else, and of all"
+        assert {id(p) for p in inner.state} == {id(p) for p in held}, "moments of exactly these parameters"
         if not efficient:
             assert [id(p) for p in optimizer.fp16_params] == [id(p) for p in expected]
             assert all(torch.equal(m.bfloat16(), p) for m, p in zip(held, expected, strict=True))
@@ -243,7 +243,7 @@ def test_half_precision_optimizers_follow_the_map(efficient, data_dir):
 
 
 def test_data_parallel_wrapper_lists_what_the_model_owns(data_dir):
-    """One process stands for all: what a wrapper does not list it does not reduce."""
+    """One process is enough: the wrapper reduces only the parameters that it lists."""
     trainer = make_run(data_dir, "--sharing-schedule=unshare", "--unshare-at=2", sharing="universal")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -261,7 +261,7 @@ def test_data_parallel_wrapper_lists_what_the_model_owns(data_dir):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--fp16",), "--fp16 cannot be combined with --sharing-schedule: .* --fp16-no-flatten-grads"),
         (("--optimizer=adagrad",), "--optimizer adagrad .* allowed: adadelta, adafactor, adam"),
@@ -272,30 +272,34 @@ def test_data_parallel_wrapper_lists_what_the_model_owns(data_dir):
         (("--use-bmuf",), "--use-bmuf"),
         (("--distributed-world-size=2", "--ddp-backend=c10d"), "--ddp-backend c10d .* --ddp-backend legacy_ddp"),
         (("--ddp-backend=fully_sharded",), "--ddp-backend fully_sharded"),
-        (("--unshare-at=3",), "--unshare-at needs --sharing-schedule unshare"),
-        (("--replay-of=x.pt",), "--replay-of needs --sharing-schedule replay"),
-        (("--unshare-patience=5",), "--unshare-patience needs --sharing-schedule unshare, got dynamic"),
+        (("--unshare-at=3",), "--unshare-at requires --sharing-schedule unshare"),
+        (("--replay-of=x.pt",), "--replay-of requires --sharing-schedule replay"),
+        (("--unshare-patience=5",), "--unshare-patience requires --sharing-schedule unshare, got dynamic"),
     ],
 )
-def test_what_cannot_follow_the_map_is_refused_by_name(words, told, data_dir):
-    with pytest.raises(SharingError, match=told) as error:
+def test_what_cannot_follow_the_map_is_refused_by_name(words, message, data_dir):
+    with pytest.raises(SharingError, match=message) as error:
         make_trainer(data_dir, "--sharing-schedule=dynamic", *words)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "options", "told"),
+    ("words", "options", "message"),
     [
         (("--sharing-schedule=unshare",), {"sharing": "universal"}, "either --unshare-at or --unshare-when"),
-        (("--sharing-schedule=unshare", "--unshare-at=2"), {}, "nothing to untie"),
-        (("--sharing-schedule=dynamic",), {"sharing": "universal"}, "starts from --sharing none"),
+        (("--sharing-schedule=unshare", "--unshare-at=2"), {}, "no layers are shared"),
+        (
+            ("--sharing-schedule=dynamic",),
+            {"sharing": "universal"},
+            "has the layer map 0,0,0,0; allowed: --sharing none",
+        ),
         (("--sharing-schedule=sometimes",), {}, "must be one of unshare, dynamic, replay, got sometimes"),
-        (("--tied-gradients=mean",), {}, "--tied-gradients mean needs --sharing-schedule"),
+        (("--tied-gradients=mean",), {}, "--tied-gradients mean requires --sharing-schedule"),
         (("--sharing-schedule=unshare", "--unshare-at=2"), {"arch": "transformer"}, "got --arch transformer"),
     ],
 )
-def test_options_that_make_no_schedule_are_refused(words, options, told, data_dir):
-    with pytest.raises(SharingError, match=told):
+def test_options_that_make_no_schedule_are_refused(words, options, message, data_dir):
+    with pytest.raises(SharingError, match=message):
         make_trainer(data_dir, *words, **options)
 
 
@@ -307,7 +311,7 @@ def test_a_task_without_a_schedule_is_fairseq_s_own(data_dir):
 
 
 def test_loading_to_translate_makes_no_schedule(data_dir, tmp_path):
-    """Whatever the training was combined with: the map is that of the checkpoint."""
+    """The map is that of the checkpoint, with all training options."""
     trainer = make_run(data_dir, *RANDOM)
     train(trainer, 5)
     path = checkpoint(trainer, tmp_path / "last.pt")
@@ -318,7 +322,7 @@ def test_loading_to_translate_makes_no_schedule(data_dir, tmp_path):
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 def test_decoding_and_materializing_after_changes(fast, data_dir, tmp_path):
-    """Word by word as in one pass, and the same translations by fairseq's own transformer."""
+    """Step-by-step decoding equals the full pass, and fairseq's own transformer gives the same translations."""
     trainer = make_run(data_dir, *RANDOM, "--dynamic-interval=1", fast=fast)
     train(trainer, 6)
     assert len({tuple(c["after"]["decoder"]["layer_map"]) for c in changes(trainer)}) > 2, "ties and unties"
@@ -360,7 +364,7 @@ def test_average_over_changes_ties_what_is_tied_throughout(order, common, data_d
 
 
 def test_idle_parameters_left_in_the_optimizer_would_change_nothing(data_dir):
-    """What is dropped gets no gradient: the active weights are the same bits whether or not it stays listed."""
+    """Dropped parameters get no gradient: the active weights are bitwise equal whether or not they stay listed."""
     trainers = [make_run(data_dir, *RANDOM, "--dynamic-initial=train", "--weight-decay=0.1") for _ in range(2)]
     train(trainers[0], 3)
     train(trainers[1], 1)

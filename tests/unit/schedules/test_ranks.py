@@ -1,4 +1,4 @@
-"""Two ranks whose sharing changes hold the same, and what one rank with all the batches holds."""
+"""With a schedule, two ranks stay equal to each other and to one rank with all batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ HELPERS = Path(__file__).resolve().parents[2] / "helpers"
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory, data_dir):
-    """(ranks, rank) -> what it had after each update."""
+    """(ranks, rank) -> its state after each update."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
-    # Virtual machines may tell of bf16 units (AMX) that they do not have.
+    # Virtual machines may report bf16 units (AMX) that they do not have.
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
     started = {
         rank: subprocess.Popen(
@@ -56,7 +56,7 @@ def test_ranks_hold_the_same_bits_after_every_update(name, noted):
 def test_one_rank_with_all_the_batches_agrees(name, noted):
     for update, (two, one) in enumerate(zip(noted[2, 0][name], noted[1, 0][name], strict=True), 1):
         assert two["maps"] == one["maps"], f"update {update}"
-        assert two["told"] == pytest.approx(one["told"], rel=1e-4)
+        assert two["logged"] == pytest.approx(one["logged"], rel=1e-4)
         for part in ("gradient", "weight", "exp_avg", "exp_avg_sq"):
             assert two[part].keys() == one[part].keys()
             for tensor, value in two[part].items():

@@ -1,4 +1,4 @@
-"""Trainings whose sharing changes, compared with one of separate copies that are kept alike by hand."""
+"""Trainings with a schedule compared with a training of separate copies that are synchronized explicitly."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from scheduled_training import Copies, TrainingBatches, changes, make_trainer, train
 from tiny_models import batch
 
-# Plain gradients: with clipping a copy's norm would count once a layer.
+# No clipping: the norm of a copy would count once per layer.
 PLAIN = ("--clip-norm=0", "--adam-eps=1e-4")
 DYNAMIC = ("--sharing-schedule=dynamic", "--dynamic-interval=2", "--dynamic-policy=random")
 WHEN = ("--sharing-schedule=unshare", "--unshare-when")
-# Name -> flags of the schedule, options of the model, batches an update.
+# Name -> flags of the schedule, options of the model, batches per update.
 CASES = {
     "fixed, universal": (("--sharing-schedule=unshare", "--unshare-at=3"), {"sharing": "universal"}, 2),
     "fixed, units of two layers": (

@@ -1,4 +1,4 @@
-"""Share, then unshare: units, rules, and the gradients that they look at."""
+"""Share, then unshare: units, rules, and the gradients that they use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_splitting_parts_the_units_before_from_those_after():
 
 
 class Cosines:
-    """Gradients whose cosines are given."""
+    """Gradients with given cosines."""
 
     def __init__(self, values):
         self._values = values
@@ -65,10 +65,10 @@ def test_a_stack_is_untied_when_most_pairs_disagree_often_enough_in_a_row():
     assert decide(schedule, 10, e=low, d=[0.9, 0.1]) is None
     assert decide(schedule, 20, e=low, d=[0.9, 0.1]) is None
     assert decide(schedule, 30, e=high, d=[0.9, 0.1]) is None, "half is not more than half"
-    assert decide(schedule, 40, e=low, d=[0.9, 0.1]) is None, "the count begins anew"
+    assert decide(schedule, 40, e=low, d=[0.9, 0.1]) is None, "the count restarts"
     assert decide(schedule, 50, e=low, d=[0.1, 0.1]) is None
     decision = decide(schedule, 60, e=low, d=[0.1, 0.1])
-    assert decision.maps == {"e": (0, 1, 2, 3)}, "each stack decides alone"
+    assert decision.maps == {"e": (0, 1, 2, 3)}, "each stack decides independently"
     assert schedule.phase == "split"
     decision = decide(schedule, 70, d=[0.1, 0.1])
     assert decision.maps == {"d": (0, 1, 2)}
@@ -91,7 +91,7 @@ def test_a_group_is_split_where_two_units_disagree_and_its_parts_go_on():
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_gradients_layer_by_layer_are_those_of_separate_copies(case, mean):
-    """And the shared parameter is left with their mean or sum."""
+    """The shared parameter gets their mean or sum."""
     model = build_case(case, "pre").eval()
     stock = vanilla_copy(case, model, "pre").eval()
     model.encoder.average_gradients(mean)
@@ -126,7 +126,7 @@ def shared(case, model) -> list[str]:
 
 
 def test_a_tied_unit_has_the_mean_of_the_gradients_of_its_copies(case):
-    """Without any schedule's statistics: autograd adds the uses up, and the sum is divided."""
+    """Without a schedule's statistics, autograd sums over the uses, and the sum is divided."""
     model = build_case(case, "pre").eval()
     stock = vanilla_copy(case, model, "pre").eval()
     for stack in model.stacks.values():
@@ -143,7 +143,7 @@ def test_a_tied_unit_has_the_mean_of_the_gradients_of_its_copies(case):
 
 
 def test_clipping_sees_the_mean(data_dir):
-    """Every clipped update starts from the norm of the mean gradients, however many layers share them."""
+    """Clipping uses the norm of the mean gradients, regardless of how many layers share them."""
     norms = []
     for gradients in ("mean", "sum"):
         trainer = make_trainer(
@@ -180,7 +180,7 @@ def test_untying_changes_neither_outputs_nor_the_learning_rate(data_dir):
 
 
 def test_with_equal_gradients_untied_units_stay_alike(data_dir):
-    """Moments and step are copied: the first untied steps go where the tied model goes."""
+    """Moments and step are copied: the first untied steps equal those of the tied model."""
     trainers = [
         make_trainer(data_dir, "--sharing-schedule=unshare", f"--unshare-at={at}", "--clip-norm=0", sharing="universal")
         for at in (99, 2)

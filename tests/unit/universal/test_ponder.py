@@ -1,4 +1,4 @@
-"""The criterion with ACT's ponder cost: its sum, its share in an update of several steps, what it logs."""
+"""The criterion with ACT's ponder cost: its sum, its weight in an update of several steps, and its logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHT, SMOOTHING = 0.3, 0.1
 
 
 def sample(seed: int, keep: int = 3) -> dict:
-    """Make a sample of some sentences of a batch."""
+    """Make a sample from some sentences of a batch."""
     inputs = {name: value[:keep] for name, value in batch(seed).items()}
     target = inputs["prev_output_tokens"].roll(-1, 1)
     return {
@@ -31,7 +31,7 @@ def sample(seed: int, keep: int = 3) -> dict:
 
 @pytest.fixture
 def trainer(data_dir):
-    """A trainer of a model with ACT in both stacks and this criterion."""
+    """Make a trainer with this criterion for a model with ACT in both stacks."""
     trainer = make_trainer(data_dir, BY_NAME["cycle"], act="both", depth_signal="learned")
     trainer._criterion = LabelSmoothedCrossEntropyWithPonder(trainer.task, False, SMOOTHING, WEIGHT)
     return trainer
@@ -71,9 +71,9 @@ def test_an_update_of_two_unequal_steps_is_that_of_their_joint_batch(trainer):
         trainer.train_step(steps)
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    told = logged.get_smoothed_values()
-    assert told["loss"] == pytest.approx(total.item() / tokens / math.log(2), abs=2e-3)
-    assert 1 < told["encoder_steps"] < 6
+    smoothed = logged.get_smoothed_values()
+    assert smoothed["loss"] == pytest.approx(total.item() / tokens / math.log(2), abs=2e-3)
+    assert 1 < smoothed["encoder_steps"] < 6
 
 
 def test_weight_of_zero_leaves_the_cross_entropy(trainer):
@@ -83,7 +83,7 @@ def test_weight_of_zero_leaves_the_cross_entropy(trainer):
 
 
 def test_a_model_without_act_and_a_negative_weight_are_refused(trainer):
-    with pytest.raises(SharingError, match="needs a model with --act encoder, decoder or both"):
+    with pytest.raises(SharingError, match="requires a model with ACT; allowed: --act encoder, decoder, both"):
         trainer.criterion(build_case(BY_NAME["cycle"], "post"), sample(3))
     with pytest.raises(SharingError, match="--ponder-weight must be at least 0, got -1"):
         LabelSmoothedCrossEntropyWithPonder(trainer.task, False, SMOOTHING, -1)

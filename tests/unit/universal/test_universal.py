@@ -29,7 +29,7 @@ FULL = {"act": "both", "depth_signal": "learned", "position_per_depth": True}
 
 
 def universal(case, norm, **options):
-    """Build the model of a case whose words halt after 2 to N depths."""
+    """Build the model of a case whose tokens halt after 2 to N depths."""
     model = build_case(case, norm, **options)
     generator = torch.Generator().manual_seed(8)
     for stack in STACKS:
@@ -47,7 +47,7 @@ def by_hand(model, inputs):
     """Run both stacks position by position.
 
     Returns:
-        The log-probabilities (B x T x V), and by stack the steps and remainders of each word, row by row.
+        The log-probabilities (B x T x V), and for each stack the steps and remainders of each token, row by row.
     """
     spent = {}
     hidden = inputs["src_tokens"].eq(PAD)
@@ -71,7 +71,7 @@ def by_hand(model, inputs):
 
 
 def walk(stack, state, places, padding, run):
-    """Run the depths of a stack; every position's halting is plain arithmetic on floats."""
+    """Run the depths of a stack; compute the halting of every position with Python floats."""
     halts, epsilon = stack.halting is not None, 0.01
     length, sentences, _ = state.shape
     words = [(i, b) for i in range(length) for b in range(sentences) if not padding[b, i]]
@@ -127,7 +127,7 @@ def test_act_equals_a_loop_over_positions(case, norm):
     spent = assert_same_as_by_hand(universal(case, norm, **FULL).eval())
     for stack in STACKS:
         depths = {int(steps) for steps, _ in spent[stack].values()}
-        assert len(depths) > 2, f"{stack}: too alike to tell anything: {depths}"
+        assert len(depths) > 2, f"{stack}: too similar for a meaningful test: {depths}"
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def test_incremental_decoding_equals_the_full_forward_pass(case, norm):
 
 
 def test_a_halted_state_that_is_not_copied_onward_is_noticed():
-    """Later depths attend to the keys and values of the copied state: without it every other word changes."""
+    """Later depths attend to the keys and values of the copied state: without it, all other tokens change."""
     model = universal(BY_NAME["universal"], "post", **FULL).eval()
     stock = model.decoder.halting.leave
     model.decoder.halting.leave = lambda made: stock(made) * model.decoder.halting._steps_now.unsqueeze(-1)
@@ -203,11 +203,11 @@ def test_checkpoint_and_copy_keep_the_model(norm):
     assert torch.equal(other.eval()(**batch())[0], expected)
     with torch.no_grad():
         model.encoder.halting.bias.add_(9)
-    assert torch.equal(twin.eval()(**batch())[0], expected), "the copy's steps are its own"
+    assert torch.equal(twin.eval()(**batch())[0], expected), "the copy has independent steps"
 
 
 def test_ponder_cost_moves_the_halting_unit_only_through_the_remainder():
-    """d(cost)/d(bias) = - sum of p (1 - p) over the steps before the last: steps are counted, not differentiated."""
+    """d(cost)/d(bias) = - sum of p (1 - p) over the steps before the last: the step count has no gradient."""
     model = universal(BY_NAME["universal"], "post", act="encoder").train()
     ponder = model(**batch())[1]["ponder"]["encoder"]
     bias = model.encoder.halting.bias
@@ -238,10 +238,10 @@ REFUSED = [
     ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop 0.1 cannot be combined with this model: --act counts"),
     ({"decoder_layers_to_keep": "0,1"}, "--decoder-layers-to-keep 0,1 cannot be combined with this model: --act and"),
     ({"base_layers": 1}, "--base-layers 1 cannot be combined with this model: expert layers"),
-    ({"admin": "profile"}, "--admin profile cannot be combined with this model: its variances"),
+    ({"admin": "profile"}, "--admin profile cannot be combined with this model: it measures the variances"),
     ({"act_epsilon": 0.0}, "--act-epsilon must be between 0 and 1, got 0.0"),
-    ({"criterion": "cross_entropy"}, "--criterion cross_entropy has no ponder cost, every token"),
-    ({"decoder_layers": 1}, "--act both needs --decoder-layers of at least 2, got 1"),
+    ({"criterion": "cross_entropy"}, "--criterion cross_entropy has no ponder cost, so every token"),
+    ({"decoder_layers": 1}, "--act both requires --decoder-layers of at least 2, got 1"),
     ({"no_token_positional_embeddings": True}, "--no-token-positional-embeddings True cannot be combined with"),
 ]
 
@@ -261,7 +261,7 @@ def test_a_language_model_halts_too():
     words = batch()["prev_output_tokens"]
     ponder = model(words)[1]["ponder"]["decoder"]
     assert int(ponder.positions) == int((words != PAD).sum())
-    with pytest.raises(SharingError, match="--act encoder needs an encoder, which this model has not"):
+    with pytest.raises(SharingError, match="--act encoder: this model has no encoder; allowed: off, decoder"):
         build(arch="transformer_lm_sharing", share_all_embeddings=None, **{**sizes, "act": "encoder"})
 
 
