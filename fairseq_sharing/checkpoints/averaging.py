@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_checkpoint, write_plain
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.recorded_state import recorded_extra
 from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
@@ -79,7 +79,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
     checkpoint.pop("last_optimizer_state", None)
     checkpoint["averaged"] = [os.path.basename(path) for path in paths]
     with atomic_write(Path(output)) as file:
-        torch.save(checkpoint, file)
+        write_plain(checkpoint, file, output)
 
 
 def _size(sharing: Sharing) -> dict[str, tuple[int, tuple[str, ...]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 
@@ -45,17 +45,35 @@ def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
         SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.
     """
     temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
-        torch.save(to_plain(obj), file)
-        _flush(file)
-    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
+    try:
+        with open(temporary, "wb") as file:
+            write_plain(obj, file, path)
+            os.fsync(file.fileno())
+    except SharingError:
         os.remove(temporary)
+        raise
+    os.replace(temporary, path)
+    flush_directory(path)
+
+
+def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint as tensors and plain values to an open, named file.
+
+    Args:
+        obj: the checkpoint.
+        file: the file, usually under a temporary name.
+        path: the name that the file will get, for the error.
+
+    Raises:
+        SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.
+    """
+    torch.save(to_plain(obj), file)
+    file.flush()
+    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
         raise SharingError(
             f"{path}: not written, because it could not be read again: it would contain {', '.join(sorted(unsafe))}; "
             "allowed: tensors and plain values"
         )
-    os.replace(temporary, path)
-    flush_directory(path)
 
 
 def copy_atomically(source: str, target: str) -> None:
