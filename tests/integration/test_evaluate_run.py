@@ -134,7 +134,7 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in
     assert main(["report", str(place / "results")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        f"is against vanilla-seed1, whose result is not there; evaluate vanilla-seed1 with --out {place}/results"
+        f"against vanilla-seed1, which has no result in this folder; evaluate vanilla-seed1 with --out {place}/results"
     )
 
 
