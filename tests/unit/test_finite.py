@@ -61,7 +61,7 @@ def test_numbers_that_are_none(value):
     for block in ({"lenpen": value}, {"test_lenpen": {"news": value}} if value is not None else {"lenpen": value}):
         with pytest.raises(SharingError, match=r"evaluate: length penalty (lenpen|news) must be a finite number, got "):
             EvaluationSettings.of(block)
-    with pytest.raises(SharingError, match=r"evaluate\.max_len_a must be a finite number from 0, got "):
+    with pytest.raises(SharingError, match=r"evaluate\.max_len_a must be a finite number >= 0, got "):
         EvaluationSettings.of({"max_len_a": value})
 
 
@@ -141,7 +141,7 @@ def test_evaluate_checks_the_average_and_the_log_before_it_translates(damaged, t
     with pytest.raises(SharingError, match=f"^{path}: tensor decoder.layers.1.fc2.weight has 1 values of 512 that are"):
         _read_history(path)
     with pytest.raises(
-        SharingError, match=r"^runs/a: its result would have experts\.0\.evenness: nan; allowed: finite"
+        SharingError, match=r"^runs/a: the result would contain experts\.0\.evenness: nan; allowed: finite"
     ):
         _refuse_nonfinite(Path("runs/a"), {"tokens_per_second": 1.5, "experts": [{"evenness": float("nan")}]})
 
