@@ -98,7 +98,7 @@ def _paired_bootstrap(
     from sacrebleu.significance import PairedTest, Result
 
     if list(hypotheses) == list(baseline):
-        # sacreBLEU counts resamples that differ more than the systems do. Equal systems would get no count and p = 0.001.
+        # sacreBLEU counts resamples that differ more than the systems. Equal systems would get no count and p = 0.001.
         return 1.0
     systems = [("baseline", baseline), ("system", hypotheses)]
     test = PairedTest(systems, {"BLEU": metric}, [references], test_type="bs", n_samples=BOOTSTRAP_SAMPLES)

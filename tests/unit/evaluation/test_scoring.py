@@ -166,7 +166,7 @@ def test_a_missing_package_is_named_with_its_extra(code, extra, module, monkeypa
     name = module.replace("_", "-")
     assert str(caught.value) == (
         f"target language {code}: BLEU's tokenizer {name} is not available: install it with: pip install "
-        f"'fairseq-sharing[{extra}]'; or choose another with evaluate --tokenize or evaluate.tokenize"
+        f"'fairseq-sharing[{extra}]'; or choose another one with evaluate --tokenize or evaluate.tokenize"
     )
     extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert extras["optional-dependencies"][extra][0].startswith(f"sacrebleu[{extra}]")
