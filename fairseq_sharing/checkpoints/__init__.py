@@ -1,1 +1,1 @@
-"""Checkpoints: reading and writing them safely, the sharing recorded in them, averaging and exchange."""
+"""Read and write checkpoints safely, record the sharing in them, average them and convert them."""

@@ -1,4 +1,4 @@
-"""The arguments of a model and its task in a checkpoint, as plain dicts."""
+"""Read the arguments of model and task from a checkpoint as plain dicts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 
 def model_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments of the model in a checkpoint as a plain dict."""
+    """Return the arguments of the model in a checkpoint as a plain dict."""
     cfg = checkpoint.get("cfg")
     return plain(cfg["model"] if cfg else checkpoint.get("args") or {})
 
 
 def task_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments of the task in a checkpoint as a plain dict."""
+    """Return the arguments of the task in a checkpoint as a plain dict."""
     cfg = checkpoint.get("cfg")
     return plain(cfg["task"] if cfg else checkpoint.get("args") or {})
 
 
 def plain(value: Any) -> Any:
-    """Turn Namespaces inside a configuration into dicts, which any loader reads."""
+    """Convert Namespaces in a configuration to dicts, which any loader can read."""
     if hasattr(value, "__dict__"):
         value = vars(value)
     if isinstance(value, Mapping):

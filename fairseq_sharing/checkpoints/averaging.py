@@ -1,4 +1,4 @@
-"""Average the weights of checkpoints, tied as they are."""
+"""Average the weights of checkpoints and keep their ties."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ Sharing = dict[str, StackSharing]
 
 
 def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
-    """Write the mean of the models of some checkpoints, without optimizer state.
+    """Write the mean of several checkpoints' models, without optimizer state.
 
-    Where a schedule changed the map between them, layers share in the mean what they share in every checkpoint: a layer
-    that was tied in some and free in others has weights of its own.
+    If a schedule changed the map between the checkpoints, layers are tied in the mean only if they are tied in every
+    checkpoint.
 
     Args:
         paths: checkpoints of one run, or of runs with equal maps and sizes.
         output: the file to write. The configuration in it is that of the last path; ``averaged`` names the files.
 
     Raises:
-        SharingError: no path, an unreadable file, differing tensors, weights that are NaN or infinite, or maps that
+        SharingError: no path, an unreadable file, different tensors, weights that are NaN or infinite, or maps that
             differ without a schedule.
     """
     paths = list(paths)
     if not paths:
-        raise SharingError("average needs at least one checkpoint, got none")
+        raise SharingError("average requires at least one checkpoint, got none")
     total: dict[str, torch.Tensor] = {}
     common: Sharing = {}
     always_borrowed: set[str] = set()
@@ -53,7 +53,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
             common, always_borrowed = sharing, set(borrowed)
         elif sharing != common:
             if not scheduled or _size(sharing) != _size(common):
-                raise SharingError(f"{path}: its layer map differs from that of {first}; only equal maps are averaged")
+                raise SharingError(f"{path}: its layer map differs from that of {first}; allowed: equal maps")
             if not differing:
                 _fill(total, _aliases(total, common))
             common, differing = _common(common, sharing), True
@@ -63,7 +63,9 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         shapes = {name: value.shape for name, value in tensors.items()}
         if total and shapes != {name: value.shape for name, value in total.items()}:
             name = sorted(set(shapes.items()) ^ {(n, v.shape) for n, v in total.items()})[0][0]
-            raise SharingError(f"{path}: its {name} differs in size from that of {first}, or only one has it")
+            raise SharingError(
+                f"{path}: tensor {name} differs in size from that of {first}, or only one of them has it"
+            )
         for name, value in tensors.items():
             # Double precision: the mean does not depend on the order of the files.
             total[name] = total[name] + value.double() if name in total else value.double()
@@ -83,12 +85,12 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
 
 
 def _size(sharing: Sharing) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Tell what no schedule changes: the number of layers and the scope of each stack."""
+    """Return what no schedule changes: the number of layers and the scope of each stack."""
     return {name: (len(stack.layer_map), stack.scope) for name, stack in sharing.items()}
 
 
 def _common(one: Sharing, other: Sharing) -> Sharing:
-    """Share what both do."""
+    """Return the sharing that both have in common."""
     maps = {name: relabel(zip(one[name].layer_map, other[name].layer_map, strict=True)) for name in one}
     return {name: StackSharing(layer_map, one[name].scope) for name, layer_map in maps.items()}
 

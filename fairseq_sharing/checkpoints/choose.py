@@ -1,4 +1,4 @@
-"""Choose checkpoints of a folder: the newest that a training can resume from, and those to average."""
+"""Choose checkpoints in a folder: the newest one to resume from, and those to average."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "", optimiz
 
     Args:
         directory, suffix: fairseq's --save-dir and --checkpoint-suffix.
-        optimizer_state: whether a file needs the optimizer's state.
+        optimizer_state: whether a file requires the optimizer's state.
 
     Returns:
-        ``checkpoint_last.pt`` if it is complete, else the one with the most updates among the files with fairseq's
-        names for epochs, intervals of updates and best models. None if there is none.
+        ``checkpoint_last.pt`` if it is complete, else the complete checkpoint with the most updates among fairseq's
+        epoch, update-interval and best checkpoints. None if there is none.
     """
     last = Path(directory, f"checkpoint_last{suffix}.pt")
     written = rf"checkpoint(\d+|_\d+_\d+|_best|\.best_.+){re.escape(suffix)}\.pt"
@@ -40,7 +40,7 @@ def newest_readable(directory: str | os.PathLike[str], suffix: str = "", optimiz
 
 
 def missing_parts(checkpoint: Mapping[str, Any], optimizer_state: bool = True) -> list[str]:
-    """List what a training needs to resume and a checkpoint does not have; the optimizer's state if asked for."""
+    """List the parts that a checkpoint lacks for resuming; the optimizer's state only if requested."""
     history, extra = checkpoint.get("optimizer_history") or [{}], checkpoint.get("extra_state")
     found = {
         "last_optimizer_state": not optimizer_state or checkpoint.get("last_optimizer_state") is not None,
@@ -53,8 +53,8 @@ def missing_parts(checkpoint: Mapping[str, Any], optimizer_state: bool = True) -
 def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
     """List the checkpoints to average in a folder, oldest first.
 
-    Those of whole epochs (``checkpointN.pt``); where no epoch has ended yet, those that --save-interval-updates wrote
-    (``checkpoint_N_UPDATES.pt``).
+    These are the checkpoints of whole epochs (``checkpointN.pt``); if no epoch has ended yet, those written by
+    --save-interval-updates (``checkpoint_N_UPDATES.pt``).
     """
     for pattern in (r"checkpoint(\d+)\.pt", r"checkpoint_\d+_(\d+)\.pt"):
         numbered = {
@@ -71,9 +71,9 @@ def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
     """List the checkpoints of the last ``count`` epochs in a folder, oldest first.
 
     Raises:
-        SharingError: fewer of them, or a count below 1.
+        SharingError: there are fewer checkpoints, or the count is below 1.
     """
     files = epoch_checkpoints(directory)
     if not 1 <= count <= len(files):
-        raise SharingError(f"{directory}: has {len(files)} epoch checkpoints, got {count} to average")
+        raise SharingError(f"{directory}: contains {len(files)} epoch checkpoints, cannot average the last {count}")
     return files[-count:]

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without executing code, written whole or not at all."""
+"""Read checkpoint files without executing code, and write them atomically."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint file to the CPU, without executing any code in it.
 
     Raises:
-        SharingError: no such file, one that torch cannot read safely, one that is damaged, or one without a model
-            whose tensors fit the layer maps that it records.
+        SharingError: the file does not exist, is damaged, cannot be read safely by torch, or contains no model whose
+            tensors match its recorded layer maps.
     """
     try:
         with torch.serialization.safe_globals(NUMPY_READERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # a damaged file fails in torch's reader in many ways
+    except Exception as error:  # torch's reader raises many exceptions for damaged files
         raise SharingError(f"{path}: {explain_unreadable(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
-        raise SharingError(f"{path}: not a fairseq checkpoint, there is no model in it")
+        raise SharingError(f"{path}: not a fairseq checkpoint: it contains no model")
     refuse_damaged(path)
     try:
         refuse_incomplete(checkpoint["model"])
@@ -39,10 +39,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint under a temporary name, flush it to the disk, then rename it: never half a file.
+    """Write a checkpoint to a temporary file, flush it to disk and rename it, so that it is never incomplete.
 
     Raises:
-        SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.
+        SharingError: an object in it is neither a tensor nor a plain value, so it could not be read again.
     """
     temporary = f"{os.fspath(path)}.tmp"
     try:
@@ -77,7 +77,7 @@ def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None
 
 
 def copy_atomically(source: str, target: str) -> None:
-    """Copy a file so that the target is never half a file."""
+    """Copy a file atomically, so that the target is never incomplete."""
     temporary = f"{target}.tmp"
     with open(source, "rb") as original, open(temporary, "wb") as file:
         while block := original.read(1 << 24):
@@ -93,7 +93,7 @@ def _flush(file: BinaryIO) -> None:
 
 
 def flush_directory(path: str | os.PathLike[str]) -> None:
-    """Flush the folder of a file, so that its new name survives a power cut."""
+    """Flush the folder of a file, so that its new name survives a power failure."""
     descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(descriptor)

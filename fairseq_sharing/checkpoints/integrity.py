@@ -1,4 +1,4 @@
-"""Notice a damaged checkpoint by the checksums that torch stores with every record."""
+"""Detect damaged checkpoints by the checksums that torch stores with every record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def refuse_damaged(path: str | os.PathLike[str]) -> None:
     """Compare each record of a checkpoint with its CRC-32, which torch's own reader does not do.
 
     Args:
-        path: a file that torch can read. Files in torch's format from before version 1.6 have no checksums and pass.
+        path: a file that torch can read. Files in the format of torch before 1.6 have no checksums and are not checked.
 
     Raises:
         SharingError: a record differs from its checksum.
@@ -23,6 +23,8 @@ def refuse_damaged(path: str | os.PathLike[str]) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise SharingError(f"{path}: damaged checkpoint ({error}); use another one") from error
+        raise SharingError(f"{path}: damaged checkpoint ({error}); use another checkpoint") from error
     if damaged is not None:
-        raise SharingError(f"{path}: damaged checkpoint: the record {damaged} does not match its checksum; use another")
+        raise SharingError(
+            f"{path}: damaged checkpoint: the record {damaged} does not match its checksum; use another one"
+        )

@@ -1,4 +1,4 @@
-"""A checkpoint of this package as one of stock fairseq."""
+"""Convert a checkpoint of this package to one of stock fairseq."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_sharing.checkpoints.stock_model import refuse_unfit
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
 
-# What the names of this package's faster losses and optimizers begin with; fairseq's own names follow.
+# Prefix of the names of this package's faster losses and optimizers, followed by fairseq's own name.
 FUSED = "fused_"
 _SHARING_OPTION = re.compile(
     r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|compile|"
@@ -22,23 +22,22 @@ _SHARING_OPTION = re.compile(
 
 
 def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Turn a checkpoint into one of stock fairseq's ``transformer``: all N layers, plain dicts only.
+    """Convert a checkpoint to one of stock fairseq's ``transformer``: all N layers, plain dicts only.
 
     Args:
-        checkpoint: what ``load_checkpoint`` gave; not changed.
+        checkpoint: the result of ``load_checkpoint``; it is not modified.
 
     Returns:
-        The stock checkpoint, without optimizer state. Layers that shared a tensor still share its storage, so that the
-        file is no larger.
+        The stock checkpoint, without optimizer state. Tied layers still share storage, so the file does not grow.
 
     Raises:
-        SharingError: not a model of the transformer_sharing family, one with parts that stock fairseq has not, or
-            weights that are NaN, infinite or do not fit the model's arguments.
+        SharingError: the model is not a transformer_sharing model or has parts that stock fairseq lacks, or its
+            weights are NaN, infinite or do not match the model's arguments.
     """
     model_args = model_arguments(checkpoint)
     arch = str(model_args.get("arch", ""))
     if not arch.startswith("transformer_sharing"):
-        raise SharingError(f"--materialize writes transformer_sharing models, this one is {arch or 'unknown'}")
+        raise SharingError(f"--materialize requires a transformer_sharing model, got {arch or 'an unknown one'}")
     for option in ("admin", "depth_signal", "act"):
         if model_args.get(option, "off") != "off":
             flag = f"{flag_of(option)} {model_args[option]}"
@@ -47,7 +46,9 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
                 f"--materialize cannot write a model with {flag}: stock fairseq has no such layers{allowed}"
             )
     if model_args.get("position_per_depth"):
-        raise SharingError("--materialize cannot write a model with --position-per-depth: stock fairseq has it not")
+        raise SharingError(
+            "--materialize cannot write a model with --position-per-depth: stock fairseq has no such option"
+        )
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
     aliases = dict(recorded_extra(state).get("aliases", {}))

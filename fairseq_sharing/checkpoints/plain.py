@@ -1,8 +1,7 @@
-"""The contents of a checkpoint file: tensors and plain values, which torch reads without executing code.
+"""Convert the contents of checkpoint files to tensors and plain values, which torch reads without executing code.
 
-fairseq's meters and tasks add numpy's arrays and scalars; they are written as lists and numbers. Files that were
-written with arrays in them are read by the classes below. numpy's own functions are no alternative: a crafted dtype
-makes them overwrite memory.
+fairseq's meters and tasks add numpy arrays and scalars, which are written as lists and numbers. The classes below read
+files that contain arrays. numpy's own functions are not safe for this: a crafted dtype makes them overwrite memory.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-# fairseq's checkpoints hold the model's arguments in one (fairseq#5610).
+# fairseq's checkpoints store the model's arguments in a Namespace (fairseq#5610).
 torch.serialization.add_safe_globals([Namespace])
 
 
 def to_plain(value: Any) -> Any:
-    """Replace what torch does not read safely; tensors stay the objects that they are.
+    """Replace values that torch does not read safely; tensors are returned as the same objects.
 
     Args:
         value: the content of a checkpoint, or a part of it.
 
     Returns:
-        Arrays as lists, numpy's scalars as Python's, configurations and other containers as dicts, lists and tuples.
+        Arrays as lists, numpy scalars as Python scalars, configurations and containers as dicts, lists and tuples.
     """
     if torch.is_tensor(value) or isinstance(value, torch.Size):
         return value
@@ -51,7 +50,7 @@ def to_plain(value: Any) -> Any:
 
 
 class _NumberType:
-    """The dtype of an array in a file: numbers only, and nothing of its saved state except the byte order."""
+    """The dtype of an array in a file: numeric types only; its saved state is ignored except for the byte order."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False):
         dtype = np.dtype(str(code))
@@ -81,7 +80,7 @@ def _read_scalar(kind: _NumberType, content: bytes) -> Any:
     return np.frombuffer(content, kind.dtype, count=1)[0].item()
 
 
-# For torch.serialization.safe_globals, while a checkpoint is read. numpy 1 and 2 name their functions differently.
+# For torch.serialization.safe_globals when reading a checkpoint. Function names differ between numpy 1 and 2.
 NUMPY_READERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumberType, "numpy.dtype"),
     (_SavedArray, "numpy.ndarray"),
@@ -91,12 +90,12 @@ NUMPY_READERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def explain_unreadable(error: Exception) -> str:
-    """Say why torch did not read a file, without its advice to read an unsafe one unprotected."""
+    """Explain why torch did not read a file, without torch's advice to disable the protection."""
     text = str(error)
     named = re.search(r"GLOBAL (\S+)", text)
     if named or "TorchScript" in text:
         what = f" (it contains {named[1]})" if named else " (it contains a TorchScript program)"
         return f"not read, because it could execute code{what}; allowed: tensors and plain values"
-    told = re.search(r"WeightsUnpickler error: (.*)", text)
-    reason = (told[1] if told else text.partition("\n")[0]) or type(error).__name__
+    detail = re.search(r"WeightsUnpickler error: (.*)", text)
+    reason = (detail[1] if detail else text.partition("\n")[0]) or type(error).__name__
     return f"not a readable checkpoint ({reason[:200]})"

@@ -1,4 +1,4 @@
-"""Read what a state dict says about its sharing, and refuse entries that no model of this package writes."""
+"""Read the sharing recorded in a state dict, and reject entries that no model of this package writes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _STACK_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the entry of a state dict that says what is shared.
+    """Read the entry of a state dict that records the sharing.
 
     Args:
         state: a model's state dict.
 
     Returns:
-        The entry, with "stacks" and "aliases" in any case; empty for a vanilla fairseq model.
+        The entry, always with "stacks" and "aliases"; empty for a vanilla fairseq model.
 
     Raises:
-        SharingError: the entry is malformed; the message names the field, its value and what is allowed.
+        SharingError: the entry is malformed; the message names the field, its value and the allowed values.
     """
     extra = state.get(EXTRA_STATE)
     if extra is None or extra == {}:
@@ -52,10 +52,10 @@ def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_incomplete(state: Mapping[str, Any]) -> None:
-    """Refuse a state dict whose tensors do not fit the layer maps that it records.
+    """Reject a state dict whose tensors do not match its recorded layer maps.
 
     Raises:
-        SharingError: a layer has no such tensor as the others, one of another shape, or one that it should borrow.
+        SharingError: a layer lacks a tensor, has a tensor of a different shape, or has a tensor that should be tied.
     """
     odd = next((key for key in state if not isinstance(key, str)), None)
     if odd is not None:
@@ -65,7 +65,11 @@ def refuse_incomplete(state: Mapping[str, Any]) -> None:
         layers = _tensors_by_layer(state, stack)
         beyond = sorted(layers.keys() - range(len(sharing.layer_map)))
         if beyond:
-            _refuse(f"stacks.{stack}.layer_map", shared["layer_map"], f"one label per layer, the file has {beyond[-1]}")
+            _refuse(
+                f"stacks.{stack}.layer_map",
+                shared["layer_map"],
+                f"one label per layer; the file contains layer {beyond[-1]}",
+            )
         if 0 not in layers:
             raise SharingError(f"the checkpoint has a layer map of {stack} but no tensor {stack}.layers.0.*")
         if sharing.shares:
@@ -110,7 +114,7 @@ def _tensors_by_layer(state: Mapping[str, Any], stack: str) -> dict[int, dict[st
 
 
 def _compare_layers(stack: str, sharing: StackSharing, layers: Mapping[int, Mapping[str, torch.Size]]) -> None:
-    """Compare the tensors of the layers of a stack, of which all have the same build."""
+    """Compare the tensors of a stack's layers, which all have the same structure."""
     shapes = {name: shape for depth in sorted(layers, reverse=True) for name, shape in layers[depth].items()}
     for depth, group in enumerate(sharing.layer_map):
         owner, own = sharing.layer_map.index(group), layers.get(depth, {})
@@ -119,16 +123,18 @@ def _compare_layers(stack: str, sharing: StackSharing, layers: Mapping[int, Mapp
             tied = owner != depth and in_scope(name, sharing.scope)
             if name in own and own[name] != shape:
                 raise SharingError(
-                    f"the checkpoint's tensor {full} has the shape {list(own[name])}, in other layers {list(shape)}; "
-                    "allowed: layers of one shape"
+                    f"the checkpoint's tensor {full} has the shape {list(own[name])}, but {list(shape)} in other "
+                    "layers; allowed: equal shapes"
                 )
             if name in own and tied and not all(name in layers.get(i, ()) for i in range(len(sharing.layer_map))):
                 raise SharingError(
-                    f"the checkpoint has a tensor {full}, which its layer map takes from layer {owner}; "
-                    "allowed: a map and tensors that agree"
+                    f"the checkpoint has a tensor {full} that its layer map takes from layer {owner}; "
+                    "allowed: tensors that match the map"
                 )
             if name not in own and not (tied and name in layers.get(owner, ())):
-                raise SharingError(f"the checkpoint lacks the tensor {full}, which its layer map and other layers need")
+                raise SharingError(
+                    f"the checkpoint lacks the tensor {full}, which its layer map and other layers require"
+                )
 
 
 def _require(holds: Any, field: str, value: Any, allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""Which file a training resumes from when its ``checkpoint_last.pt`` is damaged."""
+"""Choose the checkpoint to resume from if ``checkpoint_last.pt`` is damaged."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _OTHER_SOURCES = (
 
 
 def find_fallback(cfg: Any, trainer: Any) -> tuple[Path, str] | None:
-    """Find the checkpoint to resume from in the place of ``checkpoint_last.pt``.
+    """Find the checkpoint to resume from instead of ``checkpoint_last.pt``.
 
-    A missing ``checkpoint_last.pt`` means what it means in fairseq, a new training, unless its temporary file shows
-    that the process was killed while writing it for the first time.
+    As in fairseq, a missing ``checkpoint_last.pt`` starts a new training, unless its temporary file shows that the
+    process was killed while writing it for the first time.
 
     Args:
         cfg: fairseq's checkpoint options.
         trainer: fairseq's trainer.
 
     Returns:
-        The checkpoint with the most updates among those that fairseq wrote, and what is wrong with the last one. None
-        if fairseq's own choice stands: the last checkpoint is whole or missing, the options name another source of
-        weights, or the model is not one of this package.
+        The checkpoint with the most updates among those that fairseq wrote, and the problem with the last checkpoint.
+        None to keep fairseq's choice: the last checkpoint is complete or missing, the options name another source of
+        weights, or the model is not from this package.
 
     Raises:
-        SharingError: the last checkpoint cannot be read and there is no other one.
+        SharingError: the last checkpoint cannot be read, and there is no other checkpoint.
     """
     if cfg.restore_file != "checkpoint_last.pt" or any(getattr(cfg, name, None) for name in _OTHER_SOURCES):
         return None

@@ -1,7 +1,8 @@
-"""What a state dict records of sharing: each shared tensor once, and the layer maps beside them.
+"""Store sharing in a state dict: each shared tensor once, and the layer maps.
 
 Tensor names are those of fairseq's ``transformer``. A model's state dict has one entry that is not a tensor,
-``_extra_state``, made of plain lists and strings: the map and scope of each stack, and other shared names (embeddings).
+``_extra_state``. It contains plain lists and strings: the map and scope of each stack, and other shared names
+(embeddings).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing, format_map, num_unique, owners
 from fairseq_sharing.tying import in_scope
 
-# True while a model starts from the weights of another one (--finetune-from-model) instead of resuming.
+# True while a model is initialized from another one (--finetune-from-model) instead of resumed.
 initializing: contextvars.ContextVar[bool] = contextvars.ContextVar("initializing", default=False)
 
 
 def find_aliases(model: nn.Module) -> dict[str, str]:
-    """Name what is shared in a model.
+    """Map the names of shared parameters in a model.
 
     Returns:
-        Each further name of a Parameter -> its first name (``layers.3.fc1.weight`` -> ``layers.0.fc1.weight``).
+        Each additional name of a Parameter -> its first name (``layers.3.fc1.weight`` -> ``layers.0.fc1.weight``).
     """
     first: dict[nn.Parameter, str] = {}
     return {
@@ -38,7 +39,7 @@ def find_aliases(model: nn.Module) -> dict[str, str]:
 
 
 def extra_state(sharing: Mapping[str, StackSharing], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """Make the entry of a state dict that says what is shared."""
+    """Make the entry of a state dict that records the sharing."""
     stacks = {stack: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for stack, s in sharing.items()}
     elsewhere = {name: owner for name, owner in aliases.items() if ".layers." not in name}
     return {"stacks": stacks, "aliases": elsewhere}
@@ -48,14 +49,14 @@ def recorded_sharing(state: Mapping[str, Any]) -> dict[str, StackSharing]:
     """Read the maps of a model's state dict; empty for a vanilla fairseq model.
 
     Raises:
-        SharingError: what the state dict says about its sharing is malformed.
+        SharingError: the recorded sharing is malformed.
     """
     stacks = recorded_extra(state).get("stacks", {})
     return {name: StackSharing(tuple(s["layer_map"]), tuple(s["scope"])) for name, s in stacks.items()}
 
 
 def layer_aliases(state: Mapping[str, Any], stack: str, sharing: StackSharing) -> dict[str, str]:
-    """Name what the layers of a saved stack borrow, from the names of what their owners have.
+    """Map the shared tensor names of a saved stack to the names of the stored tensors.
 
     Args:
         state: a model's state dict.
@@ -63,7 +64,7 @@ def layer_aliases(state: Mapping[str, Any], stack: str, sharing: StackSharing) -
         sharing: its map and scope.
 
     Returns:
-        Borrowed name -> name in the state dict.
+        Name of a shared tensor -> its name in the state dict.
     """
     aliases = {}
     by_layer: dict[int, list[str]] = {}
@@ -82,15 +83,15 @@ def layer_aliases(state: Mapping[str, Any], stack: str, sharing: StackSharing) -
 def fit_to_model(
     state: MutableMapping[str, Any], sharing: Mapping[str, StackSharing], aliases: Mapping[str, str]
 ) -> None:
-    """Make a saved state dict fit a model, in place: compare the maps, then fill in the shared tensors.
+    """Adapt a saved state dict to a model in place: compare the maps, then add the shared tensors.
 
     Args:
-        state: a state dict of this project, of vanilla fairseq, or a materialized one.
+        state: a state dict of this package, of vanilla fairseq, or a materialized one.
         sharing: the model's map and scope of each stack.
         aliases: the model's shared names.
 
     Raises:
-        SharingError: another map, another number of layers, or tied layers with different weights.
+        SharingError: a different map or number of layers, or tied layers with different weights.
     """
     recorded = recorded_sharing(state)
     for stack, wanted in sharing.items():
@@ -101,13 +102,14 @@ def fit_to_model(
         if initializing.get() and plain and num_layers == num_unique(wanted.layer_map):
             _spread_layers(state, stack, wanted)
             continue
-        had = format_map(recorded[stack].layer_map) if stack in recorded else f"{num_layers} vanilla layers"
-        had += f" ({','.join(recorded[stack].scope)})" if stack in recorded else ""
+        had = f"{num_layers} vanilla layers"
+        if stack in recorded:
+            had = f"the layer map {format_map(recorded[stack].layer_map)} ({','.join(recorded[stack].scope)})"
+        sizes = " or ".join(map(str, dict.fromkeys((num_unique(wanted.layer_map), len(wanted.layer_map)))))
         raise SharingError(
-            f"the checkpoint's {stack} has the layer map {had}, the options --{stack.split('.')[0]}-layers and "
-            f"--sharing give {format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options it was "
-            "trained with, or --finetune-from-model with a vanilla checkpoint of "
-            f"{num_unique(wanted.layer_map)} or the same layers"
+            f"the checkpoint's {stack} has {had}, but the options --{stack.split('.')[0]}-layers and --sharing give "
+            f"{format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options of its training, or "
+            f"--finetune-from-model with a vanilla checkpoint of {sizes} layers"
         )
     for name, owner in aliases.items():
         if name not in state and owner in state:
@@ -115,13 +117,13 @@ def fit_to_model(
         elif name in state and owner in state and not torch.equal(state[name], state[owner]):
             raise SharingError(
                 f"the checkpoint has different weights for {owner} and {name}, which the model shares; "
-                "allowed: --sharing none for a vanilla model of as many layers"
+                "allowed: --sharing none for a vanilla model with the same number of layers"
             )
     state.setdefault(EXTRA_STATE, extra_state(sharing, aliases))
 
 
 def count_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, StackSharing]) -> int:
-    """Count the layers of a saved stack, as recorded or by the names of its tensors."""
+    """Count the layers of a saved stack, from its recorded map or the names of its tensors."""
     if stack in recorded:
         return len(recorded[stack].layer_map)
     numbers = [int(m[1]) for key in state if (m := re.match(rf"{stack}\.layers\.(\d+)\.", key))]
@@ -129,7 +131,7 @@ def count_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, St
 
 
 def _spread_layers(state: MutableMapping[str, Any], stack: str, sharing: StackSharing) -> None:
-    """Give layer i of a vanilla state dict to the owner of parameter set i."""
+    """Assign layer i of a vanilla state dict to the first layer that uses parameter set i."""
     layers = {key: state.pop(key) for key in list(state) if key.startswith(f"{stack}.layers.")}
     owner_of = owners(sharing.layer_map)
     for key, value in layers.items():
@@ -138,7 +140,7 @@ def _spread_layers(state: MutableMapping[str, Any], stack: str, sharing: StackSh
 
 
 def explain_mismatch(error: RuntimeError) -> str:
-    """Put torch's many lines about a state dict that does not fit into one that names the flag to look at."""
+    """Summarize torch's error about a state dict that does not fit in one line that names the flag to check."""
     lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
     line = next((line for line in lines if line.startswith("size mismatch")), lines[0] if lines else str(error))
     name = (re.search(r"(encoder|decoder)\.[\w.]+", line) or [""])[0]
@@ -155,4 +157,4 @@ def explain_mismatch(error: RuntimeError) -> str:
         flag = f"--{stack}-embed-dim"
     else:
         flag = "--arch and its options"
-    return f"the checkpoint does not fit the model, look at {flag}: {line[:300]}"
+    return f"the checkpoint does not fit the model; check {flag}: {line[:300]}"

@@ -1,4 +1,4 @@
-"""Check weights against stock fairseq's transformer without allocating it."""
+"""Check weights against stock fairseq's transformer without allocating the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fairseq_sharing.errors import SharingError
 
 
 def refuse_unfit(arguments: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Refuse a state dict that stock fairseq's model of these arguments does not load.
+    """Reject a state dict that stock fairseq's model with these arguments does not load.
 
     Args:
-        arguments: a stock model's arguments, ``arch`` among them.
-        state: its state dict, with all layers.
+        arguments: a stock model's arguments, including ``arch``.
+        state: the model's state dict, with all layers.
 
     Raises:
-        SharingError: a tensor is missing or has another shape; the message names it.
+        SharingError: a tensor is missing or has the wrong shape; the message names it.
     """
     from fairseq.data import Dictionary
     from fairseq.models import ARCH_MODEL_REGISTRY
@@ -42,5 +42,5 @@ def refuse_unfit(arguments: Mapping[str, Any], state: Mapping[str, Any]) -> None
         if not torch.is_tensor(found) or found.shape != wanted.shape:
             shape = list(found.shape) if torch.is_tensor(found) else "missing"
             raise SharingError(
-                f"the checkpoint's tensor {name}: {shape}; allowed: {list(wanted.shape)}, by the model's arguments"
+                f"the checkpoint's tensor {name}: {shape}; allowed: {list(wanted.shape)}, as the model's arguments say"
             )

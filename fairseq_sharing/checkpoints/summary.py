@@ -1,4 +1,4 @@
-"""A summary of a checkpoint: its architecture, sharing and sizes."""
+"""Summarize a checkpoint: architecture, sharing and sizes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fairseq_sharing.layer_map import STACKS, StackSharing, num_unique
 
 
 def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Tell what a checkpoint holds.
+    """Summarize a checkpoint.
 
     Returns:
-        arch; sharing, layers, unique_layers and layer_map by stack; parameters {unique, effective} (numbers of values,
-        effective as if every layer had its own); updates.
+        arch; sharing, layers, unique_layers, layer_map and scope by stack; parameters {unique, effective} (number of
+        values; effective counts a shared tensor once per layer that uses it); updates.
 
     Raises:
         SharingError: no such file, or not a checkpoint.
@@ -29,7 +29,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     for stack in STACKS:
         if stack not in sharing and (n := count_layers(state, stack, {})):
             sharing[stack] = StackSharing(tuple(range(n)))
-    # fairseq's version buffers are no parameters.
+    # fairseq's version buffers are not parameters.
     sizes = {
         name: value.numel()
         for name, value in state.items()

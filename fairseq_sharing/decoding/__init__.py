@@ -1,1 +1,1 @@
-"""Translating plain text with a trained model, and exporting it to a faster engine."""
+"""Translate plain text with a trained model, and export the model to CTranslate2."""

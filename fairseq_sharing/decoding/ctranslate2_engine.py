@@ -13,14 +13,14 @@ from fairseq_sharing.decoding.forked import inherited
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 
-_MAX_TOKENS = 2048  # a batch
+_MAX_TOKENS = 2048  # per batch
 
 
 def import_ctranslate2() -> Any:
     """Import CTranslate2.
 
     Raises:
-        SharingError: it is not installed.
+        SharingError: CTranslate2 is not installed.
     """
     try:
         import ctranslate2
@@ -32,27 +32,27 @@ def import_ctranslate2() -> Any:
 
 
 def refuse_forked() -> None:
-    """Refuse to work in a process that was forked after a model was loaded.
+    """Reject calls in a process that was forked after a model had been loaded.
 
     Raises:
-        SharingError: this is such a process, where CTranslate2 would wait for threads that the fork left behind.
+        SharingError: this is such a process; CTranslate2 would wait for threads that do not exist in it.
     """
     if inherited():
         raise SharingError(
-            f"process {os.getpid()} was forked after a model had been loaded, CTranslate2 cannot work in it; allowed: "
-            "threads, processes of multiprocessing's spawn context, or to load the model only after the fork"
+            f"process {os.getpid()} was forked after a model had been loaded, so CTranslate2 cannot run in it; "
+            "allowed: threads, multiprocessing's spawn context, or loading the model only after the fork"
         )
 
 
 def batch_tokens(sentences: Sequence[Sequence[str]], threads: int) -> int:
-    """Choose the tokens of a batch, small enough that every processor gets one.
+    """Choose the number of tokens per batch, small enough that every thread gets a batch.
 
-    Batches run side by side, each in one thread: that is faster than one after the other in several, since the threads
-    of one small batch wait for each other longer than they work.
+    Batches run in parallel, one thread each. This is faster than several threads per batch, because the threads of a
+    small batch spend more time waiting for each other than computing.
 
     Args:
-        sentences: the subwords of each.
-        threads: number of processors.
+        sentences: the subwords of each sentence.
+        threads: number of threads.
     """
     tokens = sum(map(len, sentences))
     return max(1, min(_MAX_TOKENS, -(-tokens // threads)))
@@ -62,10 +62,10 @@ class CTranslate2Engine:
     """Translates subwords with an exported model.
 
     Args:
-        folder: made by ``fairseq-sharing export --to ctranslate2``.
-        limits: subwords of a source and a target at most, by side.
-        quantization: type of the arithmetic; None for that of the stored weights.
-        threads: processors to use.
+        folder: exported with ``fairseq-sharing export --to ctranslate2``.
+        limits: maximum number of subwords of a source and of a target, by side.
+        quantization: type of the arithmetic; None for the type of the stored weights.
+        threads: number of threads.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -77,7 +77,7 @@ class CTranslate2Engine:
         supported = sorted(library.get_supported_compute_types(device))
         if quantization is not None and quantization not in supported:
             raise SharingError(
-                f"--quantization {quantization} is not for this {device}; allowed: {', '.join(supported)}"
+                f"--quantization {quantization} is not supported on this {device}; allowed: {', '.join(supported)}"
             )
         self._limits, self._threads = limits, 1 if device == "cuda" else threads
         try:
@@ -90,23 +90,25 @@ class CTranslate2Engine:
                 max_queued_batches=-1,
             )
         except RuntimeError as error:  # a damaged file
-            raise SharingError(f"{folder}: CTranslate2 cannot read it ({str(error)[:200]})") from error
+            raise SharingError(
+                f"{folder}: CTranslate2 cannot read the model ({str(error)[:200]}); export the model again"
+            ) from error
         _engines.add(self)
 
     @property
     def max_source(self) -> int:
-        """Subwords of a source that the model reads, beside the sentence's end."""
+        """Maximum number of subwords of a source, without the end of the sentence."""
         return self._limits["source"]
 
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
 
         Args:
-            sentences: the subwords of each, at least one and at most ``max_source``.
+            sentences: the subwords of each sentence, at least one and at most ``max_source``.
             search: settings.
 
         Yields:
-            The number of a sentence and its hypotheses.
+            The index of a sentence and its hypotheses.
 
         Raises:
             SharingError: this process was forked after the model had been loaded.
@@ -135,7 +137,7 @@ class CTranslate2Engine:
             )
 
     def abandon(self) -> None:
-        """Keep the translator from ever being destroyed: its destructor waits for its threads."""
+        """Prevent the translator from being destroyed: its destructor would wait for its threads."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._translator))
 
 
@@ -143,7 +145,7 @@ _engines: weakref.WeakSet[CTranslate2Engine] = weakref.WeakSet()
 
 
 def _abandon_engines() -> None:
-    """Let a forked process end, although the threads of its engines stayed behind in the other."""
+    """Let a forked process exit, although it does not have the threads of its engines."""
     for engine in _engines:
         engine.abandon()
 

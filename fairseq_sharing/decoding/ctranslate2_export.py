@@ -1,4 +1,4 @@
-"""Export a model to CTranslate2: each shared tensor once, checked against fairseq's own scores."""
+"""Export a model to CTranslate2, storing each shared tensor once, and compare its scores with fairseq's."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, sha256
 from fairseq_sharing.options import flag_of
 
-# Log-probabilities of a subword may differ by this much before quantization; what CTranslate2 lacks makes differences
-# of 0.1 and more.
+# Maximum difference of a subword's log-probability before quantization. Operations that CTranslate2 lacks cause
+# differences of 0.1 and more.
 _TOLERANCE = 0.01
-# A mean difference beyond rounding: the quantized model computes something else.
+# Mean difference above which a quantized model is wrong, not just rounded.
 _ABSURD = 1.0
-_CHECKED_LENGTHS = (1, 2, 3, 5, 8, 13, 21)  # subwords of the sentences that are compared
+_CHECKED_LENGTHS = (1, 2, 3, 5, 8, 13, 21)  # lengths of the compared sentences, in subwords
 
-# Options that change what is computed and have no counterpart, with the value that is allowed.
+# Options that change the computation and have no counterpart, with their allowed values.
 _ONLY = {
     "cross_self_attention": False,
     "no_cross_attention": False,
@@ -41,7 +41,7 @@ _ONLY = {
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported model's log-probabilities (natural) are from fairseq's, over the subwords of drawn sentences.
+    """Difference between an exported model's log-probabilities (natural) and fairseq's, over random sentences.
 
     Attributes:
         largest: the largest absolute difference.
@@ -54,14 +54,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made.
+    """Result of an export.
 
     Attributes:
-        path: the folder.
-        size: bytes of its weights.
-        tensors: tensors that the model uses, and how many of them are stored.
-        depth_tensors: tensors of shared layers that Admin's weights made different for each layer.
-        difference: of the written model, quantized if asked for, computing as ``translate`` lets it by default.
+        path: the output folder.
+        size: size of its weights, in bytes.
+        tensors: number of tensors that the model uses, and number of tensors that are stored.
+        depth_tensors: number of tensors of shared layers that differ per layer because of Admin's weights.
+        difference: that of the written model (quantized, if requested), with the default arithmetic of ``translate``.
     """
 
     path: Path
@@ -72,23 +72,23 @@ class Exported:
 
 
 def export(files: ModelFiles, output: Path, quantization: str | None = None) -> Exported:
-    """Write a model for CTranslate2, with all that translating plain text with it needs.
+    """Write a model for CTranslate2, with everything that is required to translate plain text.
 
     Args:
         files: one checkpoint.
-        output: the folder to write; an exported model that is there is replaced.
-        quantization: type of the stored weights; None for that of the checkpoint.
+        output: the folder to write; an existing exported model is replaced.
+        quantization: type of the stored weights; None for the type in the checkpoint.
 
     Raises:
         SharingError: the model has no counterpart in CTranslate2, its weights or log-probabilities are NaN or
-            infinite, or the folder holds something else.
+            infinite, or the folder contains something else.
     """
     library = import_ctranslate2()
     refuse_forked()
     if len(files.checkpoints) != 1:
-        raise SharingError(f"{files.name}: one model is exported at a time; average checkpoints first")
+        raise SharingError(f"{files.name}: cannot export several checkpoints; allowed: one (average them first)")
     if output.exists() and not (output / EXPORTED).is_file() and not (output.is_dir() and not any(output.iterdir())):
-        raise SharingError(f"--output {output}: holds something else; give another folder")
+        raise SharingError(f"--output {output}: exists and is not an exported model; give another folder")
     (model,), task = load_models(files)
     with torch.no_grad():
         spec, depth_tensors = convert(model, task, files.name)
@@ -97,7 +97,7 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
         try:
             spec.optimize()
             tensors = _count_tensors(spec)
-            # Scored before quantizing, which changes the weights that the description shares with the model.
+            # Score before quantization, which modifies the weights that the specification shares with the model.
             difference = _save_checked(library, spec, temporary, _Reference.of(model, task, files.name), quantization)
             _write_manifest(temporary, files, model)
             shutil.rmtree(output, ignore_errors=True)
@@ -109,15 +109,15 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
 
 
 def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
-    """Give fairseq's weights to CTranslate2's description of a Transformer.
+    """Convert fairseq's model to CTranslate2's Transformer specification.
 
     Args:
         model: fairseq's model, in evaluation mode.
-        task: has its dictionaries.
-        name: what an error calls it.
+        task: the task with its dictionaries.
+        name: name of the model in error messages.
 
     Returns:
-        The description, and the number of matrices that Admin made differ by depth.
+        The specification, and the number of matrices that differ per layer because of Admin.
 
     Raises:
         SharingError: the model has no counterpart in CTranslate2.
@@ -154,7 +154,7 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
 
 
 def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
-    """Refuse a model of which CTranslate2 would compute something else."""
+    """Reject a model that CTranslate2 would compute differently."""
     from fairseq.models.transformer import transformer_decoder, transformer_encoder
     from fairseq.modules import transformer_layer
 
@@ -177,22 +177,22 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
     for stack in (model.encoder, model.decoder):
         unknown = next((part for part in (stack, *getattr(stack, "layers", ())) if type(part) not in known), None)
         if unknown is not None:
-            raise SharingError(f"{name}: CTranslate2 has no counterpart of {type(unknown).__name__}; {allowed}")
+            raise SharingError(f"{name}: CTranslate2 does not support {type(unknown).__name__}; {allowed}")
     cfg = model.cfg
     for option, value in _ONLY.items():
         if getattr(cfg, option, value) != value:
             flag = f"{flag_of(option)} {getattr(cfg, option)}"
-            raise SharingError(f"{name}: CTranslate2 has no counterpart of {flag}; {allowed}")
+            raise SharingError(f"{name}: CTranslate2 does not support {flag}; {allowed}")
     if cfg.activation_fn not in activations:
-        told = ", ".join(sorted(activations))
-        raise SharingError(f"{name}: CTranslate2 has no --activation-fn {cfg.activation_fn}; allowed: {told}")
+        flag, known_activations = f"--activation-fn {cfg.activation_fn}", ", ".join(sorted(activations))
+        raise SharingError(f"{name}: CTranslate2 does not support {flag}; allowed: {known_activations}")
     if model.decoder.project_out_dim is not None:
         flag = f"--decoder-output-dim {cfg.decoder.output_dim}"
-        raise SharingError(f"{name}: CTranslate2 has no counterpart of {flag}; {allowed}")
+        raise SharingError(f"{name}: CTranslate2 does not support {flag}; {allowed}")
 
 
 def _count_tensors(spec: Any) -> tuple[int, int]:
-    """Count the tensors of a description, in all and those that are stored; the rest are names of equal ones."""
+    """Count the tensors of a specification: all, and those that are stored (the others refer to equal ones)."""
     variables = spec.variables().values()
     names = sum(isinstance(value, str) for value in variables)
     stored = sum(not isinstance(value, str) and not value.is_scalar() for value in variables)
@@ -201,7 +201,7 @@ def _count_tensors(spec: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Reference:
-    """fairseq's log-probabilities of the subwords of drawn sentences, ends of sentences included."""
+    """fairseq's log-probabilities of the subwords of random sentences, including the ends of the sentences."""
 
     name: str
     sources: list[list[str]]
@@ -210,7 +210,7 @@ class _Reference:
 
     @classmethod
     def of(cls, model: Any, task: Any, name: str) -> _Reference:
-        """Draw sentences and score them with fairseq's model."""
+        """Draw random sentences and score them with fairseq's model."""
         draw = np.random.default_rng(1)
         scored: list[tuple[list[str], list[str], torch.Tensor]] = []
         for length in _CHECKED_LENGTHS:
@@ -225,7 +225,7 @@ class _Reference:
         return cls(name, list(sources), list(targets), _finite(torch.cat(scores_of), f"{name}: fairseq"))
 
     def compare(self, library: Any, folder: Path) -> Difference:
-        """Compare a written model's log-probabilities, in the arithmetic of its stored type, with fairseq's."""
+        """Compare a written model's log-probabilities, computed in its stored type, with fairseq's."""
         exported = library.Translator(str(folder), device="cpu", compute_type="default", intra_threads=1)
         found = [torch.tensor(score.log_probs) for score in exported.score_batch(self.sources, self.targets)]
         difference = (self.scores - _finite(torch.cat(found), f"{self.name}: CTranslate2")).abs()
@@ -233,14 +233,14 @@ class _Reference:
 
 
 def _save_checked(library: Any, spec: Any, folder: Path, reference: _Reference, quantization: str | None) -> Difference:
-    """Write a description to an empty folder, and refuse a model that computes something else than fairseq's."""
+    """Write a specification to an empty folder, and reject a model whose scores differ from fairseq's."""
     spec.save(str(folder))
     difference = reference.compare(library, folder)
     if not difference.largest <= _TOLERANCE:
         raise SharingError(
             f"{reference.name}: the exported model's log-probabilities differ from fairseq's by "
-            f"{difference.largest:.3g}, more than {_TOLERANCE}: it computes something that CTranslate2 does not; "
-            "translate it with --engine fairseq"
+            f"{difference.largest:.3g}; allowed: at most {_TOLERANCE}; the model uses an operation that CTranslate2 "
+            "lacks; translate it with --engine fairseq"
         )
     if quantization is None:
         return difference
@@ -251,15 +251,15 @@ def _save_checked(library: Any, spec: Any, folder: Path, reference: _Reference, 
     difference = reference.compare(library, folder)
     if not difference.mean <= _ABSURD:
         raise SharingError(
-            f"{reference.name}: in {quantization} the log-probabilities differ from fairseq's by {difference.mean:.3g} "
-            f"per subword on average, more than {_ABSURD}; allowed: another --quantization, or none"
+            f"{reference.name}: with --quantization {quantization} the log-probabilities differ from fairseq's by "
+            f"{difference.mean:.3g} per subword on average; allowed: at most {_ABSURD}; use another --quantization"
         )
     return difference
 
 
 def _finite(scores: torch.Tensor, engine: str) -> torch.Tensor:
     if not scores.isfinite().all():
-        raise SharingError(f"{engine} computes log-probabilities that are NaN or infinite; allowed: finite ones")
+        raise SharingError(f"{engine} computes log-probabilities that are NaN or infinite; allowed: finite values")
     return scores
 
 
@@ -268,7 +268,7 @@ def _draw(draw: np.random.Generator, dictionary: Any, length: int) -> list[str]:
 
 
 def _write_manifest(folder: Path, files: ModelFiles, model: Any) -> None:
-    """Write how text is prepared for the model, in the form of a prepared data directory's manifest."""
+    """Write the text preparation of the model, in the format of a data directory's manifest."""
     manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in (files.languages or {}).items()}
     if files.manifest is not None:
         prepared = read_manifest(files.manifest, ("tokenizer", "subword")) or {}

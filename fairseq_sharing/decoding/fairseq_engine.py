@@ -1,4 +1,4 @@
-"""Translate with fairseq's models and its beam search, in batches of sentences of like length."""
+"""Translate with fairseq's models and beam search, in batches of sentences of similar length."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fairseq_sharing.errors import SharingError
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS = 8000  # a batch, as in the evaluations of the configurations
+_MAX_TOKENS = 8000  # per batch, as in the evaluations of the configurations
 
 
 def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
-    """Load the models of checkpoints, and the task with their dictionaries.
+    """Load the models of checkpoints and the task with their dictionaries.
 
     Returns:
         The models, in evaluation mode on the CPU, and fairseq's task.
 
     Raises:
-        SharingError: a dictionary or option is missing, or the weights do not fit or are NaN or infinite.
+        SharingError: a dictionary or option is missing, or the weights do not fit the model or are NaN or infinite.
     """
     fairseq_sharing.register()
     from fairseq import checkpoint_utils
@@ -40,7 +40,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     for lang in files.languages.values():
         dictionary = files.dictionaries / f"dict.{lang}.txt"
         if not dictionary.is_file():
-            raise SharingError(f"{dictionary}: no such file; name the prepared data directory with --data")
+            raise SharingError(f"{dictionary}: no such file; give the prepared data directory with --data")
     overrides = {"data": str(files.dictionaries)}
     overrides |= {f"{side}_lang": lang for side, lang in files.languages.items()}
     names = [str(path) for path in files.checkpoints]
@@ -58,18 +58,18 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
 
 
 def _compute_alone_if_forked() -> None:
-    """Use one thread in a process that was forked from one that used torch's threads, which stayed behind in it."""
+    """Use one thread in a forked process, which does not have the threads of torch's pool."""
     if inherited() and torch.get_num_threads() > 1:
-        logger.warning("forked after a model had been loaded: torch computes in one thread here")
+        logger.warning("process was forked after a model had been loaded; torch uses one thread in it")
         torch.set_num_threads(1)
 
 
 class FairseqEngine:
-    """Translates subwords with one model or several together.
+    """Translates subwords with one model or an ensemble.
 
     Args:
         files: the checkpoints.
-        threads: processors to use.
+        threads: number of threads.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -87,21 +87,21 @@ class FairseqEngine:
 
     @property
     def max_source(self) -> int:
-        """Subwords of a source that the models read, one position being the sentence's end."""
+        """Maximum number of subwords of a source, without the end of the sentence."""
         return min(model.max_positions()[0] for model in self._models) - 1
 
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
 
         Args:
-            sentences: the subwords of each, at least one and at most ``max_source``.
+            sentences: the subwords of each sentence, at least one and at most ``max_source``.
             search: settings.
 
         Yields:
-            The number of a sentence and its hypotheses, batch by batch.
+            The index of a sentence and its hypotheses, batch by batch.
 
         Raises:
-            SharingError: the search found nothing, since no log-probability of the models is finite.
+            SharingError: the search found no hypothesis, because the models' log-probabilities are not finite.
         """
         from argparse import Namespace
 
@@ -112,9 +112,9 @@ class FairseqEngine:
         for batch in self._batches(sentences, search):
             try:
                 found = self._task.inference_step(generator, self._models, batch)
-            except AssertionError as error:  # of the search: it came to its end and no hypothesis had a finite score
+            except AssertionError as error:  # raised by the search if no hypothesis has a finite score
                 raise SharingError(
-                    "the model's log-probabilities are NaN or infinite: its search found no translation; "
+                    "the model's log-probabilities are NaN or infinite, so the search found no translation; "
                     "allowed: a model whose log-probabilities are finite"
                 ) from error
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):

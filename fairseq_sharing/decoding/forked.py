@@ -1,17 +1,17 @@
-"""Recognize a process that was forked from one that computed with threads: there the same threads would hang."""
+"""Detect a process that was forked after a model had been loaded, in which threaded computation would hang."""
 
 from __future__ import annotations
 
 import os
 
-_first: int | None = None  # the process in which a model was loaded first
+_first: int | None = None  # id of the process that loaded the first model
 
 
 def inherited() -> bool:
-    """Check whether this process was forked from one that had already loaded a model.
+    """Return whether this process was forked from a process that had loaded a model.
 
-    The first call counts as the load of a model. The threads of OpenMP, MKL and CTranslate2 do not survive a fork, but
-    their libraries wait for them.
+    The first call counts as loading a model. The threads of OpenMP, MKL and CTranslate2 do not survive a fork, but
+    their libraries would wait for them.
     """
     global _first
     if _first is None:

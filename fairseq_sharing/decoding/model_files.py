@@ -1,4 +1,4 @@
-"""Find what a translation needs from the name of a model: checkpoints or an exported folder, and the prepared data."""
+"""Find the files of a model by its name: checkpoints or an exported folder, and the prepared data."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from fairseq_sharing.preparation import manifest as manifests
 
 logger = logging.getLogger(__name__)
 
-EXPORTED = "model.bin"  # the file by which a folder is known as an exported model
+EXPORTED = "model.bin"  # its presence marks a folder as an exported model
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model and the rules of its text are.
+    """Paths of a model and of its text preparation.
 
     Attributes:
-        name: the model as the user named it.
-        checkpoints: one fairseq checkpoint, or several that translate together; none of an exported model.
+        name: the model as given by the user.
+        checkpoints: one fairseq checkpoint, or several for an ensemble; empty for an exported model.
         exported: folder of an exported model.
-        manifest: directory with the manifest.json by which text is prepared; None where there is none.
-        dictionaries: directory of the dictionaries, for checkpoints.
+        manifest: directory with the manifest.json for text preparation; None if there is none.
+        dictionaries: directory of the dictionaries (checkpoints only).
         languages: language code of each side ("source", "target").
-        max_tokens: subwords of a source and of a target that an exported model reads and writes at most, by side.
+        max_tokens: maximum number of subwords of a source and of a target, by side (exported models only).
     """
 
     name: str
@@ -53,11 +53,11 @@ def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
     Args:
         name: a run directory of ``fairseq-sharing train`` (its last checkpoints are averaged, as ``evaluate`` does),
             a checkpoint, several as fairseq writes them (``a.pt:b.pt``), or an exported folder.
-        data: prepared data directory; None for the one that the model was trained on.
-        console: where averaging is reported.
+        data: prepared data directory; None for the model's training data.
+        console: reports averaging.
 
     Raises:
-        SharingError: there is no such model, or its data have moved.
+        SharingError: there is no such model, or its data has moved.
     """
     path = Path(name)
     if (path / EXPORTED).is_file():
@@ -67,16 +67,16 @@ def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
     paths = (path,) if path.exists() else tuple(Path(part) for part in name.split(":"))
     for part in paths:
         if not part.is_file():
-            raise SharingError(f"{part}: no such run directory, checkpoint or exported model")
+            raise SharingError(f"{part}: not found; allowed: a run directory, a checkpoint or an exported model")
     return _checkpoints(name, paths, data)
 
 
 def _exported(path: Path, data: Path | None) -> ModelFiles:
     manifest = read_manifest(path, ("source_lang", "target_lang", "max_tokens"))
     if manifest is None:
-        raise SharingError(f"{path}: has no manifest.json; allowed: a folder made by fairseq-sharing export")
+        raise SharingError(f"{path}: no manifest.json; allowed: a folder written by fairseq-sharing export")
     if data is not None:
-        raise SharingError(f"--data {data}: {path} has all that it needs; leave --data out")
+        raise SharingError(f"--data {data}: the exported model {path} includes its data; omit --data")
     _refuse_damaged(path, manifest)
     return ModelFiles(
         str(path),
@@ -91,12 +91,12 @@ def _refuse_damaged(folder: Path, manifest: dict[str, Any]) -> None:
     """Compare the files of an exported model with the checksums of its manifest."""
     checksums = manifest.get("sha256")
     if checksums is None:
-        logger.warning(f"{folder}: its files cannot be checked, manifest.json has no sha256; export the model again")
+        logger.warning(f"{folder}: cannot verify the files because manifest.json has no sha256; export the model again")
         return
     for name, checksum in checksums.items():
         file = folder / Path(name).name
         if not file.is_file() or sha256(file) != checksum:
-            raise SharingError(f"{file}: missing, or not the file that was exported; export the model again")
+            raise SharingError(f"{file}: missing or changed since the export; export the model again")
 
 
 def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
@@ -113,9 +113,9 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
     data = data or Path(run.record().get("data", ""))
     manifest = read_manifest(data)
     if manifest is None:
-        raise SharingError(f"{data / 'manifest.json'}: no such file; name the prepared data directory with --data")
+        raise SharingError(f"{data / 'manifest.json'}: no such file; give the prepared data directory with --data")
     if not manifest.get("target_lang"):
-        raise SharingError(f"{path}: was trained as a language model; allowed: translation models")
+        raise SharingError(f"{path}: is a language model; allowed: translation models")
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
     return ModelFiles(
         str(path),
@@ -127,7 +127,7 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
 
 
 def _average(run: Any, count: int, console: Console) -> Path:
-    """Find the average that ``evaluate`` makes, or make it as ``evaluate`` does: in one process at a time."""
+    """Find the average that ``evaluate`` makes, or make it in the same way, under the lock of the run."""
     from fairseq_sharing.evaluation.averages import average_last_epochs, finished_average
     from fairseq_sharing.evaluation.steps import Steps
 
@@ -152,23 +152,23 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
         if trained and stored and stored != trained:
             raise SharingError(
                 f"{path}: was trained for {'-'.join(stored)}, {paths[0]} for {'-'.join(trained)}; "
-                "allowed: models of one direction"
+                "allowed: models of the same direction"
             )
         trained = trained or stored
     trained_on = Path(str(task.get("data") or "").split(":")[0])
-    # The data of prepare have their binarized part in bin; --data may also name what fairseq-preprocess made.
+    # prepare writes binarized data to bin; --data may also be the output of fairseq-preprocess.
     binarized = data or trained_on
     prepared = binarized if data is not None else trained_on.parent
     if (manifest := read_manifest(prepared)) is not None:
         binarized, direction = prepared / "bin", direction_of(manifest, prepared / "manifest.json")
         refuse_other_direction(trained, direction, name, prepared)
     else:
-        # fairseq-train stores only the languages that it was given; others it infers, at every start.
+        # fairseq-train stores only languages given as flags; it infers the others at every start.
         direction = trained or inferred_direction(binarized)
     if direction is None:
         raise SharingError(
-            f"{name}: its languages are not stored, and no file in {binarized} names them; "
-            "name the prepared data directory with --data"
+            f"{name}: the checkpoint does not contain its languages, and {binarized} has no file that names them; "
+            "give the prepared data directory with --data"
         )
     return ModelFiles(
         name,
@@ -180,14 +180,14 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
 
 
 def read_manifest(directory: Path, needed: tuple[str, ...] = ("source_lang", "target_lang")) -> dict[str, Any] | None:
-    """Read the manifest of a prepared data directory or an exported model; None where there is none.
+    """Read the manifest of a prepared data directory or an exported model; return None if there is none.
 
     Args:
         directory: the directory.
-        needed: keys that the manifest must have.
+        needed: required keys.
 
     Raises:
-        SharingError: it is damaged, lacks a key, or preparation of the directory has not finished.
+        SharingError: the manifest is damaged or lacks a key, or preparation of the directory has not finished.
     """
     return manifests.read_manifest(directory, needed) or None
 

@@ -1,4 +1,4 @@
-"""What a translation is asked for, and what it gives, whichever engine makes it."""
+"""Settings and results of the beam search, common to all engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fairseq_sharing.finite import is_number
 from fairseq_sharing.options import flag_of
 
 ENGINES = ("fairseq", "ctranslate2")
-# The types of weights and arithmetic that CTranslate2 has.
+# CTranslate2's types of weights and arithmetic.
 QUANTIZATIONS = (
     "int8",
     "int8_float32",
@@ -29,9 +29,9 @@ class Search:
     Attributes:
         beam: hypotheses kept at each step.
         lenpen: length penalty; above 1 favors longer translations.
-        nbest: translations given of each sentence, the best first.
-        max_len_b: subwords a translation may have at most.
-        max_tokens: source subwords a batch, padding included; None for the engine's own choice.
+        nbest: number of translations returned per sentence, best first.
+        max_len_b: maximum length of a translation, in subwords.
+        max_tokens: source subwords per batch, including padding; None lets the engine choose.
     """
 
     beam: int = 5
@@ -44,7 +44,7 @@ class Search:
         for name in ("beam", "nbest", "max_len_b", "max_tokens"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise SharingError(f"{flag_of(name)} must be a whole number from 1, got {value!r}")
+                raise SharingError(f"{flag_of(name)} must be an integer >= 1, got {value!r}")
         if self.nbest > self.beam:
             raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")
         if not is_number(self.lenpen):
@@ -56,9 +56,9 @@ class Hypothesis:
     """One translation.
 
     Attributes:
-        text: the sentence; from an engine its subwords, separated by spaces.
+        text: the sentence; engines return its subwords, separated by spaces.
         score: log-probability (natural), divided by the length in subwords to the power of the length penalty.
-        num_tokens: its length in subwords, without the end of the sentence.
+        num_tokens: length in subwords, without the end of the sentence.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Translate plain sentences: prepare them as the training data were, search, and make plain sentences again."""
+"""Translate plain sentences: prepare them like the training data, search, and detokenize the hypotheses."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Translator:
     """Translates plain sentences with a trained or an exported model.
 
     Args:
-        model: a run directory, a checkpoint, several (``a.pt:b.pt``), or a folder made by ``fairseq-sharing export``.
-        engine: ``fairseq`` or ``ctranslate2``; None for CTranslate2 with an exported model, else fairseq. With
-            ``ctranslate2`` a run or checkpoint is exported to a temporary folder first.
-        quantization: type of CTranslate2's arithmetic, such as ``int8``; None for that of the stored weights.
-        data: prepared data directory, where it is not the one that the model was trained on.
-        threads: processors to use; when None all of them with CTranslate2, whose threads do not wait for each other,
-            and with fairseq OMP_NUM_THREADS, or those that are idle.
+        model: a run directory, a checkpoint, several (``a.pt:b.pt``), or the output of ``fairseq-sharing export``.
+        engine: ``fairseq`` or ``ctranslate2``; None for ``ctranslate2`` with an exported model, else ``fairseq``.
+            ``ctranslate2`` exports a run or checkpoint to a temporary folder first.
+        quantization: type of CTranslate2's arithmetic, such as ``int8``; None for the type of the stored weights.
+        data: prepared data directory, if it differs from the model's training data.
+        threads: number of threads. None uses all cores with CTranslate2, whose threads do not wait for each other; with
+            fairseq it uses OMP_NUM_THREADS, or the number of idle cores.
         device: ``cpu`` or ``cuda``.
-        prepared: the sentences are tokenized and cut into subwords already, and the translations are to be likewise.
+        prepared: read and write subwords instead of plain text.
 
     Raises:
-        SharingError: there is no such model, or it cannot be translated with in that way.
+        SharingError: there is no such model, or it does not support the options.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class Translator:
         self._files = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
         self.engine = engine or ("ctranslate2" if self._files.exported else "fairseq")
         if self.engine == "fairseq" and self._files.exported:
-            raise SharingError(f"--engine fairseq: {model} is exported to CTranslate2; name a run or a checkpoint")
+            raise SharingError(
+                f"--engine fairseq: {model} is a CTranslate2 model; allowed: a run directory or a checkpoint"
+            )
         if self.engine == "fairseq" and quantization is not None:
-            raise SharingError(f"--quantization {quantization} is for --engine ctranslate2")
+            raise SharingError(f"--quantization {quantization} requires --engine ctranslate2")
         self._quantization, self._device, self._threads = quantization, device, threads
         self._pipeline = None if prepared else _pipeline(self._files)
 
@@ -73,14 +75,14 @@ class Translator:
         """Translate sentences.
 
         Args:
-            sentences: plain text, one sentence each; the translation of an empty one is empty.
+            sentences: plain text, one sentence each; an empty sentence has an empty translation.
             search: settings of ``search.Search``: beam, lenpen, max_len_b, max_tokens.
 
         Returns:
-            The best translation of each, in the same order.
+            The best translation of each sentence, in the same order.
 
         Raises:
-            SharingError: a bad setting.
+            SharingError: an invalid setting.
         """
         return [found[0].text for found in self.hypotheses(sentences, Search(**search))]
 
@@ -91,25 +93,25 @@ class Translator:
         advance: Callable[[int], None] | None = None,
         first: int = 1,
     ) -> list[list[Hypothesis]]:
-        """Translate sentences to their ``search.nbest`` best translations.
+        """Return the ``search.nbest`` best translations of each sentence.
 
         Args:
             sentences: plain text, one sentence each.
             search: settings.
-            advance: called with the number of sentences that are done since the last call.
+            advance: called with the number of sentences completed since the last call.
             first: number of the first sentence, for messages.
 
         Returns:
-            The translations of each, the best first; at least one.
+            The translations of each sentence, best first; at least one.
 
         Raises:
-            SharingError: a sentence that cannot be written as UTF-8, or scores that are NaN or infinite.
+            SharingError: a sentence cannot be encoded as UTF-8, or scores are NaN or infinite.
         """
         if isinstance(sentences, str):
             raise SharingError("sentences must be a list of str, got one str")
         tokens = [self._prepare(sentence, number) for number, sentence in enumerate(sentences, first)]
         asked = [number for number, words in enumerate(tokens) if words]
-        # What is empty is not asked for: a model would make words of nothing.
+        # Skip empty sentences, for which a model would produce words.
         found = [[Hypothesis("", 0.0, 0)] for _ in tokens]
         if advance is not None:
             advance(len(tokens) - len(asked))
@@ -140,7 +142,7 @@ class Translator:
         else:
             from fairseq_sharing.decoding.ctranslate2_export import export
 
-            # Kept while the translator lives.
+            # Kept as long as the translator.
             self._temporary = tempfile.TemporaryDirectory(prefix="fairseq-sharing-")
             exported = export(self._files, Path(self._temporary.name) / "model")
             files = find_model(str(exported.path), None, Console(stderr=True))
@@ -157,12 +159,12 @@ class Translator:
         words = (sentence if self._pipeline is None else self._pipeline.encode(sentence)).split()
         limit = self._engine.max_source
         if len(words) > limit:
-            logger.warning(f"sentence {number}: has {len(words)} subwords, the model reads the first {limit}")
+            logger.warning(f"sentence {number}: {len(words)} subwords; the model reads only the first {limit}")
         return words[:limit]
 
     def _warn_of_cut(self, hypothesis: Hypothesis, number: int, search: Search) -> None:
         if hypothesis.num_tokens >= search.max_len_b:
-            logger.warning(f"sentence {number}: its translation stops at --max-len-b, {search.max_len_b} subwords")
+            logger.warning(f"sentence {number}: translation cut off at --max-len-b ({search.max_len_b} subwords)")
 
     def _finish(self, hypothesis: Hypothesis) -> Hypothesis:
         if self._pipeline is None:
@@ -173,7 +175,7 @@ class Translator:
 def _pipeline(files: ModelFiles) -> Pipeline:
     if files.manifest is None:
         raise SharingError(
-            f"{files.name}: how its text was prepared is not known (no manifest.json); name the prepared data "
-            "directory with --data, or give sentences of subwords and --prepared"
+            f"{files.name}: no manifest.json with its text preparation; give the prepared data directory with --data, "
+            "or translate subwords with --prepared"
         )
     return Pipeline.from_manifest(files.manifest)

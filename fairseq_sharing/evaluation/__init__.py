@@ -1,1 +1,1 @@
-"""From a trained run to a result: translate, score, compare, tabulate and draw."""
+"""Evaluate a trained run: average checkpoints, translate, score and compare."""

@@ -1,4 +1,4 @@
-"""The averages of a run's last epochs that are there, and what they were made from."""
+"""Average the checkpoints of a run's last epochs, or reuse an existing average."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import sha256
 
-AVERAGE = "checkpoint_average.pt"  # of as many epochs as the run's configuration says; translate and export take it
+AVERAGE = "checkpoint_average.pt"  # of the number of epochs in the run's configuration; translate and export use it
 
 
 def average_name(count: int, configured: int) -> str:
-    """Name the average of a number of epochs: one that the configuration does not say has a file of its own."""
+    """Name the file of an average; a number of epochs other than the configured one gets a separate file."""
     return AVERAGE if count == configured else f"checkpoint_average_last{count}.pt"
 
 
 def finished_average(run: RunDirectory, count: int, console: Console) -> Path | None:
-    """Find the average that the configuration asks for.
+    """Find the average that the configuration specifies.
 
     Args:
         run: the run.
-        count: of how many epochs.
-        console: where an average is reported whose epochs have been removed.
+        count: number of epochs.
+        console: reports an average whose epoch checkpoints were removed.
 
     Returns:
-        The file; None where it is missing, or not the average of the checkpoints that are there now.
+        The file; None if it is missing or is not the average of the current checkpoints.
 
     Raises:
-        SharingError: a running training deletes the checkpoints.
+        SharingError: a running training deleted a checkpoint.
     """
     from fairseq_sharing.checkpoints.choose import epoch_checkpoints
 
@@ -45,7 +45,7 @@ def finished_average(run: RunDirectory, count: int, console: Console) -> Path | 
 
 
 def average_left(run: RunDirectory, name: str, console: Console) -> Path | None:
-    """Find an average whose epochs have been removed: of that name, else the configuration's; report it."""
+    """Find and report an average whose epoch checkpoints were removed; prefer ``name`` over the configured average."""
     from fairseq_sharing.checkpoints.choose import epoch_checkpoints
     from fairseq_sharing.checkpoints.files import load_checkpoint
 
@@ -53,16 +53,20 @@ def average_left(run: RunDirectory, name: str, console: Console) -> Path | None:
         return None
     for file in (run.checkpoints / name, run.checkpoints / AVERAGE):
         if file.is_file() and load_checkpoint(file).get("averaged"):
-            console.print(f"{file}: taken as it is, no epoch checkpoint is left", markup=False, soft_wrap=True)
+            console.print(
+                f"{file}: using this existing average, since no epoch checkpoints are left",
+                markup=False,
+                soft_wrap=True,
+            )
             return file
     return None
 
 
 def hashes(checkpoints: Sequence[Path]) -> dict[str, Any]:
-    """Identify the checkpoints that are averaged by their content.
+    """Return the hashes of the checkpoints to average.
 
     Raises:
-        SharingError: a running training deletes one.
+        SharingError: a running training deleted a checkpoint.
     """
     try:
         return {"checkpoints": {file.name: sha256(file) for file in checkpoints}}
@@ -72,16 +76,16 @@ def hashes(checkpoints: Sequence[Path]) -> dict[str, Any]:
 
 
 def refuse_deleted(checkpoints: Sequence[Path]) -> None:
-    """Explain a failure to read checkpoints where one has been deleted meanwhile.
+    """Explain a failure to read checkpoints if one of them was deleted in the meantime.
 
     Raises:
-        SharingError: naming it.
+        SharingError: a checkpoint was deleted; the message names it.
     """
     for file in checkpoints:
         if not file.is_file():
             raise SharingError(
-                f"{file}: was deleted while it was read, as a running training does (train.keep_last_epochs); "
-                "try again, or when the training has finished"
+                f"{file}: deleted during evaluation, probably by a running training (train.keep_last_epochs); "
+                "try again, or wait until training has finished"
             )
 
 
@@ -89,18 +93,18 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     """Choose the checkpoints to average: those of the last epochs, by the number in their name.
 
     Args:
-        directory: a run's checkpoints; its best, last and averaged files don't count, nor those within an epoch where
-            any epoch has ended.
-        count: how many.
+        directory: a run's checkpoints. Best, last and averaged checkpoints are ignored; mid-epoch checkpoints are used
+            only if no epoch has ended.
+        count: number of checkpoints.
 
     Returns:
-        At most that many files, oldest first.
+        At most ``count`` files, oldest first.
 
     Raises:
-        SharingError: there is none.
+        SharingError: there is no such checkpoint.
     """
     from fairseq_sharing.checkpoints.choose import (
-        epoch_checkpoints,  # torch, which --help and bad input need not wait for
+        epoch_checkpoints,  # imports torch, which --help and input checks do not need
     )
 
     files = epoch_checkpoints(directory)
@@ -112,20 +116,20 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
 def average_last_epochs(
     run: RunDirectory, count: int, steps: Steps, console: Console, name: str = AVERAGE
 ) -> tuple[Path, list[str], dict[str, Any]]:
-    """Average the checkpoints of a run's last epochs, unless that is done or only their average is left.
+    """Average the checkpoints of a run's last epochs, unless an average already exists.
 
     Args:
-        run: the run, held by its ``evaluating``.
-        count: how many; a run that has fewer says so.
+        run: the run, locked by its ``evaluating``.
+        count: number of epochs; fewer are reported and averaged if the run has no more.
         steps: the finished steps of its evaluation.
-        console: where that is said.
-        name: the file's name.
+        console: reports fewer epochs and existing averages.
+        name: name of the averaged file.
 
     Returns:
-        The averaged checkpoint, the names of those it was made from, and what identifies its content.
+        The averaged checkpoint, the names of the checkpoints it was made from, and its hash.
 
     Raises:
-        SharingError: there is none, or a training deletes them meanwhile.
+        SharingError: there is no checkpoint to average, or a running training deleted one.
     """
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
     from fairseq_sharing.checkpoints.files import load_checkpoint
@@ -136,7 +140,11 @@ def average_last_epochs(
     checkpoints = last_epoch_checkpoints(run.checkpoints, count)
     if len(checkpoints) < count:
         number = len(checkpoints)
-        console.print(f"averaging {number}, not {count}: {run.checkpoints} holds no more", markup=False, soft_wrap=True)
+        console.print(
+            f"averaging {number} checkpoints instead of {count}: {run.checkpoints} has no more",
+            markup=False,
+            soft_wrap=True,
+        )
     inputs = hashes(checkpoints)
     if not steps.is_done(name, inputs, averaged):
         try:

@@ -1,4 +1,4 @@
-"""The baseline of an evaluation: find its translations and identify them."""
+"""Find and identify the translations of an evaluation's baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fairseq_sharing.experiment.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Baseline:
-    """The translations of one test set by the run compared with.
+    """The baseline's translations of one test set.
 
     Attributes:
         name: the name of its result file, ``<run>-seed<seed>``.
@@ -29,7 +29,7 @@ class Baseline:
 
 
 def fingerprint(hypotheses: Sequence[str]) -> str:
-    """Identify translations: the SHA-256 of their file, one per line."""
+    """Return the SHA-256 of translations written one per line."""
     return hashlib.sha256("".join(line + "\n" for line in hypotheses).encode()).hexdigest()
 
 
@@ -39,12 +39,15 @@ def find_baseline(
     """Find the run to compare with.
 
     Args:
-        run: the run that is evaluated.
+        run: the run to evaluate.
         config: its configuration.
-        configured: name of the baseline in the configuration, looked up beside the run at the same seed. One that is
-            not evaluated yet is reported and left out.
-        named: directory of the baseline, which takes precedence.
-        console: where a missing baseline is reported.
+        configured: name of the baseline in the configuration, expected next to the run with the same seed. A baseline
+            that has not been evaluated is reported and skipped.
+        named: directory of the baseline; takes precedence.
+        console: reports a missing baseline.
+
+    Returns:
+        The baseline; None for no comparison.
     """
     if named is not None:
         return RunDirectory(named)
@@ -54,8 +57,8 @@ def find_baseline(
     if beside.result_file.is_file():
         return beside
     console.print(
-        f"no comparison with the baseline {configured}: {beside.path} is not evaluated yet"
-        " (evaluate it, then this run again)",
+        f"no comparison with the baseline {configured}: {beside.path} has not been evaluated;"
+        " evaluate it, then evaluate this run again",
         markup=False,
         soft_wrap=True,
     )
@@ -63,16 +66,16 @@ def find_baseline(
 
 
 def read_baseline(baseline: RunDirectory | None, test: str, reference: Path, segments: int) -> Baseline | None:
-    """Read a baseline's translations of a test set; None without a baseline.
+    """Read a baseline's translations of a test set; return None without a baseline.
 
     Raises:
-        SharingError: it has none, or not as many as the reference.
+        SharingError: there are none, or their number differs from that of the reference.
     """
     if baseline is None:
         return None
     file = baseline.evaluation / f"{test}.hypothesis"
     if not file.is_file():
-        raise SharingError(f"baseline {baseline.path} has no {file.name}: evaluate it first")
+        raise SharingError(f"baseline {baseline.path}: no {file.name}; evaluate the baseline first")
     config = baseline.config()
     hypotheses = read_parallel(file, segments, f"its reference {reference} has")
     return Baseline(f"{config.run}-seed{config.seed}", hypotheses)

@@ -1,4 +1,4 @@
-"""Which of sacreBLEU's tokenizers scores a language, and whether it can be used here."""
+"""Choose sacreBLEU's tokenizer for a target language and check that it is available."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fairseq_sharing.errors import SharingError
 
 logger = logging.getLogger(__name__)
 
-# By script (ISO 15924), which decides where a code names one, then by language (ISO 639). sacreBLEU itself compares
-# with "zh", "ja" and "ko" alone. "jp" and "cn" are country codes, and no language's.
+# By script (ISO 15924) if the code contains one, else by language (ISO 639). sacreBLEU itself recognizes only "zh",
+# "ja" and "ko". "jp" and "cn" are country codes, not language codes, but are accepted.
 _BY_SCRIPT = {
     **dict.fromkeys(("hans", "hant", "hani"), "zh"),
     **dict.fromkeys(("jpan", "hira", "kana", "hrkt"), "ja-mecab"),
@@ -28,22 +28,22 @@ _UNSPACED_LANGUAGES = (
     *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn"),
     *("bo", "bod", "tib", "dz", "dzo"),
 )
-# What brings a tokenizer's packages.
+# Extras that install a tokenizer's packages.
 _EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}
 
 
 def choose_tokenizer(target_lang: str, tokenize: str | None = None) -> str:
-    """Name the tokenizer of BLEU for a language.
+    """Choose the BLEU tokenizer for a language.
 
     Args:
         target_lang: language code such as ``zh``, ``zh_CN``, ``zho_Hans`` or ``zh-Hant-TW``, in any case.
-        tokenize: one of sacreBLEU's tokenizers to use instead.
+        tokenize: one of sacreBLEU's tokenizers, which overrides the choice.
 
     Returns:
-        The name by which sacreBLEU knows it; its default, 13a, for most languages.
+        sacreBLEU's name for the tokenizer; its default, 13a, for most languages.
 
     Raises:
-        SharingError: sacreBLEU has no tokenizer of that name.
+        SharingError: sacreBLEU has no tokenizer with that name.
     """
     from sacrebleu.metrics import BLEU
 
@@ -57,14 +57,14 @@ def choose_tokenizer(target_lang: str, tokenize: str | None = None) -> str:
 
 
 def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
-    """Make sure that a language can be scored, and warn where the scores would mean little.
+    """Check that a language can be scored; warn if BLEU would not be meaningful.
 
     Args:
         target_lang: see `choose_tokenizer`.
         tokenize: see `choose_tokenizer`.
 
     Raises:
-        SharingError: no such tokenizer, or a package that it needs is missing.
+        SharingError: no such tokenizer, or a package that it requires is missing.
     """
     make_bleu(target_lang, tokenize)
     language, script = _parts(target_lang)
@@ -72,12 +72,12 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
     if unspaced and tokenize is None:
         logger.warning(
             f"target language {target_lang}: written without spaces, and sacreBLEU has no tokenizer for it, so BLEU "
-            "counts whole clauses as words; choose char, flores200 or spm with evaluate --tokenize or evaluate.tokenize"
+            "treats whole clauses as words; choose char, flores200 or spm with evaluate --tokenize or evaluate.tokenize"
         )
 
 
 def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
-    """Make sacreBLEU's metric for a language.
+    """Create sacreBLEU's BLEU metric for a language.
 
     Args:
         target_lang: see `choose_tokenizer`.
@@ -87,14 +87,14 @@ def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
         A ``sacrebleu.metrics.BLEU``.
 
     Raises:
-        SharingError: no such tokenizer, or a package or file that it needs cannot be had.
+        SharingError: no such tokenizer, or a package or file that it requires is not available.
     """
     from sacrebleu.metrics import BLEU
 
     name = choose_tokenizer(target_lang, tokenize)
     try:
         return BLEU(tokenize=name)
-    # A missing package (RuntimeError, ImportError), a model that cannot be downloaded, or another dictionary.
+    # A missing package (RuntimeError, ImportError), a failed model download, or an unexpected dictionary.
     except (RuntimeError, ImportError, OSError, AssertionError) as error:
         if name in _EXTRAS and not isinstance(error, AssertionError):
             reason = f"install it with: pip install 'fairseq-sharing[{_EXTRAS[name]}]'"
@@ -102,12 +102,12 @@ def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
             reason = " ".join(str(error).split())
         of = f"target language {target_lang}: " if target_lang else ""
         raise SharingError(
-            f"{of}BLEU's tokenizer {name} is not available: {reason}; or choose another with evaluate --tokenize or "
-            "evaluate.tokenize"
+            f"{of}BLEU's tokenizer {name} is not available: {reason}; or choose another one with evaluate "
+            "--tokenize or evaluate.tokenize"
         ) from error
 
 
 def _parts(code: str) -> tuple[str, str]:
-    """Split a code into language and script, lower case; the script is empty where none is named."""
+    """Split a code into language and script, in lower case; the script is empty if the code has none."""
     language, *rest = re.split(r"[-_.@]", code.casefold())
     return language, next((part for part in rest if len(part) == 4 and part.isalpha()), "")

@@ -26,7 +26,7 @@ from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.finite import find_nonfinite, is_number
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
-EXAMPLES = 5  # sentences quoted from an artificial corpus
+EXAMPLES = 5  # number of sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
@@ -42,22 +42,22 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Average a run's last checkpoints, translate and score every test set of its data.
 
-    Averaging and translating are skipped when checkpoints, settings and data are those of the last time.
+    Averaging and translation are skipped if checkpoints, settings and data have not changed since the last evaluation.
 
     Args:
         path: run directory of ``fairseq-sharing train``.
-        console: where commands and progress are shown.
-        baseline: run directory to compare with; by default the configuration's.
-        data: data directory, where it has moved since training.
-        out: directory that gets a copy of the result, ``<run>-seed<seed>.json``.
+        console: prints commands and progress.
+        baseline: run directory to compare with; by default that of the configuration.
+        data: data directory, if it has moved since training.
+        out: directory for a copy of the result, ``<run>-seed<seed>.json``.
         overrides: values that replace those of the configuration's ``evaluate`` block.
 
     Returns:
         The result, as written to ``result.json``.
 
     Raises:
-        SharingError: something is missing, incomplete or does not fit together, or another process evaluates the run;
-            the message names it.
+        SharingError: an input is missing, incomplete or inconsistent, or another process is evaluating the run; the
+            message names the cause.
     """
     run = RunDirectory(path)
     own = run.config().get("evaluate", {})
@@ -82,7 +82,9 @@ def _evaluate(
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
     check_tokenizer(manifest["target_lang"], settings.tokenize)
     if record.get("finished") is None:
-        console.print(f"{path}: training has not finished; scoring what is there", markup=False, soft_wrap=True)
+        console.print(
+            f"{path}: training has not finished; evaluating its current checkpoints", markup=False, soft_wrap=True
+        )
     other = find_baseline(run, config, settings.baseline, baseline, console)
 
     steps = Steps(run.steps_file)
@@ -94,7 +96,7 @@ def _evaluate(
     examples: list[dict[str, str]] = []
     for test in manifest["tests"]:
         name, reference = test["name"], data / test["reference"]
-        references = read_parallel(reference, int(test["segments"]), f"{data / 'manifest.json'} says")
+        references = read_parallel(reference, int(test["segments"]), f"{data / 'manifest.json'} records")
         hypotheses = translator.translate(test, averaged, inputs, steps, console)
         write_text(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
         compared = read_baseline(other, name, reference, len(references))
@@ -116,7 +118,7 @@ def _evaluate(
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)
 
-    from fairseq_sharing.checkpoints.summary import describe_checkpoint  # torch: not before bad input is out
+    from fairseq_sharing.checkpoints.summary import describe_checkpoint  # imports torch: after the input checks
 
     model = describe_checkpoint(averaged)
     result = {
@@ -146,14 +148,14 @@ def _evaluate(
 
 
 def _refuse_nonfinite(run: Path, result: Mapping[str, Any]) -> None:
-    """Refuse numbers that JSON cannot hold, by field."""
+    """Reject numbers that JSON cannot represent; the message names the field."""
     nonfinite = find_nonfinite(result)
     if nonfinite is not None:
-        raise SharingError(f"{run}: its result would have {nonfinite}; allowed: finite numbers")
+        raise SharingError(f"{run}: the result would contain {nonfinite}; allowed: finite numbers")
 
 
 def _read_history(averaged: Path) -> dict[str, Any]:
-    """Read the changes of the layer maps from the checkpoint that is to translate, and check its weights.
+    """Check the weights of the averaged checkpoint and read its layer map changes.
 
     Raises:
         SharingError: a weight is NaN or infinite.
@@ -166,10 +168,11 @@ def _read_history(averaged: Path) -> dict[str, Any]:
 
 
 def _map_history(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell how the layer maps of a run changed while it trained; nothing for a run without a schedule.
+    """Summarize how the layer maps of a run changed during training.
 
     Returns:
-        schedule; mean_parameters, unique trainable ones over all updates; map_history: start, and the changes.
+        schedule; mean_parameters (unique trainable parameters, averaged over all updates); map_history (start and
+        changes). Empty for a run without a schedule.
     """
     from fairseq_sharing.schedules.replay import recorded_state
 
@@ -188,13 +191,13 @@ def _map_history(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _change(change: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what the change before tells, and give null for a gradient norm that overflowed."""
+    """Drop the state that the previous change contains, and replace overflowed gradient norms by null."""
     norms = {time: norm if is_number(norm) else None for time, norm in change["gradient_norm"].items()}
     return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
 def _epoch(name: str) -> int:
-    """Tell the epoch of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
+    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
     return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
 
 
@@ -209,21 +212,21 @@ def _examples(
 
 
 def _read_manifest(data: Path, settings: EvaluationSettings) -> dict[str, Any]:
-    """Read a data directory's manifest, which must have the test sets that the settings name."""
+    """Read a data directory's manifest and check that it has the test sets named in the settings."""
     manifest = read_manifest(data, ("source_lang", "target_lang", "tests", "files"))
     if not manifest:
-        raise SharingError(f"{data / MANIFEST}: no such file; name the prepared data directory with --data")
+        raise SharingError(f"{data / MANIFEST}: no such file; give the prepared data directory with --data")
     if not manifest["target_lang"]:
         raise SharingError(f"{data}: contains texts of one language; allowed: data for translation")
     names = [test["name"] for test in manifest["tests"]]
     for name in settings.test_lenpen:
         if name not in names:
-            raise SharingError(f"evaluate.test_lenpen names {name}; the data's test sets are {', '.join(names)}")
+            raise SharingError(f"evaluate.test_lenpen: no test set {name!r}; allowed: {', '.join(names)}")
     return manifest
 
 
 def _portable(command: Sequence[str], config: Any) -> list[str]:
-    """Rewrite the directories of a training command to where a clone has them by default."""
+    """Replace the directories in a training command by their defaults in a clone."""
     run = f"runs/{config.dataset}/{config.run}-seed{config.seed}"
     places = {
         "fairseq-train": f"data/{config.dataset}/bin",

@@ -1,4 +1,4 @@
-"""Translate a binarized test set with ``fairseq-generate`` and read what it wrote."""
+"""Translate a binarized test set with ``fairseq-generate`` and read its output."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
 
     Args:
         arguments: the words after ``fairseq-generate``, without ``--user-dir``.
-        output: where the output is kept once it is complete.
+        output: file for the complete output.
         segments: number of sentences of the test set.
-        title: what the progress bar calls the work.
-        console: where the command and the progress are shown.
+        title: label of the progress bar.
+        console: prints the command and the progress.
 
     Returns:
-        The best hypothesis of each sentence as fairseq wrote it (subwords, tokenized), in the test set's order.
+        The best hypothesis of each sentence as fairseq wrote it (tokenized subwords), in the order of the test set.
 
     Raises:
-        SharingError: fairseq-generate failed, or left out or repeated a sentence.
+        SharingError: fairseq-generate failed, or omitted or repeated a sentence.
     """
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
     shown = shlex.join(["fairseq-generate", *words])
     console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch_threads()), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
-    # -P: as with fairseq-generate itself, no file of the current directory stands in for a library.
+    # -P: like fairseq-generate itself, do not import modules from the current directory.
     command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
     errors = output.with_name(output.name + ".errors")
     with atomic_write(output) as copy:
@@ -66,7 +66,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
                 process.terminate()
                 raise
         if process.returncode:
-            raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)} (all of it in {errors})")
+            raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)}; full output: {errors}")
         copy.flush()
         hypotheses = read_generated(Path(copy.name), segments, f"fairseq-generate on {title}")
     errors.unlink()
@@ -74,18 +74,18 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
 
 
 def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
-    """Read the hypotheses of a file that `generate` kept.
+    """Read the hypotheses from a file written by `generate`.
 
     Args:
         path: the output of fairseq-generate.
         segments: number of sentences of the test set.
-        name: what an error calls the output; its path if not given.
+        name: name of the output in error messages; its path if empty.
 
     Returns:
         The hypotheses, sorted by sentence id.
 
     Raises:
-        SharingError: the file is not UTF-8, or its ids are not exactly 0 .. segments - 1, each once.
+        SharingError: the file is not UTF-8, or its ids are not 0 .. segments - 1, each exactly once.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -95,18 +95,18 @@ def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
 
 
 def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]:
-    """Pick the hypotheses out of the lines of fairseq-generate: ``H-<id> TAB <score> TAB <tokens>``.
+    """Extract the hypotheses from the output of fairseq-generate: ``H-<id> TAB <score> TAB <tokens>``.
 
     Args:
-        lines: its output, without line ends.
+        lines: its output, without line endings.
         segments: number of sentences of the test set.
-        name: what an error calls the output.
+        name: name of the output in error messages.
 
     Returns:
-        The hypotheses, sorted by sentence id; one may be empty or hold tabs.
+        The hypotheses, sorted by sentence id; a hypothesis may be empty or contain tabs.
 
     Raises:
-        SharingError: the ids are not exactly 0 .. segments - 1, each once, or a score is not a finite number.
+        SharingError: the ids are not 0 .. segments - 1, each exactly once, or a score is not a finite number.
     """
     hypotheses: dict[int, str] = {}
     for line in lines:
@@ -114,12 +114,14 @@ def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]
             continue
         head, *rest = line.split("\t", 2)
         if len(rest) != 2 or not head[2:].isdecimal():
-            raise SharingError(f"{name}: {line[:60]!r} is not a hypothesis H-<id>, score and text")
+            raise SharingError(
+                f"{name}: {line[:60]!r} is not a hypothesis; allowed: H-<id>, score and text, separated by tabs"
+            )
         sentence = int(head[2:])
         if not _is_finite(rest[0]):
             raise SharingError(f"{name}: sentence {sentence} has the score {rest[0]}; allowed: finite numbers")
         if sentence in hypotheses:
-            raise SharingError(f"{name}: sentence {sentence} is translated twice; each id must come once")
+            raise SharingError(f"{name}: sentence {sentence} is translated twice; allowed: one hypothesis per sentence")
         hypotheses[sentence] = rest[1]
     missing = [sentence for sentence in range(segments) if sentence not in hypotheses]
     if missing:

@@ -45,13 +45,13 @@ class RunTranslator:
         steps: Steps,
         console: Console,
     ) -> list[str]:
-        """Give the detokenized translations of one test set, from the last time where nothing changed."""
+        """Return the detokenized translations of a test set; reuse the last ones if nothing has changed."""
         name, segments, settings = test["name"], int(test["segments"]), self._settings
         search = {
             "beam": settings.beam,
             "lenpen": settings.test_lenpen.get(name, settings.lenpen),
             "max_tokens": settings.max_tokens,
-            # Only where they are not fairseq's own: what was translated before stays valid.
+            # Only if they differ from fairseq's defaults, so that existing translations remain valid.
             **({"max_len_a": settings.max_len_a} if settings.max_len_a else {}),
             **({"max_len_b": settings.max_len_b} if settings.max_len_b != EvaluationSettings.max_len_b else {}),
         }

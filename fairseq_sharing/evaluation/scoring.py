@@ -1,4 +1,4 @@
-"""BLEU and chrF of translations against raw references, with intervals and paired tests, all by sacreBLEU."""
+"""Score translations against raw references with sacreBLEU: BLEU, chrF, confidence intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Score:
 
     Attributes:
         bleu: corpus BLEU (0-100).
-        bleu_interval: lower and upper end of its 95% bootstrap interval.
+        bleu_interval: lower and upper bound of its 95% bootstrap interval.
         chrf: corpus chrF2 (0-100).
-        signature: sacreBLEU's signatures, by metric ("bleu", "chrf").
+        signature: sacreBLEU's signature per metric ("bleu", "chrf").
         segments: number of segments scored.
-        p_value: probability of so large a difference in BLEU between equal systems; None without baseline.
-        baseline: name of the system compared with.
+        p_value: p-value of the BLEU difference from the baseline (paired bootstrap); None without a baseline.
+        baseline: name of the baseline.
     """
 
     bleu: float
@@ -55,17 +55,17 @@ def score(
     """Score detokenized translations against raw references.
 
     Args:
-        hypotheses: one translation a segment.
-        references: one reference a segment, in the same order.
+        hypotheses: one translation per segment.
+        references: one reference per segment, in the same order.
         baseline: name and translations of the system to compare with by paired bootstrap.
-        target_lang: language code by which BLEU's tokenizer is chosen: 13a except for Chinese, Japanese and Korean.
-        tokenize: one of sacreBLEU's tokenizers to use instead.
+        target_lang: language code that determines BLEU's tokenizer: 13a except for Chinese, Japanese and Korean.
+        tokenize: one of sacreBLEU's tokenizers, which overrides the choice.
 
     Returns:
-        The scores; an equal seed makes the interval and the p-value the same at every call.
+        The scores. The interval and the p-value are deterministic (fixed seed).
 
     Raises:
-        SharingError: there is nothing to score, the numbers of segments differ, or the tokenizer cannot be used.
+        SharingError: there is nothing to score, the numbers of segments differ, or the tokenizer is not available.
 
     Source:
         Post 2018, "A Call for Clarity in Reporting BLEU Scores"; paired bootstrap: Koehn 2004.
@@ -98,7 +98,7 @@ def _paired_bootstrap(
     from sacrebleu.significance import PairedTest, Result
 
     if list(hypotheses) == list(baseline):
-        # sacreBLEU counts the resamples that differ by more than the systems do: of equal ones none, so p = 0.001.
+        # sacreBLEU counts resamples that differ more than the systems. Equal systems would get no count and p = 0.001.
         return 1.0
     systems = [("baseline", baseline), ("system", hypotheses)]
     test = PairedTest(systems, {"BLEU": metric}, [references], test_type="bs", n_samples=BOOTSTRAP_SAMPLES)
@@ -115,12 +115,12 @@ def score_files(
     target_lang: str = "",
     tokenize: str | None = None,
 ) -> Score:
-    """Score a plain or gzipped text file against another, one segment a line.
+    """Score a plain or gzipped text file against a reference file, one segment per line.
 
     Args:
         hypothesis: the translations.
         reference: the raw reference.
-        baseline: translations of the same text by another system, for the paired test.
+        baseline: another system's translations of the same text, for the paired test.
         target_lang: see `score`.
         tokenize: see `score`.
 
@@ -128,8 +128,8 @@ def score_files(
         The scores.
 
     Raises:
-        SharingError: a file is missing, is not UTF-8 or differs in its number of lines from the reference, or the
-            tokenizer cannot be used.
+        SharingError: a file is missing, is not UTF-8 or has a different number of lines than the reference, or the
+            tokenizer is not available.
     """
     check_tokenizer(target_lang, tokenize)
     references = list(read_lines(reference))
@@ -142,15 +142,15 @@ def score_files(
 
 
 def read_parallel(path: Path, expected: int, other: str) -> list[str]:
-    """Read the lines of a file that must have a given number.
+    """Read a file that must have a given number of lines.
 
     Args:
-        path: the file, compressed if its name ends in .gz.
+        path: the file; decompressed if its name ends in .gz.
         expected: number of lines.
-        other: what has or says that number, subject and verb.
+        other: subject and verb for the error message, such as "its reference r.txt has".
 
     Raises:
-        SharingError: it has not; the message gives both numbers.
+        SharingError: the number of lines differs; the message contains both numbers.
     """
     segments = list(read_lines(path))
     if len(segments) != expected:

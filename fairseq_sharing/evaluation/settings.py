@@ -1,4 +1,4 @@
-"""How a run is evaluated."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fairseq_sharing.finite import is_number
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a run is evaluated: the ``evaluate`` block of its configuration.
+    """Settings of an evaluation: the ``evaluate`` block of a run's configuration.
 
     Attributes:
-        average_last: number of epoch checkpoints averaged, the newest.
+        average_last: number of newest epoch checkpoints to average.
         beam: beam size.
         lenpen: length penalty; above 1 favors longer translations.
-        max_tokens: source tokens a batch, padding included.
-        baseline: run name of the baseline, looked up beside the run at the same seed.
-        test_lenpen: length penalty by test set, where it differs; null, which leaves out what a base names, is lenpen.
-        max_len_a: with max_len_b, the longest translation: max_len_a x source words + max_len_b.
+        max_tokens: source tokens per batch, including padding.
+        baseline: run name of the baseline, expected next to the run with the same seed.
+        test_lenpen: length penalty per test set, overriding lenpen; null removes an override of the base configuration.
+        max_len_a: with max_len_b, limits the length of a translation to max_len_a x source tokens + max_len_b.
         max_len_b: see max_len_a; the defaults are fairseq's.
-        compound_split: also score tokenized text with German compounds split, as early papers did; an extra.
-        tokenize: sacreBLEU's tokenizer for BLEU; by the target language when None.
+        compound_split: also compute tokenized BLEU with German compounds split, as in early papers.
+        tokenize: sacreBLEU's tokenizer for BLEU; None chooses it by target language.
     """
 
     average_last: int = 10
@@ -42,10 +42,10 @@ class EvaluationSettings:
 
     @classmethod
     def of(cls, block: Mapping[Any, Any]) -> EvaluationSettings:
-        """Read the block.
+        """Read an ``evaluate`` block.
 
         Raises:
-            SharingError: an unknown key, or a value that is not allowed.
+            SharingError: an unknown key or an invalid value.
         """
         known = [item.name for item in fields(cls)]
         for key in block:
@@ -58,13 +58,13 @@ class EvaluationSettings:
         for name in ("average_last", "beam", "max_tokens", "max_len_b"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SharingError(f"evaluate.{name} must be a whole number from 1, got {value!r}")
+                raise SharingError(f"evaluate.{name} must be an integer >= 1, got {value!r}")
         if self.baseline is not None:
             check_name(self.baseline, "evaluate.baseline")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
             if not is_number(value):
                 raise SharingError(f"evaluate: length penalty {name} must be a finite number, got {value!r}")
         if not is_number(self.max_len_a) or self.max_len_a < 0:
-            raise SharingError(f"evaluate.max_len_a must be a finite number from 0, got {self.max_len_a!r}")
+            raise SharingError(f"evaluate.max_len_a must be a finite number >= 0, got {self.max_len_a!r}")
         if self.tokenize is not None:
             choose_tokenizer("", self.tokenize)

@@ -1,4 +1,4 @@
-"""Remember from what each output of an evaluation was made, so that a finished step is skipped."""
+"""Record the inputs of each output of an evaluation, so that finished steps are skipped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Steps:
     """The finished steps of a run's evaluation.
 
     Args:
-        file: where they are recorded.
+        file: the file that records them.
 
     Raises:
         SharingError: the file is not JSON.
@@ -29,14 +29,14 @@ class Steps:
             try:
                 self._done = json.loads(file.read_text(encoding="utf-8"))
             except json.JSONDecodeError as error:
-                raise SharingError(f"{file}: not JSON ({error}); remove it to evaluate anew") from error
+                raise SharingError(f"{file}: not JSON ({error}); remove the file to repeat the evaluation") from error
 
     def is_done(self, step: str, inputs: Mapping[str, Any], output: Path) -> bool:
-        """Tell whether a step's output is there, as it was written, and made from these inputs."""
+        """Return whether a step's output exists, is unmodified and was made from these inputs."""
         return output.is_file() and self._done.get(step) == _entry(inputs, output)
 
     def record(self, step: str, inputs: Mapping[str, Any], output: Path) -> None:
-        """Remember a finished step."""
+        """Record a finished step."""
         self._done[step] = _entry(inputs, output)
         write_text(self._file, json.dumps(self._done, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""What a training log tells about a run: how fast it trained and how its validation loss fell."""
+"""Read a run's speed and learning curve from its training log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# The first entries of a log hold start-up costs: allocation, kernel selection, filling of caches.
+# The first entries of a log include start-up costs: allocation, kernel selection, cache warm-up.
 WARM_UP_ENTRIES = 5
 
 
@@ -18,10 +18,10 @@ class TrainingLog:
     """A run's speed and learning curve.
 
     Attributes:
-        tokens_per_second: target tokens a second, padding not counted; None when the log is too short.
+        tokens_per_second: target tokens per second, excluding padding; None if the log is too short.
         valid: parallel lists "epoch", "updates", "loss" (the criterion's, base 2) and "perplexity".
-        experts: of each router in the last validation ("decoder_ffn_3": stack, kind, layer from 1) its "choices" (how
-            often each expert was chosen), "evenness" and "dead" (fractions); empty for models without experts.
+        experts: for each router in the last validation ("decoder_ffn_3": stack, kind, layer from 1): "choices" (how
+            often each expert was chosen), "evenness" and "dead" (fractions). Empty for models without experts.
     """
 
     tokens_per_second: float | None
@@ -33,12 +33,12 @@ def summarize(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
     """Summarize the JSON lines of fairseq's training log.
 
     Args:
-        records: kind and content of each line, as `RunDirectory.log_records` yields them. What a resumed run
-            logs again for the same update replaces what it logged before.
+        records: kind and content of each line, as `RunDirectory.log_records` yields them. If a resumed run logs an
+            update again, the later entry is used.
 
     Returns:
-        The median over the log's "wps" entries after the first few (those of whole epochs, "train_wps", where
-        the log has no finer ones) and the curve over the validations.
+        The median of the "wps" entries without the first few (or of the per-epoch "train_wps" entries if there are no
+        "wps" entries), and the learning curve over the validations.
     """
     inner: dict[int, float] = {}
     epochs: dict[int, float] = {}
@@ -72,7 +72,7 @@ def summarize(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
 
 
 def _experts(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read how a validation's routers chose."""
+    """Read the router statistics of a validation."""
     experts: dict[str, dict[str, Any]] = {}
     for key, value in record.items():
         if match := re.fullmatch(r"valid_(.+)_(choices|evenness|dead)", key):
@@ -81,6 +81,6 @@ def _experts(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _finite(value: Any) -> float | None:
-    """Read a number of the log; one that JSON cannot hold (a diverged loss) is None."""
+    """Read a number from the log; return None if JSON cannot represent it (a diverged loss)."""
     number = float("nan") if value is None else float(value)
     return number if math.isfinite(number) else None

@@ -1,1 +1,1 @@
-"""Many result files to tables, figures and a page; requires neither torch nor fairseq."""
+"""Turn result files into tables, figures and a page; requires neither torch nor fairseq."""

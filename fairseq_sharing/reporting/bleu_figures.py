@@ -1,4 +1,4 @@
-"""BLEU against size and speed, one panel per test set."""
+"""Draw BLEU against size and speed, one panel per test set."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_POINTS_APART = 8.0  # between the markers of models of one size or speed, in typographic points
-_PANEL_POINTS = 150.0  # about as wide as the data of a panel
-_LEAST_EXTENT = 0.1  # of an axis, as a fraction of its middle: 0.2% between two sizes is to look as small as it is
+_POINTS_APART = 8.0  # typographic points between markers that would overlap
+_PANEL_POINTS = 150.0  # approximate width of a panel's data area, in typographic points
+_LEAST_EXTENT = 0.1  # minimum extent of an axis relative to its center, so that 0.2% looks small
 
 
 def bleu_by_parameters(rows: Sequence[Row]) -> Figure | None:
@@ -26,7 +26,15 @@ def bleu_by_parameters(rows: Sequence[Row]) -> Figure | None:
 
 
 def bleu_by_speed(rows: Sequence[Row], of: int) -> Figure | None:
-    """Draw some rows ``of`` so many; none where a single one is left, which would be compared with nothing."""
+    """Draw BLEU against training speed.
+
+    Args:
+        rows: the experiments with comparable speeds.
+        of: number of all experiments.
+
+    Returns:
+        The figure; None if there are no speeds, or only one of several experiments is left to draw.
+    """
     if len(rows) < min(2, of):
         return None
     speeds = [(row.speed.mean, row.speed.deviation) if row.speed else None for row in rows]
@@ -94,14 +102,14 @@ def _point(
         capsize=2.5,
         **style,
     )
-    # matplotlib leaves shifted points out of the limits.
+    # matplotlib ignores shifted points when it computes the axis limits.
     spread = x[1] or 0.0
     axes.update_datalim([(x[0] - spread, y - bar[0]), (x[0] + spread, y + bar[1])])
     axes.autoscale_view()
 
 
 def _bar(row: Row, test: str) -> tuple[float, float]:
-    """Give the length of the error bar below and above the mean."""
+    """Return the length of the error bar below and above the mean."""
     bleu = row.score(test, "bleu")
     assert bleu is not None
     if bleu.deviation is not None:
@@ -111,10 +119,10 @@ def _bar(row: Row, test: str) -> tuple[float, float]:
 
 
 def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
-    """Move points that would hide each other sideways, as little as possible and keeping their order.
+    """Shift overlapping points sideways, as little as possible and without changing their order.
 
     Returns:
-        The way of each point, in typographic points.
+        The shift of each point, in typographic points.
     """
     placed = sorted((x[0], index) for index, x in enumerate(xs) if x is not None)
     low, high = _extent(xs)
@@ -131,7 +139,7 @@ def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
 
 
 def _extent(xs: Sequence[tuple[float, float | None] | None]) -> tuple[float, float]:
-    """Give the ends of what an axis shows of these values, at least."""
+    """Return the minimum range of an axis for these values."""
     values = [x[0] for x in xs if x is not None] or [1.0]
     low, high = min(values), max(values)
     missing = max(0.0, (_LEAST_EXTENT * (low + high) / 2 or 1.0) - (high - low))
@@ -139,6 +147,6 @@ def _extent(xs: Sequence[tuple[float, float | None] | None]) -> tuple[float, flo
 
 
 def _start(cluster: Sequence[tuple[float, int]]) -> float:
-    """Place the first point of a cluster, whose points stand evenly around their mean position."""
+    """Return the position of a cluster's first point; the points are evenly spaced around their mean position."""
     mean = sum(position for position, _ in cluster) / len(cluster)
     return mean - _POINTS_APART * (len(cluster) - 1) / 2

@@ -1,4 +1,4 @@
-"""Refuse tables whose scores cannot be compared: missing baselines and differing tokenizers."""
+"""Reject tables whose scores are not comparable: missing baselines and different tokenizers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fairseq_sharing.errors import SharingError
 
 
 def check_comparisons(results: Iterable[dict[str, Any]], folder: Path) -> None:
-    """Refuse p-values against translations whose scores are not among the results.
+    """Reject p-values against translations whose scores are not among the results.
 
-    Results that record no fingerprints, neither their own nor their baseline's, are matched by name and seed.
+    If neither a result nor its baseline records fingerprints, they are matched by name and seed.
 
     Args:
         results: the contents of the result files of a table.
-        folder: where they are.
+        folder: the folder that contains them.
 
     Raises:
-        SharingError: a baseline has no result, or the result is that of other translations.
+        SharingError: a baseline has no result, or its result is for different translations.
     """
     by_name = {f"{result['run']}-seed{result['seed']}": result for result in results}
     for name, result in by_name.items():
@@ -28,25 +28,27 @@ def check_comparisons(results: Iterable[dict[str, Any]], folder: Path) -> None:
             if score["p_value"] is None:
                 continue
             baseline = score["baseline"]
-            what = f"{folder}: the p-value of {name} on {test} is against {baseline}"
+            what = f"{folder}: {name} has a p-value on {test} against {baseline}"
             if test not in by_name.get(baseline, {"scores": {}})["scores"]:
-                raise SharingError(f"{what}, whose result is not there; evaluate {baseline} with --out {folder}")
+                raise SharingError(
+                    f"{what}, which has no result in this folder; evaluate {baseline} with --out {folder}"
+                )
             if score.get("baseline_sha256") != by_name[baseline]["scores"][test].get("hypothesis_sha256"):
                 raise SharingError(
-                    f"{what}, but against other translations than those of its result there; evaluate {baseline}, "
+                    f"{what}, whose result in this folder is for different translations; evaluate {baseline}, "
                     f"then {name}, with --out {folder}"
                 )
 
 
 def check_tokenizers(results: Iterable[dict[str, Any]], folder: Path) -> None:
-    """Refuse BLEU scores by different tokenizers in one table.
+    """Reject a table that mixes BLEU scores of different tokenizers.
 
     Args:
         results: the contents of the result files of a table.
-        folder: where they are.
+        folder: the folder that contains them.
 
     Raises:
-        SharingError: naming two results and their tokenizers.
+        SharingError: two results use different tokenizers; the message names both.
     """
     first: tuple[str, str] | None = None
     for result in results:
@@ -56,6 +58,6 @@ def check_tokenizers(results: Iterable[dict[str, Any]], folder: Path) -> None:
             first = first or this
             if this[1] != first[1]:
                 raise SharingError(
-                    f"{folder}: BLEU of {first[0]} is by the tokenizer {first[1]}, of {this[0]} by {this[1]}; evaluate "
-                    "both with one --tokenize, or report them in two folders"
+                    f"{folder}: BLEU uses tokenizer {first[1]} for {first[0]} but {this[1]} for {this[0]}; evaluate "
+                    "both with the same --tokenize, or report them in separate folders"
                 )

@@ -1,4 +1,4 @@
-"""The picture of a model with expert banks: how often each layer, in each of its repeats, chose each expert."""
+"""Draw how often each layer of a model with expert banks chose each expert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What routers choose for, in the order of a layer, and as it is written.
+# Kinds of routers in the order of their use in a layer, and their labels.
 _KINDS = {
     "self_attn_value": "self-attention, values",
     "self_attn_output": "self-attention, outputs",
@@ -19,20 +19,20 @@ _KINDS = {
     "encoder_attn_output": "cross-attention, outputs",
     "ffn": "feed-forward",
 }
-_MOST = 3.0  # times as often as even choices would be, from which on all have one color
-_ROW = 0.22  # height of a layer's line, in inches
+_MOST = 3.0  # upper end of the color scale, relative to uniform choices
+_ROW = 0.22  # height per layer, in inches
 
 
 def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str, Sequence[int]]) -> Figure | None:
-    """Draw the choices of the last validation: a panel a kind of router, a line a layer, a column an expert.
+    """Draw the choices in the last validation: one panel per kind of router, one row per layer, one column per expert.
 
     Args:
-        experts: of each router (``decoder_ffn_3``: stack, kind, layer from 1) its ``choices``, ``evenness`` and
-            ``dead``, as ``training_log.summarize`` reads them.
-        layer_maps: of each stack, the parameter set of each layer.
+        experts: ``choices``, ``evenness`` and ``dead`` of each router (``decoder_ffn_3``: stack, kind, layer from 1),
+            as ``training_log.summarize`` returns them.
+        layer_maps: the parameter set of each layer, per stack.
 
     Returns:
-        The picture; None where no choices were logged.
+        The figure; None if no choices were logged.
     """
     from matplotlib.figure import Figure
 
@@ -49,13 +49,13 @@ def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str
     for place in list(axes.flat)[len(panels) :]:
         place.set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="max")
-    bar.set_label("chosen, times as often as evenly", fontsize=8)
+    bar.set_label("choices, relative to uniform use", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
 def _panels(experts: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
-    """Sort the routers by stack and kind, then by layer."""
+    """Group the routers by stack and kind, sorted by layer."""
     found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for name, router in experts.items():
         match = re.fullmatch(rf"(encoder|decoder)_({'|'.join(_KINDS)})_(\d+)", name)
@@ -81,20 +81,20 @@ def _panel(axes: Axes, title: str, routers: Mapping[int, Mapping[str, Any]], lay
     axes.tick_params(labelsize=7)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_yticks(range(len(routers)), [_line(number, layer_map) for number in routers])
-    told = axes.secondary_yaxis("right")
-    told.set_yticks(
+    details = axes.secondary_yaxis("right")
+    details.set_yticks(
         range(len(routers)),
         [
             f"{100 * float(router['evenness']):.0f}% even, {100 * float(router['dead']):.0f}% dead"
             for router in routers.values()
         ],
     )
-    told.tick_params(labelsize=6, length=0)
+    details.tick_params(labelsize=6, length=0)
     return image
 
 
 def _line(number: int, layer_map: Sequence[int]) -> str:
-    """Name a layer by its number, its parameter set and the repeat of that set."""
+    """Label a layer with its number, its parameter set and the number of uses of that set so far."""
     if number > len(layer_map):
         return str(number)
     label = layer_map[number - 1]

@@ -1,4 +1,4 @@
-"""The pictures of a study: BLEU against size and speed, learning curves, layer maps."""
+"""Draw the figures of a study: BLEU against size and speed, learning curves, layer maps."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ DPI = 160
 
 
 def require_matplotlib() -> None:
-    """Import the plotting library.
+    """Import matplotlib.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: matplotlib is not installed.
     """
     import matplotlib  # noqa: F401
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
-    """Write every picture that the results have data for, as PNG.
+    """Write a PNG file for each figure that the results have data for.
 
     Args:
         rows: the experiments, in order.
-        folder: where the files go.
+        folder: the output directory.
 
     Returns:
-        File name and caption of each picture.
+        File name and caption of each figure.
     """
     measured, name = _on_one_machine(rows)
-    only = "" if len(measured) == len(rows) else f" Only what was trained on {name}: other speeds cannot be compared."
-    bars = "Bars: standard deviation over seeds, or of a single seed the 95% bootstrap interval."
+    only = "" if len(measured) == len(rows) else f" Only runs trained on {name}; other speeds are not comparable."
+    bars = "Error bars: standard deviation over seeds, or the 95% bootstrap interval of a single seed."
     pictures: list[tuple[str, Callable[[Sequence[Row]], Figure | None], str]] = [
         (
             "bleu_by_parameters.png",
             bleu_by_parameters,
-            f"BLEU against unique parameters, by test set. {bars} Models of (nearly) one size stand side by side.",
+            f"BLEU against unique parameters, per test set. {bars} Models of similar size are drawn side by side.",
         ),
         (
             "bleu_by_speed.png",
             lambda rows: bleu_by_speed(measured, len(rows)),
-            f"BLEU against training speed, by test set.{only} {bars} Models of (nearly) one speed stand side by side.",
+            f"BLEU against training speed, per test set.{only} {bars} Models of similar speed are drawn side by side.",
         ),
         (
             "learning_curves.png",
             learning_curves,
-            "Validation loss against updates, a line a seed. The first tenth of the updates may lie above the picture.",
+            "Validation loss against updates, one line per seed. The first 10% of the updates may exceed the axis.",
         ),
         (
             "layer_maps.png",
             layer_maps,
-            "Which parameter set each layer uses, input at the left: layers of one number and color share"
-            " their parameters. Encoder and decoder have sets of their own. Where each seed found its own map: the"
-            " first's.",
+            "The parameter set of each layer, with the input at the left. Layers with the same number and color share"
+            " their parameters. Encoder and decoder have separate sets. If the seeds have different maps, the map of"
+            " the first seed is shown.",
         ),
         (
             "map_history.png",
             draw_map_history,
-            "How the layer maps changed while training: at each update, layers of one color share their parameters;"
-            " the color is that of the first of them. Gray: not trained yet.",
+            "Changes of the layer maps during training. At each update, layers with the same color share their"
+            " parameters; each group has the color of its first layer. Gray: not trained yet.",
         ),
     ]
     for row, title in zip(rows, titles(rows), strict=True):
@@ -80,21 +80,21 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
                 (
                     f"expert_use_{row.run}.png",
                     lambda _, row=row: expert_use(row["experts"], row["layer_map"]),  # type: ignore[misc]
-                    f"How often each layer chose each expert in the last validation, {title}; first seed. A set is used"
-                    " by several layers; dead experts were never chosen.",
+                    f"How often each layer chose each expert in the last validation: {title}, first seed. Several"
+                    " layers can use the same set. Dead experts were never chosen.",
                 )
             )
     written = []
     for name, make, caption in pictures:
         figure = make(rows)
         if figure is not None:
-            # No version or date in the file: equal results give equal bytes.
+            # Omit version and date, so that equal results give identical files.
             figure.savefig(inside(folder, name), dpi=DPI, metadata={"Software": None})
             written.append((name, caption))
     return written
 
 
 def _on_one_machine(rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """Keep the rows trained on the machine that trained most of them, and name it."""
+    """Return the rows trained on the most common machine, and the name of that machine."""
     ((name, _),) = Counter(map(machine, rows)).most_common(1)
     return [row for row in rows if machine(row) == name], name

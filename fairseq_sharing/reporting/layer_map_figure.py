@@ -1,4 +1,4 @@
-"""The layer maps of all rows."""
+"""Draw the layer maps of all rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def layer_maps(rows: Sequence[Row]) -> Figure | None:
-    """Draw the parameter set of each layer, one line per row; None without maps."""
+    """Draw the parameter set of each layer, one line per row; return None if no row has a map."""
     from matplotlib.patches import Rectangle
 
     stacks = [stack for stack in STACKS if any(row["layer_map"].get(stack) for row in rows)]

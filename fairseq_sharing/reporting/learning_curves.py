@@ -1,4 +1,4 @@
-"""Validation loss against updates."""
+"""Draw learning curves: validation loss against updates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fairseq_sharing.reporting.tables import titles
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SETTLED = 0.1  # fraction of the updates after which the axis of the learning curves holds all of a curve
+_SETTLED = 0.1  # the y-axis covers all losses after this fraction of the updates
 
 
 def learning_curves(rows: Sequence[Row]) -> Figure | None:
-    """Draw validation loss against updates, one line per seed; None without losses."""
+    """Draw validation loss against updates, one line per seed; return None if there are no losses."""
     from matplotlib.ticker import StrMethodFormatter
 
     figure = new_figure(7.0, 4.2 + 0.12 * len(rows))
@@ -43,8 +43,8 @@ def learning_curves(rows: Sequence[Row]) -> Figure | None:
             settled += [loss for update, loss in zip(updates, losses, strict=True) if update >= _SETTLED * last]
     if not settled:
         return None
-    room = 0.05 * (max(settled) - min(settled) or 1.0)
-    axes.set_ylim(min(settled) - room, max(settled) + room)
+    margin = 0.05 * (max(settled) - min(settled) or 1.0)
+    axes.set_ylim(min(settled) - margin, max(settled) + margin)
     axes.set_xlim(left=0)
     axes.set_xlabel("updates")
     axes.set_ylabel("validation loss (base 2)")
@@ -55,7 +55,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure | None:
 
 
 def _curve(result: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Read a result's validations: updates and losses, without those whose loss was no number."""
+    """Return the updates and losses of a result's validations, without losses that are not finite."""
     valid = result.get("valid") or {}
     points = [
         (updates, loss)

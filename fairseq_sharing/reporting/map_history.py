@@ -1,4 +1,4 @@
-"""A picture of layer maps over time: a panel a run and stack, a bar a layer, a color a parameter set."""
+"""Draw layer maps over time: one panel per run and stack, one bar per layer, one color per parameter set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FROZEN = "#DDDDDD"
 
 
 def draw_map_history(rows: Sequence[Row]) -> Figure | None:
-    """Draw the maps of every run that changed them; None where none did."""
+    """Draw the maps of every run that changed its map; return None if there is no such run."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -54,7 +54,7 @@ def draw_map_history(rows: Sequence[Row]) -> Figure | None:
 
 
 def _spans(result: dict[str, Any], stack: str, layer: int) -> list[tuple[int, int, int | None]]:
-    """List what a layer used: from update, to update, and the first layer with the same set; None while frozen."""
+    """List the spans of a layer: first update, last update, first layer with the same set (None while frozen)."""
     history = result["map_history"]
     moments = [(0, history["start"]), *((change["update"], change["after"]) for change in history["changes"])]
     spans: list[tuple[int, int, int | None]] = []

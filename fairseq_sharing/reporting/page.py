@@ -1,4 +1,4 @@
-"""The page of a study: one HTML file with tables, pictures and run details, nothing loaded from elsewhere."""
+"""Write the page of a study: one self-contained HTML file with tables, figures and run details."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairseq_sharing.reporting import figures
 from fairseq_sharing.reporting.results import Row
 from fairseq_sharing.reporting.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
 
-# Pixels an inch at which pictures are shown: all at one scale, at most as wide as the page.
+# Pixels per inch of the displayed figures: all at the same scale, at most as wide as the page.
 _SCREEN_DPI = 100
 
 _TEMPLATE = """\
@@ -75,11 +75,11 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {%- endfor %}
-<h2>Each run</h2>
+<h2>Results per run</h2>
 {{ table(*by_run) }}
 {%- if examples %}
 <h2>Example translations</h2>
-<p>Sentences of an artificial corpus.</p>
+<p>Sentences from an artificial corpus.</p>
 {%- for example in examples %}
 <dl>
 <dt>source</dt><dd>{{ example.source }}</dd>
@@ -90,7 +90,7 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 </dl>
 {%- endfor %}
 {%- endif %}
-<h2>How the runs were made</h2>
+<h2>Run details</h2>
 {%- for detail in details %}
 <details><summary>{{ detail.name }}</summary>
 <dl>
@@ -109,16 +109,16 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence[tuple[str, str]]) -> str:
-    """Make the page of a study.
+    """Render the page of a study.
 
     Args:
         rows: the experiments, in order.
         title: heading of the page.
-        folder: where the pictures are.
+        folder: directory of the figures.
         pictures: file name and caption of each.
 
     Returns:
-        The HTML text, pictures inside.
+        The HTML text, with embedded figures.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -138,16 +138,16 @@ def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence
 
 def _picture(file: Path, caption: str) -> dict[str, Any]:
     data = file.read_bytes()
-    pixels = int.from_bytes(data[16:20], "big")  # the width in a PNG's header
+    pixels = int.from_bytes(data[16:20], "big")  # the width in the PNG header
     width = pixels * _SCREEN_DPI // figures.DPI
     return {"data": base64.b64encode(data).decode(), "caption": caption, "width": width}
 
 
 def examples(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Bring the quoted sentences together: each with its translation by the first seed of every row.
+    """Collect the quoted sentences, each with its translation by the first seed of every row.
 
     Returns:
-        Source, reference and (model, hypothesis) pairs of each sentence; none where no result quotes any.
+        Source, reference and (model, hypothesis) pairs of each sentence; empty if no result quotes sentences.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row, title in zip(rows, titles(rows), strict=True):
@@ -170,7 +170,7 @@ def _details(result: dict[str, Any]) -> dict[str, Any]:
         "training time": f"{seconds / 3600:.2f} hours" if seconds else None,
         "peak memory": f"{memory / 2**20:,.0f} MiB" if memory else None,
         "device": ", ".join(str(device[key]) for key in ("kind", "name", "count") if key in device),
-        "averaged": ", ".join(result.get("checkpoint", {}).get("averaged", ())),
+        "averaged checkpoints": ", ".join(result.get("checkpoint", {}).get("averaged", ())),
         "commit": result.get("commit"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

@@ -1,4 +1,4 @@
-"""The results of Takase & Kiyono's table, and ours beside them."""
+"""Compare results with the table of Takase & Kiyono (2023)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class PaperRow:
     """A row of the paper's table.
 
     Args:
-        title: its name there, with N.
-        parameters: in millions.
+        title: name in the paper, with N.
+        parameters: number of parameters, in millions.
         average: sacreBLEU, the mean over ``TESTS``.
-        scores: sacreBLEU by test set; empty where only the average is told.
-        speed: training tokens a second, relative to Vanilla; None where it isn't told.
+        scores: sacreBLEU per test set; empty if the paper reports only the average.
+        speed: training tokens per second, relative to Vanilla; None if not reported.
     """
 
     title: str
@@ -37,7 +37,7 @@ class PaperRow:
 
 
 # Source: Takase & Kiyono 2023, "Lessons on Parameter Sharing across Layers in Transformers", their WMT16 En-De table;
-# speeds: its first version (arXiv 2104.06022v1), for Universal N=12 the 2023 version's 0.52 / 2.02.
+# speeds: its first version (arXiv 2104.06022v1); for Universal N=12: 0.52 / 2.02 from the 2023 version.
 ROWS = {
     "vanilla": PaperRow("Vanilla", 61, 26.57, (24.16, 22.01, 22.33, 26.13, 27.13, 29.83, 34.41), 1.00),
     "admin": PaperRow("Admin", 61, 26.48, (24.14, 21.93, 22.25, 26.14, 27.05, 29.59, 34.23), 0.97),
@@ -55,12 +55,12 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Our score of a test set beside the paper's.
+    """Our score on a test set and the paper's.
 
     Args:
         ours: BLEU, the mean over seeds.
-        paper: the paper's.
-        interval: 95% interval of ours minus the paper's; the paper's own spread is not known and not in it.
+        paper: the paper's BLEU.
+        interval: 95% interval of ours minus the paper's; it excludes the paper's own spread, which is unknown.
     """
 
     ours: float
@@ -69,16 +69,17 @@ class Difference:
 
     @classmethod
     def of(cls, row: Row, test: str, paper: float) -> Difference | None:
-        """Compare a row's score; None where the test set was not scored.
+        """Compare a row's score; return None if the test set was not scored.
 
-        The interval is the bootstrap's of the test set for a single seed, and Student's of the mean for several.
+        The interval is the bootstrap interval of the test set for one seed, and Student's t interval of the mean for
+        several seeds.
         """
         seeds = [[result["scores"][test]] for result in row.results if test in result["scores"]]
         return cls._of_seeds(seeds, paper) if seeds else None
 
     @classmethod
     def of_average(cls, row: Row, paper: float) -> Difference | None:
-        """Compare a row's mean over all test sets of the paper; None where one was not scored."""
+        """Compare a row's mean over all test sets of the paper; return None if one was not scored."""
         if any(test not in result["scores"] for result in row.results for test in TESTS):
             return None
         return cls._of_seeds([[result["scores"][test] for test in TESTS] for result in row.results], paper)
@@ -88,7 +89,7 @@ class Difference:
         values = [statistics.fmean(score["bleu"] for score in scores) for scores in seeds]
         mean = statistics.fmean(values)
         if len(values) == 1:
-            # The bootstraps of the test sets are independent: their half-widths add up as squares.
+            # The bootstraps of the test sets are independent, so the squares of their half-widths add up.
             below, above = (
                 math.hypot(*(score["bleu"] - score["bleu_interval"][end] for score in seeds[0])) / len(seeds[0])
                 for end in (0, 1)
@@ -104,21 +105,21 @@ class Difference:
 
 
 def paper_row(row: Row) -> PaperRow | None:
-    """Find a row of ours in the paper's table, by its name; None where it is not there."""
+    """Return the paper's row with the same name; None if there is none."""
     return ROWS.get(row.run)
 
 
 def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Make the table of our rows beside the paper's.
+    """Make the table that compares our rows with the paper's.
 
     Args:
-        rows: the experiments; those that the paper has not are left out.
+        rows: the experiments; those that are not in the paper are omitted.
 
     Returns:
         The headers and the cells.
     """
     tests = [test for test in TESTS if test in scored_sets(rows)]
-    headers = ["Model", "Parameters", "paper's", "Speed", "paper's", "Average"]
+    headers = ["Model", "Parameters", "Parameters (paper)", "Speed", "Speed (paper)", "Average"]
     vanilla = next((row for row in rows if paper_row(row) is ROWS["vanilla"]), None)
     cells = []
     for row in sorted((row for row in rows if paper_row(row)), key=lambda row: list(ROWS).index(row.run)):
@@ -138,24 +139,24 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Say in sentences how to read the comparison."""
+    """Explain how to read the comparison."""
     lines = [
-        "Scores: sacreBLEU, ours / the paper's / the difference (its 95% interval: the bootstrap's of the test set for "
-        "one seed, Student's of the mean for several; the paper's own spread is not in it). Average: over newstest2010 "
-        "to 2016, where all of them are scored.",
-        "Speed: target tokens a second in training, relative to Vanilla where both were trained on the same kind of "
-        "machine, measured in these runs; the paper's on its GPUs.",
+        "Scores are sacreBLEU: ours / the paper's / the difference (95% interval). The interval is the bootstrap "
+        "interval of the test set for one seed, and Student's t interval of the mean for several seeds. It excludes "
+        "the paper's own spread. Average: mean over newstest2010 to newstest2016, if all of them are scored.",
+        "Speed: target tokens per second in training, relative to Vanilla, if both were trained on the same kind of "
+        "machine. The paper's speeds were measured on its GPUs.",
     ]
     dataset = rows[0]["dataset"]
     if dataset != DATASET:
         lines.append(
-            f"The paper trained on WMT16 (4.5M pairs), these rows on {dataset}: the differences of scores tell nothing "
-            "about the method; the order of the rows and their speeds can be compared."
+            f"The paper trained on WMT16 (4.5M pairs), these rows on {dataset}. The score differences are not evidence "
+            "about the method; only the order of the rows and their speeds are comparable."
         )
     splits = _compound_splits(rows)
     if splits:
         lines.append(
-            "Extra, not sacreBLEU and not comparable with it: tokenized BLEU with compounds split, newstest2014: "
+            "Tokenized BLEU with compounds split on newstest2014 (not comparable with sacreBLEU): "
             + "; ".join(splits)
             + "."
         )
@@ -163,18 +164,27 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], title: str) -> str:
-    """Write the comparison as a page in Markdown."""
+    """Format the comparison as a Markdown page."""
     from tabulate import tabulate
 
     headers, cells = compare(rows)
     table = tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=["left"] + ["right"] * 5)
-    return "\n\n".join([f"# {title}: beside the paper", table, "\n".join(f"- {note}" for note in notes(rows))]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                f"# {title}: comparison with Takase & Kiyono (2023)",
+                table,
+                "\n".join(f"- {note}" for note in notes(rows)),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _speed(row: Row, vanilla: Row | None) -> str:
     if vanilla is None or row.speed is None or vanilla.speed is None:
         return "-"
-    # Speeds of different machines, or of some seeds on another, say nothing about the models.
+    # Speeds are comparable only if all seeds of both rows were trained on the same kind of machine.
     machines = {tuple(result["device"][key] for key in _MACHINE) for result in row.results + vanilla.results}
     if len(machines) > 1:
         return "-"

@@ -1,4 +1,4 @@
-"""The style of the pictures: one color, marker and line per row, plain axes, one legend below all panels."""
+"""Style the figures: one color, marker and line per row, plain axes, one legend below all panels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colors that readers with any form of color blindness tell apart, each with a marker of its own.
+# Colors that are distinguishable with any form of color blindness, each with its own marker.
 # Source: Okabe & Ito 2008, "Color Universal Design".
 _STYLES = {
     "none": ("#000000", "o"),
@@ -30,7 +30,7 @@ _FILLS = ("full", "none", "left", "top")
 
 
 def row_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Give each row its color and marker by strategy; rows of one strategy differ in line and filling."""
+    """Assign a color and a marker to each row by strategy; rows of the same strategy differ in line and fill style."""
     styles: list[dict[str, Any]] = []
     used: dict[str, int] = {}
     for row in rows:
@@ -48,14 +48,14 @@ def row_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure of a size in inches."""
+    """Create an empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def finish(axes: Axes) -> None:
-    """Give a panel its grid and remove its frame."""
+    """Add a grid to a panel and remove its frame."""
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -63,7 +63,7 @@ def finish(axes: Axes) -> None:
 
 
 def add_legend(figure: Figure, order: Sequence[str]) -> None:
-    """Put one legend of all panels below them, never over the data."""
+    """Add one legend for all panels below them, never over the data."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Write everything that shows a study: tables, pictures and the page, from its result files alone."""
+"""Write the report of a study (tables, figures and HTML page) from its result files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairseq_sharing.reporting.results import Row, read_result, read_rows, score
 
 @dataclass(frozen=True)
 class Report:
-    """A study's rows and the files that show it."""
+    """A study's rows and the files of its report."""
 
     title: str
     rows: Sequence[Row]
@@ -23,26 +23,28 @@ class Report:
 
 
 def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
-    """Make table.md, table.csv, table.tex, the pictures and index.html of a study.
+    """Write table.md, table.csv, table.tex, the figures and index.html of a study.
 
-    Where the rows are those of the paper's table, paper.md shows them beside it.
+    If the study has rows and test sets of the paper's table, paper.md compares them.
 
     Args:
-        folder: its result files, one JSON a run; what is written goes there too.
-        runs: run directories, or directories of them, whose results are copied into the folder first.
+        folder: the result files, one JSON file per run; the report is written to this folder.
+        runs: run directories, or directories of them, whose results are copied to the folder first.
 
     Returns:
         The rows and the files written.
 
     Raises:
-        SharingError: no result, results that do not belong together, or matplotlib is missing.
+        SharingError: no result, results that do not belong together, or a missing package such as matplotlib.
     """
     try:
         from fairseq_sharing.reporting import figures, page
 
         figures.require_matplotlib()
     except ImportError as error:
-        raise SharingError(f"report needs {error.name}: pip install 'fairseq-sharing[report]'") from error
+        raise SharingError(
+            f"report requires {error.name}; install it with: pip install 'fairseq-sharing[report]'"
+        ) from error
     for run in runs:
         _collect(run, folder)
     rows = read_rows(folder)
@@ -65,10 +67,12 @@ def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
 
 
 def _collect(run: Path, folder: Path) -> None:
-    """Copy the results of a run directory, or of those in it, into the folder."""
+    """Copy the results of a run directory, or of the run directories in it, to the folder."""
     files = [run / "result.json"] if (run / "result.json").is_file() else sorted(run.glob("*/result.json"))
     if not files:
-        raise SharingError(f"--runs {run}: no result.json there or one level below; make it with evaluate")
+        raise SharingError(
+            f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"
+        )
     for file in files:
         result = read_result(file)
         copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")

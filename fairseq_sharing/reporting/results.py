@@ -1,4 +1,4 @@
-"""Read the results of a study and bring the seeds of each experiment together in one row."""
+"""Read the results of a study and group the seeds of each experiment into one row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import find_nonfinite
 
-# The names of the strategies and schedules in a table, in the order of its rows.
+# Names of the strategies and schedules in a table, in the order of its rows.
 LABELS = {
     "none": "Vanilla",
     "universal": "Universal",
@@ -40,64 +40,64 @@ _NEEDED = (
     "tokens_per_second",
     "scores",
 )
-# What the seeds of one experiment have in common.
+# Fields that must be equal for all seeds of an experiment.
 _COMMON = ("dataset", "sharing", "layers", "layer_map", "parameters")
-# What may differ where each seed finds its own map.
+# Fields that may differ if each seed finds its own map.
 _OF_A_MAP = ("layer_map", "parameters")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of a value over seeds, and its sample standard deviation where there are at least two."""
+    """Mean of a value over seeds, and its sample standard deviation for two or more seeds."""
 
     mean: float
     deviation: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarize at least one value."""
+        """Summarize one or more values."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def format(self, digits: int = 2) -> str:
-        """Write ``mean ± deviation``, or the mean alone."""
+        """Format as ``mean ± deviation``, or as the mean alone for one seed."""
         text = f"{self.mean:,.{digits}f}"
         return text if self.deviation is None else f"{text} ± {self.deviation:,.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment: the runs that share a name, one a seed.
+    """One experiment: the runs with the same name, one per seed.
 
     Attributes:
-        results: the contents of their result files, by seed.
+        results: the contents of their result files, sorted by seed.
     """
 
     results: tuple[dict[str, Any], ...]
 
     def __getitem__(self, name: str) -> Any:
-        """Return a field that all seeds have in common, from the first."""
+        """Return a field of the first seed; use it for fields that are equal for all seeds."""
         return self.results[0][name]
 
     @property
     def run(self) -> str:
-        """The experiment's name."""
+        """Name of the experiment."""
         return self["run"]
 
     @property
     def strategy(self) -> str:
-        """The schedule or else the encoder's strategy, by which rows are ordered and colored."""
+        """Schedule, or the encoder's strategy if there is none; determines the order and color of rows."""
         if self.schedule:
             return self.schedule
         return self["sharing"].get("encoder") or next(iter(self["sharing"].values()))
 
     @property
     def schedule(self) -> str | None:
-        """What changed the map while training; None for a fixed one."""
+        """Schedule that changed the map during training; None for a fixed map."""
         return self.results[0].get("schedule")
 
     @property
     def label(self) -> str:
-        """The schedule, or the strategy in words; both strategies, encoder's first, where the stacks differ."""
+        """Name of the schedule or strategy in tables; both strategies, the encoder's first, if the stacks differ."""
         if self.schedule:
             return LABELS.get(self.schedule, self.schedule)
         names = [LABELS.get(name, name) for name in self["sharing"].values()]
@@ -105,38 +105,38 @@ class Row:
         return f"MoEUT ({label})" if "moeut" in str(self.results[0].get("arch")) else label
 
     def sizes(self, field: str) -> str:
-        """Write a number by stack (``layers`` or ``unique_layers``): one where they agree, else ``6+3``."""
+        """Format ``layers`` or ``unique_layers``: one number if the stacks agree, else ``6+3``."""
         numbers = [self._range([result[field][stack] for result in self.results]) for stack in self[field]]
         return numbers[0] if len(set(numbers)) == 1 else "+".join(numbers)
 
     @property
     def title(self) -> str:
-        """The label with M and N."""
+        """Label with M and N."""
         return f"{self.label}, M={self.sizes('unique_layers')}, N={self.sizes('layers')}"
 
     @property
     def speed(self) -> Spread | None:
-        """Target tokens a second in training; None when no log tells."""
+        """Target tokens per second in training; None if no log contains them."""
         values = [result["tokens_per_second"] for result in self.results if result["tokens_per_second"]]
         return Spread.of(values) if values else None
 
     @property
     def updates(self) -> str:
-        """Updates trained, as a range where the seeds differ."""
+        """Number of updates; a range if the seeds differ."""
         return self._range([result["updates"] for result in self.results])
 
     def parameters(self, kind: str) -> str:
-        """Write the ``unique`` or ``effective`` parameters, as a range where the seeds differ."""
+        """Format the ``unique`` or ``effective`` parameters; a range if the seeds differ."""
         return self._range([result["parameters"][kind] for result in self.results])
 
     @property
     def mean_parameters(self) -> str:
-        """Unique parameters that were trained, on average over the updates; of a fixed map all."""
+        """Trained unique parameters, averaged over the updates; all unique parameters for a fixed map."""
         return self._range([result.get("mean_parameters", result["parameters"]["unique"]) for result in self.results])
 
     @property
     def peak_memory(self) -> str:
-        """Peak memory of training in GiB, of the GPU or of a CPU process; a range where the seeds differ."""
+        """Peak training memory in GiB, of the GPU or of a CPU process; a range if the seeds differ."""
         peaks = [result.get("peak_memory_bytes") for result in self.results]
         known = [round(peak / 2**30, 2) for peak in peaks if peak]
         return self._range(known, ".2f") if known else "-"
@@ -146,12 +146,12 @@ class Row:
         return " to ".join(f"{value:{form}}" for value in dict.fromkeys((min(values), max(values))))
 
     def score(self, test: str, metric: str) -> Spread | None:
-        """Summarize BLEU or chrF on a test set; None where it wasn't scored."""
+        """Summarize BLEU or chrF on a test set; return None if it was not scored."""
         values = [result["scores"][test][metric] for result in self.results if test in result["scores"]]
         return Spread.of(values) if values else None
 
     def p_value(self, test: str) -> str:
-        """Write the p-value on a test set; empty without baseline, and for several seeds, which have no common one."""
+        """Format the p-value on a test set; empty without a baseline, or for several seeds (no common p-value)."""
         if len(self.results) > 1 or test not in self["scores"]:
             return ""
         value = self["scores"][test]["p_value"]
@@ -159,20 +159,20 @@ class Row:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Read every result of a folder.
+    """Read all results of a folder.
 
     Args:
-        folder: a study, one JSON file a run.
+        folder: a study, one JSON file per run.
 
     Returns:
-        One row an experiment: vanilla first, then by strategy, M and N.
+        One row per experiment: vanilla first, then by strategy, M and N.
 
     Raises:
-        SharingError: no folder or no result in it, a file that is no result, two results of one seed, or runs
-            of one name that are not the same experiment.
+        SharingError: no such folder, no result in it, a file that is not a result, two results of the same run and
+            seed, or runs that have the same name but are different experiments.
     """
     if not folder.is_dir():
-        raise SharingError(f"{folder}: no such folder of results")
+        raise SharingError(f"{folder}: no such folder; allowed: a folder with result files (*.json)")
     by_run: dict[str, list[dict[str, Any]]] = {}
     origin: dict[tuple[str, int], Path] = {}
     files = sorted(folder.glob("*.json"))
@@ -180,7 +180,7 @@ def read_rows(folder: Path) -> list[Row]:
         result = read_result(file)
         key = (result["run"], result["seed"])
         if key in origin:
-            raise SharingError(f"{file} and {origin[key]} are both run {key[0]}, seed {key[1]}; keep one")
+            raise SharingError(f"{file} and {origin[key]}: both are run {key[0]}, seed {key[1]}; keep only one")
         origin[key] = file
         group = by_run.setdefault(result["run"], [])
         for name in _COMMON:
@@ -188,13 +188,17 @@ def read_rows(folder: Path) -> list[Row]:
                 continue
             if group and group[0][name] != result[name]:
                 other = origin[group[0]["run"], group[0]["seed"]]
-                raise SharingError(f"{file} and {other} share a name, {result['run']}, but differ in {name}")
+                raise SharingError(f"{file} and {other}: both are named {result['run']} but differ in {name}")
         group.append(result)
     if not files:
-        raise SharingError(f"{folder}: holds no result (*.json); make them with evaluate --out {folder}")
+        raise SharingError(
+            f"{folder}: contains no result (*.json); create results with: fairseq-sharing evaluate --out {folder}"
+        )
     datasets = sorted({group[0]["dataset"] for group in by_run.values()})
     if len(datasets) > 1:
-        raise SharingError(f"{folder}: results of several datasets ({', '.join(datasets)}); one a folder")
+        raise SharingError(
+            f"{folder}: results of several datasets ({', '.join(datasets)}); allowed: one dataset per folder"
+        )
     rows = [Row(tuple(sorted(group, key=lambda result: result["seed"]))) for group in by_run.values()]
     return sorted(rows, key=_order)
 
@@ -203,7 +207,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read one result file.
 
     Raises:
-        SharingError: it is no result; the message names the field that is missing or not allowed, such as NaN.
+        SharingError: the file is not a result; the message names the missing or invalid field.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -211,8 +215,8 @@ def read_result(file: Path) -> dict[str, Any]:
         raise SharingError(f"{file}: not JSON ({error})") from error
     missing = [name for name in _NEEDED if not isinstance(result, dict) or name not in result]
     if missing:
-        raise SharingError(f"{file}: not a result of evaluate: it lacks {', '.join(missing)}")
-    # Names of written files contain both.
+        raise SharingError(f"{file}: not a result of evaluate; missing: {', '.join(missing)}")
+    # Both become part of file names.
     for name in ("run", "seed"):
         if "/" in str(result[name]):
             raise SharingError(f"{file}: {name} is {result[name]!r}; allowed: a name without /")
@@ -220,18 +224,18 @@ def read_result(file: Path) -> dict[str, Any]:
     if nonfinite is not None:
         raise SharingError(f"{file}: {nonfinite}; allowed: finite numbers, as evaluate writes them")
     if not result["scores"]:
-        raise SharingError(f"{file}: scores no test set")
+        raise SharingError(f"{file}: contains no scores; allowed: scores of at least one test set")
     return result
 
 
 def scored_sets(rows: Iterable[Row]) -> list[str]:
-    """Name the test sets of all rows, in the order in which they were scored."""
+    """List the test sets of all rows in the order in which they were scored."""
     names = (name for row in rows for result in row.results for name in result["scores"])
     return list(dict.fromkeys(names))
 
 
 def signatures(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """List the signatures by metric; more than one means scores that cannot be compared."""
+    """List the signatures per metric; scores with different signatures are not comparable."""
     found: dict[str, dict[str, None]] = {"bleu": {}, "chrf": {}}
     for row in rows:
         for result in row.results:
@@ -242,7 +246,7 @@ def signatures(rows: Iterable[Row]) -> dict[str, list[str]]:
 
 
 def baselines(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Name the experiments that p-values compare with, without their seeds, and the runs compared with each."""
+    """Return the baseline experiments of the p-values, without seeds, and the runs compared with each."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for result in row.results:

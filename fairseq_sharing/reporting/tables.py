@@ -1,4 +1,4 @@
-"""Tables of a study: summary by experiment and scores by run, as Markdown, CSV, LaTeX and on a terminal."""
+"""Format the tables of a study, per experiment and per run: Markdown, CSV, LaTeX and terminal output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Cells = list[list[str]]
 
 
 def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
-    """Make the main table: an experiment a row, BLEU by test set with its p-value.
+    """Make the main table: one experiment per row, BLEU and p-value per test set.
 
     Args:
         rows: the experiments, in order.
@@ -48,25 +48,25 @@ def summary(rows: Sequence[Row]) -> tuple[list[str], Cells]:
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """Name each row by its strategy, with the run's name where strategy, M and N don't tell rows apart."""
+    """Name each row by its strategy; add the run name if strategy, M and N are ambiguous."""
     return [f"{row.label}, {row.run}" if _is_ambiguous(row, rows) else row.label for row in rows]
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
-    """Name each row by strategy, M and N, with the run's name where that isn't enough: a legend's entries."""
+    """Name each row in a legend by strategy, M and N; add the run name if these are ambiguous."""
     return [f"{row.title}, {row.run}" if _is_ambiguous(row, rows) else row.title for row in rows]
 
 
 def _is_ambiguous(row: Row, rows: Sequence[Row]) -> bool:
     if row.strategy == "custom":
         return True
-    if row.schedule:  # M is what it came to, not what sets it apart
+    if row.schedule:  # its final M is an outcome and does not identify it
         return sum(other.label == row.label for other in rows) > 1
     return sum(other.title == row.title for other in rows) > 1
 
 
 def by_run(rows: Sequence[Row]) -> tuple[list[str], Cells]:
-    """Make the detailed table: a run and test set a row, with interval, chrF and p-value."""
+    """Make the detailed table: one run and test set per row, with confidence interval, chrF and p-value."""
     headers = ["Run", "Seed", "Test set", "Segments", "BLEU", "95% interval", "chrF", "p"]
     cells = []
     for row in rows:
@@ -89,35 +89,35 @@ def by_run(rows: Sequence[Row]) -> tuple[list[str], Cells]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Say in sentences how to read the tables: units, checkpoints, search, signatures, baseline."""
+    """Explain how to read the tables: units, checkpoints, search settings, signatures and baseline."""
     lines = [
-        "M: parameter sets and N: layers, of the encoder as of the decoder (else as encoder+decoder). Unique"
-        " parameters count a shared tensor once, effective ones once a layer that uses it. Tokens/s: target tokens"
-        " a second in training.",
-        "Sharing saves parameters, not computation: a model of N layers computes N layers, however many sets it has.",
+        "M: parameter sets per stack. N: layers per stack. Stacks that differ are written as encoder+decoder."
+        " Unique parameters count a shared tensor once; effective parameters count it once per layer that uses it."
+        " Tokens/s: target tokens per second in training.",
+        "Sharing saves parameters, not computation: a model with N layers computes N layers, regardless of M.",
     ]
     if any(row.schedule for row in rows):
         lines.append(
-            "Where sharing changed while training, M and the unique parameters are those at the end; the mean is over"
-            " all updates and counts only what was trained."
+            "If sharing changed during training, M and the unique parameters are those at the end. Mean unique"
+            " parameters are averaged over all updates and count only trained parameters."
         )
     if any(len(row.results) > 1 for row in rows):
         lines.append("±: standard deviation over seeds.")
     compared = baselines(rows)
     several = any(len(row.results) > 1 and row.run in runs for runs in compared.values() for row in rows)
-    only = " A row of several seeds has no p-value; each of its runs has one." if several else ""
+    only = " Rows with several seeds have no p-value; each of their runs has one." if several else ""
     if len(compared) == 1:
-        lines += [f"p: paired bootstrap of BLEU against {name}.{only}" for name in compared]
+        lines += [f"p: paired bootstrap test on BLEU against {name}.{only}" for name in compared]
     elif compared:
-        told = "; ".join(f"{', '.join(runs)} against {name}" for name, runs in compared.items())
-        lines.append(f"p: paired bootstrap of BLEU, {told}.{only}")
+        pairs = "; ".join(f"{', '.join(runs)} against {name}" for name, runs in compared.items())
+        lines.append(f"p: paired bootstrap test on BLEU, {pairs}.{only}")
     lines += _recipes(rows)
     for metric, found in signatures(rows).items():
         name = {"bleu": "BLEU", "chrf": "chrF"}.get(metric, metric)
         if len(found) == 1:
-            lines.append(f"sacreBLEU signature of {name}: {found[0]}")
+            lines.append(f"sacreBLEU signature for {name}: {found[0]}")
         elif found:
-            lines.append(f"Scores of differing {name} signatures cannot be compared: {'; '.join(found)}")
+            lines.append(f"{name} scores with different signatures are not comparable: {'; '.join(found)}")
     machines: dict[str, list[str]] = {}
     for row in rows:
         machines.setdefault(machine(row), []).append(row.run)
@@ -125,27 +125,27 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines += [f"Trained on: {name}." for name in machines if name]
     else:
         trained = "; ".join(f"{', '.join(runs)} on {name or 'an unknown machine'}" for name, runs in machines.items())
-        lines.append(f"Trained: {trained}. Tokens/s of different machines cannot be compared.")
+        lines.append(f"Trained: {trained}. Tokens/s are not comparable between machines.")
     return lines
 
 
 def machine(row: Row) -> str:
-    """Name what a row was trained on; empty where no result tells."""
+    """Name the machine that a row was trained on; empty if no result records it."""
     return " and ".join(sorted({_device(result) for result in row.results} - {""}))
 
 
 def markdown(rows: Sequence[Row], title: str, pictures: Sequence[tuple[str, str]]) -> str:
-    """Write the page of a study in Markdown.
+    """Format the page of a study in Markdown.
 
     Args:
         rows: the experiments.
         title: heading of the page.
-        pictures: file name and caption of each picture.
+        pictures: file name and caption of each figure.
     """
     from tabulate import tabulate
 
     parts = [f"# {title}"]
-    for heading, (headers, cells) in (("", summary(rows)), ("## Each run", by_run(rows))):
+    for heading, (headers, cells) in (("", summary(rows)), ("## Results per run", by_run(rows))):
         aligned = ["left" if header in TEXT_COLUMNS else "right" for header in headers]
         table = tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
         parts += [heading, table] if heading else [table]
@@ -157,7 +157,7 @@ def markdown(rows: Sequence[Row], title: str, pictures: Sequence[tuple[str, str]
 
 
 def latex(rows: Sequence[Row]) -> str:
-    """Write the main table for LaTeX (package booktabs), notes as comments above it."""
+    """Format the main table for LaTeX (booktabs), with the notes as comments above it."""
     from tabulate import tabulate
 
     headers, cells = summary(rows)
@@ -167,7 +167,7 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """Write every number of the study unrounded, an experiment and test set a line."""
+    """Format all numbers of the study as CSV, unrounded, one experiment and test set per line."""
     columns = (
         "run,strategy,unique_layers,layers,parameters_unique,parameters_effective,parameters_mean,tokens_per_second,"
         "updates,seeds,"
@@ -206,13 +206,13 @@ def comma_separated(rows: Sequence[Row]) -> str:
 
 
 def stacked(cell: str) -> str:
-    """Put the p-value of a cell on a line of its own."""
+    """Move the p-value of a cell to a separate line."""
     score, bracket, p_value = cell.partition(" (p")
     return f"{score}\np{p_value.removesuffix(')')}" if bracket else cell
 
 
 def terminal(rows: Sequence[Row], title: str) -> RichTable:
-    """Make the main table for a terminal: narrow, so without what M, N and the page tell."""
+    """Make the main table for a terminal, without the columns that only the page has."""
     headers, cells = summary(rows)
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     left_out = {"Effective parameters", "Peak memory, GiB"}
@@ -241,7 +241,7 @@ def _bleu(row: Row, test: str) -> str:
 
 
 def _recipes(rows: Sequence[Row]) -> list[str]:
-    """Say which checkpoints were averaged and how was searched; by run where they do not agree."""
+    """Describe the averaged checkpoints and the search settings, per run if they differ."""
     by_recipe: dict[str, list[str]] = {}
     for row in rows:
         for result in row.results:
@@ -254,14 +254,14 @@ def _recipes(rows: Sequence[Row]) -> list[str]:
 def _recipe(result: dict[str, Any]) -> str:
     files = result.get("checkpoint", {}).get("averaged", ())
     averaged = len(files)
-    kind = "checkpoints within an epoch" if any("_" in file for file in files) else "epoch checkpoints"
+    kind = "mid-epoch checkpoints" if any("_" in file for file in files) else "epoch checkpoints"
     search = result.get("generation", {})
     lenpen = f"{search.get('lenpen', '?')}" + "".join(
         f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
     )
-    checkpoints = "the last epoch's checkpoint" if averaged == 1 else f"the average of the last {averaged} {kind}"
+    checkpoints = "the checkpoint of the last epoch" if averaged == 1 else f"the average of the last {averaged} {kind}"
     beam = search.get("beam", "?")
-    return f"Translated by {checkpoints}, beam {beam}, length penalty {lenpen}; scored on raw references."
+    return f"Decoded with {checkpoints}, beam {beam}, length penalty {lenpen}; scored against raw references."
 
 
 def _device(result: dict[str, Any]) -> str:

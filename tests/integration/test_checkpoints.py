@@ -48,7 +48,7 @@ def test_averages_of_different_maps_are_refused(trained, tmp_path, train, comman
     done = commands.run("fairseq_sharing", "average", *inputs, "--output", tmp_path / "average.pt", status=2)
     assert done.stderr == (
         f"fairseq-sharing average: error: {inputs[1]}: its layer map differs from that of {inputs[0]}; "
-        "only equal maps are averaged\n"
+        "allowed: equal maps\n"
     )
     assert not (tmp_path / "average.pt").exists()
 

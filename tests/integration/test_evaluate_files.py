@@ -9,7 +9,7 @@ import pytest
 from fairseq_sharing.commands import main
 
 MIRROR = os.environ.get("FAIRSEQ_SHARING_MIRROR")
-mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR names no folder of real text")
+mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR is not set to a folder with real text")
 NEWSTEST = Path(MIRROR or "") / "wmt-newstest"
 
 
@@ -47,7 +47,7 @@ def test_table_and_p_value_against_a_baseline():
         [*command, "--baseline-hypothesis", _system("C-3MA.4959")], capture_output=True, text=True, check=True
     )
     assert "28.30" in done.stdout
-    assert "0.001" in done.stdout, "5.6 BLEU on 3,004 segments are no accident"
+    assert "0.001" in done.stdout, "5.6 BLEU on 3,004 segments are significant"
     assert "C-3MA" in done.stdout
     assert "bleu: nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:" in done.stdout
 
@@ -81,7 +81,7 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, c
     assert error.count("\n") == 1
 
 
-def test_the_tokenizer_is_that_of_the_language_or_the_user_s(tmp_path, capsys):
+def test_the_tokenizer_depends_on_the_language_or_the_flag(tmp_path, capsys):
     files = [
         "--hypothesis",
         _write(tmp_path / "h", "一只小狗在跑步\n"),

@@ -15,11 +15,11 @@ from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.evaluation import generation
 
-# Two translations are processes that import torch: some seconds alone on two cores, minutes on a busy machine.
+# Two translations start processes that import torch: seconds on two idle cores, minutes on a busy machine.
 pytestmark = pytest.mark.timeout(1200)
 
 WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "a": "ein"}
-# A pair that no configuration of this project names.
+# A language pair that no configuration of this project uses.
 SOURCE, TARGET = "fr", "en"
 CONFIG = """\
 run: {run}
@@ -57,7 +57,7 @@ def _texts(folder, name, lines, seed):
         (SOURCE, [" ".join(sentence) for sentence in sentences]),
         (TARGET, [" ".join(WORDS[word] for word in sentence) for sentence in sentences]),
     ):
-        # Five sentences are fewer than the multiple of eight that fairseq would keep of a batch.
+        # Five sentences are less than the multiple of eight to which fairseq would cut a batch.
         (folder / f"{name}.{lang}").write_text("\n".join(text) + "\n", encoding="utf-8")
     return str(folder / name)
 
@@ -81,9 +81,9 @@ def place(tmp_path_factory, commands):
 
 @pytest.fixture
 def translations_in_forks(commands, monkeypatch):
-    """Gives what lets later translations of a test be forks, in which all is imported."""
-    stand_in = SimpleNamespace(Popen=partial(generate_in_fork, commands), PIPE=None)
-    return lambda: monkeypatch.setattr(generation, "subprocess", stand_in)
+    """Return a function after whose call translations run in forks, where everything is imported already."""
+    forking = SimpleNamespace(Popen=partial(generate_in_fork, commands), PIPE=None)
+    return lambda: monkeypatch.setattr(generation, "subprocess", forking)
 
 
 def _evaluate(place, run, *flags):
@@ -95,7 +95,7 @@ def _evaluate(place, run, *flags):
 def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in_forks):
     early = _evaluate(place, "universal")
     assert early["scores"]["five"]["p_value"] is None
-    assert "not evaluated yet" in capsys.readouterr().err
+    assert "has not been evaluated; evaluate it" in capsys.readouterr().err
     translations_in_forks()
     vanilla, universal = _evaluate(place, "vanilla"), _evaluate(place, "universal")
 
@@ -114,7 +114,7 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in
     assert universal["valid"]["epoch"] == [1, 2, 3]
     assert universal["updates"] == universal["valid"]["updates"][-1]
     assert universal["tokens_per_second"] > 0
-    assert str(place) not in json.dumps(universal), "a result to publish names no directory of this machine"
+    assert str(place) not in json.dumps(universal), "a published result must not contain local directories"
 
     files = [place / f"runs/{run}-seed1/evaluate/more.hypothesis" for run in ("universal", "vanilla")]
     assert files[0].read_text(encoding="utf-8").count("\n") == 21
@@ -134,7 +134,7 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in
     assert main(["report", str(place / "results")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        f"is against vanilla-seed1, whose result is not there; evaluate vanilla-seed1 with --out {place}/results"
+        f"against vanilla-seed1, which has no result in this folder; evaluate vanilla-seed1 with --out {place}/results"
     )
 
 
@@ -158,13 +158,13 @@ def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, 
 
     again = _evaluate(place, "vanilla", "--beam", "3", "--average-last", "5")
     error = capsys.readouterr().err
-    assert "averaging 3, not 5" in error
+    assert "averaging 3 checkpoints instead of 5" in error
     assert error.count("--beam 3") == 2
     assert error.count("checkpoint_average_last5.pt") == 2
     assert again["generation"]["beam"] == 3
     assert len(again["checkpoint"]["averaged"]) == 3
     assert outputs[0].stat().st_mtime_ns > times[0]
-    assert outputs[1].stat().st_mtime_ns == times[1], "translate takes the average of the configuration"
+    assert outputs[1].stat().st_mtime_ns == times[1], "translate uses the configured average"
     assert find_model(str(place / "runs/vanilla-seed1"), None, Console(stderr=True)).checkpoints == (outputs[1],)
 
     outputs[0].write_text("by another process")
@@ -173,12 +173,12 @@ def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, 
 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch, commands):
-    told = []
+    errors = []
 
     @contextmanager
     def translate_while_others_evaluate(command, **options):
         assert main(["evaluate", str(place / "runs/vanilla-seed1"), "--beam", "1"]) == 2
-        told.append(capsys.readouterr().err.splitlines()[-1])
+        errors.append(capsys.readouterr().err.splitlines()[-1])
         with generate_in_fork(commands, command, **options) as process:
             yield process
 
@@ -186,16 +186,16 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch,
     result = _evaluate(place, "vanilla", "--beam", "4")
     assert result["generation"]["beam"] == 4
     message = f"{place}/runs/vanilla-seed1: is being evaluated by another process; try again when it has ended"
-    assert told == [f"fairseq-sharing evaluate: error: {message}"] * 2
+    assert errors == [f"fairseq-sharing evaluate: error: {message}"] * 2
     assert not list((place / "runs/vanilla-seed1").rglob("*.tmp"))
 
 
-def test_failures_are_told_in_one_line(place, tmp_path, capsys):
+def test_failures_are_reported_in_one_line(place, tmp_path, capsys):
     run = place / "runs" / "universal-seed1"
     assert main(["evaluate", str(run), "--data", str(tmp_path)]) == 2
     assert "manifest.json: no such file" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--baseline", str(tmp_path)]) == 2
-    assert "has no five.hypothesis: evaluate it first" in capsys.readouterr().err.split("\n")[-2]
+    assert "no five.hypothesis; evaluate the baseline first" in capsys.readouterr().err.split("\n")[-2]
     assert main(["evaluate", str(run), "--tokenize", "moses"]) == 2
     assert capsys.readouterr().err.startswith(
         "fairseq-sharing evaluate: error: tokenize: 'moses'; allowed: 13a, char, "

@@ -137,21 +137,21 @@ def folder(trained, tmp_path):
 RESUMES = {
     "another map": (
         CYCLE,
-        "the checkpoint's encoder has the layer map 0,1,1,0 (layer), the options --encoder-layers and --sharing give "
-        "0,1,0,1 (layer); allowed: the options it was trained with, or --finetune-from-model with a vanilla checkpoint "
-        "of 2 or the same layers",
+        "the checkpoint's encoder has the layer map 0,1,1,0 (layer), but the options --encoder-layers and --sharing "
+        "give 0,1,0,1 (layer); allowed: the options of its training, or --finetune-from-model with a vanilla "
+        "checkpoint of 2 or 4 layers",
     ),
     "another scope": (
         [*CYCLE_REV, "--sharing-scope", "ffn"],
-        "the checkpoint's encoder has the layer map 0,1,1,0 (layer), the options --encoder-layers and --sharing give "
-        "0,1,1,0 (ffn); allowed: the options it was trained with, or --finetune-from-model with a vanilla checkpoint "
-        "of 2 or the same layers",
+        "the checkpoint's encoder has the layer map 0,1,1,0 (layer), but the options --encoder-layers and --sharing "
+        "give 0,1,1,0 (ffn); allowed: the options of its training, or --finetune-from-model with a vanilla checkpoint "
+        "of 2 or 4 layers",
     ),
     "another N": (
         [*CYCLE_REV, "--decoder-layers", "6"],
-        "the checkpoint's decoder has the layer map 0,1,1,0 (layer), the options --decoder-layers and --sharing give "
-        "0,1,0,1,1,0 (layer); allowed: the options it was trained with, or --finetune-from-model with a vanilla "
-        "checkpoint of 2 or the same layers",
+        "the checkpoint's decoder has the layer map 0,1,1,0 (layer), but the options --decoder-layers and --sharing "
+        "give 0,1,0,1,1,0 (layer); allowed: the options of its training, or --finetune-from-model with a vanilla "
+        "checkpoint of 2 or 6 layers",
     ),
 }
 
@@ -170,7 +170,7 @@ def test_resuming_with_another_map(folder, train, case):
 def test_resuming_with_another_size(folder, train, flag, size):
     done = train(folder, "--max-epoch", "3", flag, size, status=1)
     told_line = told(done)
-    assert told_line.startswith(f"{folder / 'checkpoint_last.pt'}: the checkpoint does not fit the model, look at ")
+    assert told_line.startswith(f"{folder / 'checkpoint_last.pt'}: the checkpoint does not fit the model; check ")
     assert flag in told_line
     assert "size mismatch" in told_line
 

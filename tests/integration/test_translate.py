@@ -1,4 +1,4 @@
-"""The commands export and translate on a trained model, against fairseq-generate."""
+"""Compare the commands export and translate with fairseq-generate on a trained model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LENPEN, NBEST, MAX_LEN = 0.7, 2, 20
 
 @pytest.fixture(scope="module")
 def model(train, tmp_path_factory) -> Path:
-    """A checkpoint of a training that goes on until translations have different lengths."""
+    """Train a checkpoint long enough for translations of different lengths."""
     folder = tmp_path_factory.mktemp("translates")
     train(folder, "--max-epoch", "12", "--no-epoch-checkpoints", "--disable-validation")
     return folder / "checkpoint_last.pt"
@@ -21,7 +21,7 @@ def model(train, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wanted(commands, data, model) -> list[list[tuple[str, float]]]:
-    """The hypotheses of fairseq-generate for each sentence, with scores (natural logarithm)."""
+    """Return the hypotheses of fairseq-generate for each sentence, with scores (natural logarithm)."""
     done = commands.run(
         *("fairseq_cli.generate", data, "--path", model, "--gen-subset", "test"),
         *("--user-dir", PLUGIN, "--cpu", "--beam", "4", "--nbest", NBEST, "--lenpen", LENPEN, "--max-tokens", "500"),
@@ -49,7 +49,7 @@ def test_both_engines_find_what_fairseq_generate_finds(commands, model, corpus, 
     found = [[(text, float(score)) for number, score, text in rows if int(number) == n + 1] for n in range(len(wanted))]
     assert len(wanted) == 461
     assert [len(hypotheses) for hypotheses in found] == [NBEST] * 461
-    # The engines differ in what they make of a hypothesis that is cut.
+    # The engines differ in hypotheses that are cut off.
     whole = [n for n in range(461) if all(text.count(" ") + 1 < MAX_LEN for text, _ in wanted[n])]
     assert len(whole) > 400
     assert len({text.count(" ") for n in whole for text, _ in wanted[n]}) > 3, "lengths differ"
@@ -78,6 +78,6 @@ def test_language_model_is_refused_in_one_line(commands, data, tmp_path):
     done = commands.run(
         *("fairseq_sharing", "export", model, "--to", "ctranslate2", "--output", tmp_path / "out"), status=2
     )
-    told = [line for line in done.stderr.split("\n") if line]
-    assert "was trained for the task language_modeling; allowed: translation models" in told[-1]
+    errors = [line for line in done.stderr.split("\n") if line]
+    assert "was trained for the task language_modeling; allowed: translation models" in errors[-1]
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints: each shared tensor once, whole and small; averaged, read and described."""
+"""Write, average, read and summarize checkpoints: each shared tensor once, complete and small."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
 
 def canonical_names(case, vanilla) -> set[str]:
-    """The names of a checkpoint, from fairseq's own and the case's map."""
+    """Return the tensor names of a checkpoint, from fairseq's own names and the case's map."""
     names = {case.source(name) for name in vanilla.state_dict()}
     return names - EMBEDDING_ALIASES.keys() | {"_extra_state"}
 
@@ -92,7 +92,7 @@ def test_loading_leaves_the_caller_s_tensors_alone(case, norm, model):
 
 
 def test_file_is_as_small_after_half_precision(case, norm, model):
-    """fairseq copies every entry of a half-precision state dict by itself."""
+    """fairseq copies every entry of a half-precision state dict separately."""
     plain = len(to_bytes(model.state_dict()))
     half = utils.move_to_cpu(build_case(case, norm).half().state_dict())
     assert all(value.dtype == torch.float32 for value in tensors(half).values())
@@ -118,7 +118,7 @@ def test_fairseq_loads_the_trainer_s_file_strictly(case, norm, trained):
 
 
 def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir):
-    """Weights, ties and optimizer state: the next update is that of the training that was not interrupted."""
+    """Compare weights, ties, optimizer state and the next update with an uninterrupted training."""
     resumed = make_trainer(data_dir, case, norm)
     perturb(resumed.model, seed=8)
     resumed.load_checkpoint(str(trained.path))
@@ -132,7 +132,7 @@ def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir):
 
 
 def write(path, model, case):
-    """Write a file with what generation needs of a checkpoint."""
+    """Write a file with the parts of a checkpoint that generation requires."""
     content = {"cfg": {"model": arguments(**case.options)}, "model": model.state_dict()}
     save_atomically(content, path)
     return path
@@ -181,12 +181,12 @@ def test_average_refuses_other_maps_sizes_and_files(tmp_path):
     (tmp_path / "broken.pt").write_bytes(one.read_bytes()[:5000])
     output = tmp_path / "average.pt"
     refused = [
-        ([one, other], f"{other}: its layer map differs from that of {one}; only equal maps are averaged"),
+        ([one, other], f"{other}: its layer map differs from that of {one}; allowed: equal maps"),
         (
             [one, wide],
-            f"{wide}: its encoder.layers.0.fc1.bias differs in size from that of {one}, or only one has it",
+            f"{wide}: tensor encoder.layers.0.fc1.bias differs in size from that of {one}, or only one of them has it",
         ),
-        ([], "average needs at least one checkpoint, got none"),
+        ([], "average requires at least one checkpoint, got none"),
         ([tmp_path / "none.pt"], f"{tmp_path / 'none.pt'}: no such checkpoint"),
     ]
     for paths, message in refused:
@@ -206,7 +206,7 @@ def test_last_epochs_are_taken_by_number(tmp_path):
     for count in (0, 4):
         with pytest.raises(SharingError) as caught:
             last_epochs(tmp_path, count)
-        assert str(caught.value) == f"{tmp_path}: has 3 epoch checkpoints, got {count} to average"
+        assert str(caught.value) == f"{tmp_path}: contains 3 epoch checkpoints, cannot average the last {count}"
 
 
 # Reading files.
@@ -218,9 +218,9 @@ def test_last_epochs_are_taken_by_number(tmp_path):
         (b"", r"not a readable checkpoint \(.+\)"),
         (b"\x00" * 400, r"not a readable checkpoint \(.+\)"),
         (b"hello, this is no checkpoint\n" * 20, r"not a readable checkpoint \(.+\)"),
-        ([1, 2, 3], "not a fairseq checkpoint, there is no model in it"),
-        ({"epoch": 3}, "not a fairseq checkpoint, there is no model in it"),
-        ({"model": torch.ones(2)}, "not a fairseq checkpoint, there is no model in it"),
+        ([1, 2, 3], "not a fairseq checkpoint: it contains no model"),
+        ({"epoch": 3}, "not a fairseq checkpoint: it contains no model"),
+        ({"model": torch.ones(2)}, "not a fairseq checkpoint: it contains no model"),
     ],
 )
 def test_other_files_are_refused_in_one_line(content, message, tmp_path):
@@ -230,7 +230,7 @@ def test_other_files_are_refused_in_one_line(content, message, tmp_path):
         load_checkpoint(path)
 
 
-def test_file_that_would_run_code_is_refused(tmp_path):
+def test_a_file_that_would_execute_code_is_refused(tmp_path):
     class Harmful:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
@@ -253,7 +253,7 @@ def test_torchscript_program_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_files_of_many_kinds_are_refused(tmp_path):
-    """Whatever torch's reader stumbles on, it is one kind of error, or the file is still whole."""
+    """Every failure of torch's reader becomes a SharingError, unless the file is still readable."""
     path = tmp_path / "file.pt"
     whole = to_bytes({"model": build(encoder_layers=1, decoder_layers=1).state_dict()})
     generator = torch.Generator().manual_seed(0)
@@ -268,13 +268,13 @@ def test_damaged_files_of_many_kinds_are_refused(tmp_path):
             flipped[number(3000)] = number(256)
         for content in (cut, bytes(flipped), noise):
             path.write_bytes(content)
-            told = None
+            message = None
             try:
                 load_checkpoint(path)
             except SharingError as error:
-                told = str(error)
-            refused += told is not None
-            assert told is None or "\n" not in told
+                message = str(error)
+            refused += message is not None
+            assert message is None or "\n" not in message
     assert refused > 100
 
 
@@ -282,20 +282,20 @@ def test_damaged_files_of_many_kinds_are_refused(tmp_path):
 
 
 def test_description_of_a_checkpoint(case, norm, trained):
-    told = describe_checkpoint(trained.path)
+    summary = describe_checkpoint(trained.path)
     attention, ffn = 4 * EMBED * (EMBED + 1), 2 * EMBED * FFN + FFN + EMBED
     vanilla_layers = LAYERS * (attention + ffn + 4 * EMBED) + LAYERS * (2 * attention + ffn + 6 * EMBED)
     effective = VOCABULARY * EMBED + vanilla_layers + (4 * EMBED if norm == "pre" else 0)
     unique = sum(parameter.numel() for parameter in trained.model.parameters())
-    assert told["parameters"] == {"unique": unique, "effective": effective}
-    assert told["layer_map"] == {"encoder": list(case.encoder), "decoder": list(case.decoder)}
-    assert told["layers"] == {"encoder": LAYERS, "decoder": LAYERS}
-    assert told["unique_layers"] == {"encoder": len(set(case.encoder)), "decoder": len(set(case.decoder))}
-    assert told["scope"] == {"encoder": sorted_scope(case), "decoder": sorted_scope(case)}
+    assert summary["parameters"] == {"unique": unique, "effective": effective}
+    assert summary["layer_map"] == {"encoder": list(case.encoder), "decoder": list(case.decoder)}
+    assert summary["layers"] == {"encoder": LAYERS, "decoder": LAYERS}
+    assert summary["unique_layers"] == {"encoder": len(set(case.encoder)), "decoder": len(set(case.decoder))}
+    assert summary["scope"] == {"encoder": sorted_scope(case), "decoder": sorted_scope(case)}
     strategy = case.options.get("sharing", "none")
-    assert told["sharing"] == {"encoder": strategy, "decoder": case.options.get("decoder_sharing", strategy)}
-    assert told["arch"] == "transformer_sharing"
-    assert told["updates"] == 1
+    assert summary["sharing"] == {"encoder": strategy, "decoder": case.options.get("decoder_sharing", strategy)}
+    assert summary["arch"] == "transformer_sharing"
+    assert summary["updates"] == 1
 
 
 def sorted_scope(case) -> list[str]:

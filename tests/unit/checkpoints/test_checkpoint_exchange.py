@@ -1,4 +1,4 @@
-"""Which checkpoints load into which models: vanilla, materialized, of fewer layers, of another map, in ensembles."""
+"""Load checkpoints into models: vanilla, materialized, with fewer layers, with another map, in ensembles."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_vanilla_weights_that_differ_in_tied_layers_are_refused(case, norm):
         SharingError, match=r"^the checkpoint has different weights for (.+) and (.+), which the model "
     ) as e:
         ours.load_state_dict(vanilla.state_dict())
-    assert str(e.value).endswith("shares; allowed: --sharing none for a vanilla model of as many layers")
+    assert str(e.value).endswith("shares; allowed: --sharing none for a vanilla model with the same number of layers")
     assert all(torch.equal(value, before[name]) for name, value in ours.named_parameters()), "nothing was loaded"
 
 
@@ -83,7 +83,7 @@ def test_vanilla_model_with_copied_weights_loads_into_the_shared_one(case, norm,
 
 @pytest.fixture
 def materialized(trained):
-    """The file that is made of a case's checkpoint, beside it; not to be changed."""
+    """The materialized file of a case's checkpoint; must not be modified."""
     path = trained.path.with_name("materialized.pt")
     if not path.exists():
         save_atomically(materialize(load_checkpoint(trained.path)), path)
@@ -140,7 +140,7 @@ def test_materialized_file_is_of_plain_things_and_no_larger(trained, materialize
         ("position_per_depth", True, "--position-per-depth"),
     ],
 )
-def test_what_stock_fairseq_has_no_layers_for_is_not_materialized(option, value, flag):
+def test_models_that_stock_fairseq_does_not_support_are_not_materialized(option, value, flag):
     model = {"arch": "transformer_sharing", option: value}
     with pytest.raises(SharingError, match=f"^--materialize cannot write a model with {flag}: stock fairseq"):
         materialize({"cfg": {"model": model}, "model": {}})
@@ -154,7 +154,7 @@ def test_materialized_file_loads_back_into_the_shared_model(case, norm, trained,
     assert_tied(case, ours)
 
 
-def test_materializing_changes_nothing_in_what_it_is_given(trained):
+def test_materializing_does_not_modify_its_argument(trained):
     original = load_checkpoint(trained.path)
     keys = list(original["model"])
     materialize(original)
@@ -167,7 +167,7 @@ def test_only_shared_models_are_materialized(data_dir, tmp_path):
     path = save(make_trainer(data_dir, BY_NAME["none"], arch="transformer"), tmp_path / "vanilla.pt")
     with pytest.raises(SharingError) as caught:
         materialize(load_checkpoint(path))
-    assert str(caught.value) == "--materialize writes transformer_sharing models, this one is transformer"
+    assert str(caught.value) == "--materialize requires a transformer_sharing model, got transformer"
 
 
 # Starting from another model.
@@ -187,7 +187,7 @@ def full_layer_maps():
 @pytest.mark.parametrize("name", full_layer_maps())
 @pytest.mark.parametrize("arch", ["transformer", "transformer_sharing"])
 def test_finetuning_starts_from_a_vanilla_model_of_m_layers(name, arch, norm, starts_from_another_model):
-    """Vanilla layer i gives parameter set i."""
+    """Vanilla layer i initializes parameter set i."""
     case = BY_NAME[name]
     sizes = {f"{stack}_layers": len(set(case.layer_map(stack))) for stack in ("encoder", "decoder")}
     vanilla = perturb(build(norm, arch=arch, **sizes))
@@ -208,9 +208,9 @@ def test_finetuning_starts_from_a_vanilla_model_of_n_layers(case, norm, model, v
     assert_equal_models(ours, model)
 
 
-def test_going_on_from_a_vanilla_model_of_m_layers_is_refused():
+def test_resuming_from_a_vanilla_model_of_m_layers_is_refused():
     vanilla = build(arch="transformer", encoder_layers=3, decoder_layers=3)
-    with pytest.raises(SharingError, match=r"^the checkpoint's encoder has the layer map 3 vanilla layers, "):
+    with pytest.raises(SharingError, match=r"^the checkpoint's encoder has 3 vanilla layers, but the options "):
         build(sharing="cycle", unique_layers=3).load_state_dict(vanilla.state_dict())
 
 
@@ -220,7 +220,9 @@ def test_trainer_finetunes_and_refuses_by_whether_the_optimizer_is_reset(data_di
     train_step(three)
     path = save(three, tmp_path / "vanilla.pt")
     shared = make_trainer(data_dir, BY_NAME["cycle"])
-    with pytest.raises(SharingError, match=rf"^{path}: the checkpoint's encoder has the layer map 3 vanilla layers"):
+    with pytest.raises(
+        SharingError, match=rf"^{path}: the checkpoint's encoder has 3 vanilla layers, but the options "
+    ):
         shared.load_checkpoint(str(path))
     assert not initializing.get()
     shared.load_checkpoint(str(path), reset_optimizer=True, reset_lr_scheduler=True, reset_meters=True)
@@ -239,8 +241,8 @@ def test_checkpoint_of_another_map_is_refused(case, norm, model):
     had = ",".join(map(str, case.encoder))
     scope = ",".join(model.sharing["encoder"].scope)
     assert str(caught.value).startswith(
-        f"the checkpoint's encoder has the layer map {had} ({scope}), the options --encoder-layers and --sharing give "
-        "0,1,2,3,3,3 (layer); allowed: "
+        f"the checkpoint's encoder has the layer map {had} ({scope}), but the options --encoder-layers and --sharing "
+        "give 0,1,2,3,3,3 (layer); allowed: "
     )
 
 
@@ -273,11 +275,11 @@ def test_missing_and_unexpected_tensors_are_refused(model, case, norm):
     for change in (lambda s: s.pop("encoder.layers.0.fc1.weight"), lambda s: s.update({"encoder.more": torch.ones(1)})):
         state = model.state_dict()
         change(state)
-        with pytest.raises(SharingError, match=r"^the checkpoint does not fit the model, look at "):
+        with pytest.raises(SharingError, match=r"^the checkpoint does not fit the model; check "):
             other.load_state_dict(state, strict=True)
 
 
-def test_map_that_a_schedule_changed_wins_and_is_logged(case, norm, caplog):
+def test_a_map_that_a_schedule_changed_is_adopted_and_logged(case, norm, caplog):
     model = build_case(case, norm).eval()
     for stack, labels in (("encoder", (0, 0, 1, 1, 1, 2)), ("decoder", (0, 1, 2, 3, 4, 5))):
         getattr(model, stack).change_map(StackSharing(labels))
@@ -297,7 +299,7 @@ def test_map_that_a_schedule_changed_wins_and_is_logged(case, norm, caplog):
     assert other.state_dict()["_extra_state"] == model.state_dict()["_extra_state"]
 
 
-def test_map_that_nothing_changed_does_not_win():
+def test_a_map_that_no_schedule_changed_is_not_adopted():
     model, other = build(sharing="cycle", unique_layers=2), build(sharing="cycle", unique_layers=3)
     assert "map_changed_by" not in model.state_dict()["_extra_state"]
     with pytest.raises(SharingError, match="0,1,0,1,0,1"):

@@ -1,4 +1,4 @@
-"""What is written into checkpoints, and how numpy's numbers in older files are read."""
+"""Write plain values to checkpoints, and read numpy values from older files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_array_is_written_as_plain_numbers(array, tmp_path):
 @pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
 @pytest.mark.parametrize("array", [array for array in ARRAYS if type(array) is not np.ndarray or array.ndim], ids=repr)
 def test_array_in_an_older_file_is_read(array, core, tmp_path):
-    """As numpy 2 and numpy 1 write it; averaging such files writes plain ones."""
+    """Read arrays of numpy 1 and numpy 2; averaging such files writes plain values."""
     path, plain = tmp_path / "file.pt", tmp_path / "plain.pt"
     torch.save({"model": {}, "array": array}, path)
     name = b"numpy._core.multiarray"
@@ -57,7 +57,7 @@ def test_array_in_an_older_file_is_read(array, core, tmp_path):
 
 
 class Crafted:
-    """Pickled as a call."""
+    """Object that is pickled as a function call."""
 
     def __init__(self, *call):
         self.call = call
@@ -67,7 +67,7 @@ class Crafted:
 
 
 def test_array_whose_saved_flags_are_those_of_objects_is_read_as_numbers(tmp_path):
-    """With numpy's own functions, the flags of the dtype make it follow the numbers as addresses."""
+    """With numpy's own functions, the flags of the dtype would treat the numbers as addresses."""
     dtype = Crafted(np.dtype, ("i8", False, True), (3, "<", None, None, None, -1, -1, 63))
     state = (1, (2,), dtype, False, np.array([1, 2]).tobytes())
     torch.save({"model": {}, "array": Crafted(REBUILD, (np.ndarray, (0,), b"b"), state)}, tmp_path / "file.pt")
@@ -85,7 +85,7 @@ def test_array_whose_saved_flags_are_those_of_objects_is_read_as_numbers(tmp_pat
         ),
         Crafted(np.fromfile, ("/dev/zero",)),
     ],
-    ids=["objects", "records", "dates", "shorter than it says", "another function of numpy"],
+    ids=["objects", "records", "dates", "shorter than its header", "another function of numpy"],
 )
 def test_other_arrays_in_a_file_are_refused(array, tmp_path):
     torch.save({"model": {}, "array": array}, tmp_path / "file.pt")

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its sharing: hand-made and damaged entries are refused in one line, by every command."""
+"""Sharing recorded in checkpoints: every command rejects malformed and damaged entries in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairseq_sharing.errors import SharingError
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """A checkpoint of Cycle, M = 3, N = 6."""
+    """Make a checkpoint of Cycle, M = 3, N = 6."""
     trainer = make_trainer(data_dir, BY_NAME["cycle"])
     train_step(trainer)
     return save(trainer, tmp_path_factory.mktemp("trained") / "checkpoint1.pt")
@@ -96,7 +96,7 @@ MALFORMED = {
     ),
     "tensor is misshapen": (
         lambda s: s.update({"encoder.layers.1.fc1.weight": torch.ones(3, 16)}),
-        "tensor encoder.layers.1.fc1.weight has the shape [3, 16], in other layers [32, 16]",
+        "tensor encoder.layers.1.fc1.weight has the shape [3, 16], but [32, 16] in other layers; allowed: equal shapes",
     ),
     "tensor is text": (
         lambda s: s.update({"encoder.layers.1.fc1.bias": "0"}),
@@ -108,7 +108,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_entries_are_refused_by_every_command(case, trained, tmp_path, capsys):
-    change, told = MALFORMED[case]
+    change, message = MALFORMED[case]
     content, path = load_checkpoint(trained), tmp_path / "bad.pt"
     content["model"] = dict(content["model"])
     change(content["model"])
@@ -124,14 +124,14 @@ def test_malformed_entries_are_refused_by_every_command(case, trained, tmp_path,
     ):
         assert main([str(word) for word in words]) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert (error.count("\n"), f"error: {path}: the checkpoint" in error) == (1, True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.pt", "in"]
 
 
 @pytest.mark.parametrize("case", [name for name in MALFORMED if "tensor" not in name and "name is" not in name])
 def test_malformed_entries_are_refused_when_a_model_loads_them(case):
-    """As fairseq's own commands do, without this package's reader."""
+    """Load the state dict like fairseq's own commands, without this package's reader."""
     options = BY_NAME["cycle"].options
     state = build(**options).state_dict()
     MALFORMED[case][0](state)
@@ -141,7 +141,7 @@ def test_malformed_entries_are_refused_when_a_model_loads_them(case):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: s.pop("encoder.layers.0.fc1.weight"), "encoder.layers.0.fc1.weight: missing; allowed: [32, 16]"),
         (
@@ -151,20 +151,20 @@ def test_malformed_entries_are_refused_when_a_model_loads_them(case):
         (lambda s: s.update({"encoder.embed_tokens.weight": torch.ones(50)}), "encoder.embed_tokens.weight: [50]"),
     ],
 )
-def test_materializing_compares_tensors_with_the_model_s_arguments(change, told, data_dir, tmp_path):
-    """The only set of a stack has no other to be compared with."""
+def test_materializing_compares_tensors_with_the_model_s_arguments(change, message, data_dir, tmp_path):
+    """Use stacks with one parameter set, which cannot be compared with other layers."""
     content = load_checkpoint(save(make_trainer(data_dir, BY_NAME["universal"]), tmp_path / "a.pt"))
     change(content["model"])
     with pytest.raises(SharingError) as caught:
         materialize(content)
-    assert f"the checkpoint's tensor {told}" in str(caught.value)
+    assert f"the checkpoint's tensor {message}" in str(caught.value)
 
 
 # Damaged files.
 
 
-def test_every_flipped_byte_of_a_record_is_noticed(trained, tmp_path):
-    """torch's reader checks no checksum: values of a flipped file would be read as they are."""
+def test_every_flipped_byte_of_a_record_is_detected(trained, tmp_path):
+    """torch's reader does not verify checksums and would return the modified values."""
     path, whole = tmp_path / "flipped.pt", trained.read_bytes()
     with zipfile.ZipFile(trained) as archive:
         records = [(info.filename, info.header_offset, info.file_size) for info in archive.infolist() if info.file_size]
@@ -179,7 +179,7 @@ def test_every_flipped_byte_of_a_record_is_noticed(trained, tmp_path):
             load_checkpoint(path)
 
 
-def test_fairseq_s_own_commands_notice_it_too(trained, data_dir, tmp_path):
+def test_fairseq_s_own_commands_detect_it_too(trained, data_dir, tmp_path):
     path, content = tmp_path / "flipped.pt", bytearray(trained.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What a training resumes from when its last checkpoint is damaged, and when it does not fall back at all."""
+"""Resume from another checkpoint if the last one is damaged, and cases without such a fallback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def damage(path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The checkpoints of a training, newer by file time the fewer updates they have, and files of other origins."""
+    """Make a training's checkpoints, whose file times decrease with the updates, and unrelated files."""
     written = {"checkpoint1.pt": 7, "checkpoint_2_10.pt": 10, "checkpoint2.pt": 14, "checkpoint_best.pt": 14}
     written |= {"checkpoint.best_loss_8.5170.pt": 7, "checkpoint_last.pt": 14}
     others = ["checkpoint_average.pt", "checkpoint_pretrained.pt", "checkpoint9-shard0.pt", "checkpoint_last_old.pt"]
@@ -67,7 +67,7 @@ def test_checkpoint_without_what_resuming_needs_is_passed_over(folder, part):
 
 @pytest.fixture
 def interrupted(data_dir, tmp_path):
-    """The folder of the checkpoints of a trainer after one and two updates, and what loads from it."""
+    """Make checkpoints after one and two updates, and a function that resumes from them."""
     trainer = make_trainer(data_dir, BY_NAME["cycle_rev"])
     for update in (1, 2):
         train_step(trainer, seed=update)
@@ -117,8 +117,8 @@ def test_training_resumes_past_an_incomplete_checkpoint(interrupted, caplog, par
     assert f"{interrupted.last}: has no {part}; resuming from {newest}" in caplog.text
 
 
-def test_weights_alone_are_used_where_nothing_else_is(interrupted):
-    """As --no-save-optimizer-state writes them, and as a user puts them there to start from them."""
+def test_weights_without_optimizer_state_are_used_as_a_last_resort(interrupted):
+    """Test files of --no-save-optimizer-state, and weights that a user copied to the folder."""
     weights = load_checkpoint(interrupted.last)
     del weights["last_optimizer_state"]
     save_atomically(weights, interrupted.last)
@@ -128,7 +128,7 @@ def test_weights_alone_are_used_where_nothing_else_is(interrupted):
 
 
 def test_deleted_last_checkpoint_starts_a_new_training(interrupted, caplog):
-    """As in fairseq, unless its temporary file shows that the process was killed while writing the first one."""
+    """Same as fairseq, unless a temporary file shows that the process was killed while writing the first checkpoint."""
     interrupted.last.unlink()
     assert interrupted.resume() == 0
     assert "resuming from" not in caplog.text
@@ -138,7 +138,7 @@ def test_deleted_last_checkpoint_starts_a_new_training(interrupted, caplog):
 
 
 def test_another_source_of_weights_is_used_as_asked_for(interrupted):
-    """--finetune-from-model starts from its file, in a folder with checkpoints too."""
+    """--finetune-from-model starts from its file, even if the folder contains checkpoints."""
     pretrained = interrupted.folder / "checkpoint_pretrained.pt"
     interrupted.last.rename(pretrained)
     assert interrupted.resume(finetune_from_model=str(pretrained)) == 0
@@ -171,7 +171,7 @@ def test_no_other_checkpoint_is_taken_for_fairseq_s_own_models(interrupted):
         interrupted.resume(arch="transformer")
 
 
-def test_training_stops_where_no_checkpoint_can_be_read(interrupted):
+def test_training_stops_if_no_checkpoint_can_be_read(interrupted):
     for path in interrupted.folder.glob("checkpoint*.pt"):
         damage(path)
     with pytest.raises(SharingError) as caught:
@@ -180,7 +180,7 @@ def test_training_stops_where_no_checkpoint_can_be_read(interrupted):
     assert str(caught.value).endswith(f"); {interrupted.folder} has no other checkpoint to resume from")
 
 
-def test_training_starts_where_there_is_no_checkpoint(interrupted):
+def test_training_starts_without_a_checkpoint(interrupted):
     for path in interrupted.folder.glob("checkpoint*.pt"):
         path.unlink()
     assert interrupted.resume() == 0

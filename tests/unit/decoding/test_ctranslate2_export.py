@@ -1,4 +1,4 @@
-"""Models exported to CTranslate2: what is stored, what is computed, what is refused."""
+"""Export models to CTranslate2: stored tensors, scores and rejected models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIMITS = {"source": 63, "target": 63}
 
 
 def stored_floats(model: Path) -> int:
-    """Count the numbers in the tensors of a CTranslate2 file, scalars left out."""
+    """Count the values in the tensors of a CTranslate2 file, without scalars."""
     with model.open("rb") as file:
 
         def number(code: str) -> int:
@@ -57,7 +57,7 @@ def files_of(path, data_dir) -> ModelFiles:
 
 @pytest.fixture
 def checkpoint(data_dir, tmp_path):
-    """Writes the checkpoint of a case after an update."""
+    """Return a function that writes the checkpoint of a case after one update."""
 
     def write(name: str = "cycle", norm: str = "post", change=None, **options) -> ModelFiles:
         trainer = make_trainer(data_dir, BY_NAME[name], norm, **options)
@@ -100,7 +100,7 @@ def test_stacks_of_every_build(checkpoint, options, tmp_path):
 @pytest.mark.parametrize("name", ["none", "sequence"])
 @pytest.mark.parametrize("layernorm_embedding", [False, True])
 def test_admin_folds(checkpoint, name, layernorm_embedding, tmp_path):
-    """The residual weights are perturbed: no two are equal, and none is 1."""
+    """Use perturbed residual weights: all different, and none is 1."""
     files = checkpoint(name, admin="closed_form", layernorm_embedding=layernorm_embedding)
     exported = export(files, tmp_path / "out")
     assert exported.difference.largest < 1e-4
@@ -118,7 +118,7 @@ def test_admin_that_does_not_fold_is_refused(checkpoint, tmp_path):
 
 
 def test_what_ctranslate2_does_not_compute_is_refused(checkpoint, tmp_path, monkeypatch):
-    """Here: residual weights that nobody folds. Nothing is left of the attempt."""
+    """Use residual weights that are not folded; the failed export leaves no files."""
     files = checkpoint(admin="closed_form")
     monkeypatch.setattr(ctranslate2_export, "fold_admin", lambda *_: 0)
     with pytest.raises(SharingError, match=r"differ from fairseq's by .* --engine fairseq"):
@@ -127,18 +127,18 @@ def test_what_ctranslate2_does_not_compute_is_refused(checkpoint, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"no_token_positional_embeddings": True}, "no counterpart of --no-token-positional-embeddings True"),
-        ({"activation_fn": "tanh"}, "no --activation-fn tanh; allowed: gelu"),
-        ({"share_all_embeddings": False, "decoder_output_dim": 8}, "no counterpart of --decoder-output-dim 8"),
-        ({"act": "both"}, "no counterpart of --act both"),
-        ({"depth_signal": "learned"}, "no counterpart of --depth-signal learned"),
-        ({"position_per_depth": True}, "no counterpart of --position-per-depth True"),
+        ({"no_token_positional_embeddings": True}, "does not support --no-token-positional-embeddings True"),
+        ({"activation_fn": "tanh"}, "does not support --activation-fn tanh; allowed: gelu"),
+        ({"share_all_embeddings": False, "decoder_output_dim": 8}, "does not support --decoder-output-dim 8"),
+        ({"act": "both"}, "does not support --act both"),
+        ({"depth_signal": "learned"}, "does not support --depth-signal learned"),
+        ({"position_per_depth": True}, "does not support --position-per-depth True"),
     ],
 )
-def test_options_without_counterpart_are_named(checkpoint, options, told, tmp_path):
-    with pytest.raises(SharingError, match=told):
+def test_unsupported_options_are_named(checkpoint, options, message, tmp_path):
+    with pytest.raises(SharingError, match=message):
         export(checkpoint(**options), tmp_path / "out")
 
 
@@ -152,22 +152,22 @@ def test_other_layers_are_refused(checkpoint, tmp_path, monkeypatch):
         return models, task
 
     monkeypatch.setattr(ctranslate2_export, "load_models", loaded)
-    with pytest.raises(SharingError, match="no counterpart of Identity; allowed: transformer and transformer_sharing"):
+    with pytest.raises(SharingError, match="does not support Identity; allowed: transformer and transformer_sharing"):
         export(files, tmp_path / "out")
 
 
-def test_folder_that_holds_something_else_is_kept(checkpoint, tmp_path):
+def test_a_folder_with_other_content_is_kept(checkpoint, tmp_path):
     files, folder = checkpoint(), tmp_path / "out"
     folder.mkdir()
     export(files, folder)
     export(files, folder)
     (folder / "model.bin").rename(folder / "thesis.txt")
-    with pytest.raises(SharingError, match="holds something else"):
+    with pytest.raises(SharingError, match="out: exists and is not an exported model; give another folder"):
         export(files, folder)
     assert (folder / "thesis.txt").exists()
 
 
-def test_quantized_weights_are_smaller_and_translate_alike(checkpoint, tmp_path):
+def test_quantized_weights_are_smaller_and_translate_similarly(checkpoint, tmp_path):
     files = checkpoint("sequence")
     sizes = {kind: export(files, tmp_path / str(kind), kind).size for kind in (None, "float16", "int8")}
     assert sizes[None] > 1.6 * sizes["float16"] > 1.6 * sizes["int8"]
@@ -213,7 +213,9 @@ def test_a_quantized_model_that_computes_something_else_is_refused(checkpoint, t
                 variable.array = np.full_like(variable.numpy(), 30)
 
     monkeypatch.setattr(transformer_spec.TransformerSpec, "_quantize", spoil)
-    with pytest.raises(SharingError, match=r"in int8 the log-probabilities differ .* on average.* allowed: another"):
+    with pytest.raises(
+        SharingError, match=r"with --quantization int8 the log-probabilities differ .* on average.* use another"
+    ):
         export(files, tmp_path / "out", "int8")
     assert not (tmp_path / "out").exists()
 
@@ -221,13 +223,13 @@ def test_a_quantized_model_that_computes_something_else_is_refused(checkpoint, t
 @pytest.mark.parametrize("kind", [None, "int8"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_log_probabilities_that_are_not_finite_are_refused(checkpoint, kind, value, tmp_path, monkeypatch):
-    """Of the written model: the weights that were checked are finite."""
+    """Test the log-probabilities of the written model; the checked weights are finite."""
     files, convert = checkpoint(), ctranslate2_export.convert
 
     def spoil(*args):
         spec, depth_tensors = convert(*args)
         bias = spec.decoder.layer[0].ffn.linear_1.bias
-        bias.array = np.full_like(bias.numpy(), value)  # the model's own stays
+        bias.array = np.full_like(bias.numpy(), value)  # the model's own bias is unchanged
         return spec, depth_tensors
 
     monkeypatch.setattr(ctranslate2_export, "convert", spoil)
@@ -236,7 +238,7 @@ def test_log_probabilities_that_are_not_finite_are_refused(checkpoint, kind, val
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint1.pt"]
 
 
-def test_manifest_has_what_translating_needs(checkpoint, tmp_path):
+def test_manifest_has_everything_that_translation_requires(checkpoint, tmp_path):
     export(checkpoint("sandwich"), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["max_tokens"] == LIMITS

@@ -1,4 +1,4 @@
-"""Translating plain text from Python and from the command line, whatever the text is."""
+"""Translate plain text from Python and from the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LINES = ["w5 w6.", "", "w9", " \t ", "w7 w8, w9 w5", "unheard-of ¡w6!", "w5\u20
 
 @pytest.fixture(scope="session")
 def prepared(data_dir, tmp_path_factory):
-    """A data directory as prepare makes it: words of the dictionary, tokenized, whole."""
+    """Make a data directory like prepare does, with tokenized words of the dictionary and no subwords."""
     folder = tmp_path_factory.mktemp("prepared")
     shutil.copytree(data_dir, folder / "bin")
     tokenizer = {"name": "moses", "aggressive_dashes": False, "escape": False}
@@ -60,7 +60,7 @@ def translator(request, checkpoint, exported, prepared):
 
 @pytest.fixture
 def call(monkeypatch, capsysbinary):
-    """Runs ``fairseq-sharing translate`` in this process; gives its status, output and errors."""
+    """Return a function that runs ``fairseq-sharing translate`` in this process."""
 
     def run(*words: object, stdin: bytes | None = None):
         if stdin is not None:
@@ -88,56 +88,60 @@ def test_nothing_to_translate(translator):
 def test_long_sentences_are_cut_with_a_warning(translator, caplog):
     long = " ".join(["w5"] * 70)
     assert translator.translate(["w5", long], max_len_b=6)[1] == translator.translate([long[: 63 * 3]], max_len_b=6)[0]
-    assert "sentence 2: has 70 subwords, the model reads the first 63" in caplog.text
-    assert "its translation stops at --max-len-b, 6 subwords" in caplog.text
+    assert "sentence 2: 70 subwords; the model reads only the first 63" in caplog.text
+    assert "sentence 1: translation cut off at --max-len-b (6 subwords)" in caplog.text
 
 
-def test_nbest_is_sorted_and_as_long_as_asked(translator):
+def test_nbest_is_sorted_and_complete(translator):
     ((*found,),) = translator.hypotheses(["w5 w9"], Search(beam=4, nbest=3, max_len_b=6))
     assert len(found) == len({hypothesis.text for hypothesis in found}) == 3
     assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
 
 
 @pytest.mark.parametrize(
-    ("sentences", "search", "told"),
+    ("sentences", "search", "message"),
     [
         ("w5", {}, "a list of str, got one str"),
         (["w5", "\ud800"], {}, "sentence 2: not Unicode text"),
-        (["w5"], {"beam": 0}, "--beam must be a whole number from 1, got 0"),
+        (["w5"], {"beam": 0}, "--beam must be an integer >= 1, got 0"),
         (["w5"], {"beam": 2, "nbest": 3}, r"--nbest must be between 1 and --beam \(2\), got 3"),
         (["w5"], {"lenpen": "x"}, "--lenpen must be a finite number, got 'x'"),
     ],
 )
-def test_bad_input_is_named(translator, sentences, search, told):
-    with pytest.raises(SharingError, match=told):
+def test_bad_input_is_named(translator, sentences, search, message):
+    with pytest.raises(SharingError, match=message):
         translator.translate(sentences, **search)
 
 
-def test_what_cannot_be_translated_with_is_named(checkpoint, exported, prepared, tmp_path):
-    def told(model, **options):
+def test_unusable_models_and_options_are_named(checkpoint, exported, prepared, tmp_path):
+    def message_of(model, **options):
         with pytest.raises(SharingError) as raised:
             Translator(model, **options).translate(["w5"])
         return str(raised.value)
 
-    assert "no such run directory, checkpoint or exported model" in told(tmp_path / "none")
-    assert "neither a run directory (config.yaml) nor an exported model" in told(tmp_path)
-    assert "no manifest.json" in told(checkpoint)
-    assert "dict.en.txt: no such file; name the prepared data" in told(checkpoint, data=tmp_path, prepared=True)
-    assert "leave --data out" in told(exported, data=prepared)
-    assert "is exported to CTranslate2; name a run or a checkpoint" in told(exported, engine="fairseq")
-    assert "--quantization int8 is for --engine ctranslate2" in told(checkpoint, data=prepared, quantization="int8")
-    assert "--quantization float16 is not for this cpu; allowed: float32, int" in told(exported, quantization="float16")
-    assert "--threads must be at least 1" in told(exported, threads=0)
+    assert "not found; allowed: a run directory, a checkpoint or an exported model" in message_of(tmp_path / "none")
+    assert "neither a run directory (config.yaml) nor an exported model" in message_of(tmp_path)
+    assert "no manifest.json" in message_of(checkpoint)
+    assert "dict.en.txt: no such file; give the prepared data" in message_of(checkpoint, data=tmp_path, prepared=True)
+    assert "omit --data" in message_of(exported, data=prepared)
+    assert "is a CTranslate2 model; allowed: a run directory or a checkpoint" in message_of(exported, engine="fairseq")
+    assert "--quantization int8 requires --engine ctranslate2" in message_of(
+        checkpoint, data=prepared, quantization="int8"
+    )
+    assert "--quantization float16 is not supported on this cpu; allowed: float32, int" in message_of(
+        exported, quantization="float16"
+    )
+    assert "--threads must be at least 1" in message_of(exported, threads=0)
     if not torch.cuda.is_available():
-        assert "torch finds no GPU; allowed: cpu" in told(checkpoint, data=prepared, device="cuda")
-        assert "CTranslate2 finds no GPU; allowed: cpu" in told(exported, device="cuda")
+        assert "torch finds no GPU; allowed: cpu" in message_of(checkpoint, data=prepared, device="cuda")
+        assert "CTranslate2 finds no GPU; allowed: cpu" in message_of(exported, device="cuda")
     shutil.copytree(exported, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.bin").write_bytes((exported / "model.bin").read_bytes()[:5000])
-    assert "damaged/model.bin: missing, or not the file that was exported" in told(tmp_path / "damaged")
+    assert "damaged/model.bin: missing or changed since the export" in message_of(tmp_path / "damaged")
     both = f"{checkpoint}:{checkpoint}"
-    assert "one model is exported at a time" in told(both, data=prepared, engine="ctranslate2")
+    assert "cannot export several checkpoints; allowed: one" in message_of(both, data=prepared, engine="ctranslate2")
     (tmp_path / "bad.pt").write_bytes(b"nothing")
-    assert "bad.pt: not a readable checkpoint" in told(tmp_path / "bad.pt")
+    assert "bad.pt: not a readable checkpoint" in message_of(tmp_path / "bad.pt")
 
 
 def test_checkpoints_translate_together(checkpoint, prepared):
@@ -192,7 +196,7 @@ def test_command_names_the_line_that_is_no_text(call, exported, tmp_path):
 
 
 def test_the_package_and_an_exported_model_need_no_torch(exported):
-    """A sentence, and what the import leaves out, in a new process; then a reader that closes the pipe."""
+    """Test in a new process: a sentence, the lazy imports, and a reader that closes the pipe."""
     code = (
         "import sys, fairseq_sharing; assert 'torch' not in sys.modules; "
         "fairseq_sharing.Translator(sys.argv[1]).translate(['w5']); "
@@ -210,10 +214,10 @@ def test_lines_are_answered_one_by_one_and_a_closed_pipe_ends_it(exported):
         process.stdout.close()
         process.stdin.write(b"w5\n" * 9)
         process.stdin.close()
-        told = process.stderr.read().decode()
+        errors = process.stderr.read().decode()
         assert process.wait() == 141
-    assert "Error" not in told
-    assert "Traceback" not in told
+    assert "Error" not in errors
+    assert "Traceback" not in errors
 
 
 def test_the_run_of_a_language_model_is_refused_by_name(tmp_path):
@@ -223,13 +227,13 @@ def test_the_run_of_a_language_model_is_refused_by_name(tmp_path):
     (run / "config.yaml").write_text("run: lm\n")
     (run / "run.json").write_text(json.dumps({"data": str(data)}))
     (data / "manifest.json").write_text(json.dumps({"source_lang": "en", "target_lang": ""}))
-    with pytest.raises(SharingError, match=r"/run: was trained as a language model; allowed: translation models$"):
+    with pytest.raises(SharingError, match=r"/run: is a language model; allowed: translation models$"):
         Translator(run)
 
 
 @pytest.fixture(scope="session")
 def binarized(data_dir, tmp_path_factory):
-    """What fairseq-preprocess leaves: dictionaries, and files with the direction in their names."""
+    """Make the output of fairseq-preprocess: dictionaries, and files with the direction in their names."""
     folder = tmp_path_factory.mktemp("binarized")
     shutil.copytree(data_dir, folder, dirs_exist_ok=True)
     (folder / "train.en-de.en.idx").touch()
@@ -238,7 +242,7 @@ def binarized(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def saved(checkpoint, binarized):
-    """Gives the checkpoint with other languages in its task, stored beside it."""
+    """Return a function that stores a copy of the checkpoint with other languages in its task."""
 
     def save_with(source: str | None, target: str | None, data: object = binarized):
         stored = torch.load(checkpoint)
@@ -260,13 +264,13 @@ def test_languages_that_fairseq_inferred_are_inferred_again(saved, binarized, pr
     assert len(Translator(path, prepared=True, threads=1).translate(["w5 w6", "w7"], max_len_b=4)) == 2
 
 
-def test_languages_that_nobody_knows_are_told(saved, tmp_path):
+def test_unknown_languages_are_reported(saved, tmp_path):
     path = saved(None, None, tmp_path / "gone")
     with pytest.raises(SharingError) as error:
         find_model(str(path), None, Console(stderr=True))
     assert str(error.value) == (
-        f"{path}: its languages are not stored, and no file in {tmp_path}/gone names them; "
-        "name the prepared data directory with --data"
+        f"{path}: the checkpoint does not contain its languages, and {tmp_path}/gone has no file that names them; "
+        "give the prepared data directory with --data"
     )
 
 
@@ -274,7 +278,9 @@ def test_models_and_data_of_other_directions_are_refused(saved, prepared):
     one, other = saved("en", "de"), saved("de", "en")
     with pytest.raises(SharingError, match=r": direction en-de; .*/de-en\.pt was trained for de-en;"):
         find_model(str(other), prepared, Console(stderr=True))
-    with pytest.raises(SharingError, match=r"was trained for de-en, .* for en-de; allowed: models of one direction$"):
+    with pytest.raises(
+        SharingError, match=r"was trained for de-en, .* for en-de; allowed: models of the same direction$"
+    ):
         find_model(f"{one}:{other}", prepared, Console(stderr=True))
 
 
@@ -308,12 +314,10 @@ def test_every_file_of_an_exported_model_is_checked(exported, tmp_path, caplog):
         content = bytearray((folder / name).read_bytes())
         content[len(content) // 2] ^= 1
         (folder / name).write_bytes(content)
-        with pytest.raises(
-            SharingError, match=rf"^{folder / name}: missing, or not the file that was exported; export"
-        ):
+        with pytest.raises(SharingError, match=rf"^{folder / name}: missing or changed since the export; export"):
             Translator(folder)
         (folder / name).unlink()
-        if name != "model.bin":  # by which a folder is known as an exported model
+        if name != "model.bin":  # its presence marks a folder as an exported model
             with pytest.raises(SharingError, match=rf"^{folder / name}: missing"):
                 Translator(folder)
     manifest = json.loads((exported / "manifest.json").read_text())
@@ -321,9 +325,9 @@ def test_every_file_of_an_exported_model_is_checked(exported, tmp_path, caplog):
     shutil.copytree(exported, tmp_path / "old")
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
     assert Translator(tmp_path / "old", threads=1).translate(["w5"], max_len_b=6)
-    assert "its files cannot be checked, manifest.json has no sha256; export the model again" in caplog.text
+    assert "cannot verify the files because manifest.json has no sha256; export the model again" in caplog.text
     (tmp_path / "old" / "model.bin").write_bytes((exported / "model.bin").read_bytes()[:5000])
-    with pytest.raises(SharingError, match="old: CTranslate2 cannot read it"):
+    with pytest.raises(SharingError, match="old: CTranslate2 cannot read the model"):
         Translator(tmp_path / "old", threads=1).translate(["w5"])
 
 
@@ -348,7 +352,7 @@ if case != "first":
     compute()
 child = os.fork()
 if not child:
-    signal.alarm(20)  # what hangs is killed, and its status tells
+    signal.alarm(20)  # kills a process that hangs
     if case == "exit":
         sys.exit(7)
     try:
@@ -363,7 +367,7 @@ if not child:
         sys.exit(8 if "forked after a model had been loaded" in str(error) else 9)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 if case != "first":
-    assert translator.translate(lines, max_len_b=3) == wanted, "the parent goes on"
+    assert translator.translate(lines, max_len_b=3) == wanted, "the parent still works"
 """
 
 
@@ -378,7 +382,7 @@ if case != "first":
     ],
 )
 def test_forked_processes_do_not_hang(checkpoint, exported, prepared, engine, case, status):
-    """torch goes on with one thread; CTranslate2, whose threads are gone, says so; whoever loads first translates."""
+    """torch continues with one thread, CTranslate2 reports an error, and a process that loads first translates."""
     model, data = (exported, "") if engine == "ctranslate2" else (checkpoint, prepared)
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", FORK, str(model), str(data), engine, case]

@@ -36,7 +36,7 @@ def test_last_checkpoints_are_chosen_by_epoch_number(tmp_path):
     assert len(last_epoch_checkpoints(tmp_path, 10)) == 5
 
 
-def test_where_no_epoch_has_ended_the_checkpoints_within_it_count(tmp_path):
+def test_mid_epoch_checkpoints_are_used_if_no_epoch_has_ended(tmp_path):
     _touch(tmp_path, "checkpoint_1_450.pt", "checkpoint_1_1000.pt", "checkpoint_1_500.pt", "checkpoint_last.pt")
     names = [file.name for file in last_epoch_checkpoints(tmp_path, 2)]
     assert names == ["checkpoint_1_500.pt", "checkpoint_1_1000.pt"]
@@ -48,7 +48,7 @@ def test_no_epoch_checkpoint_is_an_error(tmp_path):
         last_epoch_checkpoints(tmp_path, 10)
 
 
-def test_an_average_is_taken_as_it_is_where_its_checkpoints_were_removed(tmp_path):
+def test_an_average_is_reused_if_its_checkpoints_were_removed(tmp_path):
     run, steps = RunDirectory(tmp_path), Steps(tmp_path / "steps.json")
     run.checkpoints.mkdir()
     for epoch in (1, 2):
@@ -56,15 +56,15 @@ def test_an_average_is_taken_as_it_is_where_its_checkpoints_were_removed(tmp_pat
     averaged, names, _ = average_last_epochs(run, 2, steps, Console(file=io.StringIO()))
     for name in names:
         (run.checkpoints / name).unlink()
-    told = Console(file=io.StringIO())
-    assert average_last_epochs(run, 2, steps, told)[:2] == (averaged, ["checkpoint1.pt", "checkpoint2.pt"])
-    assert "taken as it is, no epoch checkpoint is left" in told.file.getvalue()
+    output = Console(file=io.StringIO())
+    assert average_last_epochs(run, 2, steps, output)[:2] == (averaged, ["checkpoint1.pt", "checkpoint2.pt"])
+    assert "using this existing average, since no epoch checkpoints are left" in output.file.getvalue()
     assert torch.load(averaged)["model"]["weight"].item() == 1.5
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with two epochs, whose configuration averages both."""
+    """Make a run with two epochs and a configuration that averages both."""
     run = RunDirectory(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
     run.write_config(OmegaConf.create({"run": "a", "evaluate": {"average_last": 2}}))
@@ -83,7 +83,7 @@ def _average(run, count, name=AVERAGE):
     return torch.load(path)["model"]["weight"].item(), identity
 
 
-def test_an_average_is_made_again_when_its_file_or_an_epoch_is_another(run):
+def test_an_average_is_recomputed_if_its_file_or_an_epoch_changed(run):
     weight, identity = _average(run, 2)
     assert weight == 1.5
     made = run.checkpoints / AVERAGE
@@ -97,7 +97,7 @@ def test_an_average_is_made_again_when_its_file_or_an_epoch_is_another(run):
     assert (weight, other == identity) == (3.0, False)
 
 
-def test_an_average_of_another_number_leaves_that_of_the_configuration_alone(run):
+def test_an_average_of_another_number_keeps_the_configured_one(run):
     assert _average(run, 2)[0] == 1.5
     assert average_name(2, 2) == AVERAGE
     assert _average(run, 1, average_name(1, 2))[0] == 2.0
@@ -107,7 +107,7 @@ def test_an_average_of_another_number_leaves_that_of_the_configuration_alone(run
     assert torch.load(found)["model"]["weight"].item() == 1.5
 
 
-def test_translations_are_those_of_the_average_whatever_became_of_its_epochs(run):
+def test_the_average_is_used_after_its_epochs_were_removed(run):
     _, identity = _average(run, 2)
     for file in run.checkpoints.glob("checkpoint?.pt"):
         file.unlink()
@@ -115,7 +115,7 @@ def test_translations_are_those_of_the_average_whatever_became_of_its_epochs(run
     assert finished_average(run, 2, Console(file=io.StringIO())) == run.checkpoints / AVERAGE
 
 
-def test_translate_takes_the_average_of_the_configuration_and_makes_it_alone(run, monkeypatch):
+def test_translate_uses_the_configured_average_and_makes_it_under_a_lock(run, monkeypatch):
     console = Console(file=io.StringIO())
     with run.evaluating(), pytest.raises(SharingError, match="is being evaluated by another process"):
         model_files._average(run, 2, console)
@@ -123,12 +123,12 @@ def test_translate_takes_the_average_of_the_configuration_and_makes_it_alone(run
     _average(run, 1, average_name(1, 2))
     made = model_files._average(run, 2, console)
     assert torch.load(made)["model"]["weight"].item() == 1.5
-    with run.evaluating():  # an evaluation of hours
+    with run.evaluating():  # during a long evaluation
         assert model_files._average(run, 2, console) == made
 
 
 @pytest.mark.parametrize("moment", ["before they are read", "before they are averaged"])
-def test_checkpoints_that_a_training_deletes_meanwhile_end_in_one_line(run, monkeypatch, moment):
+def test_checkpoints_deleted_by_a_training_are_reported_in_one_line(run, monkeypatch, moment):
     if moment == "before they are read":
         monkeypatch.setattr(averages, "sha256", lambda file: (file.unlink(), sha256(file)))
     else:
@@ -136,8 +136,8 @@ def test_checkpoints_that_a_training_deletes_meanwhile_end_in_one_line(run, monk
     with pytest.raises(SharingError) as caught:
         _average(run, 2)
     assert str(caught.value) == (
-        f"{run.checkpoints / 'checkpoint1.pt'}: was deleted while it was read, as a running training does "
-        "(train.keep_last_epochs); try again, or when the training has finished"
+        f"{run.checkpoints / 'checkpoint1.pt'}: deleted during evaluation, probably by a running training "
+        "(train.keep_last_epochs); try again, or wait until training has finished"
     )
     assert not list(run.checkpoints.glob("*average*"))
 
@@ -151,9 +151,9 @@ def test_a_checkpoint_that_is_damaged_is_not_called_deleted(run):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"beam": 0}, "evaluate.beam must be a whole number from 1, got 0"),
-        ({"average_last": 2.5}, "evaluate.average_last must be a whole number from 1, got 2.5"),
-        ({"max_tokens": True}, "evaluate.max_tokens must be a whole number from 1, got True"),
+        ({"beam": 0}, "evaluate.beam must be an integer >= 1, got 0"),
+        ({"average_last": 2.5}, "evaluate.average_last must be an integer >= 1, got 2.5"),
+        ({"max_tokens": True}, "evaluate.max_tokens must be an integer >= 1, got True"),
         ({"lenpen": "long"}, "evaluate: length penalty lenpen must be a finite number, got 'long'"),
         ({"test_lenpen": {"newstest2014": "0.6"}}, "evaluate: length penalty newstest2014 must be a finite number"),
         ({"tokenize": "mosess"}, "tokenize: 'mosess'; allowed: 13a, char, flores101, flores200, intl, ja-mecab, "),
@@ -166,7 +166,7 @@ def test_bad_settings_are_named(block, message):
     assert str(caught.value).startswith(message)
 
 
-def test_a_length_penalty_of_a_base_is_left_out_by_null():
+def test_null_removes_a_length_penalty_of_the_base():
     settings = EvaluationSettings.of({"test_lenpen": {"newstest2014": 0.6, "newstest2014_cleaned": None}})
     assert settings.test_lenpen == {"newstest2014": 0.6}
 

@@ -66,7 +66,7 @@ def test_incomplete_output_is_refused_in_one_line(text, segments, message):
 
 @pytest.fixture
 def program(monkeypatch):
-    """Puts a program of Python in the place of fairseq-generate."""
+    """Replace fairseq-generate by a Python program."""
 
     def replace(code):
         popen = generation.subprocess.Popen
@@ -79,7 +79,7 @@ def program(monkeypatch):
     return replace
 
 
-def test_output_gets_its_name_when_it_is_complete(program, tmp_path):
+def test_output_is_renamed_once_it_is_complete(program, tmp_path):
     output = tmp_path / "folder" / "test.generate.txt"
     program(f"import os; print('H-0\\t-1\\tja'); assert not os.path.exists({str(output)!r})")
     assert generate([], output, 1, "test", Console(file=io.StringIO())) == ["ja"]
@@ -98,7 +98,7 @@ def test_output_gets_its_name_when_it_is_complete(program, tmp_path):
         ),
     ],
 )
-def test_output_that_is_not_complete_leaves_the_last_one(program, tmp_path, code, left, message):
+def test_incomplete_output_does_not_replace_the_last_one(program, tmp_path, code, left, message):
     output = tmp_path / "test.generate.txt"
     output.write_text("of the last time")
     program(code)

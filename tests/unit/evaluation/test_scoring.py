@@ -44,7 +44,7 @@ BASELINE = [
 
 
 def _resampled(hypotheses, samples):
-    """BLEU of each resample, by scoring the resampled sentences themselves."""
+    """Return the BLEU of each resample, computed from the resampled sentences."""
     rng = np.random.default_rng(12345)
     indices = rng.choice(len(hypotheses), size=(samples, len(hypotheses)), replace=True)
     return np.array(
@@ -106,7 +106,7 @@ def test_chinese_is_scored_by_its_own_tokenizer():
 
 
 @pytest.mark.parametrize("code", ["zh", "zh_CN", "ZH-hant", "zho_Hans", "zho", "cmn", "chi", "yue_Hant", "zh-Hant-TW"])
-def test_chinese_is_scored_alike_whatever_its_code(code):
+def test_chinese_is_scored_equally_for_every_code(code):
     hypotheses, references = ["一只小狗在跑步", "两个人"], ["一只狗在跑步", "两个男人"]
     assert score(hypotheses, references, target_lang=code) == score(hypotheses, references, target_lang="zh")
     assert score(hypotheses, references, target_lang=code).bleu == pytest.approx(
@@ -128,7 +128,7 @@ def test_codes_and_scripts_choose_the_tokenizer(codes, name):
     assert {choose_tokenizer(code, "char") for code in codes.split()} == {"char"}
 
 
-def test_a_tokenizer_of_the_user_s_replaces_that_of_the_language():
+def test_the_user_s_tokenizer_overrides_that_of_the_language():
     hypotheses, references = ["หมาวิ่งเร็ว"], ["หมาวิ่งช้า"]
     assert score(hypotheses, references, target_lang="th").bleu == 0.0
     by_characters = score(hypotheses, references, ("other", references), "th", "char")
@@ -138,14 +138,14 @@ def test_a_tokenizer_of_the_user_s_replaces_that_of_the_language():
 
 
 @pytest.mark.parametrize("name", ["foo", "ZH", ""])
-def test_a_tokenizer_that_sacrebleu_has_not_is_refused_with_its_list(name):
+def test_an_unknown_tokenizer_is_refused_with_the_allowed_ones(name):
     with pytest.raises(SharingError) as caught:
         score(HYPOTHESES, REFERENCES, tokenize=name)
     assert str(caught.value) == f"tokenize: {name!r}; allowed: {', '.join(sorted(sacrebleu.metrics.BLEU.TOKENIZERS))}"
 
 
 @pytest.mark.parametrize("code", ["th", "tha_Thai", "lo", "lao", "km_KH", "my", "mya_Mymr", "bo", "bod_Tibt", "dz"])
-def test_a_language_without_spaces_and_tokenizer_is_warned_of_unless_one_is_chosen(code, caplog):
+def test_an_unspaced_language_without_a_tokenizer_is_warned_about(code, caplog):
     check_tokenizer(code)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"target language {code}: written without spaces, and sacreBLEU has no")
@@ -160,13 +160,13 @@ def test_a_language_without_spaces_and_tokenizer_is_warned_of_unless_one_is_chos
 @pytest.mark.parametrize(("code", "extra", "module"), [("jpn_Jpan", "ja", "ja_mecab"), ("ko_KR", "ko", "ko_mecab")])
 def test_a_missing_package_is_named_with_its_extra(code, extra, module, monkeypatch):
     tokenizer = pytest.importorskip(f"sacrebleu.tokenizers.tokenizer_{module}")
-    monkeypatch.setattr(tokenizer, "MeCab", None)  # as where its package is not installed
+    monkeypatch.setattr(tokenizer, "MeCab", None)  # as if its package were not installed
     with pytest.raises(SharingError) as caught:
         check_tokenizer(code)
     name = module.replace("_", "-")
     assert str(caught.value) == (
         f"target language {code}: BLEU's tokenizer {name} is not available: install it with: pip install "
-        f"'fairseq-sharing[{extra}]'; or choose another with evaluate --tokenize or evaluate.tokenize"
+        f"'fairseq-sharing[{extra}]'; or choose another one with evaluate --tokenize or evaluate.tokenize"
     )
     extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert extras["optional-dependencies"][extra][0].startswith(f"sacrebleu[{extra}]")

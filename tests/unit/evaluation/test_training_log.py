@@ -23,13 +23,13 @@ def test_speed_is_the_median_after_the_first_entries():
     assert summarize(records).tokens_per_second == 1000.0
 
 
-def test_a_repeated_line_counts_once_and_a_resumed_one_replaces():
+def test_a_repeated_line_counts_once_and_a_resumed_one_replaces_it():
     records = [_inner(i, 100) for i in range(1, 6)] + [_inner(6, 100)] * 9 + [_inner(7, 900), _inner(8, 500)]
     assert summarize(records).tokens_per_second == 500.0
     assert summarize([*records, _inner(8, 700)]).tokens_per_second == 700.0
 
 
-def test_speed_of_whole_epochs_serves_a_short_log():
+def test_a_short_log_uses_the_speed_of_whole_epochs():
     epochs = [
         ("train", {"train_wps": speed, "train_num_updates": str(updates)})
         for updates, speed in ((10, "1"), (20, "400"), (30, "600"))

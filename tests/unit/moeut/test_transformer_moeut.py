@@ -195,9 +195,7 @@ def test_a_bank_of_another_size_names_the_flag():
 
 
 def test_it_cannot_be_written_for_stock_fairseq():
-    with pytest.raises(
-        SharingError, match="--materialize writes transformer_sharing models, this one is transformer_moeut"
-    ):
+    with pytest.raises(SharingError, match="--materialize requires a transformer_sharing model, got transformer_moeut"):
         materialize({"model": {}, "cfg": {"model": {"arch": "transformer_moeut"}}})
 
 

@@ -1,4 +1,4 @@
-"""Runs whose map changed, in results, tables and pictures; and their last map as options."""
+"""Runs whose map changed: results, tables, figures, and their final map as options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stack(labels, frozen=()):
 
 
 def changing(seed: int = 1, **changes):
-    """A result of a run that began with frozen layers and changed its map twice."""
+    """Make a result of a run that started with frozen layers and changed its map twice."""
     maps = [((0, 1), (1,)), ((0, 0), ()), ((0, 1), ())]
     moments = [{"encoder": stack(*m), "decoder": stack(*m), "parameters": 10 + i} for i, m in enumerate(maps)]
     steps = [{"update": at, "reason": "decision", "after": m} for at, m in zip((100, 250), moments[1:], strict=True)]
@@ -34,13 +34,13 @@ def changing(seed: int = 1, **changes):
     return result("dlt", "none", seed, schedule="dynamic", mean_parameters=900, map_history=history, **changes)
 
 
-def test_spans_are_what_a_layer_used_from_change_to_change():
+def test_spans_list_the_sets_of_a_layer_between_changes():
     content = changing(updates=400)
     assert _spans(content, "encoder", 0) == [(0, 400, 0)]
     assert _spans(content, "encoder", 1) == [(0, 100, None), (100, 250, 0), (250, 400, 1)]
 
 
-def test_report_draws_maps_over_time_and_tells_mean_parameters(tmp_path):
+def test_report_draws_maps_over_time_and_shows_mean_parameters(tmp_path):
     other = {"encoder": [0, 0], "decoder": [0, 1]}
     folder = write(tmp_path, result("vanilla"), changing(1), changing(2, layer_map=other))
     report = write_report(folder)
@@ -52,7 +52,7 @@ def test_report_draws_maps_over_time_and_tells_mean_parameters(tmp_path):
     assert [line[column] for line in cells] == ["1,246,912", "900"]
 
 
-def test_without_changes_nothing_of_it_is_shown(tmp_path):
+def test_without_changes_neither_figure_nor_column_is_shown(tmp_path):
     report = write_report(write(tmp_path, result("vanilla")))
     assert "map_history.png" not in {file.name for file in report.files}
     assert "Mean unique parameters" not in summary(report.rows)[0]
@@ -65,18 +65,18 @@ def test_seeds_that_found_other_maps_are_one_row_with_ranges(tmp_path):
     assert row.parameters("effective") == "900"
 
 
-def test_a_run_s_result_tells_its_changes(data_dir):
+def test_a_result_records_the_changes_of_its_run(data_dir):
     trainer = make_trainer(data_dir, "--sharing-schedule=unshare", "--unshare-at=2", sharing="universal")
     trainer.task._loss.batches = TrainingBatches()
     train(trainer, 4)
-    told = _map_history({"extra_state": trainer.task.get_checkpoint_dict()})
-    assert json.dumps(told)
-    assert told["schedule"] == "unshare"
-    assert told["map_history"]["start"]["encoder"]["layer_map"] == [0, 0, 0, 0]
-    assert [c["update"] for c in told["map_history"]["changes"]] == [2]
+    history = _map_history({"extra_state": trainer.task.get_checkpoint_dict()})
+    assert json.dumps(history)
+    assert history["schedule"] == "unshare"
+    assert history["map_history"]["start"]["encoder"]["layer_map"] == [0, 0, 0, 0]
+    assert [c["update"] for c in history["map_history"]["changes"]] == [2]
     before, after = (changes(trainer)[0][moment]["parameters"] for moment in ("before", "after"))
     # Counted after each of 4 updates, the second of which untied.
-    assert told["mean_parameters"] == round((before + 3 * after) / 4)
+    assert history["mean_parameters"] == round((before + 3 * after) / 4)
     assert _map_history({"extra_state": {}}) == {}
 
 

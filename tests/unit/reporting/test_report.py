@@ -41,7 +41,7 @@ def reported(tmp_path_factory):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Leave out what takes long and is not looked at."""
+    """Skip the figures, which take long and are not tested here."""
     monkeypatch.setattr(figures, "draw", lambda rows, folder: [])
 
 
@@ -93,8 +93,8 @@ def test_markdown_has_means_updates_p_values_and_signature(reported):
     assert rows[2][:5] == ["Vanilla", "2", "2", "1,246,912", "2,000,000"]
     assert rows[2][5:] == ["12,150 ± 71", "3,840", "2", "30.50 ± 0.71"]
     assert rows[3] == ["Cycle", "2", "4", "1,246,912", "2,000,000", "12,100", "3,840", "1", "32.25 (p=0.004)"]
-    assert f"sacreBLEU signature of BLEU: {BLEU_SIGNATURE}" in text
-    assert "paired bootstrap of BLEU against vanilla." in text
+    assert f"sacreBLEU signature for BLEU: {BLEU_SIGNATURE}" in text
+    assert "paired bootstrap test on BLEU against vanilla." in text
     assert "average of the last 2 epoch checkpoints, beam 5, length penalty 1.0" in text
     for name in PICTURES:
         assert f"]({name})" in text
@@ -145,22 +145,22 @@ def test_only_results_with_examples_quote_sentences(study, no_pictures):
     assert "<b>" not in text
 
 
-def test_runs_of_one_shape_are_told_apart_by_name(study):
+def test_runs_of_the_same_shape_are_distinguished_by_name(study):
     write(study, result("cycle_long", "cycle", updates=9000))
     rows = read_rows(study)
     assert tables.names(rows) == ["Vanilla", "Cycle, cycle", "Cycle, cycle_long"]
     assert tables.titles(rows)[2] == "Cycle, M=2, N=4, cycle_long"
 
 
-def test_scores_by_different_tokenizers_share_no_table(study):
+def test_scores_by_different_tokenizers_are_refused_in_one_table(study):
     other = result("universal", "universal")
     other["scores"]["test_2016_flickr"]["signature"]["bleu"] = BLEU_SIGNATURE.replace("tok:13a", "tok:char")
     write(study, other)
     with pytest.raises(SharingError) as caught:
         write_report(study)
     assert str(caught.value) == (
-        f"{study}: BLEU of vanilla-seed1 is by the tokenizer 13a, of universal-seed1 by char; evaluate both with one "
-        "--tokenize, or report them in two folders"
+        f"{study}: BLEU uses tokenizer 13a for vanilla-seed1 but char for universal-seed1; evaluate both with the same "
+        "--tokenize, or report them in separate folders"
     )
     assert not list(study.glob("table.*"))
 
@@ -172,21 +172,22 @@ def _compared(name, own, baseline=None, p_value=None):
     return content
 
 
-def test_a_p_value_against_what_is_not_in_the_table_is_refused(tmp_path, no_pictures):
+def test_a_p_value_against_a_missing_baseline_is_refused(tmp_path, no_pictures):
     folder = write(tmp_path, _compared("cycle", "c", "v", 0.01))
-    against = f"{folder}: the p-value of cycle-seed1 on test_2016_flickr is against vanilla-seed1, "
+    against = f"{folder}: cycle-seed1 has a p-value on test_2016_flickr against vanilla-seed1, "
     with pytest.raises(SharingError) as caught:
         write_report(folder)
-    assert str(caught.value) == f"{against}whose result is not there; evaluate vanilla-seed1 with --out {folder}"
+    advice = f"evaluate vanilla-seed1 with --out {folder}"
+    assert str(caught.value) == f"{against}which has no result in this folder; {advice}"
     write(folder, _compared("vanilla", "another v"))
     with pytest.raises(SharingError) as caught:
         write_report(folder)
     assert str(caught.value) == (
-        f"{against}but against other translations than those of its result there; evaluate vanilla-seed1, then "
+        f"{against}whose result in this folder is for different translations; evaluate vanilla-seed1, then "
         f"cycle-seed1, with --out {folder}"
     )
     write(folder, result("vanilla", seed=2))  # another seed, and without a fingerprint
-    with pytest.raises(SharingError, match="but against other translations"):
+    with pytest.raises(SharingError, match="whose result in this folder is for different translations"):
         write_report(folder)
     write(folder, _compared("vanilla", "v"))
     assert [row.run for row in write_report(folder).rows] == ["vanilla", "cycle"]
@@ -196,11 +197,13 @@ def test_results_without_fingerprints_are_matched_by_name_and_seed_only_with_eac
     folder = write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.2))
     assert len(write_report(folder).rows) == 2
     write(folder, _compared("vanilla", "mine"))
-    with pytest.raises(SharingError, match="against vanilla-seed1, but against other translations than those"):
+    with pytest.raises(
+        SharingError, match="against vanilla-seed1, whose result in this folder is for different translations"
+    ):
         write_report(folder)
     (folder / "vanilla-seed1.json").unlink()
     write(folder, result("vanilla", seed=2))
-    with pytest.raises(SharingError, match="against vanilla-seed1, whose result is not there"):
+    with pytest.raises(SharingError, match="against vanilla-seed1, which has no result in this folder"):
         write_report(folder)
 
 
@@ -214,20 +217,20 @@ def test_several_seeds_have_no_p_value_in_the_summary_and_one_each_beside_it(tmp
     )
     write_report(folder)
     text = (folder / "table.md").read_text(encoding="utf-8")
-    summary, by_run = text.split("## Each run")
+    summary, by_run = text.split("## Results per run")
     assert "| 30.00 ± 4.24 |" in " ".join(summary.split())
     assert not re.search(r"p\s*[=≤]", summary)
-    assert "A row of several seeds has no p-value; each of its runs has one." in summary
+    assert "Rows with several seeds have no p-value; each of their runs has one." in summary
     assert [line.split("|")[-2].strip() for line in by_run.splitlines() if "cycle" in line] == ["0.001", "0.002"]
     assert "≤" not in (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_differing_signatures_and_recipes_are_said(study):
+def test_different_signatures_and_recipes_are_reported(study):
     other = result("universal", "universal", generation={"beam": 4, "lenpen": 0.6, "test_lenpen": {"b": 1}})
     other["scores"]["test_2016_flickr"]["signature"]["bleu"] = "nrefs:1|tok:13a|version:2.0.0"
     write(study, other)
     notes = tables.notes(read_rows(study))
-    (warning,) = [note for note in notes if "cannot be compared" in note]
+    (warning,) = [note for note in notes if "not comparable" in note]
     assert BLEU_SIGNATURE in warning
     assert "version:2.0.0" in warning
     assert any(
@@ -236,7 +239,7 @@ def test_differing_signatures_and_recipes_are_said(study):
 
 
 def _experts():
-    """What a model of two layers, one set each, logs; the second never chose its last expert."""
+    """Log entries of a model with two layers, one set each; the second layer never chose its last expert."""
     return {
         f"{stack}_{kind}_{layer}": {"choices": [4, 4, 6 * (layer == 1)], "evenness": 0.9, "dead": (layer - 1) / 3}
         for stack in ("encoder", "decoder")
@@ -273,20 +276,20 @@ def test_speeds_of_different_machines_are_not_compared(tmp_path):
     results = [result("vanilla"), result("cycle", "cycle"), result("sequence", "sequence", **gpu)]
     folder = write(tmp_path, *results)
     pictures = dict(figures.draw(read_rows(folder), tmp_path))
-    assert "Only what was trained on Some CPU, 2 CPU cores: other speeds" in pictures["bleu_by_speed.png"]
+    assert "Only runs trained on Some CPU, 2 CPU cores; other speeds" in pictures["bleu_by_speed.png"]
     write_report(folder)
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s of different" in text
+    assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s are not comparable" in text
 
 
-def test_of_several_baselines_each_is_told_with_what_it_was_compared_with(tmp_path):
+def test_several_baselines_are_listed_with_the_runs_compared_with_them(tmp_path):
     deep = result("deep", "cycle_rev", 1, 33.0, 0.02)
     deep["scores"]["test_2016_flickr"]["baseline"] = "cycle-seed1"
     rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.3), deep))
-    assert "p: paired bootstrap of BLEU, cycle against vanilla; deep against cycle." in tables.notes(rows)
+    assert "p: paired bootstrap test on BLEU, cycle against vanilla; deep against cycle." in tables.notes(rows)
 
 
-def test_a_single_speed_is_no_picture(tmp_path):
+def test_a_single_comparable_speed_is_not_drawn(tmp_path):
     rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", device={"kind": "cuda"})))
     assert "bleu_by_speed.png" not in dict(figures.draw(rows, tmp_path))
 
@@ -326,7 +329,7 @@ def test_runs_are_collected_before_the_report(study, tmp_path, no_pictures):
 
 @pytest.mark.parametrize("changes", [{"run": "../../evil"}, {"run": "/tmp/evil"}, {"seed": "1/../../../evil"}])
 @pytest.mark.parametrize("collected", [True, False])
-def test_no_result_names_a_file_outside_of_the_folder(study, tmp_path, no_pictures, changes, collected):
+def test_a_result_cannot_name_a_file_outside_of_the_folder(study, tmp_path, no_pictures, changes, collected):
     folder = tmp_path / "runs" / "x" if collected else study
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps({**result("cycle", "cycle"), **changes}))
@@ -345,13 +348,13 @@ def test_no_picture_is_written_through_a_link_to_outside(study, tmp_path):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_points_of_one_size_do_not_hide_each_other():
+def test_points_of_equal_size_do_not_overlap():
     offsets = bleu_figures._offsets([(100.0, None), (100.0, None), None, (100.0, None), (500.0, None)])
     assert offsets == pytest.approx([-8.0, 0.0, 0.0, 8.0, 0.0])
     assert bleu_figures._offsets([(7.0, None)]) == [0.0]
     assert bleu_figures._offsets([(0.0, None)]) == [0.0]
     assert bleu_figures._offsets([(1000.0, None), (1001.0, None)]) == pytest.approx([-3.25, 3.25], abs=0.01), (
-        "0.1% is no distance"
+        "a difference of 0.1% is not drawn as a distance"
     )
     xs = [10.0, 10.5, 40.0, 11.0]
     moved = [
@@ -363,7 +366,7 @@ def test_points_of_one_size_do_not_hide_each_other():
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 48])
-def test_every_parameter_set_has_a_color_of_its_own(count):
+def test_every_parameter_set_has_its_own_color(count):
     colors = set_colors(count)
     assert len(set(colors)) == count
     assert all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in colors)

@@ -46,7 +46,7 @@ def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
     assert vanilla.score("test_2016_flickr", "bleu").format() == "30.00"
     assert vanilla.score("another", "bleu") is None
     assert cycle.speed.mean == 12_200.0
-    assert cycle.p_value("test_2016_flickr") == "", "of several seeds there is no one p-value"
+    assert cycle.p_value("test_2016_flickr") == "", "several seeds have no common p-value"
     assert Row(cycle.results[1:2]).p_value("test_2016_flickr") == "p=0.200"
     assert vanilla.p_value("test_2016_flickr") == ""
     assert cycle.p_value("another") == ""
@@ -55,7 +55,7 @@ def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
     assert baselines([vanilla, cycle]) == {"vanilla": ["cycle"]}
 
 
-def test_stacks_of_their_own_are_both_named(tmp_path):
+def test_different_strategies_per_stack_are_both_named(tmp_path):
     content = result("mixed", "cycle", layers={"encoder": 4, "decoder": 2})
     write(tmp_path, {**content, "sharing": {"encoder": "cycle", "decoder": "none"}})
     (row,) = read_rows(tmp_path)
@@ -72,13 +72,16 @@ def test_signatures_and_test_sets_are_collected_once(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([], "holds no result"),
-        ([result(), result("toy", dataset="toy")], r"several datasets \(multi30k, toy\)"),
+        ([], r"contains no result \(\*\.json\); create results with"),
+        (
+            [result(), result("toy", dataset="toy")],
+            r"several datasets \(multi30k, toy\); allowed: one dataset per folder",
+        ),
         (
             [result(), result(seed=2, layer_map={"encoder": [0, 0], "decoder": [0, 1]})],
-            r"vanilla-seed2\.json and .*vanilla-seed1\.json share a name, vanilla, but differ in layer_map",
+            r"vanilla-seed2\.json and .*vanilla-seed1\.json: both are named vanilla but differ in layer_map",
         ),
-        ([result(scores={})], "scores no test set"),
+        ([result(scores={})], "contains no scores"),
     ],
 )
 def test_results_that_do_not_belong_together_are_refused(tmp_path, results, message):
@@ -86,15 +89,15 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, results, mess
         read_rows(write(tmp_path / "study", *results))
 
 
-def test_files_that_are_no_results_are_refused(tmp_path):
+def test_files_that_are_not_results_are_refused(tmp_path):
     with pytest.raises(SharingError, match="no such folder"):
         read_rows(tmp_path / "absent")
     write(tmp_path, result())
     (tmp_path / "notes.json").write_text('{"run": "x"}')
-    with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate: it lacks dataset, sharing"):
+    with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate; missing: dataset, sharing"):
         read_rows(tmp_path)
     (tmp_path / "notes.json").write_text("[1, 2]")
-    with pytest.raises(SharingError, match="it lacks run, dataset"):
+    with pytest.raises(SharingError, match="missing: run, dataset"):
         read_rows(tmp_path)
     (tmp_path / "notes.json").write_text("{")
     with pytest.raises(SharingError, match=r"notes\.json: not JSON"):
@@ -104,5 +107,5 @@ def test_files_that_are_no_results_are_refused(tmp_path):
 def test_the_same_run_and_seed_twice_is_refused(tmp_path):
     write(tmp_path, result())
     (tmp_path / "copy.json").write_text((tmp_path / "vanilla-seed1.json").read_text())
-    with pytest.raises(SharingError, match="are both run vanilla, seed 1"):
+    with pytest.raises(SharingError, match="both are run vanilla, seed 1; keep only one"):
         read_rows(tmp_path)

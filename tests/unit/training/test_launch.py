@@ -236,7 +236,7 @@ def test_a_training_whose_translations_could_not_be_scored_does_not_start(tmp_pa
     for overrides, message in (
         ([], r"^target language ja_JP: BLEU's tokenizer ja-mecab .* pip install 'fairseq-sharing\[ja\]'; or choose"),
         (["evaluate.tokenize=moses"], "^tokenize: 'moses'; allowed: 13a, "),
-        (["evaluate.beam=0"], "^evaluate.beam must be a whole number from 1, got 0"),
+        (["evaluate.beam=0"], "^evaluate.beam must be an integer >= 1, got 0"),
     ):
         with pytest.raises(SharingError, match=message):
             start("ja_JP", *overrides)
