@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the package when it is not yet there, then prepare one dataset into data/<dataset>.
+# Install the package if necessary, then prepare one dataset in data/<dataset>.
 set -euo pipefail
 
 usage() {
@@ -7,7 +7,7 @@ usage() {
 usage: bash data-prep/<dataset>/prepare.sh [--dry-run] [FLAG ...]
 
   --dry-run   print the commands and stop
-  FLAG ...    of: fairseq-sharing prepare, for example --mirror DIR, --out DIR (default: data/<dataset>)
+  FLAG ...    flags of fairseq-sharing prepare, such as --mirror DIR or --out DIR (default: data/<dataset>)
 USAGE
 }
 

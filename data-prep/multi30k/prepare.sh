@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# fairseq-sharing prepare multi30k; flags are passed on.
+# Run fairseq-sharing prepare multi30k; flags are passed to it.
 set -euo pipefail
 exec bash "$(dirname "${BASH_SOURCE[0]}")/../prepare.sh" multi30k "$@"

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# fairseq-sharing prepare news_commentary; flags are passed on.
+# Run fairseq-sharing prepare news_commentary; flags are passed to it.
 set -euo pipefail
 exec bash "$(dirname "${BASH_SOURCE[0]}")/../prepare.sh" news_commentary "$@"

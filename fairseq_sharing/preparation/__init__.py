@@ -1,1 +1,1 @@
-"""From raw text to the binary files that fairseq trains on: fetch, check, clean, tokenize, segment, binarize."""
+"""Prepare raw text for training with fairseq: fetch, check, clean, tokenize, segment, binarize."""

@@ -1,4 +1,4 @@
-"""Write the files that fairseq-preprocess writes, byte for byte, from any number of lines in constant memory."""
+"""Write the same files as fairseq-preprocess, byte for byte, in memory that does not depend on the number of lines."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy
 
 from fairseq_sharing.files import atomic_write, read_lines
 
-_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # numbers 0 to 3 of every dictionary of fairseq
+_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # indices 0 to 3 of every fairseq dictionary
 _PADDING_FACTOR = 8  # --padding-factor of fairseq-preprocess
-_SMALL_DICTIONARY = 65_500  # symbols from which a token needs more than two bytes (fairseq, best_fitting_int_dtype)
+_SMALL_DICTIONARY = 65_500  # number of symbols from which fairseq uses four bytes per token (best_fitting_int_dtype)
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _INDEX_VERSION = 1
 _TYPE_CODES = {numpy.dtype(numpy.uint16): 8, numpy.dtype(numpy.uint32): 9}
-_BLOCK = 1 << 20  # sentences of an index written at a time
+_BLOCK = 1 << 20  # number of sentences whose index is written at a time
 
 
 def preprocess_arguments(languages: list[str], tests: list[str]) -> list[str]:
-    """Compose the arguments with which fairseq-preprocess makes the same files, relative to the data directory.
+    """Return the arguments of fairseq-preprocess that produce the same files, relative to the data directory.
 
     Args:
-        languages: language codes translated from and to, or the one of a language model.
+        languages: source and target language codes, or the single code of a language model.
         tests: names of the test sets, which become the subsets test, test1, test2, ...
 
     Returns:
@@ -42,38 +42,38 @@ def preprocess_arguments(languages: list[str], tests: list[str]) -> list[str]:
 
 
 def subset_names(tests: list[str]) -> dict[str, str]:
-    """Name the subsets that fairseq makes of the test sets.
+    """Map the test sets to fairseq's subset names.
 
     Args:
         tests: names of the test sets in order.
 
     Returns:
-        fairseq's subset by test set: test, test1, test2, ...
+        fairseq's subset per test set: test, test1, test2, ...
     """
     return {name: f"test{number or ''}" for number, name in enumerate(tests)}
 
 
 def dictionary_names(languages: list[str]) -> list[str]:
-    """Name the dictionary files.
+    """Return the names of the dictionary files.
 
     Args:
         languages: as for preprocess_arguments.
 
     Returns:
-        One name a language, for one language dict.txt.
+        One name per language; dict.txt for a single language.
     """
     return [f"dict.{lang}.txt" for lang in languages] if len(languages) > 1 else ["dict.txt"]
 
 
 def data_names(subset: str, languages: list[str]) -> list[str]:
-    """Name the data of a subset, without the endings .bin and .idx.
+    """Return the names of a subset's data files, without the suffixes .bin and .idx.
 
     Args:
         subset: train, valid, test, test1, ...
         languages: as for preprocess_arguments.
 
     Returns:
-        One name a language.
+        One name per language.
     """
     return [f"{subset}.{'-'.join(languages)}.{lang}" for lang in languages] if len(languages) > 1 else [subset]
 
@@ -83,10 +83,10 @@ def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
 
     Args:
         counts: how often each token occurs.
-        paths: files to write, all alike.
+        paths: files to write, with identical content.
 
     Returns:
-        Number of symbols, without fairseq's four special ones.
+        Number of symbols, excluding fairseq's four special symbols.
     """
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     symbols = {word: count for word, count in ordered if word not in _SPECIAL}
@@ -102,23 +102,23 @@ def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
 
 
 def read_dictionary(path: Path) -> dict[str, int]:
-    """Read the number of each symbol.
+    """Read the index of each symbol.
 
     Args:
         path: a dictionary file.
 
     Returns:
-        Numbers by symbol, the special ones among them.
+        Indices by symbol, including the special symbols.
     """
     symbols = (*_SPECIAL, *(line.rpartition(" ")[0] for line in read_lines(path)))
     return {symbol: number for number, symbol in enumerate(symbols)}
 
 
 def token_type(size: int) -> numpy.dtype[Any]:
-    """Choose the type of a token as fairseq does.
+    """Choose the integer type of tokens, as fairseq does.
 
     Args:
-        size: symbols in the dictionary, the special ones among them.
+        size: number of symbols in the dictionary, including the special symbols.
 
     Returns:
         An unsigned type of two or four bytes.
@@ -127,10 +127,10 @@ def token_type(size: int) -> numpy.dtype[Any]:
 
 
 def write_index(lengths: Path, kind: numpy.dtype[Any], index: Path) -> None:
-    """Write the index of a file of fairseq's mmap format.
+    """Write the index of a file in fairseq's mmap format.
 
     Args:
-        lengths: file of the number of tokens of each sentence, four bytes each.
+        lengths: file with the number of tokens of each sentence, four bytes each.
         kind: type of a token.
         index: the ``.idx`` file to write.
     """

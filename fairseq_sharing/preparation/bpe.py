@@ -1,4 +1,4 @@
-"""Apply byte-pair encoding: the merges, and so the subwords, are subword-nmt's; the tokenizers library applies them."""
+"""Apply the BPE merges of subword-nmt with the tokenizers library, with identical results."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Words kept with their subwords before all are forgotten; bounds the memory of a process.
+# Maximum number of cached words per process; a full cache is cleared.
 _CACHE_WORDS = 200_000
 
-# What the library calls a character that no merge has. Merges are separated by spaces, so no symbol of theirs is one.
+# The library's symbol for characters that are in no merge. Merges are separated by spaces, so none contains a space.
 _UNKNOWN = " "
 
 
 class BytePairEncoding:
-    """Cut words into the subwords that subword-nmt's apply-bpe cuts them into, several times as fast.
+    """Split words into the same subwords as subword-nmt's apply-bpe, several times as fast.
 
     Args:
         codes: file of merge operations in the format of subword-nmt.
     """
 
     def __init__(self, codes: Path):
-        # Processes share the work; threads of the library would only take turns with them.
+        # The work is already distributed over processes; the library's threads would only compete with them.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from subword_nmt.apply_bpe import BPE
         from tokenizers import Tokenizer, models
@@ -36,10 +36,10 @@ class BytePairEncoding:
         self._cache: dict[str, str] = {}
 
     def segment(self, text: str) -> str:
-        """Cut the words of a text into subwords.
+        """Split the words of a text into subwords.
 
         Args:
-            text: words separated by spaces, in lines.
+            text: lines of words separated by spaces.
 
         Returns:
             The same lines with "@@" after each subword that is not the end of a word.
@@ -57,22 +57,22 @@ class BytePairEncoding:
             self._cache.update((word, self._reference.segment(word)) for word in words)
             return
         for word, encoding in zip(words, self._tokenizer.encode_batch(words), strict=True):
-            # Offsets, not symbols: a character that no merge has is a symbol without name.
+            # Use offsets instead of symbols, because all characters without a merge have the same symbol.
             self._cache[word] = "@@ ".join([word[start:end] for start, end in encoding.offsets])
 
 
 def same_in_any_order(merges: list[tuple[str, str]]) -> bool:
-    """Tell whether it is all the same if the places of a pair in a word are merged at once or one after the other.
+    """Return whether merging all occurrences of a pair at once or one by one gives the same subwords.
 
-    subword-nmt merges all places of the first pair of the list before it looks again, the tokenizers library looks
-    again after each. That makes a difference only where the new symbol is part of a pair from further up the list,
-    which merges in the order they were learned in have only if a symbol was made in two ways.
+    subword-nmt merges all occurrences of the best pair in a word before it searches again. The tokenizers library
+    searches after every merge. The results differ only if a new symbol is part of an earlier pair in the list. With
+    merges in the order of learning, this happens only if a symbol can be produced in two ways.
 
     Args:
-        merges: pairs of symbols in the order of the list.
+        merges: pairs of symbols in list order.
 
     Returns:
-        False when the new symbol of a pair is in a pair before it.
+        False if the new symbol of a pair is part of an earlier pair.
     """
     used: set[str] = set()
     for one, other in merges:

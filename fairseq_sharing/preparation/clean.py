@@ -1,4 +1,4 @@
-"""Which training pairs are left out, as Moses' clean-corpus-n.perl does it."""
+"""Select the training pairs to remove, like Moses' clean-corpus-n.perl."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ REASONS = ("empty", "too_long", "length_ratio", "long_word")
 
 
 def reason_to_remove(texts: Sequence[str], limits: Mapping[str, Any]) -> str | None:
-    """Tell why a pair, or a single sentence, is no good for training.
+    """Return why a pair, or a single sentence, is removed from the training data.
 
     Args:
-        texts: of each side the tokens, separated by single spaces.
-        limits: min_tokens and max_tokens of each side, max_ratio of the two lengths, max_word_length in characters.
+        texts: tokens of each side, separated by single spaces.
+        limits: min_tokens and max_tokens per side, max_ratio of the two lengths, max_word_length in characters.
 
     Returns:
-        One of REASONS, or None for a pair to keep.
+        One of REASONS; None for a pair to keep.
 
     Source:
         mosesdecoder, scripts/training/clean-corpus-n.perl.

@@ -1,4 +1,4 @@
-"""Fetch files by URL and SHA-256, going on where a broken download stopped."""
+"""Fetch files by URL and SHA-256, and resume interrupted downloads."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from fairseq_sharing.files import atomic_write, inside, sha256
 from fairseq_sharing.preparation.progress import console, progress
 
 UNKNOWN = "unknown"
-"""Stands in a recipe for a checksum that is recorded when the file is first fetched, and checked from then on."""
+"""Marks a checksum in a recipe that is recorded at the first download and verified afterwards."""
 
 ATTEMPTS = 5
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without receiving data
 _BLOCK = 1 << 16  # bytes
 
 
 def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Path:
-    """Get a file whose content is known.
+    """Fetch a file and verify its checksum.
 
     Args:
-        url: where the file is published, or only its name when a mirror must have it.
+        url: address of the file, or only its name if it is available only from a mirror.
         digest: its SHA-256, or UNKNOWN.
-        folder: where downloads are kept, each in a subfolder that its address determines: complete ones under their
-            name, broken ones as ``<name>.part``, checksums recorded for UNKNOWN as ``<name>.sha256``.
-        mirror: local folder, or file:// or http(s):// URL of one, that holds the same file names; a local one may
-            hold them in its sub-folders.
+        folder: download folder, with one subfolder per address: complete files under their name, incomplete ones as
+            ``<name>.part``, checksums recorded for UNKNOWN as ``<name>.sha256``.
+        mirror: local folder, or file:// or http(s):// URL of a folder, with the same file names. A local mirror may
+            contain them in subfolders.
 
     Returns:
-        Path of the verified file: in the folder, or in the mirror itself when that is local.
+        Path of the verified file, in the folder or in a local mirror.
 
     Raises:
-        SharingError: when the file cannot be had, or is another than expected.
+        SharingError: the file cannot be fetched or has the wrong checksum.
     """
     if digest == UNKNOWN:
         digest = recorded_digest(url, folder) or UNKNOWN
@@ -53,17 +53,17 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
 
 
 def recorded_digest(url: str, folder: Path) -> str | None:
-    """Read the checksum of a file that the recipe knows none of.
+    """Read the recorded checksum of a file without a checksum in the recipe.
 
     Args:
-        url: as for fetch.
-        folder: where downloads are kept.
+        url: see `fetch`.
+        folder: download folder.
 
     Returns:
-        The SHA-256 recorded when the file was first fetched from this address; None before that.
+        The SHA-256 recorded at the first download from this address; None before that.
 
     Raises:
-        SharingError: the record holds something else.
+        SharingError: the record does not contain a SHA-256.
     """
     record = _cached(url, folder, ".sha256")
     if not record.is_file():
@@ -78,22 +78,22 @@ def file_name(url: str) -> str:
     """Return the name of a file in a mirror.
 
     Args:
-        url: as for fetch.
+        url: see `fetch`.
 
     Returns:
         The last part of the URL's path, decoded, without the query.
 
     Raises:
-        SharingError: that is no file name.
+        SharingError: the last part is not a file name.
     """
     name = (unquote(urlsplit(url).path) if "://" in url else url).rpartition("/")[2]
     if name in ("", ".", "..") or "\0" in name:
-        raise SharingError(f"{url}: names no file; allowed: an address whose path ends in a file name")
+        raise SharingError(f"{url}: no file name; allowed: an address whose path ends in a file name")
     return name
 
 
 def _cached(url: str, folder: Path, ending: str = "") -> Path:
-    """Return where a download is kept. Files of one name at different addresses are different files."""
+    """Return the path of a download. Files with the same name at different addresses have different paths."""
     return inside(folder, f"{hashlib.sha256(url.encode()).hexdigest()[:16]}/{file_name(url)}{ending}")
 
 
@@ -107,7 +107,7 @@ def _get(url: str, digest: str, folder: Path, mirror: str | None) -> Path:
             return found
         url = mirror.rstrip("/") + "/" + quote(file_name(url))
     elif "/" not in url:
-        raise SharingError(f"{url}: is published under no URL of its own; give a folder that holds it with --mirror")
+        raise SharingError(f"{url}: not available for download; give a folder that contains it with --mirror")
     elif (local := local_path(url)) is not None:
         verify(local, digest)
         return local
@@ -115,12 +115,12 @@ def _get(url: str, digest: str, folder: Path, mirror: str | None) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if digest == UNKNOWN:
-        # Nothing would show that the beginning is that of another version of the file.
+        # Without a checksum, a partial file of another version would not be detected.
         part.unlink(missing_ok=True)
     resumed = part.is_file()
     download(url, part)
     if resumed and digest != sha256(part):
-        # What an earlier run left may belong to another version of the file.
+        # The partial file of an earlier run may belong to another version of the file.
         part.unlink()
         download(url, part)
     try:
@@ -133,26 +133,26 @@ def _get(url: str, digest: str, folder: Path, mirror: str | None) -> Path:
 
 
 def _find(folder: Path, name: str, mirror: str) -> Path:
-    """Look for a file in a folder, then in its sub-folders."""
+    """Look for a file in a folder, then in its subfolders."""
     if (folder / name).is_file():
         return folder / name
     found = sorted(folder.glob(f"*/{glob.escape(name)}"))
     if len(found) != 1:
-        raise SharingError(f"--mirror {mirror}: holds {'more than one' if found else 'no'} file {name}")
+        raise SharingError(f"--mirror {mirror}: contains {'more than one' if found else 'no'} file {name}")
     return found[0]
 
 
 def local_path(location: str) -> Path | None:
-    """Tell local locations from remote ones.
+    """Return the local path of a location.
 
     Args:
         location: a path, or a file:// or http(s):// URL.
 
     Returns:
-        The path, or None for http(s).
+        The path; None for http(s).
 
     Raises:
-        SharingError: for any other kind of URL.
+        SharingError: the URL has another scheme.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location)
     if scheme is None:
@@ -161,19 +161,19 @@ def local_path(location: str) -> Path | None:
         return Path(unquote(urlsplit(location).path))
     if scheme[1].lower() in ("http", "https"):
         return None
-    raise SharingError(f"{location}: allowed are a folder, file://, http:// and https://")
+    raise SharingError(f"{location}: unsupported location; allowed: a folder, file://, http:// or https://")
 
 
 def verify(path: Path, digest: str, name: str | None = None) -> None:
-    """Check that a file is the one expected.
+    """Verify the checksum of a file.
 
     Args:
         path: the file.
-        digest: the SHA-256 it must have; UNKNOWN accepts any.
-        name: how messages call the file; its path when None.
+        digest: its expected SHA-256; UNKNOWN accepts any file.
+        name: name of the file in error messages; its path if None.
 
     Raises:
-        SharingError: naming both checksums when they differ.
+        SharingError: the file is missing or its checksum differs; the message contains both checksums.
     """
     if not path.is_file():
         raise SharingError(f"{path}: no such file")
@@ -185,15 +185,15 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
 
 
 def download(url: str, part: Path, wait: float = 1.0) -> None:
-    """Download a URL into a file, keeping what is already in it.
+    """Download a URL to a file, resuming a partial download.
 
     Args:
         url: http or https.
-        part: the file; its present content is taken for the beginning of the download.
-        wait: seconds before the second attempt, twice as long before each further one.
+        part: the file; existing content is treated as the beginning of the download.
+        wait: seconds before the second attempt; doubled before each further attempt.
 
     Raises:
-        SharingError: when the server refuses, or after ATTEMPTS attempts without a further byte.
+        SharingError: the server refused, or ATTEMPTS attempts made no progress.
     """
     failures = 0
     while True:
@@ -201,28 +201,30 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
         try:
             if _continue(url, part, before):
                 return
-            reason = "the connection broke off"
+            reason = "the connection was interrupted"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
-                raise SharingError(f"{url}: the server answers {error.code} {error.reason}") from None
-            reason = f"the server answers {error.code} {error.reason}"
+                raise SharingError(f"{url}: the server returned {error.code} {error.reason}") from None
+            reason = f"the server returned {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if part.is_file() and part.stat().st_size > before else failures + 1
         if failures == ATTEMPTS:
-            raise SharingError(f"{url}: {reason}, {ATTEMPTS} times in a row; start again to go on, or use --mirror")
+            raise SharingError(
+                f"{url}: {reason}, {ATTEMPTS} times in a row; re-run the command to resume, or use --mirror"
+            )
         time.sleep(wait * 2**failures)
 
 
 def _continue(url: str, part: Path, start: int) -> bool:
-    """Request the rest of a file and append it; tell whether it is complete."""
+    """Request the rest of a file and append it; return whether it is complete."""
     request = urllib.request.Request(url, headers={"User-Agent": "fairseq-sharing"})
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing after what is here: complete, or too long
+        if error.code == 416 and start:  # no more data: the file is complete or too long
             if error.headers.get("Content-Range", "").endswith(f"/{start}"):
                 return True
             part.unlink()

@@ -1,4 +1,4 @@
-"""Read and check the manifest of a data directory or of an exported model, for everything that uses one."""
+"""Read and check the manifest of a data directory or of an exported model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fairseq_sharing.files import inside
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 
 MANIFEST = "manifest.json"
-"""Exists only while a data directory is complete."""
+"""Exists only if the data directory is complete."""
 
 UNFINISHED = "manifest.unfinished.json"
-"""Records the finished steps while a data directory is made or remade."""
+"""Records the finished steps while a data directory is being made or updated."""
 
 LOCK = ".lock"
-"""Locked while preparation runs."""
+"""Locked while preparation is running."""
 
 
 def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -29,52 +29,52 @@ def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Args:
         folder: the directory.
-        needed: keys that the manifest must have.
+        needed: required keys.
 
     Returns:
-        The manifest; empty if the folder has none, such as one made by fairseq-preprocess.
+        The manifest; empty if there is none, such as in the output of fairseq-preprocess.
 
     Raises:
-        SharingError: preparation of the folder is running or unfinished, or the manifest is damaged or lacks a key.
+        SharingError: preparation is running or unfinished, or the manifest is damaged or lacks a key.
     """
     if _is_locked(folder / LOCK):
-        raise SharingError(f"{folder}: fairseq-sharing prepare is running there; wait until it has finished")
+        raise SharingError(f"{folder}: fairseq-sharing prepare is running in this folder; wait until it has finished")
     file = folder / MANIFEST
     if not file.is_file():
         if (folder / UNFINISHED).is_file():
             raise SharingError(
-                f"{folder}: its preparation has not finished; run the same fairseq-sharing prepare command again"
+                f"{folder}: its preparation has not finished; re-run the same fairseq-sharing prepare command"
             )
         return {}
     manifest = load_manifest(file)
     for key in needed:
         if key not in manifest:
-            raise SharingError(f"{file}: lacks {key}; allowed: a manifest of prepare or export")
+            raise SharingError(f"{file}: missing {key}; allowed: a manifest of prepare or export")
     return manifest
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
-    """Parse a manifest and check the fields that it has.
+    """Parse a manifest and check its fields.
 
     Args:
-        file: the manifest, finished or not.
+        file: the manifest of a finished or unfinished directory.
 
     Returns:
         Its content.
 
     Raises:
-        SharingError: the file is no manifest, or a path in it leads out of its folder.
+        SharingError: the file is not a manifest, or it contains a path outside of its folder.
     """
-    told = f"{file}: not a manifest of prepare or export"
+    problem = f"{file}: not a manifest of prepare or export"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SharingError(f"{told}: not JSON ({error})") from None
+        raise SharingError(f"{problem}: not JSON ({error})") from None
     if not isinstance(manifest, dict):
-        raise SharingError(f"{told}: {shortened(manifest)}; allowed: a mapping")
+        raise SharingError(f"{problem}: {shortened(manifest)}; allowed: a mapping")
     for key, (allowed, description) in _FIELDS.items():
         if key in manifest and not allowed(manifest[key]):
-            raise SharingError(f"{told}: {key} is {shortened(manifest[key])}; allowed: {description}")
+            raise SharingError(f"{problem}: {key} is {shortened(manifest[key])}; allowed: {description}")
     for path in _paths(manifest):
         try:
             inside(file.parent, path)
@@ -106,7 +106,7 @@ def _paths(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_name(value: object) -> bool:
-    """Tell whether a value can be part of a file name."""
+    """Return whether a value can be part of a file name."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*", value) is not None
 
 
@@ -155,8 +155,11 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, list) and all(map(_is_test, value)),
         "a list of mappings with name, subset, segments, source and reference",
     ),
-    "files": (_are_digests, "SHA-256 by file"),
-    "steps": (lambda value: isinstance(value, dict) and all(map(_is_step, value.values())), "the record of each step"),
+    "files": (_are_digests, "a mapping from file to SHA-256"),
+    "steps": (
+        lambda value: isinstance(value, dict) and all(map(_is_step, value.values())),
+        "a mapping from step to its record",
+    ),
     "begun": (
         lambda value: isinstance(value, list) and all(isinstance(file, str) for file in value),
         "a list of files",

@@ -1,7 +1,7 @@
-"""Moses normalization and tokenization by sacremoses, without the work that cannot change a sentence.
+"""Normalize and tokenize with sacremoses, skipping rules that cannot change a sentence.
 
-sacremoses runs some seventy substitutions over every sentence. Most of them look for a character that is not there;
-a test for that character costs a fiftieth. Rules, their order and so the output are those of sacremoses.
+sacremoses applies about seventy substitutions to every sentence. Most of them search for a character that the sentence
+does not contain; testing for the character first takes about 1/50 of the time. Rules, order and output are unchanged.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Normalizer(MosesPunctNormalizer):
 
 
 def needed(pattern: str) -> str:
-    """Find what must be in a text for a pattern to change it.
+    """Return a string that a text must contain for a pattern to change it.
 
     Args:
-        pattern: regular expression of a rule of sacremoses, which replaces a run of spaces by one.
+        pattern: regular expression of a sacremoses rule.
 
     Returns:
-        The longest literal outside of groups; empty when unsure.
+        The longest literal outside of groups; empty if unknown.
     """
-    if pattern == " +":
+    if pattern == " +":  # replaced by one space, so single spaces do not change
         return "  "
     outside = re.split(r"(?<!\\)\(.*?(?<!\\)\)", pattern)
     plain = [part for part in outside if not re.search(r"\\\w|(?<!\\)[][.+*?|^$]", part)]
@@ -76,25 +76,25 @@ class Tokenizer(MosesTokenizer):
             setattr(self, name, [_if_in("'", rule) for rule in getattr(self, name)])
 
     def replace_multidots(self, text: str) -> str:
-        """Mark runs of dots."""
+        """Replace runs of dots by markers."""
         return super().replace_multidots(text) if ".." in text else text
 
     def restore_multidots(self, text: str) -> str:
-        """Put marked runs of dots back."""
+        """Restore runs of dots from markers."""
         return super().restore_multidots(text) if "MULTI" in text else text
 
     def islower(self, text: str) -> bool:
-        """Tell whether all characters are lower case."""
+        """Return whether all characters are lower case."""
         return self._lower.issuperset(text)
 
     def isanyalpha(self, text: str) -> bool:
-        """Tell whether any character is a letter."""
+        """Return whether any character is a letter."""
         return not self._alpha.isdisjoint(text)
 
     def handles_nonbreaking_prefixes(self, text: str) -> str:
-        """Split off full stops that end no abbreviation.
+        """Split off full stops that do not end an abbreviation.
 
-        What sacremoses decides for a token depends on nothing but the token and the first character after it.
+        sacremoses' decision for a token depends only on the token and the first character after it.
         """
         tokens = text.split()
         for number, token in enumerate(tokens):
@@ -105,14 +105,14 @@ class Tokenizer(MosesTokenizer):
 
 
 class _Spaces:
-    """Replaces white space by single spaces; what leads and trails goes, which sacremoses strips afterwards."""
+    """Replaces white space by single spaces and strips the ends, which sacremoses would do afterwards."""
 
     def sub(self, _: str, text: str) -> str:
         return " ".join(text.split())
 
 
 class _Guarded:
-    """A pattern that is tried only on texts that hold a literal."""
+    """A pattern that is applied only to texts that contain a literal."""
 
     def __init__(self, literal: str, pattern: Pattern[str]):
         self.literal, self.pattern = literal, pattern

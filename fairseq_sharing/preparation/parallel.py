@@ -1,4 +1,4 @@
-"""Work on chunks in several processes, in order, with a bounded number of chunks in memory."""
+"""Process chunks in several processes, in order, with a bounded number of chunks in memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Processes that start when there is enough work for them.
+    """Worker processes that are started when there is enough work.
 
-    ``multiprocessing.Pool.imap`` reads its input as fast as it can, so a corpus larger than memory would
-    end up in its queues; here at most four chunks a process are under way.
+    ``multiprocessing.Pool.imap`` reads its input without a limit, so a corpus larger than memory would fill its
+    queues. This class keeps at most four chunks per process in progress.
 
     Args:
-        processes: how many; 1 works in this process.
+        processes: number of processes; 1 uses the current process.
     """
 
     def __init__(self, processes: int):
@@ -41,14 +41,14 @@ class Workers:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Apply a function to items, giving the results in the order of the items.
+        """Apply a function to items and yield the results in the order of the items.
 
         Args:
             function: picklable, called in a worker process.
-            items: picklable items, read only as fast as they are worked on.
+            items: picklable items, read only as fast as they are processed.
 
         Yields:
-            One result an item.
+            One result per item.
         """
         items = iter(items)
         first = list(itertools.islice(items, 2))
@@ -56,7 +56,7 @@ class Workers:
             yield from map(function, itertools.chain(first, items))
             return
         if self._executor is None:
-            # Not "fork": progress bars and downloads have threads, which a forked process inherits half-alive.
+            # Not "fork": progress bars and downloads use threads, which do not run in a forked process.
             self._executor = ProcessPoolExecutor(
                 self.processes, multiprocessing.get_context("spawn"), initializer=_follow_parent
             )
@@ -70,7 +70,7 @@ class Workers:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent process, and end when it is killed, instead of waiting for work for ever."""
+    """Ignore Ctrl-C, which the parent handles, and exit if the parent is killed instead of waiting for work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

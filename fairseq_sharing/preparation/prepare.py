@@ -1,4 +1,4 @@
-"""All steps from a recipe to a data directory, each skipped when it is done already."""
+"""Run all steps from a recipe to a data directory; finished steps are skipped."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "to
 
 
 def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers: int | None = None) -> dict[str, Any]:
-    """Make a data directory, or bring one up to date.
+    """Create or update a data directory.
 
     Args:
-        recipe: what to make.
-        directory: where to.
-        mirror: local folder, file:// or http(s):// URL that holds the files of the recipe's URLs.
-        workers: processes; one a processor when None.
+        recipe: the recipe of the dataset.
+        directory: the output directory.
+        mirror: local folder, file:// or http(s):// URL with the files of the recipe's URLs.
+        workers: number of processes; None for one per CPU.
 
     Returns:
         The manifest.
 
     Raises:
-        SharingError: naming the file and line, or the flag, that is at fault.
+        SharingError: an invalid text or flag; the message names the file and line, or the flag.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,10 +75,10 @@ class _Preparation:
         )
 
     def run(self) -> dict[str, Any]:
-        """Do all steps and give the manifest."""
+        """Run all steps and return the manifest."""
         if self.steps.dataset not in (None, self.recipe.dataset):
             raise SharingError(
-                f"--out {self.directory}: holds dataset {self.steps.dataset}, not {self.recipe.dataset}; "
+                f"--out {self.directory}: contains dataset {self.steps.dataset}, not {self.recipe.dataset}; "
                 "give another directory"
             )
         if self.mirror is not None:
@@ -89,7 +89,9 @@ class _Preparation:
         lines = {name: clean[name]["lines"] for name in ("train", *held_out)}
         if not lines["train"]:
             removed = clean["train"]["removed"]
-            raise SharingError(f"dataset {self.recipe.dataset}: cleaning leaves no training pair, removed: {removed}")
+            raise SharingError(
+                f"dataset {self.recipe.dataset}: no training pairs left after cleaning; removed: {removed}"
+            )
         model = self._learn(lines["train"])
         for name, number in lines.items():
             self._segment(name, number, model)
@@ -184,18 +186,18 @@ class _Preparation:
         result = self.steps.run(f"bpe/{name}", settings, [*inputs, *([model] if model else [])], outputs, action)
         if result["over_long"] and name != "train":
             console.print(
-                f"[yellow]warning:[/] {name}: {result['over_long']} pairs have a side of more than {MAX_SUBWORDS} "
-                "subwords; fairseq stops there unless --max-source-positions and --max-target-positions are higher",
+                f"[yellow]warning:[/] {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
+                "subwords; fairseq fails on them unless --max-source-positions and --max-target-positions are higher",
                 soft_wrap=True,
                 highlight=False,
             )
 
     def _binarize(self, lines: dict[str, int]) -> dict[str, Any]:
-        """Make what fairseq-preprocess would; its command is shown for those who want to do it by hand."""
+        """Write the output of fairseq-preprocess, and print the equivalent command."""
 
         def write() -> dict[str, Any]:
             arguments = preprocess_arguments(self.languages, self.recipe.tests)
-            console.print("as fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
+            console.print("equivalent to: fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
             counts = subwords.count_words("dictionary", self._paths(texts), self.pool)
             return {"dictionary": write_dictionary(counts, self._paths(dictionaries))}
 

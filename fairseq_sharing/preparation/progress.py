@@ -1,4 +1,4 @@
-"""Progress on standard error: what is done, how fast, how long it will take."""
+"""Show progress on standard error: completed work, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ console = Console(stderr=True)
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Show units a second since the beginning: what is done in batches comes in bursts."""
+        """Show the mean units per second, since work in batches completes in bursts."""
         seconds = task.finished_time or task.elapsed
         if not task.completed or not seconds:
             return Text("")
@@ -34,15 +34,15 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "lines") -> Iterator[Callable[[int], None]]:
-    """Show one bar while a piece of work runs.
+    """Show a progress bar during a task.
 
     Args:
-        description: what is being done.
-        total: units of work in all; None when unknown.
+        description: name of the task.
+        total: total number of units; None if unknown.
         unit: plural name of the unit.
 
     Yields:
-        A function to call with the number of units just done.
+        A function to call with the number of newly completed units.
     """
     columns = (
         TextColumn("{task.description:<26}", table_column=Column(no_wrap=True)),
@@ -55,7 +55,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, unit=unit)
         pending = 0
-        # Updating the display costs more than reading a line.
+        # Updating the display is slower than reading a line.
         batch = 1 if total is None else max(1, total // 200)
 
         def advance(amount: int) -> None:

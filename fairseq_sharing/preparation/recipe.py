@@ -1,19 +1,19 @@
-"""Recipes: where the texts of a dataset come from and how they are treated.
+"""Read recipes, which define the sources and the preparation of a dataset's texts.
 
 A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
 
     source_lang: en
-    target_lang: de               # left out: texts of one language, for a language model
-    splits:                       # train, valid, and any number of test sets by their own names
-      train:                      # one corpus, or a list of them that are read one after the other
+    target_lang: de               # omit for a language model (texts of one language)
+    splits:                       # train, valid, and any number of named test sets
+      train:                      # one corpus, or a list of corpora to concatenate
         - lines: 29000            # optional; checked
           en: {url: https://..., sha256: ..., member: a/b.en}     # member: file inside a .tgz, .tar or .zip
-          de: {url: https://..., sha256: unknown}                 # recorded when it is first downloaded
-        - en: {file: text.en.gz, sha256: ...}                     # has no URL: needs --mirror
-          de: {path: text.de}                                     # local; ".gz" is decompressed
-      valid: {lines: 3000, sacrebleu: wmt13}                      # a test set that sacreBLEU knows
-    generator: toy                # instead of all these: the texts are made by this project
-    exclude_held_out: false       # leave out training pairs whose source is in another split
+          de: {url: https://..., sha256: unknown}                 # recorded at the first download
+        - en: {file: text.en.gz, sha256: ...}                     # no URL: requires --mirror
+          de: {path: text.de}                                     # local; .gz is decompressed
+      valid: {lines: 3000, sacrebleu: wmt13}                      # a test set of sacreBLEU
+    generator: toy                # instead of texts: generate them
+    exclude_held_out: false       # remove training pairs whose source is in another split
     cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}     # or none
     tokenizer: {name: moses, aggressive_dashes: false, escape: false}
     subword: {name: bpe, size: 10000}           # or {name: bpe, codes: FILE}: merges learned elsewhere
@@ -47,9 +47,9 @@ _OPTIONAL = ("target_lang", "generator", "exclude_held_out", "cleaning", "tokeni
 
 @dataclass(frozen=True)
 class Source:
-    """One text: a file by URL, by the name it has in a mirror, or by local path; ``member`` is inside that archive.
+    """One text: a file given by URL, by its name in a mirror, or by local path; ``member`` is a file in that archive.
 
-    ``sha256`` is that of the file, UNKNOWN when it is to be recorded on first download.
+    ``sha256`` is the checksum of the file; UNKNOWN to record it at the first download.
     """
 
     url: str = ""
@@ -64,15 +64,15 @@ class Source:
 
     @property
     def location(self) -> str:
-        """What is fetched; empty for a local file."""
+        """URL or name to fetch; empty for a local file."""
         return self.url or self.file
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Parallel texts, or one text; ``lines`` is the number each must have, when known.
+    """Parallel texts, or one text; ``lines`` is the expected number of lines, if known.
 
-    ``sacrebleu`` names the test set that sacreBLEU fetches, instead of texts. Of a generated corpus there is neither.
+    ``sacrebleu`` names a test set that sacreBLEU fetches, instead of texts. A generated corpus has neither.
     """
 
     texts: dict[str, Source]
@@ -82,16 +82,16 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a prepared data directory holds.
+    """Everything that determines the content of a prepared data directory.
 
     Attributes:
         dataset: name of the dataset.
-        source_lang: language code translated from.
-        target_lang: language code translated to; empty for texts of one language.
-        splits: the corpora of train, valid and the test sets, by name, test sets in the order they are reported in.
-        generator: name of the generator of the texts, None for texts from files.
-        exclude_held_out: leave out training pairs whose source sentence is in another split.
-        cleaning: limits that training pairs must keep; None keeps all.
+        source_lang: source language code.
+        target_lang: target language code; empty for texts of one language.
+        splits: the corpora of train, valid and the test sets, by name; test sets in the order of the report.
+        generator: name of the generator of the texts; None for texts from files.
+        exclude_held_out: remove training pairs whose source sentence is in another split.
+        cleaning: limits for training pairs; None keeps all pairs.
         tokenizer: settings of text.Pipeline.
         subword: settings of text.Pipeline, with "size".
     """
@@ -109,15 +109,15 @@ class Recipe:
     def __post_init__(self) -> None:
         for side, lang in self.languages.items():
             if not re.fullmatch(r"[A-Za-z0-9_]+", lang):
-                raise SharingError(f"--{side}-lang must be letters, digits and _, such as en, got {lang!r}")
+                raise SharingError(f"--{side}-lang must consist of letters, digits and _, such as en, got {lang!r}")
         if self.source_lang == self.target_lang:
             raise SharingError(f"--source-lang and --target-lang must differ, got {self.source_lang!r} twice")
         for name in ("train", "valid"):
             if name not in self.splits:
-                raise SharingError(f"dataset {self.dataset}: no {name} split")
+                raise SharingError(f"dataset {self.dataset}: no {name} split; required: train and valid")
         for name, corpora in self.splits.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise SharingError(f"a test set's name must be letters, digits, '_', '-' and '.', got {name!r}")
+                raise SharingError(f"a test set's name must consist of letters, digits, '_', '-' and '.', got {name!r}")
             for corpus in corpora:
                 self._check_corpus(name, corpus)
         if self.generator == "toy" and not {"en", "de"}.issuperset(self.languages.values()):
@@ -145,18 +145,18 @@ class Recipe:
         for lang in () if corpus.sacrebleu else self.languages.values():
             if lang not in corpus.texts:
                 allowed = ", ".join(sorted(corpus.texts))
-                raise SharingError(f"dataset {self.dataset}: {name} is in {allowed}, not in {lang}")
+                raise SharingError(f"dataset {self.dataset}: {name} has no text in {lang}; allowed: {allowed}")
             source = corpus.texts[lang]
             known = source.sha256 == UNKNOWN or re.fullmatch("[0-9a-f]{64}", source.sha256)
             if [bool(source.path), bool(source.url), bool(source.file)].count(True) != 1 or not (source.path or known):
                 raise SharingError(
-                    f"dataset {self.dataset}: {name}.{lang} needs a path, or a url or file and its sha256 "
+                    f"dataset {self.dataset}: {name}.{lang} requires a path, or a url or file and its sha256 "
                     f"(64 digits, or {UNKNOWN})"
                 )
 
     @property
     def languages(self) -> dict[str, str]:
-        """Language code by side; a dataset for language models has only a source."""
+        """Language code per side; a dataset for language models has only a source."""
         sides = {"source": self.source_lang, "target": self.target_lang}
         return {side: lang for side, lang in sides.items() if lang or side == "source"}
 
@@ -166,15 +166,15 @@ class Recipe:
         return [name for name in self.splits if name not in ("train", "valid")]
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the recipe in the form it is kept in the manifest."""
+        """Return the recipe in the format of the manifest."""
         return asdict(self)
 
 
 def recipe_names() -> list[str]:
-    """List the datasets that have a recipe.
+    """List the datasets with a recipe.
 
     Returns:
-        Their names, in order.
+        Their names, sorted.
     """
     return sorted(path.parent.name for path in recipes_dir().glob("*/recipe.yaml"))
 
@@ -184,13 +184,13 @@ def load_recipe(dataset: str, overrides: Mapping[str, Any] | None = None) -> Rec
 
     Args:
         dataset: name of a dataset, or the path of a recipe.yaml.
-        overrides: as for build_recipe.
+        overrides: see `build_recipe`.
 
     Returns:
         The resolved recipe.
 
     Raises:
-        SharingError: for an unknown dataset or a bad setting.
+        SharingError: an unknown dataset or an invalid setting.
     """
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else recipes_dir() / dataset / "recipe.yaml"
     if not path.is_file():
@@ -207,32 +207,32 @@ def load_recipe(dataset: str, overrides: Mapping[str, Any] | None = None) -> Rec
 def files_recipe(
     train: str | None, valid: str | None, tests: list[str], overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Make a recipe for texts of the user's own.
+    """Make a recipe for the user's own texts.
 
     Args:
-        train: prefix of the training texts: PREFIX.en and PREFIX.de, or the same with .gz after it.
+        train: prefix of the training texts: PREFIX.en and PREFIX.de, or the same with the suffix .gz.
         valid: prefix of the validation texts.
         tests: test sets, each as NAME=PREFIX.
-        overrides: as for build_recipe; source_lang and target_lang are required.
+        overrides: see `build_recipe`; source_lang and target_lang are required.
 
     Returns:
         The resolved recipe.
 
     Raises:
-        SharingError: naming the flag or file that is missing.
+        SharingError: a flag or file is missing; the message names it.
     """
     overrides = overrides or {}
     needed = {"train": train, "valid": valid, **{key: overrides.get(key) for key in ("source_lang", "target_lang")}}
     for key, value in needed.items():
         if not value:
-            raise SharingError(f"{flag_of(key)} is needed for dataset 'files'")
+            raise SharingError(f"{flag_of(key)} is required for dataset 'files'")
     prefixes = {"train": str(train), "valid": str(valid)}
     for test in tests:
         name, separator, prefix = test.partition("=")
         if not separator or not prefix:
             raise SharingError(f"--test must be NAME=PREFIX, got {test!r}")
         if name in prefixes:
-            raise SharingError(f"--test {test}: there is a {name!r} already")
+            raise SharingError(f"--test {test}: the name {name!r} is already in use; allowed: another name")
         prefixes[name] = prefix
     languages = (overrides["source_lang"], overrides["target_lang"])
     splits = {name: {lang: {"path": _find(prefix, lang)} for lang in languages} for name, prefix in prefixes.items()}
@@ -246,16 +246,16 @@ def build_recipe(
 
     Args:
         dataset: name of the dataset.
-        content: mapping in the form shown at the top of this module.
+        content: mapping in the format shown at the top of this module.
         overrides: source_lang, target_lang, tokenizer, subword, subword_size and the keys of CLEANING; None
-            means not given.
+            values are ignored.
         path: the recipe's file; local paths in it are relative to its folder.
 
     Returns:
         The resolved recipe.
 
     Raises:
-        SharingError: naming the key or flag, its value and what is allowed.
+        SharingError: an invalid value; the message names the key or flag, its value and the allowed values.
     """
     given: dict[str, Any] = {key: value for key, value in (overrides or {}).items() if value is not None}
     where = str(path or f"dataset {dataset}")
@@ -265,7 +265,7 @@ def build_recipe(
         or set(_NEEDED) - set(content)
         or not isinstance(content["splits"], Mapping)
     ):
-        raise SharingError(f"{where}: a recipe has {', '.join(_NEEDED)}, and may have {', '.join(_OPTIONAL)}")
+        raise SharingError(f"{where}: not a recipe; required: {', '.join(_NEEDED)}; optional: {', '.join(_OPTIONAL)}")
     subword = _subword(where, content, given, path)
     return Recipe(
         dataset=dataset,
@@ -284,17 +284,19 @@ def _cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) 
     cleaning = content.get("cleaning", {})
     if cleaning == "none":
         if flags := [flag_of(key) for key in CLEANING if key in given]:
-            raise SharingError(f"{flags[0]} has no meaning for {where}, which keeps every line")
+            raise SharingError(f"{flags[0]} cannot be used with {where}, which keeps every line (cleaning: none)")
         return None
     if not isinstance(cleaning, Mapping) or set(cleaning) - set(CLEANING):
-        raise SharingError(f"{where}: cleaning must be none, or have some of {', '.join(CLEANING)}, got {cleaning}")
+        raise SharingError(
+            f"{where}: cleaning must be none or a mapping with keys of {', '.join(CLEANING)}, got {cleaning}"
+        )
     return {key: given.get(key, cleaning.get(key, default)) for key, default in CLEANING.items()}
 
 
 def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     subword = content.get("subword", {})
     if not isinstance(subword, Mapping) or set(subword) - {"name", "size", "codes"}:
-        raise SharingError(f"{where}: subword may have name, and size or codes, got {subword}")
+        raise SharingError(f"{where}: subword must be a mapping with name, and size or codes, got {subword}")
     name, size = given.get("subword", subword.get("name", "bpe")), given.get("subword_size")
     ready = name == "bpe" and size is None and subword.get("codes")
     if ready:
@@ -302,18 +304,18 @@ def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], p
     if name != "none":
         return {"name": name, "size": subword.get("size", DEFAULT_SUBWORD_SIZE) if size is None else size}
     if size is not None:
-        raise SharingError(f"--subword-size has no meaning with --subword none, got {size}")
+        raise SharingError(f"--subword-size cannot be used with --subword none, got {size}")
     return {"name": "none"}
 
 
 def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any], subword: str) -> dict[str, Any]:
     if not isinstance(content.get("tokenizer", {}), Mapping):
-        raise SharingError(f"{where}: tokenizer may have name and its settings, got {content['tokenizer']}")
+        raise SharingError(f"{where}: tokenizer must be a mapping with name and settings, got {content['tokenizer']}")
     tokenizer = dict(content.get("tokenizer", {}))
     if "tokenizer" in given:
         tokenizer["name"] = given["tokenizer"]
     elif "name" not in tokenizer:
-        # Sentencepiece learns from plain text, spaces included; tokenizing would hide them from it.
+        # sentencepiece learns from plain text, including spaces, which tokenization would change.
         tokenizer["name"] = "none" if subword == "sentencepiece" else "moses"
     if tokenizer["name"] == "moses":
         return {"aggressive_dashes": False, "escape": False, **tokenizer}
@@ -323,7 +325,7 @@ def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any],
 def _corpora(where: str, content: Any, path: Path | None) -> tuple[Corpus, ...]:
     corpora = content if isinstance(content, list) else [content]
     if not corpora:
-        raise SharingError(f"{where}: no corpus")
+        raise SharingError(f"{where}: empty list; allowed: at least one corpus")
     return tuple(_corpus(where, corpus, path) for corpus in corpora)
 
 
@@ -348,7 +350,7 @@ def _find(prefix: str, lang: str) -> str:
     for path in (plain, plain + ".gz"):
         if Path(path).is_file():
             return path
-    raise SharingError(f"{plain}: no such file, nor {plain}.gz")
+    raise SharingError(f"{plain}: neither this file nor {plain}.gz exists")
 
 
 def _choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -359,5 +361,5 @@ def _choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
 def _at_least(flag: str, value: object, least: float, kind: type[int] | type[float] = int) -> None:
     kinds = (int,) if kind is int else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < math.inf:
-        allowed = "whole numbers" if kind is int else "finite numbers"
+        allowed = "integers" if kind is int else "finite numbers"
         raise SharingError(f"{flag} must be at least {least}, got {value}; allowed: {allowed}")

@@ -1,4 +1,4 @@
-"""Find the texts that a recipe names: local files, downloads, files inside archives, test sets of sacreBLEU."""
+"""Find the texts of a recipe: local files, downloads, archive members and test sets of sacreBLEU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairseq_sharing.preparation.recipe import Corpus, Source
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is at hand: a file, or a member of an archive."""
+    """A local text: a file, or a member of an archive."""
 
     path: Path
     member: str = ""
@@ -25,7 +25,7 @@ class Text:
 
     @property
     def name(self) -> str:
-        """Name of the file, without folders."""
+        """File name without folders."""
         return Path(self.member).name or self.path.name
 
     def lines(self) -> Iterator[str]:
@@ -34,16 +34,16 @@ class Text:
 
 
 def identity(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror: str | None) -> dict[str, str]:
-    """Tell what a corpus is made of, fetching only what has no checksum yet.
+    """Identify the texts of a corpus; fetch only texts whose checksum is not yet known.
 
     Args:
         corpus: texts of a recipe.
-        languages: language code by side.
-        folder: where downloads are kept.
-        mirror: as for fetch.
+        languages: language code per side.
+        folder: download folder.
+        mirror: see `fetch`.
 
     Returns:
-        The checksum of each text by language, with its name in an archive; another one means another text.
+        The checksum of each text by language, with its member name in an archive.
     """
     if corpus.sacrebleu:
         return {"sacrebleu": " ".join([corpus.sacrebleu, *_sacrebleu_set(corpus.sacrebleu).md5])}
@@ -60,13 +60,13 @@ def _identity(source: Source, folder: Path, mirror: str | None) -> str:
 
 
 def refuse_same_names(corpora: Iterable[Corpus]) -> None:
-    """Refuse texts that a mirror, which knows files by name alone, would mix up.
+    """Reject texts that a mirror would confuse, because it identifies files only by name.
 
     Args:
         corpora: all texts of a recipe.
 
     Raises:
-        SharingError: two files without checksum have the same name.
+        SharingError: two files without a checksum have the same name.
     """
     locations: dict[str, str] = {}
     for source in (source for corpus in corpora for source in corpus.texts.values() if source.sha256 == UNKNOWN):
@@ -75,29 +75,29 @@ def refuse_same_names(corpora: Iterable[Corpus]) -> None:
         if other != source.location:
             raise SharingError(
                 f"--mirror: {other} and {source.location} have the same file name {name}; "
-                "give the SHA-256 of both in the recipe, or leave --mirror out"
+                "add the SHA-256 of both to the recipe, or omit --mirror"
             )
 
 
 def find_texts(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror: str | None) -> list[Text]:
-    """Find the texts of a corpus, fetching what is not there yet.
+    """Find the texts of a corpus; fetch missing ones.
 
     Args:
         corpus: texts of a recipe.
-        languages: language code by side.
-        folder: where downloads are kept.
-        mirror: as for fetch.
+        languages: language code per side.
+        folder: download folder.
+        mirror: see `fetch`.
 
     Returns:
-        One text a side.
+        One text per side.
 
     Raises:
-        SharingError: when one cannot be had, or is another than expected.
+        SharingError: a text cannot be fetched or has the wrong checksum.
     """
     if corpus.sacrebleu:
         return [Text(path) for path in _sacrebleu_files(corpus.sacrebleu, languages, mirror)]
     sources = [corpus.texts[lang] for lang in languages.values()]
-    # Both sides are often in one archive, which is large.
+    # Both sides are often in the same large archive, which is fetched once.
     fetched = {
         (location, digest): fetch(location, digest, folder, mirror)
         for location, digest in {(source.location, source.sha256) for source in sources if source.location}
@@ -109,18 +109,20 @@ def _sacrebleu_set(name: str) -> Any:
     from sacrebleu.dataset import DATASETS
 
     if name not in DATASETS:
-        raise SharingError(f"sacrebleu: {name!r} is no test set of sacreBLEU; sacrebleu --list shows them")
+        raise SharingError(f"sacrebleu: {name!r} is not a test set of sacreBLEU; list them with: sacrebleu --list")
     return DATASETS[name]
 
 
 def _sacrebleu_files(name: str, languages: Mapping[str, str], mirror: str | None) -> list[Path]:
-    """Let sacreBLEU fetch, check and unwrap a test set, into its own cache that it also scores from.
+    """Let sacreBLEU fetch, verify and unpack a test set in its own cache.
 
-    In a mirror its archive has the name that it has there, such as wmt14_full.test-full.tgz.
+    In a mirror, the archive has the same name as in that cache, such as wmt14_full.test-full.tgz.
     """
     dataset, pair = _sacrebleu_set(name), "-".join(languages.values())
     if pair not in dataset.langpairs:
-        raise SharingError(f"sacrebleu: {name} has no language pair {pair}")
+        raise SharingError(
+            f"sacrebleu: {name} has no language pair {pair}; allowed: {', '.join(sorted(dataset.langpairs))}"
+        )
     if mirror is not None:
         local, archive = local_path(mirror), f"{name.replace('/', '_')}.{dataset.data[0].rsplit('/', 1)[-1]}"
         folder = mirror.rstrip("/") if local is None else local.resolve().as_uri()

@@ -1,4 +1,4 @@
-"""Steps that are done once: a step whose settings, inputs and outputs are as recorded is skipped."""
+"""Run preparation steps, skipping those whose settings, inputs and outputs match the record."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from fairseq_sharing.files import atomic_write, inside, leftovers, sha256
 from fairseq_sharing.preparation.manifest import LOCK, MANIFEST, UNFINISHED, load_manifest
 
 _TEMPORARY = (".tmp", ".journal.tmp", ".journal.tmp.tmp", ".lengths.tmp", ".lengths.tmp.tmp")
-"""Endings of the files that exist beside an output while it is made."""
+"""Suffixes of the temporary files that exist next to an output while it is being made."""
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep a second run out of a data directory.
+    """Lock a data directory against a second run.
 
     Args:
-        directory: made when missing.
+        directory: the directory; created if missing.
 
     Raises:
-        SharingError: when another run is at work in it.
+        SharingError: another run is using the directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with inside(directory, LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SharingError(f"--out {directory}: another prepare is at work there") from None
+            raise SharingError(
+                f"--out {directory}: another prepare is running in this directory; wait until it has finished"
+            ) from None
         yield
 
 
 class Steps:
-    """The steps of one data directory and what is recorded of them.
+    """The steps of a data directory and their records.
 
-    ``manifest.json`` is there only while the directory is complete; the record of a directory that is being
-    made or remade is kept under another name, from which a stopped run goes on.
+    ``manifest.json`` exists only if the directory is complete. While the directory is being made or updated, the
+    records are stored under another name, from which a stopped run resumes.
 
-    While a step is done, ``key`` says what its outputs are made from and how.
+    While a step is running, ``key`` identifies its settings and inputs.
 
     Args:
         directory: the data directory, locked.
 
     Raises:
-        SharingError: when it holds files but no manifest, so that it may be somebody's own folder, or when its
-            manifest is damaged or names files outside of it.
+        SharingError: the directory contains files but no manifest, so it may be unrelated, or its manifest is damaged
+            or names files outside of it.
     """
 
     def __init__(self, directory: Path):
@@ -66,9 +68,9 @@ class Steps:
         if source.is_file():
             self._manifest = load_manifest(source)
             if "steps" not in self._manifest:
-                raise SharingError(f"--out {directory}: its {source.name} records no steps; give another directory")
+                raise SharingError(f"--out {directory}: {source.name} records no steps; give another directory")
         elif set(os.listdir(directory)) - {LOCK}:
-            raise SharingError(f"--out {directory}: exists and holds no {MANIFEST}; give a new or empty directory")
+            raise SharingError(f"--out {directory}: exists and contains no {MANIFEST}; give a new or empty directory")
         else:
             self._manifest = {}
         self._records: dict[str, Any] = self._manifest.get("steps", {})
@@ -76,7 +78,7 @@ class Steps:
 
     @property
     def dataset(self) -> str | None:
-        """Name of the dataset that the directory holds; None when it holds none yet."""
+        """Name of the dataset in the directory; None if there is none yet."""
         return self._manifest.get("dataset")
 
     def run(
@@ -87,17 +89,17 @@ class Steps:
         outputs: list[str],
         action: Callable[[], Mapping[str, Any]],
     ) -> dict[str, Any]:
-        """Do a step unless it is done.
+        """Run a step unless it is finished.
 
         Args:
             name: name of the step.
-            settings: everything but the inputs that decides the outputs.
-            inputs: files made by earlier steps; or, for files from elsewhere, their SHA-256 by name.
-            outputs: files the step makes, relative to the directory.
-            action: makes the outputs; what it returns is recorded.
+            settings: everything except the inputs that determines the outputs.
+            inputs: outputs of earlier steps; for other files, a mapping from name to SHA-256.
+            outputs: files that the step writes, relative to the directory.
+            action: writes the outputs; its result is recorded.
 
         Returns:
-            What the action returned, now or when it was done.
+            The result of the action, from this or an earlier run.
         """
         if not isinstance(inputs, Mapping):
             inputs = {file: self.hashes[file] for file in inputs}
@@ -127,13 +129,13 @@ class Steps:
         return dict(record["result"])
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the manifest of the complete directory and remove what an earlier recipe left in it.
+        """Write the manifest of the complete directory and remove outputs of earlier recipes.
 
         Args:
-            manifest: everything to write but "steps" and "files".
+            manifest: the manifest without "steps" and "files".
 
         Returns:
-            The whole manifest.
+            The complete manifest.
         """
         self._remove_earlier()
         complete = {**manifest, "steps": self._used, "files": dict(sorted(self.hashes.items()))}
@@ -144,7 +146,7 @@ class Steps:
         return complete
 
     def _remove_earlier(self) -> None:
-        """Remove what earlier runs made and this one does not: unchanged outputs, and temporary files of outputs."""
+        """Remove outputs of earlier runs that are unchanged and not part of this run, and temporary files."""
         records = [self._manifest.get("files", {}), *(record["outputs"] for record in self._records.values())]
         made = {(file, digest) for record in records for file, digest in record.items()}
         for file, digest in made:

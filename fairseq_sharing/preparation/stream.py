@@ -1,4 +1,4 @@
-"""Send texts of any length through worker processes, going on where a stopped run was."""
+"""Process texts of any length in worker processes, and resume stopped runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
 
 CHUNK = 1000
-"""Lines handed to a process at a time."""
+"""Number of lines per chunk."""
 
 SAVE_EVERY = 5.0
-"""Seconds of work that a stopped run loses at most."""
+"""Maximum seconds of work that a stopped run loses."""
 
 Chunk = tuple[bytes, ...]
-"""The same lines of each input."""
+"""The same lines from each input."""
 
 Transform = Callable[[Chunk], tuple[tuple[bytes, ...], Counter[str]]]
-"""Makes of a chunk what is appended to each output, and counts."""
+"""Converts a chunk to the bytes to append to each output, and counts."""
 
 
 def transform(
@@ -34,17 +34,17 @@ def transform(
 ) -> Counter[str]:
     """Write outputs made from chunks of lines of parallel inputs, keeping the order.
 
-    Memory holds a few chunks, however long the inputs are. Outputs grow under a temporary name; how far they are is
-    noted beside the first one every few seconds, once what they hold is safely on disk.
+    Only a few chunks are in memory at a time. Outputs are written to temporary files. Every few seconds they are
+    flushed to disk, and their progress is recorded in a journal next to the first output.
 
     Args:
-        title: what is being done, for the progress display.
+        title: label of the progress bar.
         inputs: files with the same number of lines.
         outputs: files to write.
         function: picklable, called in worker processes.
         pool: the processes.
         lines: number of lines of each input.
-        key: says what the outputs are made from and how; unfinished outputs with another key are begun anew.
+        key: identifies inputs and settings; unfinished outputs with another key are restarted.
 
     Returns:
         The sum of the counts.
@@ -85,7 +85,7 @@ def transform(
 
 
 def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]]) -> Iterator[Chunk]:
-    """Read chunks; note of each its number of lines and its bytes of each source."""
+    """Read chunks; append the number of lines and the bytes per source of each chunk to ``sizes``."""
     while lines := [list(itertools.islice(source, CHUNK)) for source in sources]:
         if not lines[0]:
             return
@@ -100,7 +100,7 @@ def _read_journal(journal: Path, parts: list[Path], key: str) -> dict[str, Any] 
         if state["key"] == key and all(p.stat().st_size >= n for p, n in zip(parts, state["written"], strict=True)):
             return state
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # The journal is damaged or its parts are gone: the outputs are begun anew.
+        pass  # The journal is damaged or its files are missing: restart the outputs.
     return None
 
 
@@ -111,7 +111,7 @@ def _write_journal(journal: Path, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _continue(part: Path, size: int) -> Iterator[IO[bytes]]:
-    """Open a file to append to its first bytes."""
+    """Truncate a file to a size and open it for appending."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("r+b" if size else "wb") as file:
         file.truncate(size)
@@ -120,7 +120,7 @@ def _continue(part: Path, size: int) -> Iterator[IO[bytes]]:
 
 
 def _sync(file: IO[bytes]) -> int:
-    """Bring what is written to disk; tell how much it is."""
+    """Flush a file to disk and return its size."""
     file.flush()
     os.fsync(file.fileno())
     return file.tell()

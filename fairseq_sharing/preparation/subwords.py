@@ -1,4 +1,4 @@
-"""Learn subwords from the training text of both languages together."""
+"""Learn subwords jointly from the training texts of both languages."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Item = TypeVar("Item")
 MODEL_FILES = {"bpe": "codes.bpe", "sentencepiece": "sentencepiece.model"}
 PACKAGES = {"bpe": "subword-nmt", "sentencepiece": "sentencepiece"}
 
-# Sentences that sentencepiece draws at random to learn from; more hardly change the model, and all are kept in memory.
+# Number of random sentences that sentencepiece learns from. All are in memory, and more hardly change the model.
 _SENTENCEPIECE_SENTENCES = 2_000_000
 
-_PART = 1 << 23  # bytes of a file that a process counts at a time
-_BLOCK = 5000  # lines split into words at a time
+_PART = 1 << 23  # bytes of a file per work item
+_BLOCK = 5000  # number of lines split into words at a time
 
 
 def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
-    """Learn joined byte-pair encoding with subword-nmt.
+    """Learn a joined byte-pair encoding with subword-nmt.
 
     Args:
-        texts: tokenized texts, all read; only the count of each word is kept in memory.
-        size: merge operations to learn.
+        texts: tokenized texts, read completely; only the word counts are in memory.
+        size: number of merge operations to learn.
         output: file of the merge operations.
-        pool: processes to count with.
+        pool: processes that count the words.
 
     Returns:
-        Merge operations learned; fewer than asked for when no pair occurs twice any more.
+        Number of merge operations learned; fewer than requested if no more pair occurs twice.
 
     Raises:
-        SharingError: when there is nothing to learn from.
+        SharingError: the texts contain nothing to learn from.
     """
-    # The package binds the name learn_bpe to the function, too.
+    # The package also binds the name learn_bpe to the function.
     learner: Any = importlib.import_module("subword_nmt.learn_bpe")
     counts = count_words("count words", texts, pool)
     if not any(len(word) > 1 for word in counts):
@@ -60,21 +60,21 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
 
 
 def copy_bpe(codes: Path, output: Path) -> int:
-    """Take merges that were learned elsewhere.
+    """Copy existing merge operations.
 
     Args:
         codes: file of merge operations in the format of subword-nmt.
-        output: where to copy it.
+        output: the copy to write.
 
     Returns:
         Number of merge operations.
 
     Raises:
-        SharingError: when the file is of another format.
+        SharingError: the file has another format.
     """
     lines = list(read_lines(codes))
     if lines[:1] != ["#version: 0.2"] or any(len(line.split(" ")) != 2 for line in lines[1:]):
-        raise SharingError(f"{codes}: not merges of subword-nmt: '#version: 0.2', then two symbols a line")
+        raise SharingError(f"{codes}: not merges of subword-nmt; allowed: '#version: 0.2', then two symbols per line")
     with atomic_write(output) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     return len(lines) - 1
@@ -85,15 +85,15 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) 
 
     Args:
         texts: texts, tokenized or not.
-        size: pieces in the model.
+        size: number of pieces in the model.
         output: the model file.
-        lines: number of lines in all texts, for the progress display.
+        lines: total number of lines in the texts, for the progress bar.
 
     Returns:
-        Pieces in the model.
+        Number of pieces in the model.
 
     Raises:
-        SharingError: when the texts do not have that many pieces, or too many different characters.
+        SharingError: the texts do not yield that many pieces, or have too many different characters.
     """
     import sentencepiece
 
@@ -114,22 +114,22 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) 
             )
         except RuntimeError as error:
             reason = str(error).rpartition("] ")[2] or str(error)
-            raise SharingError(f"--subword-size {size}: sentencepiece says: {reason}") from None
+            raise SharingError(f"--subword-size {size}: rejected by sentencepiece: {reason}") from None
     with atomic_write(output) as file:
         file.write(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
 
 
 def count_words(title: str, texts: list[Path], pool: Workers) -> Counter[str]:
-    """Count the words of texts.
+    """Count the words in texts.
 
     Args:
-        title: what is being done, for the progress display.
-        texts: files of words separated by single spaces or line feeds.
-        pool: processes, each of which reads its own parts of the files.
+        title: label of the progress bar.
+        texts: files with words separated by single spaces or line feeds.
+        pool: the processes; each reads separate parts of the files.
 
     Returns:
-        How often each word occurs.
+        The number of occurrences of each word.
     """
     sizes = [(text, text.stat().st_size) for text in texts]
     parts = [(text, start) for text, size in sizes for start in range(0, size, _PART)]
@@ -142,7 +142,7 @@ def count_words(title: str, texts: list[Path], pool: Workers) -> Counter[str]:
 
 
 def _count_part(part: tuple[Path, int]) -> tuple[Counter[bytes], int]:
-    """Count the words of the lines that start in a part of a file; tell their bytes."""
+    """Count the words of the lines that start in a part of a file; return the counts and the size in bytes."""
     path, start = part
     counts: Counter[bytes] = Counter()
     with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""Text rules both ways: what happens to a sentence before the model reads it, and to what the model writes.
+"""Convert sentences to the tokens of a model, and tokens to sentences.
 
-Before: punctuation normalized and words split off as Moses does (sacremoses), then cut into subwords.
-After: subwords joined, words detokenized. Training data, evaluation and translation all go through
-``Pipeline``, so that a model always meets text treated as its training data was.
+Encoding normalizes punctuation and tokenizes like Moses (sacremoses), then splits words into subwords. Decoding joins
+subwords and detokenizes. Training data, evaluation and translation all use ``Pipeline``, so that a model always reads
+text that was prepared like its training data.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from fairseq_sharing.errors import SharingError
 TOKENIZERS = ("moses", "none")
 SUBWORDS = ("bpe", "sentencepiece", "none")
 
-# What programs other than this one take for the end of a line: str.splitlines, editors, universal newlines.
+# Characters that other programs treat as the end of a line: str.splitlines, editors, universal newlines.
 LINE_BREAKS = re.compile("[\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
 
 class Pipeline:
-    """Turn sentences into the tokens a model reads, and its tokens into sentences.
+    """Convert sentences to the tokens of a model and back.
 
     Args:
         languages: language code of each side, ``{"source": "en", "target": "de"}``.
         tokenizer: ``{"name": "moses" or "none", "aggressive_dashes": bool, "escape": bool}``.
         subword: ``{"name": "bpe", "sentencepiece" or "none"}``.
-        model: file of BPE codes or sentencepiece model; not needed for tokenizing alone.
+        model: file of BPE codes or sentencepiece model; not required for tokenization.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Pipeline:
 
     @classmethod
     def from_manifest(cls, data_dir: Path | str) -> Pipeline:
-        """Build the pipeline that made a data directory.
+        """Build the pipeline of a data directory.
 
         Args:
             data_dir: directory made by ``fairseq-sharing prepare``.
@@ -55,14 +55,14 @@ class Pipeline:
             The pipeline with the settings and the subword model of that directory.
 
         Raises:
-            SharingError: when the directory has no manifest, or its preparation has not finished.
+            SharingError: the directory has no manifest, or its preparation has not finished.
         """
         from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
         manifest = read_manifest(Path(data_dir), ("source_lang", "target_lang", "tokenizer", "subword"))
         if not manifest:
             raise SharingError(
-                f"{Path(data_dir) / MANIFEST}: no such file; make the data with: "
+                f"{Path(data_dir) / MANIFEST}: no such file; prepare the data with: "
                 f"fairseq-sharing prepare DATASET --out {data_dir}"
             )
         model = manifest["subword"].get("model")
@@ -75,7 +75,7 @@ class Pipeline:
         )
 
     def encode(self, line: str, side: str = "source") -> str:
-        """Turn a raw sentence into subwords.
+        """Convert a raw sentence to subwords.
 
         Args:
             line: one sentence.
@@ -87,7 +87,7 @@ class Pipeline:
         return self.segment(self.tokenize(line, side))
 
     def decode(self, line: str, side: str = "target") -> str:
-        """Turn subwords, as a model writes them, into a plain sentence.
+        """Convert a model's subwords to a plain sentence.
 
         Args:
             line: subwords separated by spaces.
@@ -102,14 +102,14 @@ class Pipeline:
         return self._detokenizers[side].detokenize(text.split(), unescape=self.tokenizer.get("escape", False))
 
     def tokenize(self, line: str, side: str = "source") -> str:
-        """Normalize and tokenize a raw sentence, without cutting it into subwords.
+        """Normalize and tokenize a raw sentence, without splitting it into subwords.
 
         Args:
             line: one sentence.
             side: "source" or "target".
 
         Returns:
-            Tokens separated by single spaces; no token holds white space of any kind.
+            Tokens separated by single spaces; no token contains white space of any kind.
         """
         line = LINE_BREAKS.sub(" ", line)
         if self.tokenizer["name"] == "moses":
@@ -123,7 +123,7 @@ class Pipeline:
         return " ".join(line.split())
 
     def segment(self, line: str) -> str:
-        """Cut tokens into subwords.
+        """Split tokens into subwords.
 
         Args:
             line: tokens separated by single spaces; may be several lines.
@@ -134,13 +134,13 @@ class Pipeline:
         if self.subword["name"] == "bpe":
             return self._bpe.segment(line)
         if self.subword["name"] == "sentencepiece":
-            # A piece can be a bare control character of the text, which fairseq would take for a separator.
+            # A piece can be a single control character, which fairseq would treat as a separator.
             pieces = (self._sentencepiece.encode(part, out_type=str) for part in line.split("\n"))
             return "\n".join(" ".join(" ".join(words).split()) for words in pieces)
         return line
 
     def join(self, line: str) -> str:
-        """Join subwords to tokens again.
+        """Join subwords to tokens.
 
         Args:
             line: subwords separated by spaces.
@@ -180,5 +180,7 @@ class Pipeline:
 
     def _model_file(self) -> Path:
         if self.model is None or not self.model.is_file():
-            raise SharingError(f"{self.model}: the {self.subword['name']} model is missing; run prepare again")
+            raise SharingError(
+                f"{self.model}: the {self.subword['name']} model is missing; re-run fairseq-sharing prepare"
+            )
         return self.model

@@ -1,8 +1,8 @@
-"""The built-in corpus: artificial English sentences with their one correct German translation.
+"""Generate the built-in corpus: artificial English sentences, each with its only correct German translation.
 
-It is small enough to learn in minutes and still asks for what makes German hard: gender, case and the three
-adjective declensions, verb-second and verb-final order, separable verbs, numbers said unit before ten. The
-words are in ``data-prep/toy/grammar.yaml``, how they are put together in ``toy_grammar.py``.
+A model learns it in minutes, but the corpus requires difficult features of German: gender, case and the three adjective
+declensions, verb-second and verb-final order, separable verbs, and numbers with the unit before the ten. The lexicon is
+``data-prep/toy/grammar.yaml``; ``toy_grammar.py`` composes the sentences.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from fairseq_sharing.resources import recipes_dir
 
 SEED = 20
 COMPOSITIONAL = "test_compositional"
-"""The split of sentences with pairs of words that no other split shows together."""
+"""The split whose sentences contain word pairs that occur in no other split."""
 
 HELD_OUT = 60
-"""Adjective-noun pairs, and as many verb-object pairs, that only COMPOSITIONAL has."""
+"""Number of adjective-noun pairs, and of verb-object pairs, that occur only in COMPOSITIONAL."""
 
 WORDS = (5, 15)
-"""Shortest and longest English sentence, in words."""
+"""Minimum and maximum length of English sentences, in words."""
 
 
 def generate(sizes: Mapping[str, int], seed: int = SEED) -> dict[str, list[dict[str, str]]]:
-    """Make the corpus.
+    """Generate the corpus.
 
-    No two of its pairs, in whichever splits, have the same English or the same German sentence.
+    No English or German sentence occurs twice, in any split.
 
     Args:
-        sizes: number of pairs of each split.
-        seed: of the random numbers.
+        sizes: number of pairs per split.
+        seed: random seed.
 
     Returns:
-        For each split a list of ``{"en": sentence, "de": sentence}``.
+        For each split, a list of ``{"en": sentence, "de": sentence}``.
     """
     grammar = toy_grammar.Grammar(yaml.safe_load(_grammar_file().read_text(encoding="utf-8")), random.Random(seed))
     held_out = grammar.choose_held_out(HELD_OUT)
@@ -55,10 +55,10 @@ def generate(sizes: Mapping[str, int], seed: int = SEED) -> dict[str, list[dict[
 
 
 def fingerprint() -> str:
-    """Identify the grammar and this program.
+    """Identify the grammar and the generator.
 
     Returns:
-        A string that changes whenever the corpus could.
+        A string that changes whenever the corpus may change.
     """
     files = [_grammar_file(), *(Path(str(module.__file__)) for module in (toy_grammar, toy_words))]
     return " ".join(map(sha256, [*files, Path(__file__)]))

@@ -1,4 +1,4 @@
-"""How sentences of the built-in corpus are made."""
+"""Compose random sentences of the built-in corpus."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Choice = TypeVar("Choice")
 
 
 class Grammar:
-    """Draw sentences.
+    """Draw random sentences.
 
     Args:
         data: content of grammar.yaml.
-        random_numbers: their source. Only ``random()`` is called, which is the same in every Python version.
+        random_numbers: source of random numbers. Only ``random()`` is used, which is equal in all Python versions.
     """
 
     def __init__(self, data: dict[str, Any], random_numbers: random.Random):
@@ -43,13 +43,13 @@ class Grammar:
         self.verbs = [self._verb(row) for row in data["verbs"]]
 
     def choose_held_out(self, count: int) -> frozenset[Pair]:
-        """Choose pairs of words that training must not show together.
+        """Choose word pairs that must not occur in the training data.
 
         Args:
-            count: adjective-noun pairs, and as many verb-object pairs.
+            count: number of adjective-noun pairs, and of verb-object pairs.
 
         Returns:
-            English pairs. Every word of them has at least five partners, so it is seen often without this one.
+            English pairs. Every word in them has at least five other partners, so it occurs often in other pairs.
         """
         combinations = [
             [(a.en, n.en) for a in self.adjectives for n in self.nouns if a.classes & n.classes],
@@ -68,10 +68,10 @@ class Grammar:
         return frozenset(chosen)
 
     def sentence(self) -> tuple[str, str, set[Pair]]:
-        """Draw a sentence.
+        """Draw a random sentence.
 
         Returns:
-            English, German, and the adjective-noun and verb-object pairs in it.
+            The English sentence, the German sentence, and its adjective-noun and verb-object pairs.
         """
         kind = self._pick_weighted({"main": 45, "question": 15, "subordinate": 22, "that": 8, "coordination": 10})
         en, de, pairs = getattr(self, f"_{kind}")()
@@ -102,7 +102,7 @@ class Grammar:
 
     def _subordinate(self) -> tuple[str, str, set[Pair]]:
         en, de = self._pick(self.data["conjunctions"])
-        # "If he slept" would be a subjunctive, which has another German translation.
+        # "If he slept" would be a subjunctive, which has a different German translation.
         tense = "present" if en == "if" else self._pick(["present", "past"])
         main, clause = self._clause(short=True, tense=tense), self._clause(short=True, tense=tense)
         pairs = main.pairs | clause.pairs
@@ -115,7 +115,7 @@ class Grammar:
         verb = self._pick([verb for verb in self.verbs if verb.frame == "clause"])
         tense = self._pick(["present", "past"])
         main = self._frame(verb, tense, short=True)
-        # After a past tense English changes the others: "said that he would sleep", which grammar.yaml does not have.
+        # After a past tense, English shifts other tenses ("said that he would sleep"); grammar.yaml has no such forms.
         clause = self._clause(short=True, tense="past" if tense == "past" else None)
         return (
             f"{main.english()} that {clause.english()}.",
@@ -212,7 +212,7 @@ class Grammar:
     def _noun_phrase(
         self, classes: frozenset[str], nouns: set[str], short: bool = False, adjective: bool = True
     ) -> Phrase:
-        """Draw a noun phrase with a noun of some class that is not yet in the clause, and add it to those that are."""
+        """Draw a noun phrase with a noun that is not yet in the clause, and add the noun to ``nouns``."""
         noun = self._pick([noun for noun in self.nouns if noun.classes & classes and noun.en not in nouns])
         nouns.add(noun.en)
         plural = self._chance(0.2 if noun.classes & {"place", "surface"} else 0.35)

@@ -1,4 +1,4 @@
-"""Words, phrases and clauses of the built-in corpus, each in English and German."""
+"""Define words, phrases and clauses of the built-in corpus, each in English and German."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Adjective:
-    """An adjective; ``stem`` takes the endings, ``de`` stands alone."""
+    """An adjective; ``stem`` takes endings, ``de`` is the uninflected form."""
 
     en: str
     de: str
@@ -38,7 +38,7 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: English base, with he, past; German prefix, infinitive, with ich, with er, past participle."""
+    """A verb: English base, form for he, past; German prefix, infinitive, forms for ich and er, past participle."""
 
     en: tuple[str, str, str]
     prefix: str
@@ -53,7 +53,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase or pronoun: English, German by case, agreement of its verb (ich, er or wir)."""
+    """A noun phrase or pronoun: English, German by case, verb agreement (ich, er or wir)."""
 
     en: str
     de: dict[str, str]
@@ -65,11 +65,11 @@ class Phrase:
 
 @dataclass
 class Clause:
-    """A clause in the parts that its order is made of.
+    """The parts of a clause, which are ordered by the type of the sentence.
 
-    ``finite`` is the verb that moves, ``tail`` what stays at the end of a main clause, ``final`` the two
-    together as a subordinate clause ends. ``auxiliary`` asks an English question; ``verb`` is the rest of
-    the English verb then, ``plain`` the English verb of a statement.
+    ``finite`` is the German finite verb, ``tail`` the end of a main clause, ``final`` the end of a subordinate clause
+    (both combined). ``auxiliary`` starts an English question and ``verb`` is the rest of its verb; ``plain`` is the
+    English verb of a statement.
     """
 
     subject: Phrase
@@ -94,7 +94,7 @@ class Clause:
         return join(self.auxiliary, self.subject.en, self.verb, *self.en_rest)
 
     def verb_second(self, first: str = "") -> str:
-        """Order as a main clause, after something at its head or after the subject."""
+        """Order as a main clause that starts with ``first``, or with the subject."""
         head = [first, self.finite, self.subject.de["nom"]] if first else [self.subject.de["nom"], self.finite]
         return join(*head, self.adverb[1], *self.middle, self.tail)
 
@@ -108,11 +108,11 @@ class Clause:
 
 
 def german_number(number: int, words: dict[str, list[str]]) -> str:
-    """Say a number in German, the unit before the ten.
+    """Return a number in German words, with the unit before the ten.
 
     Args:
         number: 2 to 99.
-        words: "de", names from one, and "de_tens", names from twenty.
+        words: "de" (names from one) and "de_tens" (names from twenty).
 
     Returns:
         For example "dreiundzwanzig" for 23.
@@ -124,11 +124,11 @@ def german_number(number: int, words: dict[str, list[str]]) -> str:
 
 
 def english_number(number: int, words: dict[str, list[str]]) -> str:
-    """Say a number in English.
+    """Return a number in English words.
 
     Args:
         number: 2 to 99.
-        words: "en", names from one, and "en_tens", names from twenty.
+        words: "en" (names from one) and "en_tens" (names from twenty).
 
     Returns:
         For example "twenty-three" for 23.
@@ -143,7 +143,7 @@ def join(*words: str) -> str:
     """Join words by spaces.
 
     Args:
-        words: words or phrases; empty ones are left out.
+        words: words or phrases; empty ones are skipped.
 
     Returns:
         The text.

@@ -1,4 +1,4 @@
-"""What worker processes do with a chunk of lines."""
+"""Process chunks of lines in worker processes."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fairseq_sharing.preparation.stream import Chunk
 from fairseq_sharing.preparation.text import Pipeline
 
 MAX_SUBWORDS = 1023
-"""Subwords that fairseq's Transformers read in a sentence unless told otherwise: 1,024 positions, one for the end."""
+"""Default maximum length of a sentence in fairseq's Transformers: 1,024 positions, one of them for the end."""
 
 Transformed = tuple[tuple[bytes, ...], Counter[str]]
-"""What is appended to each output, and counts."""
+"""The bytes to append to each output, and counts."""
 
 
 def tokenize_chunk(
     settings: str, limits: Mapping[str, Any] | None, held_out: tuple[Path, ...], key: str, chunk: Chunk
 ) -> Transformed:
-    """Tokenize pairs and leave out those that are no good for training.
+    """Tokenize pairs and remove those that fail the cleaning limits.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
-        limits: as for clean.reason_to_remove; None keeps every pair.
-        held_out: texts whose lines the source must not be one of.
-        key: changes whenever these texts do.
+        limits: see `clean.reason_to_remove`; None keeps every pair.
+        held_out: texts; pairs whose source is one of their lines are removed.
+        key: changes whenever the held-out texts change.
         chunk: raw lines of each side.
 
     Returns:
-        The tokenized texts; counts by reason of removal, "held_out" among them, and "kept_empty".
+        The tokenized texts; counts by reason of removal, including "held_out", and "kept_empty".
     """
     pipeline = _pipeline(settings, None, "")
     excluded = _lines(held_out, key)
@@ -58,16 +58,16 @@ def tokenize_chunk(
 
 
 def segment_chunk(settings: str, model: Path | None, key: str, chunk: Chunk) -> Transformed:
-    """Cut tokenized lines into subwords.
+    """Split tokenized lines into subwords.
 
     Args:
         settings: arguments of text.Pipeline as JSON.
         model: the subword model.
-        key: changes whenever the model does.
+        key: changes whenever the model changes.
         chunk: tokenized lines of each side.
 
     Returns:
-        The segmented texts; counts of "tokens", and of pairs with an "over_long" side.
+        The segmented texts; counts of "tokens", and of pairs with a side that is too long ("over_long").
     """
     pipeline = _pipeline(settings, model, key)
     texts = [pipeline.segment(text.decode()) for text in chunk]
@@ -78,15 +78,15 @@ def segment_chunk(settings: str, model: Path | None, key: str, chunk: Chunk) -> 
 
 
 def number_chunk(dictionary: Path, key: str, chunk: Chunk) -> Transformed:
-    """Turn subwords into the numbers of a dictionary.
+    """Convert subwords to dictionary indices.
 
     Args:
-        dictionary: dictionary file of fairseq.
-        key: changes whenever the dictionary does.
+        dictionary: fairseq dictionary file.
+        key: changes whenever the dictionary changes.
         chunk: segmented lines of one side.
 
     Returns:
-        The numbers of all tokens with one for the end after each line, and the length of each line; no counts.
+        The indices of all tokens, with the end-of-sentence index after each line, and the length per line; no counts.
     """
     numbers = _dictionary(dictionary, key)
     unknown = numbers["<unk>"]
@@ -97,7 +97,7 @@ def number_chunk(dictionary: Path, key: str, chunk: Chunk) -> Transformed:
     return tuple(array.tobytes() for array in data), Counter()
 
 
-# A process keeps what it read from one chunk to the next.
+# Each process caches these between chunks.
 
 
 @lru_cache(maxsize=1)

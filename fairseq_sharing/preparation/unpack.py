@@ -1,4 +1,4 @@
-"""Copy parallel texts to where the rest works on them, checked line by line."""
+"""Copy parallel texts to the data directory and check every line."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fairseq_sharing.preparation.text import LINE_BREAKS
 
 
 def unpack(name: str, corpora: list[list[Text]], outputs: list[Path], expected: list[int | None]) -> dict[str, int]:
-    """Copy both sides of parallel texts, one corpus after the other, with line feeds as the only line ends.
+    """Concatenate corpora of parallel texts, with line feeds as the only line endings.
 
-    A byte order mark and carriage returns at line ends go; a carriage return inside a line becomes a space.
-    Everything else stays, so that translations are scored against the text as it was published.
+    A byte order mark and carriage returns at the end of a line are removed; a carriage return inside a line becomes a
+    space. Everything else is kept, so that translations are scored against the published text.
 
     Args:
         name: name of the split, for messages.
-        corpora: the texts, one a side.
-        outputs: where to, one file a side.
-        expected: number of lines that each corpus must have; None when unknown.
+        corpora: the texts of each corpus, one per side.
+        outputs: output files, one per side.
+        expected: expected number of lines of each corpus; None if unknown.
 
     Returns:
-        "lines", and how often each kind of irregular character was found.
+        "lines", and the number of irregular characters of each kind.
 
     Raises:
-        SharingError: for bad text, naming file and line, and for texts of the wrong or of unequal length.
+        SharingError: invalid text (the message names file and line), or a wrong or unequal number of lines.
     """
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
@@ -41,7 +41,7 @@ def unpack(name: str, corpora: list[list[Text]], outputs: list[Path], expected: 
                 if number is not None and found != number:
                     raise SharingError(f"{text}: {found:,} lines, expected {number:,}")
                 if found == 0:
-                    raise SharingError(f"{text}: empty")
+                    raise SharingError(f"{text}: empty; allowed: at least one line")
                 if found != lines[0]:
                     raise SharingError(
                         f"{name}: the two sides differ in length: {texts[0]} has {lines[0]:,} lines, "

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine, which breaks off, cannot resume or has another file."""
+"""Download from a local server that interrupts connections, cannot resume or has a different file."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ from fairseq_sharing.preparation.sources import find_texts, identity
 
 
 class Server(ThreadingHTTPServer):
-    """Serves byte strings by path; breaks off after ``limit`` bytes for the first ``breaks`` requests."""
+    """Serves byte strings by path; interrupts the first ``breaks`` requests after ``limit`` bytes."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -77,7 +77,7 @@ def files(folder: Path) -> list[str]:
 
 
 def leave_part(server: Server, folder: Path, content: bytes) -> Path:
-    """Leave the beginning of a download of data.gz as a stopped run does."""
+    """Leave a partial download of data.gz like a stopped run."""
     part = fetching._cached(f"{server.url}/data.gz", folder, ".part")
     part.parent.mkdir()
     part.write_bytes(content)
@@ -92,10 +92,10 @@ def test_a_broken_download_resumes_where_it_stopped(server: Server, tmp_path: Pa
     assert server.ranges == [None, "bytes=1000-", "bytes=2000-"]
     assert files(tmp_path) == ["data.gz"]
     fetching.fetch(f"{server.url}/a/data.gz", DIGEST, tmp_path)
-    assert len(server.ranges) == 3, "a complete file was asked for again"
+    assert len(server.ranges) == 3, "a complete file was requested again"
 
 
-def test_a_later_run_goes_on_from_what_an_earlier_one_left(server: Server, tmp_path: Path):
+def test_a_later_run_resumes_the_partial_download_of_an_earlier_run(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
     part = leave_part(server, tmp_path, CONTENT[:3000])
     path = fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
@@ -106,7 +106,7 @@ def test_a_later_run_goes_on_from_what_an_earlier_one_left(server: Server, tmp_p
 
 
 @pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more"])
-def test_what_is_left_of_another_file_is_fetched_anew(server: Server, tmp_path: Path, left: bytes):
+def test_a_partial_download_of_another_file_is_restarted(server: Server, tmp_path: Path, left: bytes):
     server.files["/data.gz"] = CONTENT
     leave_part(server, tmp_path, left)
     assert fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path).read_bytes() == CONTENT
@@ -123,21 +123,21 @@ def test_a_download_that_never_succeeds_ends_and_keeps_its_part(server: Server, 
     server.breaks, server.limit = 99, 0
     part = leave_part(server, tmp_path, CONTENT[:100])
     with pytest.raises(
-        SharingError, match=r"data.gz: the connection broke off, 5 times in a row; start again to go on"
+        SharingError, match=r"data.gz: the connection was interrupted, 5 times in a row; re-run the command to resume"
     ):
         fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
     assert part.read_bytes() == CONTENT[:100]
 
 
-def test_a_wrong_checksum_is_told_with_both_values(server: Server, tmp_path: Path):
+def test_a_wrong_checksum_is_reported_with_both_values(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
     with pytest.raises(SharingError, match=f"data.gz: SHA-256 is {DIGEST}, expected {'0' * 64}"):
         fetching.fetch(f"{server.url}/data.gz", "0" * 64, tmp_path)
     assert not files(tmp_path)
 
 
-def test_a_missing_file_is_told_at_once(server: Server, tmp_path: Path):
-    with pytest.raises(SharingError, match=r"data\.gz: the server answers 404 Not Found"):
+def test_a_missing_file_is_reported_at_once(server: Server, tmp_path: Path):
+    with pytest.raises(SharingError, match=r"data\.gz: the server returned 404 Not Found"):
         fetching.fetch(f"{server.url}/data.gz", DIGEST, tmp_path)
     assert len(server.ranges) == 1
 
@@ -150,9 +150,11 @@ def test_every_form_of_mirror(server: Server, tmp_path: Path):
     url = "https://example.invalid/folder/data.gz"
     for form in (str(mirror), mirror.as_uri(), f"{server.url}/copy", f"{server.url}/copy/"):
         assert fetching.fetch(url, DIGEST, tmp_path / "download", form).read_bytes() == CONTENT
-    with pytest.raises(SharingError, match=r"holds no file other\.gz"):
+    with pytest.raises(SharingError, match=r"contains no file other\.gz"):
         fetching.fetch("https://example.invalid/other.gz", DIGEST, tmp_path, str(mirror))
-    with pytest.raises(SharingError, match="ftp://x: allowed are a folder, file://, http:// and https://"):
+    with pytest.raises(
+        SharingError, match="ftp://x: unsupported location; allowed: a folder, file://, http:// or https://"
+    ):
         fetching.fetch(url, DIGEST, tmp_path, "ftp://x")
     (mirror / "data.gz").write_bytes(b"changed")
     with pytest.raises(SharingError, match=f"data.gz: SHA-256 is .*, expected {DIGEST}"):
@@ -164,15 +166,17 @@ def test_a_local_mirror_may_have_folders(tmp_path: Path):
     (tmp_path / "news" / "data.gz").write_bytes(CONTENT)
     path = fetching.fetch("data.gz", DIGEST, tmp_path / "download", str(tmp_path))
     assert path == tmp_path / "news" / "data.gz"
-    with pytest.raises(SharingError, match=r"data\.gz: is published under no URL of its own; .* --mirror"):
+    with pytest.raises(
+        SharingError, match=r"data\.gz: not available for download; give a folder that contains it with --mirror"
+    ):
         fetching.fetch("data.gz", DIGEST, tmp_path / "download")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data.gz").write_bytes(b"other")
-    with pytest.raises(SharingError, match=r"holds more than one file data\.gz"):
+    with pytest.raises(SharingError, match=r"contains more than one file data\.gz"):
         fetching.fetch("data.gz", DIGEST, tmp_path / "download", str(tmp_path))
 
 
-def test_an_unknown_checksum_is_recorded_once_and_checked_ever_after(
+def test_an_unknown_checksum_is_recorded_once_and_verified_afterwards(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     server.files["/data.gz"] = CONTENT
@@ -182,7 +186,7 @@ def test_an_unknown_checksum_is_recorded_once_and_checked_ever_after(
     assert DIGEST in capsys.readouterr().err
     assert fetching.recorded_digest(url, tmp_path) == DIGEST
     fetching.fetch(url, fetching.UNKNOWN, tmp_path)
-    assert len(server.ranges) == 1, "a complete file was asked for again"
+    assert len(server.ranges) == 1, "a complete file was requested again"
     server.files["/data.gz"] = b"changed"
     path.unlink()
     with pytest.raises(SharingError, match=f"data.gz: SHA-256 is .*, expected {DIGEST}"):
@@ -219,7 +223,7 @@ def test_another_address_is_another_file(server: Server, tmp_path: Path, digest:
 
 @pytest.mark.parametrize("new", ["/text.en?version=2", "/new%20text.en", "/b/text.en"])
 def test_a_changed_address_gives_the_new_text(server: Server, tmp_path: Path, new: str):
-    """As two runs of prepare do: the identity of a text of unknown checksum changes with its address."""
+    """Like in two runs of prepare, the identity of a text without checksum changes with its address."""
     server.files |= {"/text.en?version=1": b"old\n", new: b"new\n"}
     texts = {}
     for address in ("/text.en?version=1", new):
@@ -232,7 +236,7 @@ def test_a_changed_address_gives_the_new_text(server: Server, tmp_path: Path, ne
     }
 
 
-def test_of_an_unknown_file_no_beginning_is_taken_from_an_earlier_run(server: Server, tmp_path: Path):
+def test_a_partial_download_without_checksum_is_not_resumed(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
     leave_part(server, tmp_path, b"older")
     assert fetching.fetch(f"{server.url}/data.gz", fetching.UNKNOWN, tmp_path).read_bytes() == CONTENT
@@ -240,13 +244,13 @@ def test_of_an_unknown_file_no_beginning_is_taken_from_an_earlier_run(server: Se
 
 @pytest.mark.parametrize("address", ["/", "/..", "/a/%2e%2e", "/%00", "/a%2F.", "?text.en"])
 def test_an_address_without_a_file_name_is_refused(server: Server, tmp_path: Path, address: str):
-    with pytest.raises(SharingError, match="names no file; allowed: an address whose path ends in a file name"):
+    with pytest.raises(SharingError, match="no file name; allowed: an address whose path ends in a file name"):
         fetching.fetch(server.url + address, fetching.UNKNOWN, tmp_path / "download")
     assert not list(tmp_path.iterdir())
     assert not server.ranges
 
 
-def test_an_encoded_path_leads_to_no_other_folder(server: Server, tmp_path: Path):
+def test_an_encoded_path_cannot_name_another_folder(server: Server, tmp_path: Path):
     server.files["/%2e%2e%2F%2e%2e%2Fevil"] = CONTENT
     path = fetching.fetch(f"{server.url}/%2e%2e%2F%2e%2e%2Fevil", fetching.UNKNOWN, tmp_path / "download")
     assert path.name == "evil"
@@ -254,7 +258,7 @@ def test_an_encoded_path_leads_to_no_other_folder(server: Server, tmp_path: Path
     assert [entry.name for entry in tmp_path.iterdir()] == ["download"]
 
 
-def test_a_download_folder_that_leads_elsewhere_is_refused(server: Server, tmp_path: Path):
+def test_a_download_folder_that_links_outside_is_refused(server: Server, tmp_path: Path):
     server.files["/data.gz"] = CONTENT
     path = fetching._cached(f"{server.url}/data.gz", tmp_path / "download")
     path.parent.parent.mkdir()

@@ -1,4 +1,4 @@
-"""``fairseq-sharing prepare`` as a user runs it: the real command, real fairseq-preprocess, texts with real faults."""
+"""Run ``fairseq-sharing prepare`` like a user: the real command, real fairseq-preprocess, texts with real faults."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def corpus() -> dict[str, list[tuple[str, str]]]:
 
 @pytest.fixture(scope="module")
 def texts(corpus: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parallel texts with one of each fault that is handled."""
+    """Write parallel texts with one example of each handled fault."""
     folder = tmp_path_factory.mktemp("texts")
     train = list(corpus["train"])
     train[10] = ("", train[10][1])
@@ -86,7 +86,7 @@ def prepared(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def binary_sentences(directory: Path, subset: str, lang: str) -> list[list[int]]:
-    """Read fairseq's binary files without fairseq: header, lengths, then token numbers of two bytes each."""
+    """Read fairseq's binary files without fairseq: header, lengths, then token indices of two bytes each."""
     prefix = directory / "bin" / f"{subset}.en-de.{lang}"
     index = Path(f"{prefix}.idx").read_bytes()
     count = int.from_bytes(index[18:26], "little")
@@ -96,7 +96,7 @@ def binary_sentences(directory: Path, subset: str, lang: str) -> list[list[int]]
     return [part.tolist() for part in numpy.split(tokens, numpy.cumsum(lengths)[:-1])]
 
 
-def test_faulty_training_pairs_go_and_are_counted(prepared: Path):
+def test_faulty_training_pairs_are_removed_and_counted(prepared: Path):
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert manifest["train"] == {
         "raw_lines": 2500,
@@ -121,7 +121,7 @@ def test_test_sets_keep_every_segment_and_their_raw_text(prepared: Path, texts: 
 
 @pytest.mark.parametrize(("subset", "name"), [("train", "train"), ("valid", "valid"), ("test", "small")])
 @pytest.mark.parametrize("lang", ["en", "de"])
-def test_binary_files_hold_the_segmented_text_line_by_line(prepared: Path, subset: str, name: str, lang: str):
+def test_binary_files_contain_the_segmented_text_line_by_line(prepared: Path, subset: str, name: str, lang: str):
     symbols = ["<s>", "<pad>", "</s>", "<unk>"]
     symbols += [line.rpartition(" ")[0] for line in read_lines(prepared / "bin" / f"dict.{lang}.txt")]
     decoded = [[symbols[token] for token in sentence] for sentence in binary_sentences(prepared, subset, lang)]
@@ -159,7 +159,7 @@ def test_texts_of_one_language_are_those_of_a_language_model(commands: Commands,
 
 
 def fairseq_preprocess(commands: Commands, directory: Path, arguments: list[str], destination: Path) -> None:
-    """Run fairseq-preprocess, in the directory because it splits its paths at commas."""
+    """Run fairseq-preprocess in the directory, because it splits paths at commas."""
     commands.run("fairseq_cli.preprocess", *arguments[:-1], destination, cwd=directory)
     (destination / "preprocess.log").unlink()
 
@@ -201,7 +201,7 @@ def test_a_second_run_does_nothing(prepared: Path, texts: Path):
         (b"a\nb\xff\n", b"a\nb\n", "train.en, line 2: not UTF-8"),
         (b"a\nb\n", b"a\n", "train: the two sides differ in length"),
         (b"a\0\nb\n", b"a\nb\n", "train.en, line 1: contains a NUL byte"),
-        (b"\n\n", b"a\nb\n", "cleaning leaves no training pair"),
+        (b"\n\n", b"a\nb\n", "no training pairs left after cleaning"),
     ],
 )
 def test_bad_text_ends_the_command_with_one_line(tmp_path: Path, source: bytes, target: bytes, message: str):
@@ -227,7 +227,7 @@ def test_help_needs_neither_torch_nor_fairseq(tmp_path: Path):
     assert "multi30k, " in result.stdout
 
 
-# Saves at every chunk, waits after each, and makes chunks small: a kill comes in the middle of a step.
+# Small chunks with a save and a pause after each, so that a kill interrupts a step.
 SLOWLY = """
 import sys, time
 from fairseq_sharing.commands import main
@@ -239,7 +239,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_files(prepared: Path, texts: Path, tmp_path: Path):
+def test_a_killed_run_resumes_and_writes_the_same_files(prepared: Path, texts: Path, tmp_path: Path):
     directory = tmp_path / "data"
     words = [*map(str, file_flags(texts)), "--out", str(directory)]
     for growing in ("tok/train.en", "bpe/train.en", "bin/train.en-de.de.bin"):
@@ -283,7 +283,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_run_killed_while_it_reads_or_learns_goes_on(prepared: Path, texts: Path, tmp_path: Path):
+def test_a_run_killed_while_it_reads_or_learns_resumes(prepared: Path, texts: Path, tmp_path: Path):
     directory, here = tmp_path / "data", tmp_path / "here"
     words = ["prepare", *map(str, file_flags(texts)), "--out", str(directory), "--workers", "1"]
     for place, missing in (("reading", "raw/train.en"), ("learning", "codes.bpe")):
@@ -301,7 +301,7 @@ def test_a_run_killed_while_it_reads_or_learns_goes_on(prepared: Path, texts: Pa
     assert not list(directory.rglob("*.tmp"))
 
 
-def test_words_that_fairseq_has_a_meaning_for_are_numbered_as_by_fairseq_preprocess(
+def test_special_words_of_fairseq_get_the_indices_of_fairseq_preprocess(
     commands: Commands, corpus: dict, tmp_path: Path
 ):
     special = ["<unk>", "<s>", "</s>", "<pad>", "<unk>a", "madeupword0000", "@@", "a@@", "</w>", "#fairseq:overwrite"]
@@ -371,8 +371,8 @@ def test_a_changed_text_is_prepared_again(corpus: dict, texts: Path, tmp_path: P
     ]  # fmt: skip
 
 
-def test_nothing_of_an_earlier_text_is_left_in_a_process(corpus: dict, texts: Path, tmp_path: Path):
-    """One process prepares two texts in one directory: the second must not meet the first one's merges or numbers."""
+def test_a_process_does_not_reuse_data_of_an_earlier_text(corpus: dict, texts: Path, tmp_path: Path):
+    """Prepare two texts in one directory and process: the second must not use the merges or indices of the first."""
     manifests = {}
     for out, length in (("again", 1000), ("again", 2000), ("afresh", 2000)):
         train = write(tmp_path / "text" / "train", corpus["train"][:length])
@@ -383,7 +383,7 @@ def test_nothing_of_an_earlier_text_is_left_in_a_process(corpus: dict, texts: Pa
 
 @pytest.mark.parametrize("first", [True, False], ids=["made", "remade"])
 @pytest.mark.parametrize("step", ["binarize train.en", "binarize valid.de"])
-def test_nobody_trains_on_data_whose_preparation_was_stopped(
+def test_data_whose_preparation_was_stopped_is_refused_for_training(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, first: bool
 ):
     def recipe(size: int) -> Recipe:
@@ -402,8 +402,8 @@ def test_nobody_trains_on_data_whose_preparation_was_stopped(
         patched.setattr("fairseq_sharing.preparation.prepare.transform", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(recipe(90), data, workers=1)
-    assert (data / "bin/dict.en.txt").is_file(), "stopped before anything could be mixed up"
-    with pytest.raises(SharingError, match=f"^{data}: its preparation has not finished; run the same "):
+    assert (data / "bin/dict.en.txt").is_file(), "stopped too early for this test"
+    with pytest.raises(SharingError, match=f"^{data}: its preparation has not finished; re-run the same "):
         make_plan(config, data=data, devices=1)
     prepare(recipe(90), data, workers=1)
     assert "--source-lang" in make_plan(config, data=data, devices=1).words()
@@ -459,7 +459,7 @@ def test_sentencepiece_and_whole_words(texts: Path, tmp_path: Path):
 def test_a_directory_keeps_its_dataset(texts: Path, tmp_path: Path):
     recipe = files_recipe(f"{texts}/train", f"{texts}/valid", [], {**LANGUAGES, "subword": "none"})
     assert prepare(recipe, tmp_path, workers=1)["artificial"] is False
-    with pytest.raises(SharingError, match="holds dataset files, not toy; give another directory"):
+    with pytest.raises(SharingError, match="contains dataset files, not toy; give another directory"):
         prepare(load_recipe("toy"), tmp_path)
     with pytest.raises(SharingError, match="--workers must be at least 1, got 0"):
         prepare(recipe, tmp_path, workers=0)

@@ -1,4 +1,4 @@
-"""Recipes of archives, from a mirror that has them all, with the right names and members but small texts in them."""
+"""Prepare recipes from a mirror of archives that have the right names and members but small texts."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ PAIRS = 60
 
 
 def write_archive(path: Path, members: dict[str, str]) -> str:
-    """Write a .tgz; return its MD5, which is what sacreBLEU checks."""
+    """Write a .tgz and return its MD5, which sacreBLEU checks."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
@@ -98,6 +98,6 @@ def test_wikitext_keeps_every_line_and_word(tmp_path: Path):
     assert manifest["train"]["raw_lines"] == 80
     words = {line.split(" ")[0] for line in read_lines(out / "bin/dict.txt")}
     assert {"Dogs", "@-@", "like"} <= words
-    # Each line ends with one </s>, an empty one too: perplexity is over all of them.
+    # Every line ends with </s>, including empty lines; perplexity is over all of them.
     index = (out / "bin/test.idx").read_bytes()
     assert numpy.frombuffer(index, numpy.int32, 2, 26).tolist() == [1, 4]

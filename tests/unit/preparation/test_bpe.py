@@ -27,7 +27,7 @@ def check(codes: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_every_word_is_cut_as_by_subword_nmt(tmp_path: Path, learned: bool):
+def test_every_word_is_split_like_by_subword_nmt(tmp_path: Path, learned: bool):
     codes = tmp_path / "codes.bpe"
     if learned:
         counted = "".join(f"{''.join(word)} {number}\n" for number, word in enumerate(product("abü", repeat=5)))
@@ -52,7 +52,7 @@ def draw_words(draw: random.Random, parts: list[str], number: int, longest: int)
 
 @pytest.mark.parametrize("special", [[one] for one in SPECIAL] + [SPECIAL], ids=[*SPECIAL, "all"])
 @pytest.mark.parametrize("size", [10, 60])
-def test_symbols_of_other_programs_are_text_like_any_other(tmp_path: Path, special: list[str], size: int):
+def test_special_symbols_of_other_programs_are_plain_text(tmp_path: Path, special: list[str], size: int):
     draw = random.Random(size)
     starts = [draw.choice(special) + word for word in draw_words(draw, LETTERS[:4], 1500, 2)]
     text = " ".join([*starts, *draw_words(draw, LETTERS, 1500, 3)])
@@ -67,7 +67,7 @@ def test_symbols_of_other_programs_are_text_like_any_other(tmp_path: Path, speci
     check(codes, "\n".join([*words, *special, "<unk>a <unk>b", "жc жd", "a<unk>"]))
 
 
-def test_the_unknown_token_is_no_symbol_of_merges(tmp_path: Path):
+def test_the_unknown_token_is_not_a_symbol_of_merges(tmp_path: Path):
     text = "<unk>a <unk>b <unk>c <unk>d"
     codes = tmp_path / "codes.bpe"
     with codes.open("w", encoding="utf-8") as file:
@@ -88,12 +88,12 @@ def test_codes_of_the_first_version_are_applied_as_such(tmp_path: Path):
     check(codes, "ab abb cab b")
 
 
-def test_merges_whose_order_in_a_word_matters_are_told():
+def test_merges_whose_order_in_a_word_matters_are_detected():
     assert same_in_any_order([("a", "b"), ("ab", "c"), ("abc", "ab")])
     assert not same_in_any_order([("a", "b"), ("abc", "ab"), ("ab", "c")])
 
 
-def test_a_full_cache_is_emptied_and_nothing_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_cache_is_cleared_without_losing_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bpe, "_CACHE_WORDS", 3)
     codes = tmp_path / "codes.bpe"
     codes.write_text(CODES, encoding="utf-8")

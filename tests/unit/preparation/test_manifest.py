@@ -61,7 +61,10 @@ def test_complete_data_are_read_whether_or_not_they_were_ever_locked(data: Path,
 
 @readers
 def test_data_are_refused_while_they_are_prepared(data: Path, reader: Callable[[Path], object]):
-    with locked(data), pytest.raises(SharingError, match="prepare is running there; wait until it has finished"):
+    with (
+        locked(data),
+        pytest.raises(SharingError, match="prepare is running in this folder; wait until it has finished"),
+    ):
         reader(data)
 
 
@@ -72,13 +75,15 @@ def test_data_are_refused_when_their_preparation_was_stopped(data: Path, reader:
 
     with pytest.raises(KeyboardInterrupt):
         Steps(data).run("subwords", {"size": 9}, {}, ["codes.bpe"], stop)
-    with pytest.raises(SharingError, match=r"its preparation has not finished; run the same .* again"):
+    with pytest.raises(
+        SharingError, match=r"its preparation has not finished; re-run the same fairseq-sharing prepare command"
+    ):
         reader(data)
 
 
 @readers
 @pytest.mark.parametrize("content", [b"", b"[]", b"[1]", b"3", b"{", b"\xff{}", b"[" * 100_000])
-def test_what_is_no_manifest_is_refused_in_one_line(data: Path, reader: Callable[[Path], object], content: bytes):
+def test_an_invalid_manifest_is_refused_in_one_line(data: Path, reader: Callable[[Path], object], content: bytes):
     (data / "manifest.json").write_bytes(content)
     with pytest.raises(SharingError, match=r"^[^\n]*manifest\.json: not a manifest of prepare or export: [^\n]*$"):
         reader(data)
@@ -98,7 +103,7 @@ ALLOWED: dict[str, list[object]] = {
 
 
 @pytest.mark.parametrize("key", MANIFEST)
-def test_a_key_of_another_kind_is_refused_by_name(data: Path, key: str):
+def test_a_key_of_the_wrong_type_is_refused_by_name(data: Path, key: str):
     for value in VALUES:
         (data / "manifest.json").write_text(json.dumps({**MANIFEST, key: value}))
         if any(value == one and type(value) is type(one) for one in ALLOWED.get(key, [])):
@@ -110,7 +115,7 @@ def test_a_key_of_another_kind_is_refused_by_name(data: Path, key: str):
 
 @pytest.mark.parametrize("key", TEST)
 @pytest.mark.parametrize("value", [None, [], -1, 1.5, "../x", "/x", "a\0", "x/../../y"])
-def test_a_test_set_of_another_kind_is_refused(data: Path, key: str, value: object):
+def test_a_test_set_of_the_wrong_type_is_refused(data: Path, key: str, value: object):
     (data / "manifest.json").write_text(json.dumps({**MANIFEST, "tests": [{**TEST, key: value}]}))
     with pytest.raises(SharingError, match=r"tests is|not inside"):
         read_manifest(data)
@@ -130,7 +135,7 @@ def test_a_subword_model_outside_of_the_folder_is_refused(data: Path, model: obj
 def test_a_missing_key_is_named(data: Path, key: str, reader: str):
     content = {name: value for name, value in MANIFEST.items() if name != key}
     (data / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(SharingError, match=re.escape(f"manifest.json: lacks {key}; allowed: ")):
+    with pytest.raises(SharingError, match=re.escape(f"manifest.json: missing {key}; allowed: ")):
         READERS[reader](data)
 
 

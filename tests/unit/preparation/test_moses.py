@@ -56,5 +56,5 @@ def test_the_output_is_that_of_sacremoses(lang: str):
         ("[ab]c", ""),
     ],
 )
-def test_a_rule_is_skipped_only_without_what_it_needs(pattern: str, literal: str):
+def test_a_rule_is_skipped_only_without_its_required_literal(pattern: str, literal: str):
     assert needed(pattern) == literal

@@ -47,7 +47,7 @@ def test_flags_override_the_recipe():
         ({"subword": "none"}, "moses", "none"),
     ],
 )
-def test_sentencepiece_reads_plain_text_unless_told_otherwise(flags: dict, tokenizer: str, subword: str):
+def test_sentencepiece_reads_plain_text_by_default(flags: dict, tokenizer: str, subword: str):
     recipe = load_recipe("multi30k", flags)
     assert (recipe.tokenizer["name"], recipe.subword["name"]) == (tokenizer, subword)
 
@@ -58,20 +58,20 @@ def test_sentencepiece_reads_plain_text_unless_told_otherwise(flags: dict, token
         ({"subword": "wordpiece"}, "--subword must be one of bpe, sentencepiece, none, got 'wordpiece'"),
         ({"tokenizer": "spacy"}, "--tokenizer must be one of moses, none, got 'spacy'"),
         ({"subword_size": 0}, "--subword-size must be at least 1, got 0"),
-        ({"subword": "none", "subword_size": 9}, "--subword-size has no meaning with --subword none, got 9"),
+        ({"subword": "none", "subword_size": 9}, "--subword-size cannot be used with --subword none, got 9"),
         ({"min_tokens": 0}, "--min-tokens must be at least 1, got 0"),
         ({"max_tokens": 0}, "--max-tokens must be at least 1, got 0"),
         ({"max_ratio": 0.5}, "--max-ratio must be at least 1, got 0.5"),
         ({"max_ratio": float("nan")}, "--max-ratio must be at least 1, got nan; allowed: finite numbers"),
         ({"max_ratio": float("inf")}, "--max-ratio must be at least 1, got inf; allowed: finite numbers"),
         ({"max_ratio": True}, "--max-ratio must be at least 1, got True"),
-        ({"max_tokens": float("inf")}, "--max-tokens must be at least 1, got inf; allowed: whole numbers"),
-        ({"min_tokens": 1.5}, "--min-tokens must be at least 1, got 1.5; allowed: whole numbers"),
-        ({"max_word_length": float("nan")}, "--max-word-length must be at least 1, got nan; allowed: whole numbers"),
-        ({"subword_size": 7.5}, "--subword-size must be at least 1, got 7.5; allowed: whole numbers"),
+        ({"max_tokens": float("inf")}, "--max-tokens must be at least 1, got inf; allowed: integers"),
+        ({"min_tokens": 1.5}, "--min-tokens must be at least 1, got 1.5; allowed: integers"),
+        ({"max_word_length": float("nan")}, "--max-word-length must be at least 1, got nan; allowed: integers"),
+        ({"subword_size": 7.5}, "--subword-size must be at least 1, got 7.5; allowed: integers"),
         ({"target_lang": "en"}, "--source-lang and --target-lang must differ, got 'en' twice"),
-        ({"target_lang": "fr"}, "train is in de, en, not in fr"),
-        ({"source_lang": "../en"}, "--source-lang must be letters, digits and _, such as en, got '../en'"),
+        ({"target_lang": "fr"}, "train has no text in fr; allowed: de, en"),
+        ({"source_lang": "../en"}, "--source-lang must consist of letters, digits and _, such as en, got '../en'"),
     ],
 )
 def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
@@ -81,21 +81,23 @@ def test_bad_flags_are_named_with_what_is_allowed(flags: dict, message: str):
 
 
 @pytest.mark.parametrize("lines", [0, -1, 1.5, float("nan"), "many", True, []])
-def test_the_number_of_lines_is_a_number(lines: object):
+def test_the_number_of_lines_must_be_a_positive_integer(lines: object):
     text = {"lines": lines, "en": {"path": "a.en"}, "de": {"path": "a.de"}}
     content = {"source_lang": "en", "target_lang": "de", "splits": {"train": text, "valid": text}}
-    with pytest.raises(SharingError, match=r"dataset mine: lines of train must be at least 1, got .*; allowed: whole"):
+    with pytest.raises(
+        SharingError, match=r"dataset mine: lines of train must be at least 1, got .*; allowed: integers"
+    ):
         build_recipe("mine", content)
 
 
 @pytest.mark.parametrize("text", [{"url": 5}, {"url": "http://x/y", "sha256": 10**63}, {"path": None}])
-def test_texts_are_named_by_text(text: dict):
+def test_sources_must_be_strings(text: dict):
     content = {"source_lang": "en", "splits": {name: {"en": text} for name in ("train", "valid")}}
     with pytest.raises(SharingError, match="dataset mine: train: expected lines: N"):
         build_recipe("mine", content)
 
 
-def test_languages_of_the_toy_corpus_are_its_own():
+def test_the_toy_corpus_has_fixed_languages():
     with pytest.raises(SharingError, match="of dataset toy must be en or de, got xx and de"):
         load_recipe("toy", {"source_lang": "xx"})
     assert load_recipe("toy", {"source_lang": "de", "target_lang": "en"}).source_lang == "de"
@@ -104,9 +106,9 @@ def test_languages_of_the_toy_corpus_are_its_own():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"splits": {}}, "a recipe has source_lang, splits, and may have target_lang"),
-        ({"source_lang": "en", "target_lang": "de", "splits": {}, "size": 3}, "a recipe has source_lang"),
-        ({"source_lang": "en", "target_lang": "de", "splits": {}}, "no train split"),
+        ({"splits": {}}, "not a recipe; required: source_lang, splits; optional: target_lang"),
+        ({"source_lang": "en", "target_lang": "de", "splits": {}, "size": 3}, "not a recipe; required: source_lang"),
+        ({"source_lang": "en", "target_lang": "de", "splits": {}}, "no train split; required: train and valid"),
         ({"source_lang": "en", "target_lang": "de", "splits": {"train": {"en": "x"}}}, "train: expected lines: N"),
         (
             {
@@ -114,11 +116,11 @@ def test_languages_of_the_toy_corpus_are_its_own():
                 "target_lang": "de",
                 "splits": {name: {lang: {"url": "http://x/y"} for lang in ("en", "de")} for name in ("train", "valid")},
             },
-            "train.en needs a path, or a url or file and its sha256 (64 digits, or unknown)",
+            "train.en requires a path, or a url or file and its sha256 (64 digits, or unknown)",
         ),
         (
             {"source_lang": "en", "splits": {}, "tokenizer": "none"},
-            "dataset mine: tokenizer may have name and its settings, got none",
+            "dataset mine: tokenizer must be a mapping with name and settings, got none",
         ),
     ],
 )
@@ -142,11 +144,11 @@ def test_files_recipe_finds_plain_and_compressed_texts(tmp_path: Path):
     assert recipe.tests == ["own"]
     assert recipe.cleaning["max_ratio"] == 1.5
     for arguments, message in [
-        ((None, "x", [], languages), "--train is needed for dataset 'files'"),
-        (("x", "x", [], {"source_lang": "en"}), "--target-lang is needed for dataset 'files'"),
-        ((f"{tmp_path}/train", f"{tmp_path}/no", [], languages), "no.en: no such file, nor "),
+        ((None, "x", [], languages), "--train is required for dataset 'files'"),
+        (("x", "x", [], {"source_lang": "en"}), "--target-lang is required for dataset 'files'"),
+        ((f"{tmp_path}/train", f"{tmp_path}/no", [], languages), "no.en: neither this file nor "),
         ((f"{tmp_path}/train", f"{tmp_path}/dev", ["x"], languages), "--test must be NAME=PREFIX, got 'x'"),
-        ((f"{tmp_path}/train", f"{tmp_path}/dev", ["train=x"], languages), "there is a 'train' already"),
+        ((f"{tmp_path}/train", f"{tmp_path}/dev", ["train=x"], languages), "the name 'train' is already in use"),
         ((f"{tmp_path}/train", f"{tmp_path}/dev", [f"a,b={tmp_path}/dev"], languages), "got 'a,b'"),
     ]:
         with pytest.raises(SharingError) as error:
@@ -177,7 +179,7 @@ def test_wmt_recipes_test_on_whole_sets_and_name_the_cleaned_one(name: str, corp
     assert recipe.subword == {"name": "bpe", "size": 32_000}
 
 
-def test_sets_of_sacrebleu_are_sets_that_sacrebleu_has():
+def test_sacrebleu_sets_of_a_recipe_exist_in_sacrebleu():
     from sacrebleu.dataset import DATASETS
 
     names = [corpora[0].sacrebleu for corpora in load_recipe("wmt16_en_de").splits.values() if corpora[0].sacrebleu]
@@ -189,11 +191,11 @@ def test_a_recipe_of_one_language_has_one_side():
     recipe = load_recipe("wikitext103")
     assert recipe.languages == {"source": "en"}
     assert recipe.cleaning is None
-    with pytest.raises(SharingError, match=r"--max-tokens has no meaning for .*wikitext103.*, which keeps every line"):
+    with pytest.raises(SharingError, match=r"--max-tokens cannot be used with .*wikitext103.*, which keeps every line"):
         load_recipe("wikitext103", {"max_tokens": 9})
 
 
-def test_merges_learned_elsewhere_are_a_file_beside_the_recipe(tmp_path: Path):
+def test_existing_merges_are_a_file_next_to_the_recipe(tmp_path: Path):
     text = {"en": {"path": "a.en"}, "de": {"path": "a.de"}}
     content = {"source_lang": "en", "target_lang": "de", "splits": {"train": text, "valid": text}}
     content["subword"] = {"name": "bpe", "codes": "codes.bpe"}
@@ -201,5 +203,7 @@ def test_merges_learned_elsewhere_are_a_file_beside_the_recipe(tmp_path: Path):
     assert build_recipe("mine", content, {}, path).subword == {"name": "bpe", "codes": str(tmp_path / "codes.bpe")}
     assert build_recipe("mine", content, {"subword_size": 5}, path).subword == {"name": "bpe", "size": 5}
     content["subword"] = {"merges": 3}
-    with pytest.raises(SharingError, match=r"subword may have name, and size or codes, got \{'merges': 3\}"):
+    with pytest.raises(
+        SharingError, match=r"subword must be a mapping with name, and size or codes, got \{'merges': 3\}"
+    ):
         build_recipe("mine", content)

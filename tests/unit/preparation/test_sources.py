@@ -21,7 +21,7 @@ MEMBERS = {
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """An archive named as sacreBLEU names what it downloads."""
+    """Make an archive with the name that sacreBLEU uses for its downloads."""
     path = tmp_path / "mirror" / "toy_full.test.tgz"
     path.parent.mkdir()
     with tarfile.open(path, "w:gz") as file:
@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def test_sacrebleu_unwraps_its_sets_from_a_mirror(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sacrebleu_unpacks_its_sets_from_a_mirror(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sacrebleu.dataset.base, "SACREBLEU_DIR", str(tmp_path / "cache"))
     known = FakeSGMLDataset(
         "toy/full",
@@ -46,14 +46,14 @@ def test_sacrebleu_unwraps_its_sets_from_a_mirror(archive: Path, tmp_path: Path,
     source, reference = find_texts(corpus, LANGUAGES, tmp_path, mirror)
     assert list(source.lines()) == ["One &amp; two.", "Three"]
     assert list(reference.lines()) == ["Eins &amp; zwei.", "Drei"]
-    with pytest.raises(SharingError, match="toy/full has no language pair de-en"):
+    with pytest.raises(SharingError, match="toy/full has no language pair de-en; allowed: en-de"):
         find_texts(corpus, {"source": "de", "target": "en"}, tmp_path, mirror)
-    with pytest.raises(SharingError, match="'toy' is no test set of sacreBLEU"):
+    with pytest.raises(SharingError, match="'toy' is not a test set of sacreBLEU; list them with: sacrebleu --list"):
         find_texts(Corpus({}, 2, "toy"), LANGUAGES, tmp_path, mirror)
 
 
 @pytest.mark.parametrize(("damage", "message"), [("absent", "No such file"), ("changed", "wrong MD5")])
-def test_a_set_that_cannot_be_had_is_told(
+def test_a_set_that_cannot_be_fetched_is_reported(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, message: str
 ):
     monkeypatch.setattr(sacrebleu.dataset.base, "SACREBLEU_DIR", str(tmp_path / "cache"))
@@ -78,7 +78,7 @@ def test_both_sides_can_be_in_one_archive_of_unknown_checksum(archive: Path, tmp
     assert texts[0].name == "x-src.en.sgm"
 
 
-def test_unknown_files_of_one_name_are_not_taken_from_a_mirror():
+def test_files_with_equal_names_and_unknown_checksums_are_refused_with_a_mirror():
     def corpus(*urls: str, sha256: str = "unknown") -> Corpus:
         return Corpus({lang: Source(url=url, sha256=sha256) for lang, url in zip(("en", "de"), urls, strict=True)})
 

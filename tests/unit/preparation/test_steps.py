@@ -11,7 +11,7 @@ from fairseq_sharing.preparation.steps import Steps, locked
 
 
 def work(directory: Path, first: int = 1, second: int = 1, fail: bool = False, names: str = "ab") -> list[str]:
-    """Two steps in a row, the second made from the output of the first; returns what ran."""
+    """Run two steps, the second from the output of the first, and return the names of those that ran."""
     steps = Steps(directory)
 
     def action(name: str, content: str) -> dict[str, int]:
@@ -38,7 +38,7 @@ def test_a_changed_setting_redoes_its_step_and_what_depends_on_it(tmp_path: Path
     work(tmp_path, first=2)
     assert work(tmp_path, first=2, second=5) == ["two"]
     assert work(tmp_path, first=8, second=5) == ["one", "two"]
-    # The first step's output stays the same, so nothing follows from its change.
+    # The first step's output is unchanged, so the second step is not repeated.
     assert work(tmp_path, first=9, second=5) == ["one"]
 
 
@@ -68,9 +68,9 @@ def test_files_that_are_no_longer_made_are_removed(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "manifest.json", "own"]
 
 
-def test_somebody_elses_folder_is_refused(tmp_path: Path):
+def test_a_folder_without_manifest_is_refused(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(SharingError, match=r"exists and holds no manifest\.json; give a new or empty directory"):
+    with pytest.raises(SharingError, match=r"exists and contains no manifest\.json; give a new or empty directory"):
         Steps(tmp_path)
 
 
@@ -81,12 +81,16 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path):
 
 
 def test_a_directory_has_one_run_at_a_time(tmp_path: Path):
-    with locked(tmp_path), pytest.raises(SharingError, match="another prepare is at work there"), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(SharingError, match="another prepare is running in this directory; wait until it has finished"),
+        locked(tmp_path),
+    ):
         pass
 
 
 def snapshot(folder: Path, but: str) -> dict[str, bytes | str]:
-    """Read all that a folder contains, except for one subfolder; of a link, where it leads."""
+    """Read the files in a folder, except for one subfolder; for links, read their targets."""
     found = {}
     for path in folder.rglob("*"):
         if but not in path.relative_to(folder).parts and not path.is_dir():
@@ -95,7 +99,7 @@ def snapshot(folder: Path, but: str) -> dict[str, bytes | str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_a_manifest_names_nothing_outside_of_the_folder_changes(tmp_path: Path, seed: int):
+def test_a_manifest_cannot_change_files_outside_of_the_folder(tmp_path: Path, seed: int):
     draw = random.Random(seed)
     directory, victim = tmp_path / "data", tmp_path / "victim"
     directory.mkdir()

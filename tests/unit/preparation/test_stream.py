@@ -22,7 +22,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 class Upper:
-    """Makes text upper case; breaks down at its n-th chunk."""
+    """Converts text to upper case and fails at the n-th chunk."""
 
     def __init__(self, breaks_at: int = -1):
         self.calls, self.breaks_at = 0, breaks_at
@@ -40,7 +40,7 @@ def run(texts: list[Path], function: Upper, key: str = "key") -> tuple[Counter[s
     return counts, [output.read_bytes() for output in outputs]
 
 
-def test_a_broken_run_goes_on_where_it_was(texts: list[Path], tmp_path: Path):
+def test_a_failed_run_resumes(texts: list[Path], tmp_path: Path):
     with pytest.raises(RuntimeError):
         run(texts, Upper(breaks_at=3))
     assert not (tmp_path / "out.en").exists()
@@ -56,7 +56,7 @@ def test_a_broken_run_goes_on_where_it_was(texts: list[Path], tmp_path: Path):
 
 
 @pytest.mark.parametrize("loss", ["other key", "lost part", "damaged journal"])
-def test_what_cannot_be_continued_is_begun_anew(texts: list[Path], tmp_path: Path, loss: str):
+def test_outputs_that_cannot_be_resumed_are_restarted(texts: list[Path], tmp_path: Path, loss: str):
     with pytest.raises(RuntimeError):
         run(texts, Upper(breaks_at=3))
     if loss == "lost part":

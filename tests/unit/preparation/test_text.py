@@ -20,7 +20,7 @@ def bpe_pipeline(tmp_path: Path) -> Pipeline:
 
 def test_moses_tokenization_keeps_case_and_abbreviations():
     pipeline = Pipeline(LANGUAGES, MOSES, {"name": "none"})
-    # As tokenizer.perl -l en and -l de of Moses cut them: "Mr." and "z." are known, a final full stop is not.
+    # Output of Moses' tokenizer.perl -l en and -l de: "Mr." and "z." are abbreviations, a final full stop is not.
     assert pipeline.tokenize("Mr. Smith isn't here, he said.", "source") == "Mr. Smith isn 't here , he said ."
     assert pipeline.tokenize("Er trägt z.B. 3,5 kg (schwer).", "target") == "Er trägt z.B. 3,5 kg ( schwer ) ."
 
@@ -52,7 +52,7 @@ def test_bpe_marks_and_joins_subwords(bpe_pipeline: Pipeline):
 
 @pytest.mark.parametrize("tokenizer", [MOSES, {"name": "none"}])
 @pytest.mark.parametrize("character", list("\r\v\f\x1c\x1d\x1e\x1f\x85\u00a0\u2028\u2029\u3000\t"))
-def test_white_space_of_any_kind_separates_and_never_stays(tokenizer: dict, character: str):
+def test_white_space_of_any_kind_separates_tokens_and_is_removed(tokenizer: dict, character: str):
     tokens = Pipeline(LANGUAGES, tokenizer, {"name": "none"}).encode(f"red{character}dog")
     assert tokens == "red dog"
     assert len(tokens.splitlines()) == 1
@@ -94,8 +94,8 @@ def test_from_manifest_builds_the_same_pipeline(tmp_path: Path, bpe_pipeline: Pi
     assert Pipeline.from_manifest(tmp_path).encode("Hunde.", "target") == bpe_pipeline.encode("Hunde.", "target")
 
 
-def test_missing_manifest_and_model_are_told(tmp_path: Path):
-    with pytest.raises(SharingError, match=r"manifest\.json: no such file; make the data with"):
+def test_missing_manifest_and_model_are_reported(tmp_path: Path):
+    with pytest.raises(SharingError, match=r"manifest\.json: no such file; prepare the data with"):
         Pipeline.from_manifest(tmp_path)
-    with pytest.raises(SharingError, match=r"codes\.bpe: the bpe model is missing"):
+    with pytest.raises(SharingError, match=r"codes\.bpe: the bpe model is missing; re-run fairseq-sharing prepare"):
         Pipeline(LANGUAGES, MOSES, {"name": "bpe"}, tmp_path / "codes.bpe").encode("a")

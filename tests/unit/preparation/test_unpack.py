@@ -43,7 +43,7 @@ def test_a_wrong_number_of_lines_is_refused_with_both_numbers(tmp_path: Path):
 
 
 def test_empty_files_are_refused(tmp_path: Path):
-    with pytest.raises(SharingError, match=r"in\.en: empty"):
+    with pytest.raises(SharingError, match=r"in\.en: empty; allowed: at least one line"):
         run(tmp_path, b"", b"")
 
 
