@@ -229,5 +229,5 @@ def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
         value = ",".join(map(str, value)) if isinstance(value, list) else value
         raise SharingError(
             f"{flag_of(name)} {value} cannot be combined with this model: {reason}; "
-            + (f"allowed: {allowed}" if allowed else "remove it")
+            + (f"allowed: {allowed}" if allowed else "allowed: leave it out")
         )

@@ -170,7 +170,7 @@ def check_training(args: Any) -> None:
         return getattr(args, name, None)
 
     def refuse(what: str, reason: str, allowed: str = "") -> None:
-        choice = f"allowed: {allowed}" if allowed else "remove it"
+        choice = f"allowed: {allowed}" if allowed else "allowed: leave it out"
         raise SharingError(f"{what} cannot be combined with --sharing-schedule: {reason}; {choice}")
 
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -69,22 +69,22 @@ OPTIONS = {
     "LayerDrop": (
         [*CYCLE, "--encoder-layerdrop", "0.2"],
         "--encoder-layerdrop 0.2 cannot be combined with this model: shared layers cannot be dropped individually; "
-        "remove it",
+        "allowed: leave it out",
     ),
     "pruned layers": (
         [*CYCLE, "--decoder-layers-to-keep", "0,2"],
         "--decoder-layers-to-keep 0,2 cannot be combined with this model: shared layers cannot be pruned individually; "
-        "remove it",
+        "allowed: leave it out",
     ),
     "quantization noise": (
         [*CYCLE, "--quant-noise-pq", "0.1"],
         "--quant-noise-pq 0.1 cannot be combined with this model: noise would be applied to a shared weight once per "
-        "layer; remove it",
+        "layer; allowed: leave it out",
     ),
     "scalar quantization noise": (
         [*CYCLE, "--quant-noise-scalar", "0.5"],
         "--quant-noise-scalar 0.5 cannot be combined with this model: noise would be applied to a shared weight once "
-        "per layer; remove it",
+        "per layer; allowed: leave it out",
     ),
     "FSDP": (
         [*CYCLE, "--ddp-backend", "fully_sharded"],

@@ -143,7 +143,7 @@ def test_bf16_precision_refuses_fairseq_s_own_low_precision(flag):
         validate(arguments(precision="bf16", **{flag: True}))
     assert str(caught.value) == (
         f"--{flag.replace('_', '-')} True cannot be combined with this model: --precision bf16 keeps fp32 weights and "
-        "casts by itself; remove it"
+        "casts by itself; allowed: leave it out"
     )
     validate(arguments(precision="fp32", **{flag: True}))
 

@@ -257,7 +257,7 @@ BAD = [
     ),
     (
         {"encoder_learned_pos": True},
-        "--encoder-learned-pos True cannot be combined with this model: positions are rotary; remove it",
+        "--encoder-learned-pos True cannot be combined with this model: positions are rotary; allowed: leave it out",
     ),
     ({"unique_layers": 7, "sharing": "cycle"}, "--unique-layers must be between 1 and the number of layers (6), got 7"),
 ]

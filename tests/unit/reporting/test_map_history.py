@@ -95,5 +95,5 @@ def test_final_map_of_a_run_gives_the_same_model(tmp_path, monkeypatch, capsys):
     assert words[words.index("--decoder-layer-map") + 1] == "0,0,0,0,0,0"
     with pytest.raises(SharingError, match="no such checkpoint"):
         final_map_options(tmp_path / "nothing.pt")
-    with pytest.raises(SharingError, match="has no readable checkpoint"):
+    with pytest.raises(SharingError, match="no readable checkpoint found"):
         final_map_options(tmp_path / "..")

@@ -255,7 +255,7 @@ def test_new_strategy_gives_a_map_and_is_accepted_by_the_flag(load, monkeypatch)
 def test_new_schedule_unties_one_layer_at_a_time_in_a_training(load, data_dir):
     gradual = load("fairseq_sharing.schedules.gradual", _new_file("fairseq_sharing/schedules/gradual.py"))
     edited = load("edited_options", _edited("fairseq_sharing/schedules/options.py"))
-    with pytest.raises(SharingError, match="--gradual-interval needs --sharing-schedule gradual, got none"):
+    with pytest.raises(SharingError, match="--gradual-interval requires --sharing-schedule gradual, got none"):
         edited.read_options(Namespace(gradual_interval=5))
     given = edited.read_options(Namespace(sharing_schedule="gradual", gradual_interval=2))
     built = load("edited_build", _edited("fairseq_sharing/schedules/build.py"))
@@ -316,7 +316,7 @@ def test_new_subcommand_runs_and_is_in_the_help(load, monkeypatch, capsys):
     assert main(["map", "cycle_rev", "6", "--unique-layers", "3"]) == 0
     assert capsys.readouterr().out == "0,1,2,2,1,0\n"
     assert main(["map", "cycle", "6"]) == 2
-    assert "fairseq-sharing map: error: --unique-layers is missing" in capsys.readouterr().err
+    assert "fairseq-sharing map: error: --unique-layers: missing; --sharing cycle needs a value from 1 to" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--help"])
     assert re.search(r"^ +map +print the layer map of a strategy$", capsys.readouterr().out, re.MULTILINE)
