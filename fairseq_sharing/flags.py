@@ -9,6 +9,7 @@ import difflib
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,6 +74,8 @@ def parse(train: Mapping[str, Any]) -> argparse.Namespace:
     Raises:
         SharingError: an error of ``words``, or a combination of options that the model or fairseq rejects.
     """
+    if not train.get("arch"):
+        raise BadKeyError("arch", "missing; allowed: an architecture of fairseq or of this package")
     flags, printed = words(train), io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -217,6 +220,8 @@ def _takes(action: argparse.Action, word: str, value: Any) -> bool:
     try:
         read = action.type(word)
     except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
+    if isinstance(read, float) and not math.isfinite(read):
         return False
     if isinstance(value, bool):
         return read is value

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing import flags
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import default_directory
-    from fairseq_sharing.training.launch import train
+    from fairseq_sharing.training.launch import check_scorer, train
     from fairseq_sharing.training.plan import Machines, make_plan
 
     overrides = list(args.overrides)
@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
         fit_memory=args.fit_memory,
     )
     if args.dry_run:
+        check_scorer(plan)
         Console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)
         return
     train(plan, Console(stderr=True))

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import (
     Direction,
     direction_of,
@@ -117,6 +118,7 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
     if not manifest.get("target_lang"):
         raise SharingError(f"{path}: is a language model; allowed: translation models")
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
+    refuse_other_dictionaries(run.record().get("dictionaries"), data, path)
     return ModelFiles(
         str(path),
         checkpoints=(_average(run, settings.average_last, console),),

@@ -20,11 +20,13 @@ from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.training_log import summarize
+from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.finite import find_nonfinite, is_number
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
+from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
@@ -80,6 +82,7 @@ def _evaluate(
     data = data or Path(record.get("data", ""))
     manifest = _read_manifest(data, settings)
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
+    refuse_other_dictionaries(record.get("dictionaries"), data, path)
     check_tokenizer(manifest["target_lang"], settings.tokenize)
     if record.get("finished") is None:
         console.print(
@@ -143,7 +146,7 @@ def _evaluate(
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
     write_text(run.result_file, text)
     if out is not None:
-        write_text(out / f"{config.run}-seed{config.seed}.json", text)
+        add_result(text, out)
     return json.loads(text)
 
 

@@ -30,6 +30,8 @@ class Steps:
                 self._done = json.loads(file.read_text(encoding="utf-8"))
             except json.JSONDecodeError as error:
                 raise SharingError(f"{file}: not JSON ({error}); remove the file to repeat the evaluation") from error
+            if not isinstance(self._done, dict):
+                raise SharingError(f"{file}: not a record of steps; remove the file to repeat the evaluation")
 
     def is_done(self, step: str, inputs: Mapping[str, Any], output: Path) -> bool:
         """Return whether a step's output exists, is unmodified and was made from these inputs."""

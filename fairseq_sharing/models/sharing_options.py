@@ -134,6 +134,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, f"{stack}_normalize_before", "--admin requires post-norm layers", False)
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
+    _refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
     _validate_depth_steps(args, stacks)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)

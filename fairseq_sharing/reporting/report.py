@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import inside, write_text
+from fairseq_sharing.files import write_text
 from fairseq_sharing.reporting import paper, tables
 from fairseq_sharing.reporting.comparability import check_comparisons, check_tokenizers
-from fairseq_sharing.reporting.results import Row, read_result, read_rows, scored_sets
+from fairseq_sharing.reporting.results import Row, add_result, read_result, read_rows, scored_sets
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,5 @@ def _collect(run: Path, folder: Path) -> None:
             f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"
         )
     for file in files:
-        result = read_result(file)
-        copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
-        write_text(copy, file.read_text(encoding="utf-8"))
+        read_result(file)
+        add_result(file.read_text(encoding="utf-8"), folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import inside, write_text
 from fairseq_sharing.finite import find_nonfinite
 
 # Names of the strategies and schedules in a table, in the order of its rows.
@@ -226,6 +227,30 @@ def read_result(file: Path) -> dict[str, Any]:
     if not result["scores"]:
         raise SharingError(f"{file}: contains no scores; allowed: scores of at least one test set")
     return result
+
+
+def add_result(text: str, folder: Path) -> None:
+    """Copy a result to a folder of results, over an earlier one of the same experiment.
+
+    Args:
+        text: the content of a result file.
+        folder: the folder.
+
+    Raises:
+        SharingError: the folder has the result of another experiment with the same name and seed.
+    """
+    result = json.loads(text)
+    file = inside(folder, f"{result['run']}-seed{result['seed']}.json")
+    if file.is_file():
+        other = read_result(file)
+        for name in _COMMON:
+            of_a_map = name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values())
+            if other[name] != result[name] and not of_a_map:
+                raise SharingError(
+                    f"{file}: the result of another experiment with this name ({name} differs); "
+                    "allowed: a run name of its own (train with run=NAME), or another folder"
+                )
+    write_text(file, text)
 
 
 def scored_sets(rows: Iterable[Row]) -> list[str]:

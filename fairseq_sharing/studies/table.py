@@ -14,12 +14,16 @@ from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose
-from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.experiment.run_directory import RunDirectory, config_changes
 from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.training.processes import forwarded_signals
 
 SBATCH = PACKAGE_DIR.parent / "scripts" / "slurm" / "train.sbatch"
+
+
+# Beginnings of the changes that a table takes for all rows.
+_OVERRIDES = ("train.", "evaluate.", "tokens_per_batch=")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Table:
         for row in self.rows:
             if row not in self.study.rows:
                 raise SharingError(f"--rows {row}: no such row; allowed: {' '.join(self.study.rows)}")
+        for override in self.overrides:
+            if not override.startswith(_OVERRIDES):
+                allowed = ", ".join(_OVERRIDES)
+                raise SharingError(f"{override}: fixed by the study, --rows and --seeds; allowed: {allowed}")
 
     @property
     def results(self) -> Path:
@@ -164,7 +172,7 @@ def make(table: Table, console: Console) -> None:
     for run in table.runs():
         try:
             # A finished run can be scored on any machine, even without the devices that trained it.
-            if table.overrides or not _is_trained(run):
+            if not _is_trained(table, run):
                 call(table.train(run), console)
             call(table.evaluate(run), console)
         except SharingError as error:
@@ -175,8 +183,13 @@ def make(table: Table, console: Console) -> None:
         raise SharingError(f"not in the table: {', '.join(failed)}; re-run the command to resume them")
 
 
-def _is_trained(run: Run) -> bool:
-    return RunDirectory(run.path).record().get("exit_status") == 0
+def _is_trained(table: Table, run: Run) -> bool:
+    """Return whether a run has finished with the training settings of the table."""
+    directory = RunDirectory(run.path)
+    if directory.record().get("exit_status") != 0:
+        return False
+    wanted = compose(table.study.file, [f"row={run.row}", f"seed={run.seed}", *table.overrides])
+    return not any(key.startswith("train.") for key in config_changes(directory.config(), wanted))
 
 
 def submit(table: Table, flags: str, console: Console) -> str:

@@ -14,6 +14,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment import environment
+from fairseq_sharing.experiment.dictionaries import dictionary_hashes, refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed
 from fairseq_sharing.training.log_tail import LogTail
@@ -49,6 +50,7 @@ def train(plan: Plan, console: Console) -> None:
         if record:
             refuse_changed(run, plan.config)
             refuse_other_direction(run.direction(), plan.direction(), run.path, plan.data)
+            refuse_other_dictionaries(record.get("dictionaries"), plan.data, run.path)
             if (record["tokens_per_batch"] or record["batch"]) != (plan.tokens_per_batch() or plan.batch()):
                 raise SharingError(f"{run.path}: was started with {record['batch']}; now: {plan.batch()}")
             if _is_finished(plan, record):
@@ -58,7 +60,7 @@ def train(plan: Plan, console: Console) -> None:
                     soft_wrap=True,
                 )
                 return
-        _check_scorer(plan)
+        check_scorer(plan)
         if not record:
             run.log_file.unlink(missing_ok=True)
         run.write_config(plan.config)
@@ -69,7 +71,7 @@ def train(plan: Plan, console: Console) -> None:
         _follow(plan, command, record, lock, console)
 
 
-def _check_scorer(plan: Plan) -> None:
+def check_scorer(plan: Plan) -> None:
     """Check before training that the translations can be scored afterwards."""
     target_lang = plan.manifest().get("target_lang")
     if target_lang:
@@ -109,6 +111,7 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
         "run": plan.config.run,
         "dataset": plan.config.dataset,
         "data": str(plan.data.resolve()),
+        "dictionaries": before.get("dictionaries") or dictionary_hashes(plan.data),
         "seed": plan.config.seed,
         "source_lang": source,
         "target_lang": target,
@@ -158,6 +161,8 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
     record["finished"] = _now() if status == 0 else None
     run.write_record(record)
     _raise_failure(status, received, tail, run.log_file)
+    if not plan.config.train.get("no_save") and not any(run.checkpoints.glob("checkpoint*.pt")):
+        raise SharingError(f"{run.path}: fairseq-train succeeded but wrote no checkpoint (log: {run.log_file})")
     console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -26,6 +26,7 @@ from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.resources import PACKAGE_DIR
 
 # The module that torchrun starts for each rank: checks the other ranks, then runs fairseq-train.
+_FIRST_START_ONLY = (*("restore_file", "reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader"),)
 RANK_MODULE = "fairseq_sharing.training.rank"
 
 
@@ -101,6 +102,10 @@ class Plan:
 
         train = dict(self.config.train)
         train.update(self._languages())
+        if (self.run.checkpoints / "checkpoint_last.pt").is_file():
+            # fairseq would start from the other weights again at every start, instead of resuming.
+            for key in _FIRST_START_ONLY:
+                train.pop(key, None)
         train["update_freq"] = configuration.update_freq(self.config, self.world_size)
         words = [
             path_word(self.data / "bin"),

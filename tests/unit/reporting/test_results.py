@@ -1,8 +1,10 @@
+import json
+
 import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.reporting.results import Row, baselines, read_rows, scored_sets, signatures
+from fairseq_sharing.reporting.results import Row, add_result, baselines, read_rows, scored_sets, signatures
 
 
 def test_rows_come_vanilla_first_then_by_strategy_and_size(tmp_path):
@@ -109,3 +111,13 @@ def test_the_same_run_and_seed_twice_is_refused(tmp_path):
     (tmp_path / "copy.json").write_text((tmp_path / "vanilla-seed1.json").read_text())
     with pytest.raises(SharingError, match="both are run vanilla, seed 1; keep only one"):
         read_rows(tmp_path)
+
+
+def test_a_result_does_not_replace_that_of_another_experiment(tmp_path):
+    add_result(json.dumps(result("vanilla")), tmp_path)
+    add_result(json.dumps(result("vanilla", bleu=31.0)), tmp_path)
+    (score,) = read_rows(tmp_path)[0].results[0]["scores"].values()
+    assert score["bleu"] == 31.0
+    with pytest.raises(SharingError, match=r"vanilla-seed1\.json: the result of another experiment with this name"):
+        add_result(json.dumps(result("vanilla", "cycle")), tmp_path)
+    assert read_rows(tmp_path)[0].strategy == "none"

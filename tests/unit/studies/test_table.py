@@ -14,7 +14,7 @@ from rich.console import Console
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose, find_study
-from fairseq_sharing.experiment.run_directory import default_directory
+from fairseq_sharing.experiment.run_directory import RunDirectory, default_directory
 from fairseq_sharing.studies import cost as estimate
 from fairseq_sharing.studies import table as tables
 from fairseq_sharing.studies.table import Table
@@ -125,13 +125,23 @@ def test_a_row_that_fails_is_named_and_holds_up_no_other(programs, tmp_path):
 
 def test_a_finished_run_is_scored_where_it_could_not_be_trained(programs, tmp_path):
     run = tmp_path / "runs/wmt16_en_de/vanilla-seed1"
-    run.mkdir(parents=True)
-    (run / "run.json").write_text('{"exit_status": 0}')
+    RunDirectory(run).write_record({"exit_status": 0})
+    RunDirectory(run).write_config(compose("wmt16_en_de", ["row=vanilla"]))
     table = table_of("wmt16_en_de", "vanilla", "cycle_n12", seeds=(1,), devices=4)
     tables.make(table, Console(file=io.StringIO()))
     prepare, vanilla, *others, report = [" ".join(stage[1:]) for stage in table.stages()]
     assert vanilla.startswith("train ")
     assert programs.read_text().splitlines() == [prepare, *others, report]
+    programs.unlink()
+    RunDirectory(run).write_config(compose("wmt16_en_de", ["row=vanilla", "train.max_update=9"]))
+    tables.make(table, Console(file=io.StringIO()))
+    assert programs.read_text().splitlines() == [prepare, vanilla, *others, report], "trained with other settings"
+
+
+@pytest.mark.parametrize("override", ["dataset=mine", "run=other", "seed=2", "row=vanilla"])
+def test_what_the_study_fixes_is_refused(override):
+    with pytest.raises(SharingError, match=f"^{override}: fixed by the study, --rows and --seeds; allowed: train., "):
+        table_of("toy", overrides=(override,))
 
 
 def test_slurm_gets_an_array_of_one_line_a_run(programs, tmp_path):

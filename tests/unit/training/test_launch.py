@@ -18,6 +18,7 @@ from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.experiment.dictionaries import dictionary_hashes
 from fairseq_sharing.training import launch, processes
 from fairseq_sharing.training.launch import train
 from fairseq_sharing.training.log_tail import LogTail
@@ -127,6 +128,31 @@ def test_a_run_is_not_resumed_on_data_of_another_direction(small, tmp_path):
     assert str(error.value) == (
         f"{tmp_path}/reversed: direction de-en; {plan.run.path} was trained for en-de; allowed: data of that direction"
     )
+
+
+def test_a_run_is_not_resumed_with_other_dictionaries_of_the_same_size(small, tmp_path):
+    plan = small(TRANSLATION, ("en", "de"))
+    plan.run.checkpoints.mkdir(parents=True)
+    (plan.run.checkpoints / "checkpoint_last.pt").touch()
+    plan.run.write_config(plan.config)
+    (plan.data / "bin" / "dict.en.txt").write_text("a 1\n")
+    record = {"tokens_per_batch": plan.tokens_per_batch(), "batch": plan.batch(), "exit_status": 0, "finished": "today"}
+    plan.run.write_record({**record, "dictionaries": dictionary_hashes(plan.data)})
+    train(plan, Console(file=io.StringIO()))
+    (plan.data / "bin" / "dict.en.txt").write_text("b 1\n")
+    with pytest.raises(SharingError, match=r"data: its dictionaries are not those that .* was trained with; allowed: "):
+        train(plan, Console(file=io.StringIO()))
+
+
+def test_other_weights_are_loaded_at_the_first_start_only(small):
+    other = ["train.restore_file=x.pt", "train.reset_optimizer=true"]
+    plan = small(TRANSLATION, ("en", "de"), "data", *other)
+    assert _flag(plan.words(), "--restore-file") == "x.pt"
+    plan.run.checkpoints.mkdir(parents=True)
+    (plan.run.checkpoints / "checkpoint_last.pt").touch()
+    words = plan.words()
+    assert "--restore-file" not in words
+    assert "--reset-optimizer" not in words
 
 
 @pytest.mark.usefixtures("machine")
