@@ -145,7 +145,9 @@ def test_command_parses_and_its_configuration_composes(page, command):
 
 
 def test_every_flag_that_a_page_names_exists():
-    known = {flag.name for group in list_flags() for flag in group.flags} | {"--study"}
+    known = {flag.name for group in list_flags() for flag in group.flags}
+    for script in (ROOT / "scripts").glob("*.sh"):
+        known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", script.read_text(encoding="utf-8")))
     parsers = [options.get_training_parser(), options.get_generation_parser()]
     for name in COMMANDS:
         parsers.append(argparse.ArgumentParser())
