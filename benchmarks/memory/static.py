@@ -46,7 +46,7 @@ def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
-    from synthetic import write_dictionaries
+    from benchmarks.synthetic import write_dictionaries
 
     import fairseq_sharing
     from fairseq_sharing.schedules.change_sharing import measure_bytes

@@ -32,7 +32,7 @@ def measure(updates: int) -> dict[str, object]:
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
-    from synthetic import write_dictionaries
+    from benchmarks.synthetic import write_dictionaries
 
     import fairseq_sharing
 
