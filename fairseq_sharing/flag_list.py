@@ -47,6 +47,10 @@ _TASKS = {
 }
 # The dense baseline of the MoEUT language model has no expert banks.
 DENSE_TAKES = ("head_dim", "rotary_dim")
+_EVERYWHERE = (
+    "For every architecture of this package, except that MoEUT refuses --admin, --fast, --compile, --act, "
+    "--depth-signal and --position-per-depth."
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def list_flags(arch: str = ALL) -> list[Group]:
 
 
 def _model_groups(arch: str | None = None) -> list[Group]:
-    groups = [Group("Sharing and training", "For every architecture of this package.", _flags(SharingOptions(), arch))]
+    groups = [Group("Sharing and training", _EVERYWHERE, _flags(SharingOptions(), arch))]
     if arch is None or issubclass(models.ARCH_MODEL_REGISTRY[arch], MoECounts):
         banks = "For `--arch transformer_moeut`, `--arch transformer_lm_moeut` and their sizes."
         groups.append(Group("MoEUT", banks, _flags(MoEOptions(), arch)))

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "evaluated", nargs="?", type=Path, metavar="RUN", help="run directory of train, or a study with row=NAME"
     )
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for a study: row=NAME and seed=N")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for a study: row=NAME and seed=N only")
     run.add_argument(
         "--baseline",
         type=Path,

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARCH",
         help="an architecture, to list the flags that apply to it with its defaults",
     )
-    parser.add_argument("--markdown", action="store_true", help="write the page docs/flags.md")
+    parser.add_argument("--markdown", action="store_true", help="print the flags as Markdown, as in docs/flags.md")
 
 
 def run(args: argparse.Namespace) -> None:
