@@ -46,9 +46,9 @@ def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
-    from benchmarks.synthetic import write_dictionaries
 
     import fairseq_sharing
+    from benchmarks.synthetic import write_dictionaries
     from fairseq_sharing.schedules.change_sharing import measure_bytes
 
     fairseq_sharing.register()

@@ -70,8 +70,8 @@ def measure(model: str, recompute: bool, tokens: int, device: str, threads: int)
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
-    from benchmarks.synthetic import write_dictionaries
 
+    from benchmarks.synthetic import write_dictionaries
     from fairseq_sharing.schedules.change_sharing import measure_bytes
 
     torch.set_num_threads(threads)

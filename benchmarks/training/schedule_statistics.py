@@ -32,9 +32,9 @@ def measure(updates: int) -> dict[str, object]:
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.logging import metrics
     from fairseq.trainer import Trainer
-    from benchmarks.synthetic import write_dictionaries
 
     import fairseq_sharing
+    from benchmarks.synthetic import write_dictionaries
 
     fairseq_sharing.register()
     logging.disable(logging.INFO)
