@@ -8,9 +8,9 @@ usage: bash scripts/reproduce_wmt_en_de.sh [--study NAME] [ARGUMENT ...]
 
   --study NAME   wmt16_en_de (default), news_commentary for one GPU, or news_commentary_cpu to run every stage without one
 
-Installs, then runs: fairseq-sharing table NAME ARGUMENT ...
+Installs, then runs: fairseq-sharing study run NAME ARGUMENT ...
 Common arguments: --dry-run (print every command, the estimated GPU hours and disk), --rows ROW ..., --seeds SEED ...,
---gpus N, --slurm FLAGS, --mirror DIR, --out DIR. Re-run the command to resume; finished rows are not trained again.
+--gpus N, --jobs N, --slurm FLAGS, --mirror DIR, --out DIR. Re-run the command to resume; finished rows are not trained again.
 USAGE
 }
 
@@ -47,4 +47,4 @@ elif ! command -v fairseq-sharing >/dev/null; then
   exit 2
 fi
 cd "$root"
-exec fairseq-sharing table "$study" "${arguments[@]}"
+exec fairseq-sharing study run "$study" "${arguments[@]}"

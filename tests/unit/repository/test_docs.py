@@ -34,6 +34,7 @@ from fairseq_sharing.models.sharing_options import validate
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.schedules.engine import Engine
 from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.studies.plan import StudyPlan
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "fairseq_sharing"
@@ -140,7 +141,7 @@ def test_command_parses_and_its_configuration_composes(page, command):
     args = parser.parse_args(words)
     if name in ("train", "describe"):
         compose(args.config, args.overrides)
-    if name == "table":
+    if name == "study" and args.study != "mine.yaml":
         find_study(args.study)
 
 
@@ -191,6 +192,19 @@ def test_single_experiment_is_the_row_of_the_study(tmp_path):
     file = tmp_path / "cycle_rev.yaml"
     file.write_text(text.replace("base: ", f"base: {ROOT / 'configs' / 'recipes'}/"))
     assert compose(file).train == compose("multi30k", ["row=cycle_rev"]).train
+
+
+def test_study_of_the_page_is_checked_and_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = _blocks("studies", "yaml mine.yaml")
+    Path("mine.yaml").write_text(text)
+    plan = StudyPlan(find_study("mine.yaml"), "mine.yaml")
+    plan.check()
+    assert [run.directory.path.name for run in plan.runs][:4] == [
+        *("vanilla-seed1", "sequence-seed1", "cycle-seed1", "vanilla-seed2")
+    ]
+    assert len(plan.runs) == 11
+    assert plan.compose(plan.runs[2]).train.sharing == "cycle"
 
 
 # Examples of extending.md
