@@ -10,7 +10,7 @@ from words_corpus import call
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small enough for a test; the study itself trains four epochs.
-SHORT = ["train.max_update=4", "train.max_tokens=256", "train.encoder_embed_dim=16", "train.decoder_embed_dim=16"]
+SHORT = ["train.max_epoch=1", "train.max_tokens=8192", "train.encoder_embed_dim=16", "train.decoder_embed_dim=16"]
 RUN = ["-m", "fairseq_sharing", "study", "run", "mine.yaml", "--rows", "vanilla", "cycle", "--seeds", "1"]
 
 
@@ -23,7 +23,7 @@ def test_study_of_the_page_runs_from_an_empty_directory(tmp_path):
     assert first.stderr.count(": finished, BLEU: ") == 2
     results = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "runs/mine/report").glob("*.json")}
     assert set(results) == {"vanilla-seed1", "cycle-seed1"}
-    assert {result["updates"] for result in results.values()} == {4}
+    assert len({result["updates"] for result in results.values()}) == 1
     assert (tmp_path / "runs/mine/report/index.html").is_file()
     again = call(*RUN, "--jobs", "2", *SHORT, cwd=tmp_path)
     assert "training on" not in again.stderr
