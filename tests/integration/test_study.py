@@ -10,7 +10,14 @@ from words_corpus import call
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small enough for a test; the study itself trains four epochs.
-SHORT = ["train.max_epoch=1", "train.max_tokens=8192", "train.encoder_embed_dim=16", "train.decoder_embed_dim=16"]
+SHORT = [
+    "train.max_epoch=1",
+    "train.max_tokens=8192",
+    "evaluate.beam=1",
+    "evaluate.max_len_b=9",
+    "train.encoder_embed_dim=16",
+    "train.decoder_embed_dim=16",
+]
 RUN = ["-m", "fairseq_sharing", "study", "run", "mine.yaml", "--rows", "vanilla", "cycle", "--seeds", "1"]
 
 
