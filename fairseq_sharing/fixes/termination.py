@@ -18,7 +18,7 @@ _received: list[int] = []
 def save_when_terminated() -> None:
     """After SIGTERM or SIGINT, finish the current update, write ``checkpoint_last.pt`` and exit with 128 + signal.
 
-    A second signal acts as without this fix. Several ranks stop as before: they would have to agree on an update.
+    A second SIGINT interrupts at once; a second SIGTERM, which a parent may forward, is ignored. Several ranks stop as before: they would have to agree on an update.
     """
     stock_iterator = trainer.Trainer.get_train_iterator
     stock_step = trainer.Trainer.train_step
@@ -55,5 +55,4 @@ def _listen() -> None:
 
 def _receive(number: int, frame: object) -> None:
     _received.append(number)
-    for each, default in _SIGNALS.items():
-        signal.signal(each, default)
+    signal.signal(signal.SIGINT, signal.default_int_handler)

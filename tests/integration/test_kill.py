@@ -97,7 +97,8 @@ def send_signal(moment: int, number: int) -> None:
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         if update_num == moment and left:
             left.clear()
-            os.kill(os.getpid(), number)
+            for _ in range(1 if number == signal.SIGINT else 2):
+                os.kill(os.getpid(), number)
         return stock(self, sample, model, criterion, optimizer, update_num, ignore_grad)
 
     TranslationTask.train_step = train_step
