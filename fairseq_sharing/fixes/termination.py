@@ -18,7 +18,8 @@ _received: list[int] = []
 def save_when_terminated() -> None:
     """After SIGTERM or SIGINT, finish the current update, write ``checkpoint_last.pt`` and exit with 128 + signal.
 
-    A second SIGINT interrupts at once; a second SIGTERM, which a parent may forward, is ignored. Several ranks stop as before: they would have to agree on an update.
+    A second SIGINT interrupts at once; a second SIGTERM, which a parent may forward, is ignored. Several ranks stop as
+    before: they would have to agree on an update.
     """
     stock_iterator = trainer.Trainer.get_train_iterator
     stock_step = trainer.Trainer.train_step
