@@ -113,8 +113,15 @@ class StudyPlan:
         return RunDirectory(self.directory / f"{self.study.map_of[run.row]}-seed{run.seed}")
 
     def compose(self, run: PlannedRun) -> DictConfig:
-        """Compose the configuration of a run."""
-        return compose(self.study.file, [f"row={run.row}", f"seed={run.seed}", *self.overrides])
+        """Compose the configuration of a run, once."""
+        if run.name not in self._composed:
+            words = [f"row={run.row}", f"seed={run.seed}", *self.overrides]
+            self._composed[run.name] = compose(self.study.file, words)
+        return self._composed[run.name]
+
+    @cached_property
+    def _composed(self) -> dict[str, DictConfig]:
+        return {}
 
     def check(self) -> None:
         """Check the configuration of every row against fairseq-train.

@@ -68,11 +68,12 @@ class StudyProgress:
             self._bars.remove_task(self._tasks.pop(name))
         for name in current:
             state = states[name]
-            task = self._tasks.setdefault(
-                name, self._bars.add_task(name, total=1.0, state="") if name not in self._tasks else self._tasks[name]
-            )
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=1.0, state="")
             speed = f", {state.tokens_per_second:,.0f} tokens/s" if state.tokens_per_second else ""
-            self._bars.update(task, completed=state.fraction, state=f"{state.state}, epoch {state.epoch}{speed}")
+            self._bars.update(
+                self._tasks[name], completed=state.fraction, state=f"{state.state}, epoch {state.epoch}{speed}"
+            )
 
     def remaining(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState]) -> tuple[float, float | None]:
         """Estimate the fraction of the study that is done, and the seconds left.

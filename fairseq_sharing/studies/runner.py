@@ -24,7 +24,7 @@ from fairseq_sharing.training.processes import END_WITH_PARENT
 
 _POLL_SECONDS = 0.2
 # Seconds between looks at the logs, and at runs that another process has claimed.
-_LOOK_SECONDS = 5.0
+_LOOK_SECONDS = 10.0
 # Seconds that a stopped run has to write its checkpoint; the last ones of a budget.
 _GRACE_SECONDS = 60.0
 # No run starts with less free disk space, in bytes.
@@ -109,7 +109,9 @@ class StudyRunner:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        self._states = {run.name: read_state(self._plan, run) for run in self._plan.runs}
+        for run in self._plan.runs:
+            if run.name not in self._done:
+                self._states[run.name] = read_state(self._plan, run)
         self._progress.update(self._plan.runs, self._states, [job.run.name for job in self._jobs])
 
     def _start_ready(self) -> None:
@@ -129,7 +131,7 @@ class StudyRunner:
                 continue
             if shutil.disk_usage(run.directory.path).free < _LEAST_DISK:
                 os.close(claim)
-                self._failed[run.name] = f"{run.directory.path}: less than 1 GiB of free disk space"
+                self._fail(run, f"{run.directory.path}: less than 1 GiB of free disk space")
                 continue
             self._start(run, self._free.pop(0), claim, "evaluate" if state.state == State.TRAINED else "train", state)
 
@@ -145,9 +147,9 @@ class StudyRunner:
             return True
         planned = next((other for other in self._plan.runs if other.directory == origin), None)
         if planned is None:
-            self._failed[run.name] = f"needs the map of {origin.path}, which is not trained; add its row to --rows"
+            self._fail(run, f"needs the map of {origin.path}, which is not trained; add its row to --rows")
         elif planned.name in self._failed:
-            self._failed[run.name] = f"needs the map of {planned.name}, which failed"
+            self._fail(run, f"needs the map of {planned.name}, which failed")
         return False
 
     def _start(self, run: PlannedRun, slot: Slot, claim: int, stage: str, state: RunState) -> None:
@@ -207,6 +209,9 @@ class StudyRunner:
         if tries <= _RETRIES and (status < 0 or status > 128 or state.updates > job.updates):
             self._progress.say(f"{run.name}: {error}; trying again")
             return
+        self._fail(run, error)
+
+    def _fail(self, run: PlannedRun, error: str) -> None:
         self._failed[run.name] = error
         self._progress.say(f"{run.name}: failed: {error}; continuing with the other runs")
 
