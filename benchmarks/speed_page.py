@@ -277,15 +277,8 @@ def reuse(found: dict, _folder: Path) -> str:
         [row["embed_dim"], row["type"], row["sequence_ms"], row["cycle_ms"], *row["cycle_to_sequence_quartiles"]]
         for row in found["rows"]
     ]
-    head = [
-        "d_model",
-        "type",
-        "Sequence, ms per sentence",
-        "Cycle, ms per sentence",
-        "Cycle / Sequence, lower quartile",
-        "Cycle / Sequence, median",
-        "Cycle / Sequence, upper quartile",
-    ]
+    quartiles = (f"Cycle / Sequence, {name}" for name in ("lower quartile", "median", "upper quartile"))
+    head = ["d_model", "type", "Sequence, ms per sentence", "Cycle, ms per sentence", *quartiles]
     sizes = f"{found['layers']}+{found['layers']} layers, M = {found['unique_layers']}, beam {found['beam']}"
     text = f"{sizes}, {found['sentences']} sentences, translations of {found['length']} subwords, 1 thread, CPU time."
     return "\n\n".join([text, table(head, told)])

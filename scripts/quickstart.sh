@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, prepare a corpus, train a vanilla and a shared model of as many parameters, translate, score and report.
+# Install, prepare a corpus, train a vanilla and a shared model with equally many parameters, translate, score, report.
 set -euo pipefail
 
 usage() {
@@ -8,11 +8,11 @@ usage: bash scripts/quickstart.sh [--data toy|multi30k] [--mirror DIR] [--dry-ru
 
   --data NAME    toy (default): a built-in artificial corpus, about six minutes on 2 CPU cores;
                  multi30k: 29,000 image captions, downloaded, two and a half hours on 2 CPU cores
-  --mirror DIR   a folder or URL that has the corpus's files, for a machine that cannot download them
+  --mirror DIR   a folder or URL with the corpus files, for machines without internet access
   --dry-run      print the commands and stop
 
-Everything lands at the top of the repository: data/, runs/ and, unless FAIRSEQ_SHARING_VENV names another virtual
-environment, .venv. Run again, it goes on where it stopped; what is finished is not done again.
+All files are written to data/ and runs/ at the top of the repository. The virtual environment is .venv there, or
+FAIRSEQ_SHARING_VENV. Re-run the command to resume; finished steps are skipped.
 USAGE
 }
 
