@@ -33,7 +33,7 @@ from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.models.sharing_options import validate
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.schedules.engine import Engine
-from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.schedules.schedule import Observation
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "fairseq_sharing"
@@ -263,7 +263,7 @@ def test_new_schedule_unties_one_layer_at_a_time_in_a_training(load, data_dir):
     built = load("edited_build", _edited("fairseq_sharing/schedules/build.py"))
     schedule = built.build_schedule(given, {"decoder": StackSharing((0, 0, 0))})
     assert isinstance(schedule, gradual.Gradual)
-    decision = schedule.decide(Run(2, {"encoder": (0, 1), "decoder": (0, 1, 1)}, {}, lambda draw: 0.0))
+    decision = schedule.decide(Observation(2, {"encoder": (0, 1), "decoder": (0, 1, 1)}, {}, lambda draw: 0.0))
     assert decision.maps == {"decoder": (0, 1, 2)}
 
     trainer = make_trainer(data_dir, "--sharing-schedule=unshare", "--unshare-at=99", sharing="universal")

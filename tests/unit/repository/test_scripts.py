@@ -156,7 +156,7 @@ def test_install_says_what_is_missing_in_one_line(programs, present, message):
 
 @pytest.fixture
 def slurm(tmp_path) -> Path:
-    """A PATH with stand-ins for Slurm's programs, which write down how they are called; srun runs the command."""
+    """A PATH with fake Slurm programs that record their arguments; srun runs the command."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, does in (("scontrol", 'if [[ $1 == show ]]; then printf "one\\ntwo\\n"; fi'), ("srun", '"${@:2}"')):

@@ -16,7 +16,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.schedules.agent import Agent, head_offset, head_size, resolve
 from fairseq_sharing.schedules.build import build_schedule
 from fairseq_sharing.schedules.options import ScheduleOptions, read_options
-from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.schedules.schedule import Observation
 
 DYNAMIC = ("--sharing-schedule=dynamic", "--dynamic-interval=2")
 
@@ -43,8 +43,8 @@ class Losses:
     def __init__(self, nll: float = 2.0):
         self.nll, self.drawn = nll, []
 
-    def at(self, update: int) -> Run:
-        return Run(update, {}, {}, self._measure)
+    def at(self, update: int) -> Observation:
+        return Observation(update, {}, {}, self._measure)
 
     def _measure(self, draw) -> float:
         self.drawn.append(draw(100, 3))

@@ -10,7 +10,7 @@ from scheduled_training import changes, make_trainer, sample, train
 from tiny_models import batch, build_case, loss, vanilla_copy
 
 from fairseq_sharing.layer_map import make_layer_map
-from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.schedules.schedule import Observation
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
 from fairseq_sharing.schedules.unshare import Unshare, UnshareRule, find_chains, split_between, tied_pairs
 
@@ -55,7 +55,7 @@ class Cosines:
 def decide(schedule: Unshare, update: int, **cosines):
     assert schedule.due(update)
     assert set(schedule.watched(update)) == set(cosines)
-    return schedule.decide(Run(update, {}, {k: Cosines(v) for k, v in cosines.items()}, None))
+    return schedule.decide(Observation(update, {}, {k: Cosines(v) for k, v in cosines.items()}, None))
 
 
 def test_a_stack_is_untied_when_most_pairs_disagree_often_enough_in_a_row():
