@@ -283,7 +283,7 @@ def test_change_of_the_map_gives_the_same_outputs_after_one_more_change():
     assert sum(p.numel() for p in model.parameters()) == closed_form(case, "post")
 
 
-# Memory: each model is built in a separate process, forked from one that has imported everything.
+# Memory: each model is built in a separate process, forked after all imports.
 PEAK_SCRIPT = """
 import json, os, resource, sys
 sys.path[:0] = sys.argv[1:3]

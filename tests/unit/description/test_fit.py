@@ -1,4 +1,4 @@
-"""The largest part of a batch that a device trains on in one step."""
+"""Choosing max_tokens by device memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of a training step, counted without storage: beside what torch allocates in a real one."""
+"""The memory of a training step, counted without storage, equals what torch allocates in a real step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options(norm="post", **changes):
 
 
 class RealStep:
-    """A step of a real model: the bytes that it saves for the backward pass, and the most that it allocates."""
+    """A step of a real model: the bytes saved for the backward pass, and the peak of allocated bytes."""
 
     def __init__(self, args):
         symbols = dictionary()

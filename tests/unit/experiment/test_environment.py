@@ -1,4 +1,4 @@
-"""What a run writes down of its surroundings."""
+"""The environment that a run records."""
 
 from __future__ import annotations
 

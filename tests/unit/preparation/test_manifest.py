@@ -90,7 +90,7 @@ def test_an_invalid_manifest_is_refused_in_one_line(data: Path, reader: Callable
 
 
 VALUES = [None, True, 5, -1, 1.5, "x", "", "../x", "a b", [], [1], {}, {"name": "x"}, {"name": []}, {"../x": "0"}]
-# What of these is a value that the key may have.
+# Which of these values the key may have.
 ALLOWED: dict[str, list[object]] = {
     "dataset": ["x", "", "../x", "a b"],
     "artificial": [True],
