@@ -387,10 +387,10 @@ def main() -> None:
     on_gpu = [f'"{PARTS[name][0]}"' for name, found in results.items() if found["machine"]["kind"] == "cuda"]
     made += " Measured on a CPU" + (f", except for {' and '.join(on_gpu)} (GPU)." if on_gpu else ".")
     parts = ["# Speed and memory", made]
-    for name, (title, command, tell) in PARTS.items():
+    for name, (title, command, describe) in PARTS.items():
         parts += [f"## {title}", f"`{command} --output results/speed/{name}.json`"]
         found = results.get(name)
-        parts += [machine(found), tell(found, args.folder)] if found else ["Not measured here."]
+        parts += [machine(found), describe(found, args.folder)] if found else ["Not measured here."]
     (args.folder / "README.md").write_text("\n\n".join(parts) + "\n")
 
 
