@@ -67,7 +67,7 @@ def test_run_keeps_configuration_record_log_curves_and_checkpoints(trained):
     assert [record["num_updates"] for kind, record in run.log_records() if kind == "train_inner"][-1] == "6"
     assert told.startswith("$ fairseq-train data/words/bin ")
     assert "world size 1 (CPU process), 56 tokens per batch = 56 tokens x 1 device x update_freq 1" in told
-    assert "finished; 1 epochs, 6 updates" in told
+    assert "finished; 1 epoch, 6 updates" in told
 
 
 def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, train):
