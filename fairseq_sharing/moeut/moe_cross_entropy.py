@@ -22,7 +22,7 @@ _COUNTS = "experts/"
 class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """Options that ``--criterion moe_cross_entropy`` adds to fairseq's label-smoothed cross-entropy."""
 
-    # fairseq makes the flags from these types as they stand here: no postponed annotations.
+    # fairseq derives the flags from these annotations at run time: use no postponed annotations.
 
     ffn_entropy: float = field(
         default=0.01,

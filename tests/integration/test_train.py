@@ -70,7 +70,7 @@ def test_run_keeps_configuration_record_log_curves_and_checkpoints(trained):
     assert "finished; 1 epoch, 6 updates" in told
 
 
-def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, train):
+def test_finished_run_is_unchanged_until_more_updates_are_requested(trained, train):
     path, _ = trained
     before = RunDirectory(path).record()
     assert "nothing to do" in train()
@@ -98,7 +98,7 @@ def test_run_under_another_recipe_is_refused_in_one_line(trained, train, words, 
     assert message in line
 
 
-def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(place, train):
+def test_mistake_that_fairseq_finds_is_reported_in_one_line_and_can_be_corrected(place, train):
     told = _train_as_a_user(place, "run=wrong", "train.valid_subset=other", status=2)
     assert told.splitlines()[-1] == (
         "fairseq-sharing train: error: fairseq-train failed: FileNotFoundError: Dataset not found: other"

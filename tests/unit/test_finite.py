@@ -147,7 +147,7 @@ def test_evaluate_checks_the_average_and_the_log_before_it_translates(damaged, t
 
 
 @pytest.mark.parametrize("engine", ["fairseq", "ctranslate2"])
-def test_outputs_that_overflow_are_told_in_one_line(damaged, engine, data_dir, tmp_path, capsys):
+def test_outputs_that_overflow_are_reported_in_one_line(damaged, engine, data_dir, tmp_path, capsys):
     """The weights are finite, but the outputs of the model are not."""
 
     def overflow(content):

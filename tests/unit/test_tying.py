@@ -45,7 +45,7 @@ def test_stacks_share_nothing_with_each_other(model):
     assert not encoder & {id(parameter) for parameter in model.decoder.layers.parameters()}
 
 
-def test_model_tells_its_maps(case, model):
+def test_model_reports_its_maps(case, model):
     for stack in STACKS:
         sharing = model.sharing[stack]
         assert sharing.layer_map == case.layer_map(stack)

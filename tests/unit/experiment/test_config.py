@@ -321,7 +321,7 @@ WIDE = {"universal_n6", "universal_n12", "vanilla_big"}
 
 
 @pytest.mark.parametrize("study", ["wmt16_en_de", "news_commentary", "news_commentary_cpu"])
-def test_every_table_has_the_rows_of_the_paper_which_differ_in_the_model_only(study):
+def test_every_study_has_the_rows_of_the_paper_which_differ_only_in_the_model(study):
     assert list(find_study(study).rows) == PAPER_ROWS
     vanilla = compose(study, ["row=vanilla"])
     for row in PAPER_ROWS:

@@ -28,7 +28,7 @@ def _bash(*words: object, status: int = 0, **environment: str) -> subprocess.Com
 
 
 @pytest.mark.parametrize("data", ["toy", "multi30k"])
-def test_quickstart_dry_run_tells_every_step_in_order(data):
+def test_quickstart_dry_run_prints_every_step_in_order(data):
     told = _bash(ROOT / "scripts/quickstart.sh", "--data", data, "--dry-run").stderr
     commands = [line for line in told.splitlines() if line.startswith("$ ")]
     assert commands == [
@@ -46,7 +46,7 @@ def test_quickstart_mirror_is_made_absolute(tmp_path):
     assert f"prepare multi30k --out data/multi30k --mirror {tmp_path}" in told
 
 
-def test_test_dry_run_tells_every_check():
+def test_test_dry_run_prints_every_check():
     told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
     for check in (
         "ruff format --check .",

@@ -76,7 +76,7 @@ def test_a_stack_is_untied_when_most_pairs_disagree_often_enough_in_a_row():
     assert not schedule.due(80)
 
 
-def test_a_group_is_split_where_two_units_disagree_and_its_parts_go_on():
+def test_a_group_is_split_where_two_units_disagree_and_its_parts_continue():
     schedule = Unshare(UnshareRule(when="correlation-split", interval=10, patience=2), {"e": (0,) * 4})
     assert decide(schedule, 10, e=[0.9, 0.4, 0.9]) is None
     assert decide(schedule, 20, e=[0.4, 0.4, 0.9]).maps == {"e": (0, 0, 1, 1)}

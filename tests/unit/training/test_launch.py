@@ -352,7 +352,7 @@ def test_summary_gives_what_was_measured(follower):
         ("fairseq-train: error: --x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n", 1, "--x"),
     ],
 )
-def test_failure_is_told_in_fairseqs_own_line(follower, lines, status, message):
+def test_failure_is_reported_by_fairseqs_own_line(follower, lines, status, message):
     tail, log, _ = follower
     with log.open("a") as stream:
         stream.write(lines)
