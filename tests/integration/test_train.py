@@ -133,7 +133,7 @@ def test_two_processes_see_twice_the_words_per_batch(trained, train, place):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_training_and_it_goes_on_when_started_again(place, commands, train, number, status):
+def test_signal_ends_training_and_the_next_start_resumes(place, commands, train, number, status):
     name = number.name.lower()
     words = ["fairseq_sharing", "train", "words.yaml", f"run={name}"]
     command = commands.start(*words, "train.max_update=100000", cwd=place, before=fork_trainings)
