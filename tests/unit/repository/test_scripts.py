@@ -1,4 +1,4 @@
-"""The shell scripts: what they would run, what they refuse, which Python they take."""
+"""The shell scripts: the commands that they run, their errors, and the Python that they choose."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_quickstart_mirror_is_made_absolute(tmp_path):
     assert told.endswith(f" --seeds 1 --mirror {tmp_path}\n")
 
 
-def test_test_dry_run_tells_every_check():
+def test_test_dry_run_prints_every_check():
     told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
     for check in (
         "ruff format --check .",
@@ -109,7 +109,7 @@ def test_table_s_dry_run_says_when_nothing_is_installed(programs):
 
 @pytest.fixture
 def programs(tmp_path) -> Path:
-    """A directory to be the whole PATH: what install.sh calls, no Python and no compiler."""
+    """A directory for PATH with the programs that install.sh calls, without Python and a compiler."""
     folder = tmp_path / "programs"
     folder.mkdir()
     for name in ("bash", "cat", "cksum", "dirname", "ls"):
@@ -124,7 +124,7 @@ def _program(folder: Path, name: str, status: int) -> None:
 
 def test_install_takes_the_first_python_that_runs(programs):
     _program(programs, "g++", 0)
-    _program(programs, "python3.11", 127)  # as a shim of a version that is not installed
+    _program(programs, "python3.11", 127)  # like the shim of a version that is not installed
     _program(programs, "python3.12", 0)
     told = _bash(ROOT / "scripts/install.sh", "--dry-run", PATH=str(programs)).stdout
     assert told.startswith(f"{programs}/python3.12 -m venv")
@@ -150,7 +150,7 @@ def test_install_says_what_is_missing_in_one_line(programs, present, message):
 
 @pytest.fixture
 def slurm(tmp_path) -> Path:
-    """A PATH with stand-ins for Slurm's programs, which write down how they are called; srun runs the command."""
+    """A PATH with fake Slurm programs that record their arguments; srun runs the command."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, does in (("scontrol", 'if [[ $1 == show ]]; then printf "one\\ntwo\\n"; fi'), ("srun", '"${@:2}"')):
@@ -178,7 +178,7 @@ def test_slurm_task_runs_its_line_on_every_machine(slurm):
 def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm):
     variables = _task(slurm, f'\ntouch "{slurm.parent}/started"; exec sleep 60\n')
     words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
-    (slurm / "srun").write_text(f'#!{shutil.which("bash")}\nexec "${{@:2}}"\n')  # as srun passes a signal on
+    (slurm / "srun").write_text(f'#!{shutil.which("bash")}\nexec "${{@:2}}"\n')  # like srun, which forwards signals
     task = subprocess.Popen(words, env=variables)
     end = time.monotonic() + 20
     while not (slurm.parent / "started").exists():
