@@ -178,7 +178,11 @@ def test_slurm_task_runs_its_line_on_every_machine(slurm):
 def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm):
     variables = _task(slurm, f'\ntouch "{slurm.parent}/started"; exec sleep 60\n')
     words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
-    (slurm / "srun").write_text(f'#!{shutil.which("bash")}\nexec "${{@:2}}"\n')  # like srun, which forwards signals
+    bash, pid, calls = shutil.which("bash"), slurm.parent / "pid", slurm.parent / "calls"
+    (slurm / "srun").write_text(f'#!{bash}\necho $$ >"{pid}"; exec "${{@:2}}"\n')
+    # Signals the tasks of the job. srun itself would kill them at a SIGTERM.
+    (slurm / "scancel").write_text(f'#!{bash}\necho "scancel $*" >>"{calls}"; kill -TERM $(cat "{pid}")\n')
+    (slurm / "scancel").chmod(0o755)
     task = subprocess.Popen(words, env=variables)
     end = time.monotonic() + 20
     while not (slurm.parent / "started").exists():
@@ -186,7 +190,8 @@ def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm
         time.sleep(0.05)
     task.terminate()
     assert task.wait(20) == 0
-    assert (slurm.parent / "calls").read_text() == "scontrol requeue 70_2\n"
+    job = variables["SLURM_JOB_ID"]
+    assert calls.read_text() == f"scancel --signal=TERM {job}\nscontrol requeue 70_2\n"
 
 
 def test_slurm_task_that_fails_is_not_queued_again(slurm):
