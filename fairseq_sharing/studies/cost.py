@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from fairseq_sharing import flags
 from fairseq_sharing.description import counts
 from fairseq_sharing.errors import SharingError
@@ -75,6 +77,16 @@ def _tokens_per_epoch(study: Study) -> int:
     return study.estimate.get("tokens") or study.estimate["pairs"] * TOKENS_A_PAIR
 
 
+def _tokens_per_update(config: DictConfig) -> int:
+    """Return the target tokens of an update on one device, at most."""
+    train = config.train
+    if config.get("tokens_per_batch"):
+        return config.tokens_per_batch
+    if train.get("max_tokens"):
+        return train.max_tokens
+    return (train.get("batch_size") or 1) * (train.get("tokens_per_sample") or TOKENS_A_PAIR)
+
+
 def _estimate(row: str, plan: StudyPlan) -> RowEstimate:
     config = compose(plan.study.file, [f"row={row}", *plan.overrides])
     train, sizes = config.train, plan.study.estimate
@@ -83,7 +95,7 @@ def _estimate(row: str, plan: StudyPlan) -> RowEstimate:
     model = counts.measure(str(config.run), flags.parse(train), vocabulary, TOKENS_A_PAIR)
     tokens = (train.get("max_epoch") or 0) * _tokens_per_epoch(plan.study)
     if train.get("max_update"):
-        updates = train.max_update * (config.get("tokens_per_batch") or train.max_tokens)
+        updates = train.max_update * _tokens_per_update(config)
         tokens = min(tokens, updates) if tokens else updates
     parameters = sum(model.unique.values())
     kept = (train.get("keep_last_epochs") or 1) + (train.get("keep_interval_updates") or 0) + 2  # plus last and best

@@ -99,6 +99,14 @@ def test_estimate_is_that_of_the_operations_and_the_tokens():
     assert vanilla.disk == 12 * vanilla.parameters * 13
 
 
+def test_estimate_of_a_language_model_counts_tokens_per_epoch():
+    plan = plan_of("news_commentary_lm", "dense", "moeut")
+    dense, moeut = estimate.estimate_rows(plan)
+    assert dense.tokens == moeut.tokens == 2 * 7_300_000
+    assert 0.5 < moeut.flops / dense.flops < 0.8
+    assert estimate.data_bytes(plan.study) == 7_300_000 // 30 * estimate.BYTES_A_PAIR
+
+
 def test_dry_run_prints_every_command_and_the_cost(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert (
