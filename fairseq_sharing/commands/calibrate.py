@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if args.row and not args.folder:
         raise SharingError(f"--row {args.row}: requires DIR, a directory of result files")
     sizes, deviation = [args.seeds] * args.rows, args.sd or 0.4
-    output = Console(highlight=False)
+    output = Console(highlight=False, soft_wrap=True)
     if args.folder:
         conclusions = _conclusions(args.folder)
         sizes, measured = _layout(conclusions, args.folder)
@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> None:
             output.print(_split(conclusions, args.row, args.folder), markup=False)
     rates = simulate(sizes, deviation, args.segment_noise, args.draws)
     output.print(
-        f"{args.draws:,} simulated studies of equal methods: {len(sizes)} rows with {', '.join(map(str, sizes))} seeds, "
-        f"standard deviation {deviation:.2f}. Nominal rate of false conclusions: 5%.",
+        f"{args.draws:,} simulated studies of equal methods: {len(sizes)} rows with "
+        f"{', '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))} seeds, standard deviation "
+        f"{deviation:.2f}. Nominal rate of false conclusions: 5%.",
         markup=False,
     )
     for name, rate in (
@@ -110,7 +111,7 @@ def _split(conclusions: Conclusions, row: str, folder: Path) -> str:
         raise SharingError(f"--row: no row {row!r} in {folder}; allowed: {', '.join(conclusions.runs)}")
     if len(runs) < LEAST_RUNS:
         raise SharingError(f"--row: {row} has {len(runs)} runs; allowed: a row with {LEAST_RUNS} or more")
-    pooled, welch = split_rates(list(runs.values()))
+    pooled, welch = split_rates(tuple(runs.values()))
     return (
         f"{len(runs)} runs of {row}, split into two groups in many ways: told apart in {pooled:.1%} of the splits by "
         f"report, in {welch:.1%} by Welch's test. An illustration: the splits are not independent."

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
         f"Seeds per row to detect a difference of {args.difference:g} at a standard deviation of {args.sd:g} with 80% "
         f"power: {'more than 10,000,000' if needed is None else f'{needed:,}'}",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in (

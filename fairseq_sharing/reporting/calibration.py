@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -72,7 +73,8 @@ def simulate(
     return Rates(report / draws, welch / draws, covered / draws / len(pairs), single / draws)
 
 
-def split_rates(runs: Sequence[float]) -> tuple[float, float]:
+@lru_cache
+def split_rates(runs: tuple[float, ...]) -> tuple[float, float]:
     """Split the runs of one row into two groups, in all ways or 1,000 random ones, and compare the groups.
 
     Args:

@@ -173,6 +173,9 @@ def _verdict(comparison: Comparison, plan: Plan, sizes: Sequence[int]) -> str:
         return f"equivalent within {plan.margin:g}"
     # The deviation that gives this standard error with these numbers of runs.
     deviation = comparison.error / math.sqrt(sum(1 / size for size in sizes))
-    seeds = required_seeds(deviation, DETECTABLE)
-    about = "too many" if seeds is None else f"about {seeds:,}"
-    return f"inconclusive; {about} seeds needed to detect {DETECTABLE:g} {plan.of.label}"
+    for wanted in (DETECTABLE, plan.margin):
+        seeds = required_seeds(deviation, wanted)
+        if seeds is None or seeds > min(sizes):
+            about = "too many" if seeds is None else f"about {seeds:,}"
+            return f"inconclusive; {about} seeds needed to detect {wanted:g} {plan.of.label}"
+    return "inconclusive"

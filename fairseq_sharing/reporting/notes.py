@@ -69,13 +69,13 @@ def statistical(rows: Sequence[Row], conclusions: Conclusions) -> list[str]:
         f" ±{plan.margin:g}. g: Hedges' g. Differences per test set and at equal cost are secondary and not adjusted."
         " Equal: within 5%. MACs are recorded, or proportional to effective parameters times updates."
     )
-    lines += [_split(run, list(runs.values())) for run, runs in conclusions.runs.items() if len(runs) >= LEAST_RUNS]
+    lines += [_split(run, tuple(runs.values())) for run, runs in conclusions.runs.items() if len(runs) >= LEAST_RUNS]
     if conclusions.segments:
         lines.append("With sentences: 95% interval of one comparison that also covers the choice of test sentences.")
     return lines
 
 
-def _split(run: str, scores: list[float]) -> str:
+def _split(run: str, scores: tuple[float, ...]) -> str:
     rate, _ = split_rates(scores)
     return (
         f"Check on equal runs: the {len(scores)} runs of {run}, split into two groups, are told apart in {rate:.1%} of"
@@ -131,13 +131,13 @@ def _recipe(result: dict[str, Any]) -> str:
     files = result.get("checkpoint", {}).get("averaged", ())
     averaged = len(files)
     kind = "mid-epoch checkpoints" if any("_" in file for file in files) else "epoch checkpoints"
-    search = result.get("generation", {})
-    lenpen = f"{search.get('lenpen', '?')}" + "".join(
-        f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
-    )
+    search = result.get("generation")
     checkpoints = "the checkpoint of the last epoch" if averaged == 1 else f"the average of the last {averaged} {kind}"
     if not search:
         return f"Scored with {checkpoints}."
+    lenpen = f"{search.get('lenpen', '?')}" + "".join(
+        f", {value} for {test}" for test, value in (search.get("test_lenpen") or {}).items()
+    )
     beam = search.get("beam", "?")
     return f"Decoded with {checkpoints}, beam {beam}, length penalty {lenpen}; scored against raw references."
 
