@@ -24,7 +24,7 @@ def notes(rows: Sequence[Row], conclusions: Conclusions) -> list[str]:
     lines += [
         "M: parameter sets per stack. N: layers per stack. Stacks that differ are written as encoder+decoder."
         " Unique parameters count a shared tensor once; effective parameters count it once per layer that uses it."
-        " Recipe: settings that not all rows have, apart from sharing, M and N. Tokens/s: target tokens per second in"
+        " Recipe: settings that most rows lack, apart from sharing, M and N. Tokens/s: target tokens per second in"
         " training.",
         "Sharing saves parameters, not computation: a model with N layers computes N layers, regardless of M.",
     ]

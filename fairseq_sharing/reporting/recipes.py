@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,22 +24,24 @@ _BANKS = re.compile(
 )
 _NAMES = {"embed-dim": "width", "ffn-embed-dim": "FFN width", "attention-heads": "heads"}
 
+_UNUSUAL = object()
+
 Settings = dict[str, str | None]
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
-    """Name the settings of each row that are not the same in all rows, apart from sharing, M, N, seed and paths.
+    """Name the settings of each row that most rows lack, apart from sharing, M, N, seed and paths.
 
     Args:
         rows: the experiments.
 
     Returns:
-        For each row, such as ``Admin, width 128``; empty if its recipe has nothing that others lack.
+        For each row, such as ``Admin, width 128``; empty if all its settings are common.
     """
     settings = [_settings(row.results[0]) for row in rows]
     names = dict.fromkeys(name for one in settings if one is not None for name in one)
     known = [one for one in settings if one is not None]
-    varying = [name for name in names if _varies(name, known)]
+    varying = {name: _usual(name, known) for name in names if _varies(name, known)}
     return ["unknown" if one is None else ", ".join(_shown(one, varying)) for one in settings]
 
 
@@ -60,10 +63,16 @@ def _varies(name: str, settings: Sequence[Settings]) -> bool:
     return len(present) > 1 or not everywhere
 
 
-def _shown(settings: Settings, varying: Sequence[str]) -> list[str]:
+def _usual(name: str, settings: Sequence[Settings]) -> object:
+    """Return the value of a setting that all rows have and most have in common; an object unlike any if there is none."""
+    ((value, count),) = Counter(one.get(name) for one in settings).most_common(1)
+    return value if all(name in one for one in settings) and 2 * count > len(settings) else _UNUSUAL
+
+
+def _shown(settings: Settings, usual: Mapping[str, object]) -> list[str]:
     found = []
-    for name in varying:
-        if name not in settings:
+    for name, common in usual.items():
+        if name not in settings or settings[name] == common:
             continue
         value = settings[name]
         found.append(_label(name) if value in (None, "profile") else f"{_label(name)} {value}")

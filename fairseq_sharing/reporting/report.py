@@ -33,9 +33,10 @@ def write_report(
     flags: Mapping[str, Any] | None = None,
     references: References | None = None,
 ) -> Report:
-    """Write table.md, table.csv, table.tex, comparison.csv, the figures and index.html of a study.
+    """Write table.md, table.csv, table.tex, the figures and index.html of a study.
 
-    If the study has rows and test sets of the paper's table, paper.md compares them.
+    If rows can be compared, comparison.csv has the comparisons. If the study has rows and test sets of the paper's
+    table, paper.md compares them.
 
     Args:
         folder: the result files, one JSON file per run; the report is written to this folder.
@@ -73,7 +74,7 @@ def write_report(
         "table.tex": lambda: formats.latex(rows, conclusions),
         "index.html": lambda: page.write_page(rows, conclusions, title, folder, pictures),
     }
-    if conclusions.pairs:
+    if conclusions.family:
         texts["comparison.csv"] = lambda: comparison_tables.comma_separated(conclusions)
     if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
         texts["paper.md"] = lambda: paper.markdown(rows, title)
