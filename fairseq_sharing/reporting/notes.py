@@ -61,7 +61,7 @@ def statistical(rows: Sequence[Row], conclusions: Conclusions) -> list[str]:
     declared = "the chosen pairs of rows" if plan.pairs else f"all rows against {plan.baseline}"
     test = {
         "Dunnett": "p-values and intervals: Dunnett's test with the pooled standard deviation",
-        "Holm": f"p-values: {_test(plan.paired_seeds, plan.variance)} with Holm's correction; intervals: Bonferroni",
+        "Holm": f"p-values: {_test(plan.paired_seeds, plan.variance)}, Holm's correction; intervals: Bonferroni",
     }[family.method]
     lines.append(
         f"Comparison: {declared}, {conclusions.score_name}. {test}; all intervals hold together with 95%. They cover"

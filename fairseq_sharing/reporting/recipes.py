@@ -64,7 +64,7 @@ def _varies(name: str, settings: Sequence[Settings]) -> bool:
 
 
 def _usual(name: str, settings: Sequence[Settings]) -> object:
-    """Return the value of a setting that all rows have and most have in common; an object unlike any if there is none."""
+    """Return the value that most rows have of a setting that all rows have; otherwise an object unlike any value."""
     ((value, count),) = Counter(one.get(name) for one in settings).most_common(1)
     return value if all(name in one for one in settings) and 2 * count > len(settings) else _UNUSUAL
 

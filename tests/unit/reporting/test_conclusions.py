@@ -164,7 +164,7 @@ def test_footnote_names_replication_spread_family_and_correction(tmp_path):
     assert "Comparison: all rows against vanilla, BLEU test_2016_flickr. p-values and intervals: Dunnett's test" in text
     assert "Higher is better." in text
     separate = " ".join(_notes(tmp_path, variance="separate"))
-    assert "Welch's t tests with Holm's correction; intervals: Bonferroni" in separate
+    assert "Welch's t tests, Holm's correction; intervals: Bonferroni" in separate
     paired = " ".join(_notes(tmp_path, paired_seeds=True))
     assert "t tests of the differences between runs with equal seeds" in paired
 
