@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ class Row:
             return LABELS.get(self.schedule, self.schedule)
         names = [LABELS.get(name, name) for name in self["sharing"].values()]
         label = " / ".join(dict.fromkeys(names))
-        return f"MoEUT ({label})" if "moeut" in str(self.results[0].get("arch")) else label
+        return f"MoEUT ({label})" if self.is_moeut else label
 
     def sizes(self, field: str) -> str:
         """Format ``layers`` or ``unique_layers``: one number if the stacks agree, else ``6+3``."""
@@ -146,17 +145,16 @@ class Row:
     def _range(values: Sequence[float], form: str = ",") -> str:
         return " to ".join(f"{value:{form}}" for value in dict.fromkeys((min(values), max(values))))
 
-    def score(self, test: str, metric: str) -> Spread | None:
-        """Summarize BLEU or chrF on a test set; return None if it was not scored."""
-        values = [result["scores"][test][metric] for result in self.results if test in result["scores"]]
-        return Spread.of(values) if values else None
+    @property
+    def is_moeut(self) -> bool:
+        """Whether the model is a MoEUT."""
+        return "moeut" in str(self.results[0].get("arch"))
 
-    def p_value(self, test: str) -> str:
-        """Format the p-value on a test set; empty without a baseline, or for several seeds (no common p-value)."""
-        if len(self.results) > 1 or test not in self["scores"]:
-            return ""
-        value = self["scores"][test]["p_value"]
-        return "" if value is None else f"p={value:.3f}"
+    def score(self, test: str, metric: str) -> Spread | None:
+        """Summarize a metric on a test set; return None if no seed has it."""
+        scores = [result["scores"].get(test, {}) for result in self.results]
+        values = [score[metric] for score in scores if metric in score]
+        return Spread.of(values) if values else None
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -260,25 +258,14 @@ def scored_sets(rows: Iterable[Row]) -> list[str]:
 
 
 def signatures(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """List the signatures per metric; scores with different signatures are not comparable."""
-    found: dict[str, dict[str, None]] = {"bleu": {}, "chrf": {}}
-    for row in rows:
-        for result in row.results:
-            for score in result["scores"].values():
-                for metric, signature in score["signature"].items():
-                    found[metric][signature] = None
-    return {metric: list(names) for metric, names in found.items()}
-
-
-def baselines(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Return the baseline experiments of the p-values, without seeds, and the runs compared with each."""
+    """List the signatures per metric."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for result in row.results:
             for score in result["scores"].values():
-                if score["baseline"]:
-                    found.setdefault(re.sub(r"-seed\d+$", "", score["baseline"]), {})[row.run] = None
-    return {name: list(runs) for name, runs in found.items()}
+                for metric, signature in score.get("signature", {}).items():
+                    found.setdefault(metric, {})[signature] = None
+    return {metric: list(names) for metric, names in found.items()}
 
 
 def _order(row: Row) -> tuple[Any, ...]:
