@@ -62,6 +62,12 @@ def test_job_that_cannot_start_is_explained(programs, tmp_path, reason, explaine
     assert (message in told.getvalue()) is explained
 
 
+def test_outside_of_a_clone_nothing_is_planned(monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "SBATCH", tmp_path / "train.sbatch")
+    with pytest.raises(SharingError, match=r"train.sbatch is missing; run the command in a clone of the repository$"):
+        slurm.submission(plan_of(), slurm.job_file(plan_of()), "")
+
+
 def test_failing_or_missing_programs_are_reported(programs, tmp_path, monkeypatch):
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
     with pytest.raises(SharingError, match=r"^--slurm: sbatch failed: sbatch: error: invalid partition$"):
