@@ -50,7 +50,7 @@ def test_without_gpus_none_are_asked_for():
     assert "--gpus-per-node" not in words
     assert words[words.index("--cpus-per-task") + 1] == "1"
     assert words[-4:-2] == ["--cpus-per-task", "4"], "the user's flags come last and win"
-    assert "cpus-per-task" not in slurm.SBATCH.read_text()
+    assert "#SBATCH --cpus-per-task" not in slurm.SBATCH.read_text()
 
 
 @pytest.mark.parametrize(("reason", "explained"), [("(PartitionConfig)", True), ("(Resources)", False)])
