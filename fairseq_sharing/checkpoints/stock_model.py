@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fairseq_sharing.errors import SharingError
 
@@ -28,8 +29,16 @@ def model_on_meta(arguments: Mapping[str, Any], state: Mapping[str, Any]) -> Any
     source, target = _dictionary(state, "encoder", "decoder"), _dictionary(state, "decoder", "encoder")
     task = SimpleNamespace(source_dictionary=source, target_dictionary=target, dictionary=source)
     args = Namespace(**{**arguments, "encoder_embed_path": None, "decoder_embed_path": None})
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutCopies():
         return ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
+
+
+class _WithoutCopies(TorchFunctionMode):
+    """Leave tensors on the meta device where fairseq copies them to the CPU to initialize them, as in RoBERTa."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call a function, except for ``Tensor.cpu``."""
+        return args[0] if func is torch.Tensor.cpu else func(*args, **(kwargs or {}))
 
 
 def refuse_unfit(arguments: Mapping[str, Any], state: Mapping[str, Any]) -> None:

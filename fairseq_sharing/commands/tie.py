@@ -10,7 +10,7 @@ from typing import Any
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS
 
 HELP = "make a model with shared layers from a trained checkpoint"
-_INITS = ("stepwise", "average", "first")
+INITS = ("stepwise", "average", "first")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--init",
-        choices=_INITS,
+        choices=INITS,
         default="stepwise",
         help="what fills a parameter set: stepwise (M layers at equal distances, including the first and the last), "
         "average (the mean of the layers that use the set), or first (the first of them)",
