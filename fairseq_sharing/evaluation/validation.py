@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.checkpoints.arguments import task_arguments
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import torch_threads
 from fairseq_sharing.resources import PACKAGE_DIR
@@ -25,12 +26,11 @@ def validation_command(checkpoint: Mapping[str, Any], path: Path, data: str) -> 
         path: the file.
         data: the binarized data.
     """
-    cfg = checkpoint.get("cfg") or {}
-    dataset, task = cfg.get("dataset") or {}, cfg.get("task") or {}
-    task = task if isinstance(task, Mapping) else vars(task)
+    task = task_arguments(checkpoint)
+    dataset = (checkpoint.get("cfg") or {}).get("dataset") or {}
     words = ["fairseq-validate", data, "--user-dir", str(PACKAGE_DIR), "--path", str(path)]
-    if task.get("_name"):
-        words += ["--task", str(task["_name"])]
+    # fairseq-validate has no default task.
+    words += ["--task", str(task.get("_name") or task.get("task") or "translation")]
     sizes = {name: dataset.get(f"{name}_valid") or dataset.get(name) for name in ("max_tokens", "batch_size")}
     if not any(sizes.values()):
         sizes["max_tokens"] = 4096
