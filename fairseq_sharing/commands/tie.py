@@ -5,22 +5,33 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.checkpoints.initial_values import INITS
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 HELP = "make a model with shared layers from a trained checkpoint"
-INITS = ("stepwise", "average", "first")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``tie``."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="trained checkpoint, with any layer map")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="trained checkpoint with any layer map, or run directory (its last checkpoints are averaged)",
+    )
     for stack in ("", *STACKS):
         _add_sharing(parser, f"--{stack}-" if stack else "--", f" ({stack} only)" if stack else "")
     for stack in STACKS:
         parser.add_argument(
-            f"--{stack}-layers", type=int, metavar="N", help=f"layers of the new {stack}; those of the checkpoint"
+            f"--{stack}-layers",
+            type=int,
+            metavar="N",
+            help=f"layers of the new {stack}; as in the checkpoint if not given",
         )
     parser.add_argument(
         "--init",
@@ -63,14 +74,16 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.errors import SharingError
 
     fairseq_sharing.register()
-    checkpoint = load_checkpoint(args.checkpoint)
+    data = _binarized(args.data) if args.data is not None else None
+    path = _checkpoint_file(args.checkpoint)
+    checkpoint = load_checkpoint(path)
     try:
         tied = tie(checkpoint, vars(args), args.init, args.align)
     except SharingError as error:
-        raise SharingError(f"{args.checkpoint}: {error}") from error
+        raise SharingError(f"{path}: {error}") from error
     save_atomically(tied, args.output)
     console = Console(highlight=False, soft_wrap=True)
-    _report_loss(args, {args.checkpoint: checkpoint, args.output: tied}, console)
+    _report_loss({path: checkpoint, args.output: tied}, data, console)
     console.print(
         f"{args.output}: {args.output.stat().st_size:,} bytes; train with: fairseq-train DATA "
         f"{' '.join(_training_flags(args, tied))} --finetune-from-model {args.output} and the other training flags",
@@ -90,18 +103,38 @@ def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[s
     return words + [word for name, value in given if value is not None for word in (flag_of(name), str(value))]
 
 
-def _report_loss(args: argparse.Namespace, checkpoints: Mapping[Path, Any], console: Any) -> None:
+def _checkpoint_file(path: Path) -> Path:
+    """Return the checkpoint to tie: the file itself, or the averaged checkpoint of a run."""
+    from rich.console import Console
+
+    from fairseq_sharing.decoding.model_files import find_model
+
+    if path.is_dir():
+        (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
+    return path
+
+
+def _binarized(data: Path) -> Path:
+    """Return the folder of the binarized data in a prepared data directory, or the folder itself."""
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.preparation.manifest import read_manifest
+
+    if not data.is_dir():
+        raise SharingError(f"--data {data}: no such folder; allowed: a prepared data directory, or binarized data")
+    return data / "bin" if read_manifest(data) else data
+
+
+def _report_loss(checkpoints: Mapping[Path, Any], data: Path | None, console: Console) -> None:
     """Print the validation loss of the checkpoint and of the tied one, or the commands that measure it."""
     import shlex
 
     from fairseq_sharing.evaluation.validation import validate, validation_command
 
-    if args.data is None:
+    if data is None:
         console.print("The tied model needs training. Validation loss before and after tying:", markup=False)
         for path, content in checkpoints.items():
             console.print(f"  {shlex.join(validation_command(content, path, 'DATA'))}", markup=False)
         return
-    data = args.data / "bin" if (args.data / "bin").is_dir() else args.data
     for (path, content), when in zip(checkpoints.items(), ("trained", "tied, before training"), strict=True):
         values = validate(validation_command(content, path, str(data)))
         shown = ", ".join(f"{name} {values[name]:g}" for name in ("loss", "nll_loss", "ppl") if name in values)

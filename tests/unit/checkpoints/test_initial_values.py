@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_sharing.checkpoints.initial_values import INITS, source_layers
-from fairseq_sharing.commands import tie
+from fairseq_sharing.checkpoints.initial_values import source_layers
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import make_layer_map
 
@@ -59,7 +58,3 @@ def test_a_deeper_stack_is_filled_if_every_set_has_its_layers():
             f"--init {init} needs layer {7 if init == 'average' else 3} for a map of 8 layers, but the checkpoint has "
             f"the layers 0 to {layers - 1}; allowed: --init stepwise, or at most {layers} layers"
         )
-
-
-def test_the_command_offers_every_rule():
-    assert set(tie.INITS) == set(INITS)
