@@ -59,6 +59,33 @@ def test_a_vanilla_model_is_tied_validated_and_trained_on(train, commands, data,
     )
 
 
+ONE_SET = ["--sharing", "universal", "--unique-layers", "1"]
+SCHEDULE = ["--task", "translation_sharing", "--sharing-schedule", "unshare", "--unshare-at", "2"]
+# Name -> architecture, other flags.
+SOURCES = {
+    "schedule": ("transformer_sharing", SCHEDULE),
+    "ACT": ("transformer_sharing", ["--act", "both", "--criterion", "label_smoothed_cross_entropy_with_ponder"]),
+    "MoEUT": ("transformer_moeut", ["--criterion", "moe_cross_entropy"]),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_other_trainings_are_tied_and_trained_on(name, train, data, tmp_path, capsys, validate_in_fork):
+    arch, flags = SOURCES[name]
+    model = ["--arch", arch, *LAYERS, "--sharing"]
+    train(tmp_path / "source", *flags, "--max-update", "3", model=[*model, "cycle", "--unique-layers", "2"])
+    source, tied = tmp_path / "source" / "checkpoint_last.pt", tmp_path / "tied.pt"
+    words = ["tie", source, *ONE_SET, "--init", "average", "--output", tied, "--data", data]
+    assert main([str(word) for word in words]) == 0
+    assert re.search(rf"validation of {tied} \(tied, before training\): loss \d+\.", capsys.readouterr().out)
+    finetune = ["--finetune-from-model", tied, "--max-update", "3"]
+    done = train(tmp_path / "new", *flags, *finetune, model=[*model, *ONE_SET[1:]])
+    assert f"Loaded checkpoint {tied} (epoch 1 @ 0 updates)" in done.stdout
+    maps = load_checkpoint(tmp_path / "new" / "checkpoint_last.pt")["model"]["_extra_state"]["stacks"]
+    expected = [0, 1, 2, 3] if name == "schedule" else [0, 0, 0, 0]
+    assert [stack["layer_map"] for stack in maps.values()] == [expected, expected]
+
+
 def logged_loss(path) -> float:
     """Return the validation loss that fairseq-train stored in a checkpoint."""
     return round(load_checkpoint(path)["extra_state"]["val_loss"], 3)
