@@ -133,17 +133,16 @@ def _refuse_other_stacks(options: Mapping[str, Any], stacks: Iterable[str]) -> N
 def _refuse_other_norm(arguments: Mapping[str, Any], model: Any) -> None:
     """Reject a model with post-norm layers whose counterpart in this package always has pre-norm layers."""
     for stack in model.sharing:
-        flag = f"{stack.split('.')[0]}_normalize_before"
-        trained, built = (
-            arguments.get(flag),
-            getattr(model.get_submodule(f"{stack}.layers")[0], "normalize_before", None),
+        option = f"{stack.split('.')[0]}_normalize_before"
+        trained = arguments.get(option)
+        built = getattr(model.get_submodule(f"{stack}.layers")[0], "normalize_before", None)
+        if trained is None or built is None or bool(trained) == built:
+            continue
+        kinds = {False: "post-norm", True: "pre-norm"}
+        raise SharingError(
+            f"the checkpoint's {stack} has {kinds[bool(trained)]} layers ({flag_of(option)} {trained}), but --arch "
+            f"{arguments['arch']} has {kinds[bool(built)]} layers; allowed: {kinds[bool(built)]}"
         )
-        if None not in (trained, built) and bool(trained) != built:
-            kinds = ("post-norm", "pre-norm")
-            raise SharingError(
-                f"the checkpoint's {stack} has {kinds[bool(trained)]} layers ({flag_of(flag)} {trained}), but --arch "
-                f"{arguments['arch']} has {kinds[built]} layers; allowed: {kinds[built]}"
-            )
 
 
 def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) -> dict[str, Any]:
