@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
     data = _binarized(args.data) if args.data is not None else None
     path = _checkpoint_file(args.checkpoint)
     checkpoint = load_checkpoint(path)
+    _check_output(args.output, path)
     try:
         tied = tie(checkpoint, vars(args), args.init, args.align)
     except SharingError as error:
@@ -112,6 +113,16 @@ def _checkpoint_file(path: Path) -> Path:
     if path.is_dir():
         (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
     return path
+
+
+def _check_output(output: Path, checkpoint: Path) -> None:
+    """Reject an output file that cannot be written, or that is the checkpoint, before any work."""
+    from fairseq_sharing.errors import SharingError
+
+    if output.is_dir() or not output.parent.is_dir():
+        raise SharingError(f"--output {output}: cannot be written; allowed: a file in an existing folder")
+    if output.exists() and output.samefile(checkpoint):
+        raise SharingError(f"--output {output}: is the checkpoint to tie; allowed: another file")
 
 
 def _binarized(data: Path) -> Path:

@@ -114,3 +114,19 @@ def test_a_run_directory_stands_for_its_averaged_checkpoint(vanilla_file, tmp_pa
     for source, output in zip((tmp_path, vanilla_file), written, strict=True):
         assert main(["tie", str(source), "--sharing", "universal", "--output", str(output)]) == 0
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "cannot be written; allowed: a file in an existing folder"),
+        ("missing/tied.pt", "cannot be written; allowed: a file in an existing folder"),
+        ("link.pt", "is the checkpoint to tie; allowed: another file"),
+    ],
+)
+def test_an_output_that_is_no_new_file_is_refused(name, reason, vanilla_file, tmp_path, capsys):
+    (tmp_path / "link.pt").symlink_to(vanilla_file)
+    before, output = vanilla_file.read_bytes(), tmp_path / name
+    assert main(["tie", str(vanilla_file), "--sharing", "universal", "--output", str(output)]) == 2
+    assert capsys.readouterr().err == f"fairseq-sharing tie: error: --output {output}: {reason}\n"
+    assert vanilla_file.read_bytes() == before
