@@ -1,4 +1,4 @@
-"""Study files: rows of a file or of the study, seeds, and what is refused."""
+"""Study files: rows of a file or of the study, seeds, and refused values."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from fairseq_sharing.evaluation.evaluate import _read_manifest
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.preparation.manifest import read_manifest
-from fairseq_sharing.preparation.steps import Steps, locked
+from fairseq_sharing.preparation.steps import ResumableSteps, locked
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.training.plan import make_plan
 
@@ -74,7 +74,7 @@ def test_data_are_refused_when_their_preparation_was_stopped(data: Path, reader:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Steps(data).run("subwords", {"size": 9}, {}, ["codes.bpe"], stop)
+        ResumableSteps(data).run("subwords", {"size": 9}, {}, ["codes.bpe"], stop)
     with pytest.raises(
         SharingError, match=r"its preparation has not finished; re-run the same fairseq-sharing prepare command"
     ):
@@ -90,7 +90,7 @@ def test_an_invalid_manifest_is_refused_in_one_line(data: Path, reader: Callable
 
 
 VALUES = [None, True, 5, -1, 1.5, "x", "", "../x", "a b", [], [1], {}, {"name": "x"}, {"name": []}, {"../x": "0"}]
-# What of these is a value that the key may have.
+# Which of these values the key may have.
 ALLOWED: dict[str, list[object]] = {
     "dataset": ["x", "", "../x", "a b"],
     "artificial": [True],
