@@ -35,22 +35,25 @@ def markdown(rows: Sequence[Row], conclusions: Conclusions, title: str, pictures
         pictures: file name and caption of each figure.
     """
     first, *others = sections(rows, conclusions)
-    detailed = others.pop()
     parts = [f"# {title}", _table(first, "github")]
-    parts += [part for section in others for part in (f"## {section.heading}", _table(section, "github"))]
+    parts += [_headed(section) for section in others if not section.detailed]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes(rows, conclusions))]
-    parts += [f"## {detailed.heading}", _table(detailed, "github")]
+    parts += [_headed(section) for section in others if section.detailed]
     for file, caption in pictures:
         parts += [f"![{file.removesuffix('.png').replace('_', ' ')}]({file})", caption]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(rows: Sequence[Row], conclusions: Conclusions) -> str:
-    """Format the tables for LaTeX (booktabs), except for that of single runs, with the notes as comments above."""
-    *shown, _ = sections(rows, conclusions)
+    """Format the tables for LaTeX (booktabs), except for the detailed ones, with the notes as comments above."""
+    shown = [section for section in sections(rows, conclusions) if not section.detailed]
     comments = "".join(f"% {note}\n" for note in notes(rows, conclusions))
     tables = (f"% {one.heading}\n" * bool(one.heading) + _table(one, "latex_booktabs") + "\n" for one in shown)
     return comments + "\n".join(tables)
+
+
+def _headed(section: Section) -> str:
+    return f"## {section.heading}\n\n{_table(section, 'github')}"
 
 
 def _table(section: Section, form: str) -> str:

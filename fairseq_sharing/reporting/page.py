@@ -81,8 +81,10 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {%- endfor %}
-<h2>{{ detailed.heading }}</h2>
-{{ table(detailed.headers, detailed.cells) }}
+{%- for section in detailed %}
+<h2>{{ section.heading }}</h2>
+{{ table(section.headers, section.cells) }}
+{%- endfor %}
 {%- if examples %}
 <h2>Example translations</h2>
 <p>Sentences from an artificial corpus.</p>
@@ -131,13 +133,13 @@ def write_page(
     """
     from jinja2 import Environment, StrictUndefined
 
-    first, *comparisons, detailed = sections(rows, conclusions)
+    first, *others = sections(rows, conclusions)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE)
     return template.render(
         title=title,
         first=first,
-        comparisons=comparisons,
-        detailed=detailed,
+        comparisons=[section for section in others if not section.detailed],
+        detailed=[section for section in others if section.detailed],
         notes=notes(rows, conclusions),
         text_columns=TEXT_COLUMNS,
         pictures=[_picture(folder / name, caption) for name, caption in pictures],

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.layers import check_names, read_yaml
+from fairseq_sharing.experiment.layers import check_name, check_names, read_yaml
 from fairseq_sharing.reporting.metrics import METRICS, Metric
 from fairseq_sharing.reporting.results import Row, scored_sets
 
@@ -111,8 +111,17 @@ def _declaration(file: Path) -> tuple[dict[str, Any], dict[str, list[int]], list
         isinstance(numbers, list) and all(isinstance(seed, int) for seed in numbers) for numbers in seeds.values()
     ):
         raise SharingError(f"{file}: seeds: {seeds!r}; allowed: a mapping of rows to lists of whole numbers")
-    earlier = [", ".join(f"{key} {value}" for key, value in block.items()) for block in document.get("earlier") or ()]
-    return compare, seeds, earlier
+    for row in (*seeds, *(name for name in (compare.get("baseline"),) if name is not None)):
+        check_name(row, f"{file}: row")
+    return compare, seeds, [_earlier(block, file) for block in document.get("earlier") or ()]
+
+
+def _earlier(block: Any, file: Path) -> str:
+    """Describe an earlier compare block."""
+    if not isinstance(block, dict):
+        raise SharingError(f"{file}: earlier: {block!r}; allowed: a list of compare blocks")
+    check_names(OmegaConf.create(block), COMPARE_KEYS, f"{file}: earlier: ")
+    return ", ".join(f"{key} {check_name(value, f'{file}: earlier: {key}')}" for key, value in block.items())
 
 
 def _default_metric(rows: Sequence[Row]) -> str:
