@@ -25,7 +25,7 @@ def check_comparisons(results: Iterable[dict[str, Any]], folder: Path) -> None:
     by_name = {f"{result['run']}-seed{result['seed']}": result for result in results}
     for name, result in by_name.items():
         for test, score in result["scores"].items():
-            if score["p_value"] is None:
+            if score.get("p_value") is None:
                 continue
             baseline = score["baseline"]
             what = f"{folder}: {name} has a p-value on {test} against {baseline}"

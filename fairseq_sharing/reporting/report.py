@@ -10,7 +10,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import write_text
 from fairseq_sharing.reporting import paper, tables
 from fairseq_sharing.reporting.comparability import check_comparisons, check_tokenizers
-from fairseq_sharing.reporting.results import Row, add_result, read_result, read_rows, scored_sets
+from fairseq_sharing.reporting.results import Row, add_result, read_rows, scored_sets
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,4 @@ def _collect(run: Path, folder: Path) -> None:
             f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"
         )
     for file in files:
-        read_result(file)
-        add_result(file.read_text(encoding="utf-8"), folder)
+        add_result(file, folder)

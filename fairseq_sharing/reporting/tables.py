@@ -82,7 +82,7 @@ def by_run(rows: Sequence[Row]) -> tuple[list[str], Cells]:
                         f"{score['bleu']:.2f}",
                         f"{low:.2f} to {high:.2f}",
                         f"{score['chrf']:.2f}",
-                        "-" if score["p_value"] is None else f"{score['p_value']:.3f}",
+                        "-" if score.get("p_value") is None else f"{score['p_value']:.3f}",
                     ]
                 )
     return headers, cells
@@ -199,7 +199,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
                     "" if bleu.deviation is None else bleu.deviation,
                     chrf.mean,
                     "" if chrf.deviation is None else chrf.deviation,
-                    " ".join(str(score["p_value"]) for score in scores if score["p_value"] is not None),
+                    " ".join(str(score["p_value"]) for score in scores if score.get("p_value") is not None),
                 ]
             )
     return stream.getvalue()

@@ -9,8 +9,7 @@ import pytest
 from fairseq_sharing.decoding import model_files
 from fairseq_sharing.description.describe import vocabulary_size
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.evaluate import _read_manifest
-from fairseq_sharing.evaluation.settings import EvaluationSettings
+from fairseq_sharing.evaluation.test_data import prepared_data
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.preparation.steps import Steps, locked
@@ -34,7 +33,7 @@ MANIFEST: dict[str, Any] = {
 READERS: dict[str, Callable[[Path], object]] = {
     "read": read_manifest,
     "train": lambda data: make_plan(compose("toy", ["row=vanilla"]), data=data, devices=1),
-    "evaluate": lambda data: _read_manifest(data, EvaluationSettings()),
+    "evaluate": prepared_data,
     "text": Pipeline.from_manifest,
     "translate": model_files.read_manifest,
     "describe": vocabulary_size,
