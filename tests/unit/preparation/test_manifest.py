@@ -138,12 +138,6 @@ def test_a_missing_key_is_named(data: Path, key: str, reader: str):
         READERS[reader](data)
 
 
-def test_data_of_one_language_are_not_evaluated(data: Path):
-    (data / "manifest.json").write_text(json.dumps({**MANIFEST, "target_lang": ""}))
-    with pytest.raises(SharingError, match="contains texts of one language; allowed: data for translation"):
-        READERS["evaluate"](data)
-
-
 def test_a_folder_of_fairseq_preprocess_has_no_manifest(tmp_path: Path):
     assert read_manifest(tmp_path) == {}
     assert make_plan(compose("toy", ["row=vanilla"]), data=tmp_path, devices=1).manifest() == {}
