@@ -85,6 +85,7 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data-bin", type=Path, metavar="DIR", help="output of fairseq-preprocess", **optional)
     group.add_argument(
         "--test",
+        action="extend",
         nargs="+",
         metavar="NAME=SUBSET,REFERENCE",
         help="test sets: name in the result, subset of --data-bin (test, test1, ...), file of the raw reference",

@@ -88,6 +88,7 @@ class LanguageModelScorer:
             dataset=blocks,
             max_tokens=max(self._settings.max_tokens, task.args.tokens_per_sample),
             max_positions=utils.resolve_max_positions(model.max_positions()),
+            num_workers=0,  # a worker process would keep the lock of the run
             context_window=self._settings.context_window,
         )
         with_start = bool(getattr(task.args, "add_bos_token", False))
