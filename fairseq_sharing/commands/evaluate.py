@@ -186,7 +186,7 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
         return evaluate_run(path, console, given.get("data"), out, overrides)
     data: Path | PlainData
     if "data" in given:
-        _refuse(given, [name for name in _CHECKPOINTS if name != "run_name"], "--data-bin, not with --data")
+        _refuse(given, [name for name in _CHECKPOINTS if name != "run_name"], "--data", "without")
         data = given["data"]
     elif "data_bin" in given and "test" in given:
         chosen = {name: given[name] for name in ("detokenizer", "dataset") if name in given}
@@ -215,14 +215,14 @@ def _find_run(named: Path, overrides: list[str]) -> Path:
     return path
 
 
-def _refuse(given: dict[str, Any], names: Any, other: str) -> None:
+def _refuse(given: dict[str, Any], names: Any, other: str, relation: str = "with") -> None:
     """Reject flags of another form of the command."""
     from fairseq_sharing.errors import SharingError
 
     for name in names:
         if name in given:
             flag = "--run" if name == "run_name" else flag_of(name)
-            raise SharingError(f"{flag}: allowed only with {other}")
+            raise SharingError(f"{flag}: allowed only {relation} {other}")
 
 
 def _table(title: str, scores: dict[str, dict[str, Any]], first: str = "test set") -> Table:
