@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="evaluated run directories, or one directory of runs; their results are copied to DIR first",
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="prepared data directory; also write segments.html, which quotes the segments where two rows differ most",
+    )
     parser.add_argument("--json", action="store_true", help="print the table and the file names as JSON on stdout")
 
 
@@ -35,11 +41,16 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.reporting.report import write_report
 
     report = write_report(args.folder, args.runs)
+    written = list(report.files)
+    if args.data is not None:
+        from fairseq_sharing.evaluation.segments import write_segments
+
+        written.append(write_segments(report.rows, tables.titles(report.rows), args.folder, args.data))
     output = Console()
     if args.json:
         headers, cells = tables.summary(report.rows)
         table = [dict(zip(headers, line, strict=True)) for line in cells]
-        files = [str(file) for file in report.files]
+        files = [str(file) for file in written]
         output.print_json(data={"table": table, "files": files}, highlight=output.is_terminal)
         return
     output.print(tables.terminal(report.rows, report.title))
@@ -59,5 +70,5 @@ def run(args: argparse.Namespace) -> None:
         output.print(lines)
         output.print()
     output.print("Written:", style="bold")
-    for file in report.files:
+    for file in written:
         output.print(f"  {file}", highlight=False, markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.reporting import figures
+from fairseq_sharing.reporting.breakdown import breakdowns
 from fairseq_sharing.reporting.results import Row
 from fairseq_sharing.reporting.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
 
@@ -77,6 +78,11 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 {%- endfor %}
 <h2>Results per run</h2>
 {{ table(*by_run) }}
+{%- for one in breakdowns %}
+<h2>{{ one.heading }}</h2>
+<p class="notes">{{ one.note }}</p>
+{{ table(one.headers, one.cells) }}
+{%- endfor %}
 {%- if examples %}
 <h2>Example translations</h2>
 <p>Sentences from an artificial corpus.</p>
@@ -128,6 +134,7 @@ def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence
         title=title,
         summary=(headers, [[stacked(cell) for cell in line] for line in cells]),
         by_run=by_run(rows),
+        breakdowns=breakdowns(rows, titles(rows)),
         notes=notes(rows),
         text_columns=TEXT_COLUMNS,
         pictures=[_picture(folder / name, caption) for name, caption in pictures],
