@@ -11,8 +11,20 @@ from fairseq_sharing.errors import SharingError
 
 # In the order of a typical workflow. The help of each is its module's HELP.
 COMMANDS = (
-    *("describe", "prepare", "train", "average", "evaluate", "score", "export", "untie"),
-    *("translate", "report", "table", "flags"),
+    *(
+        "describe",
+        "prepare",
+        "train",
+        "average",
+        "evaluate",
+        "score",
+        "export",
+        "untie",
+        "translate",
+        "report",
+        "table",
+    ),
+    "flags",
 )
 
 
