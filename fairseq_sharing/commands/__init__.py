@@ -13,7 +13,7 @@ from fairseq_sharing.errors import SharingError
 # In the order of a typical workflow. The help of each is its module's HELP.
 COMMANDS = (
     *("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate"),
-    *("report", "power", "calibrate"),
+    *("score", "report", "power", "calibrate"),
     *("study", "list", "clean", "flags"),
 )
 

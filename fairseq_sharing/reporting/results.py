@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import inside, write_text
+from fairseq_sharing.files import atomic_write, inside
 from fairseq_sharing.finite import find_nonfinite
 
 # Names of the strategies and schedules in a table, in the order of its rows.
@@ -227,28 +227,40 @@ def read_result(file: Path) -> dict[str, Any]:
     return result
 
 
-def add_result(text: str, folder: Path) -> None:
-    """Copy a result to a folder of results, over an earlier one of the same experiment.
+def add_result(file: Path, folder: Path) -> None:
+    """Copy a result and its hypotheses to a folder of results, over an earlier one of the same experiment.
 
     Args:
-        text: the content of a result file.
+        file: the result file.
         folder: the folder.
 
     Raises:
-        SharingError: the folder has the result of another experiment with the same name and seed.
+        SharingError: the file is not a result, a file of hypotheses is missing, or the folder has the result of another
+            experiment with the same name and seed.
     """
-    result = json.loads(text)
-    file = inside(folder, f"{result['run']}-seed{result['seed']}.json")
-    if file.is_file():
-        other = read_result(file)
+    result = read_result(file)
+    copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
+    if copy.is_file():
+        other = read_result(copy)
         for name in _COMMON:
             of_a_map = name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values())
             if other[name] != result[name] and not of_a_map:
                 raise SharingError(
-                    f"{file}: the result of another experiment with this name ({name} differs); "
+                    f"{copy}: the result of another experiment with this name ({name} differs); "
                     "allowed: a run name of its own (train with run=NAME), or another folder"
                 )
-    write_text(file, text)
+    for score in result["scores"].values():
+        if hypotheses := score.get("hypotheses"):
+            _copy(inside(file.parent, hypotheses), inside(folder, hypotheses))
+    _copy(file, copy)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise SharingError(f"{source}: no such file; evaluate the run again")
+    if source.resolve() != target.resolve():
+        with atomic_write(target) as file:
+            file.write(source.read_bytes())
 
 
 def scored_sets(rows: Iterable[Row]) -> list[str]:
