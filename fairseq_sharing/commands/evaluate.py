@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
 
     given = vars(args)
     _check(given)
@@ -88,7 +88,10 @@ def run(args: argparse.Namespace) -> None:
         table = _table(str(args.hypothesis.name), {str(args.reference.name): scores})
     else:
         from fairseq_sharing.evaluation.evaluate import evaluate_run
+        from fairseq_sharing.files import check_output_folder
 
+        if "out" in given:
+            check_output_folder(args.out, "--out")
         result = evaluate_run(
             _find_run(args.evaluated, args.overrides),
             Console(stderr=True),

@@ -26,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the report and print its table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from fairseq_sharing.reporting import tables
     from fairseq_sharing.reporting.page import examples
     from fairseq_sharing.reporting.report import write_report
+    from fairseq_sharing.terminal import Console
 
     report = write_report(args.folder, args.runs)
-    output = Console()
+    output = Console(markup=True)
     if args.json:
         headers, cells = tables.summary(report.rows)
         table = [dict(zip(headers, line, strict=True)) for line in cells]

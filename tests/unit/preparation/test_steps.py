@@ -76,7 +76,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path):
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(SharingError, match="not a manifest of prepare"):
+    with pytest.raises(SharingError, match=r"manifest\.json: not JSON"):
         Steps(tmp_path)
 
 
