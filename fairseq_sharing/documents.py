@@ -26,6 +26,7 @@ MAX_NODES = 100_000
 MAX_DEPTH = 100
 """Maximum nesting."""
 
+TOO_DEEP = "..."
 _LOADER = get_yaml_loader()  # 1e-4 is a number, dates are text, keys are unique
 _NAME = re.compile(r"(?![.-])[\w.-]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -194,7 +195,7 @@ def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 def _refuse_unusual(content: Any, file: object) -> None:
     """Refuse values that this package cannot use or write again."""
-    for field, value in _values(content, "", 0):
+    for field, value in leaves(content):
         if isinstance(value, float) and not math.isfinite(value):
             raise SharingError(f"{file}: {field}: {value}; allowed: finite numbers")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -203,25 +204,28 @@ def _refuse_unusual(content: Any, file: object) -> None:
             raise SharingError(f"{file}: {field}: not Unicode text (surrogate U+{ord(found[0]):04X})")
         if value is not None and not isinstance(value, str | int | float):
             raise SharingError(f"{file}: {field}: {shortened(value)}; allowed: text, numbers, true, false and null")
-        if field == _TOO_DEEP:
+        if field == TOO_DEEP:
             raise SharingError(f"{file}: nested more than {MAX_DEPTH} levels deep")
 
 
-_TOO_DEEP = "..."
+def leaves(content: Any, field: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield each key and each value that is neither a mapping nor a list, with its path.
 
-
-def _values(content: Any, field: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of each leaf and key."""
+    Args:
+        content: mappings and lists.
+        field: the path of the content.
+        depth: its nesting; anything nested more than ``MAX_DEPTH`` levels deep is left out and named ``TOO_DEEP``.
+    """
     if depth > MAX_DEPTH:
-        yield _TOO_DEEP, None
+        yield TOO_DEEP, None
     elif isinstance(content, dict):
         for key, value in content.items():
             path = f"{field}.{key if isinstance(key, str) else shortened(key)}".lstrip(".")
             yield path, key
-            yield from _values(value, path, depth + 1)
+            yield from leaves(value, path, depth + 1)
     elif isinstance(content, list):
         for number, value in enumerate(content):
-            yield from _values(value, f"{field}.{number}".lstrip("."), depth + 1)
+            yield from leaves(value, f"{field}.{number}".lstrip("."), depth + 1)
     else:
         yield field, content
 

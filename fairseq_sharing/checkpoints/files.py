@@ -9,7 +9,7 @@ from typing import IO, Any, BinaryIO
 
 import torch
 
-from fairseq_sharing.checkpoints.integrity import refuse_damaged
+from fairseq_sharing.checkpoints.integrity import refuse_damaged, refuse_expanded, refuse_expanding
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, explain_unreadable, to_plain
 from fairseq_sharing.checkpoints.recorded_state import refuse_incomplete
 from fairseq_sharing.errors import SharingError
@@ -23,16 +23,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             tensors match its recorded layer maps.
     """
     try:
+        refuse_expanding(path)
         with torch.serialization.safe_globals(NUMPY_READERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
+    except SharingError:
+        raise
     except Exception as error:  # torch's reader raises many exceptions for damaged files
         raise SharingError(f"{path}: {explain_unreadable(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
         raise SharingError(f"{path}: not a fairseq checkpoint: it contains no model")
     refuse_damaged(path)
     try:
+        refuse_expanded(checkpoint["model"])
         refuse_incomplete(checkpoint["model"])
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fairseq_sharing.documents import (
     Schema,
@@ -21,6 +21,7 @@ from fairseq_sharing.documents import (
     is_name,
     is_quantity,
     is_text,
+    leaves,
     list_of,
     mapping_of,
     optional,
@@ -159,11 +160,11 @@ class RunDirectory:
         if not self.config_file.is_file():
             raise SharingError(f"{self.path}: not a run directory of fairseq-sharing train: config.yaml is missing")
         content = check_document(read_yaml(self.config_file), self.config_file, CONFIG, "the configuration of a run")
-        config = to_config(content, self.config_file)
         # The configuration is written resolved; in a received one, ${oc.env:...} would read this environment.
-        if name := next((str(key) for key in _interpolated(config)), None):
-            raise SharingError(f"{self.config_file}: {name}: an interpolation; allowed: plain values")
-        return config
+        for field, value in leaves(content):
+            if isinstance(value, str) and "${" in value:
+                raise SharingError(f"{self.config_file}: {field}: {value!r}; allowed: plain values, no interpolations")
+        return to_config(content, self.config_file)
 
     def direction(self) -> Direction | None:
         """Return the recorded or configured source and target language; None if unknown."""
@@ -319,15 +320,6 @@ def refuse_changed(run: RunDirectory, new: DictConfig) -> None:
             f"{run.path}: was started with {key}={_plain(old)}, now {_plain(now)}{more};"
             " use the old value, or another run directory with --out"
         )
-
-
-def _interpolated(config: DictConfig | ListConfig) -> Iterator[Any]:
-    """Yield the keys of a configuration whose values are interpolations."""
-    for key in config if isinstance(config, DictConfig) else range(len(config)):
-        if OmegaConf.is_interpolation(config, key):
-            yield key
-        elif OmegaConf.is_config(value := config[key]):
-            yield from _interpolated(value)
 
 
 def _changeable(key: str) -> bool:

@@ -36,20 +36,29 @@ def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         SharingError: preparation is running or unfinished, or the manifest is damaged or lacks a key.
     """
-    if _is_locked(folder / LOCK):
-        raise SharingError(f"{folder}: fairseq-sharing prepare is running in this folder; wait until it has finished")
+    refuse_unfinished(folder)
     file = folder / MANIFEST
     if not file.is_file():
-        if (folder / UNFINISHED).is_file():
-            raise SharingError(
-                f"{folder}: its preparation has not finished; re-run the same fairseq-sharing prepare command"
-            )
         return {}
     manifest = load_manifest(file)
     for key in needed:
         if key not in manifest:
             raise SharingError(f"{file}: missing {key}; allowed: a manifest of prepare or export")
     return manifest
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse a data directory while it is being prepared, or if its preparation has not finished.
+
+    Raises:
+        SharingError: preparation is running or unfinished.
+    """
+    if _is_locked(folder / LOCK):
+        raise SharingError(f"{folder}: fairseq-sharing prepare is running in this folder; wait until it has finished")
+    if not (folder / MANIFEST).is_file() and (folder / UNFINISHED).is_file():
+        raise SharingError(
+            f"{folder}: its preparation has not finished; re-run the same fairseq-sharing prepare command"
+        )
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
