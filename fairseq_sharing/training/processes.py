@@ -74,6 +74,7 @@ def end(process: Process) -> None:
         signal_all(process, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process.pid, 0)
+        process.returncode = -signal.SIGKILL
 
 
 def poll(process: Process, record: dict[str, Any]) -> int | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fairseq_sharing import files
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, inside, read_lines, sha256, write_text
 
@@ -187,3 +188,31 @@ def test_reading_a_member_writes_nothing_and_follows_no_link(tmp_path: Path, kin
         with pytest.raises(SharingError, match=f"contains no file {name}"):
             list(read_lines(archive, name))
     assert sorted(path.name for path in tmp_path.rglob("*")) == [archive.name, "folder", "secret"]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz", "gz"])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(files, "_FREE_EXPANSION", 1 << 20)
+    path, content = tmp_path / f"a.{suffix}", b"a\n" * (1 << 22)
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("text", content)
+    elif suffix == "gz":
+        path.write_bytes(gzip.compress(content))
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            entry = tarfile.TarInfo("text")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    lines = files.read_lines(path, "" if suffix == "gz" else "text")
+    with pytest.raises(SharingError, match=r"unpacks to more than 1 MiB, 100 times the file's size"):
+        assert sum(1 for _ in lines) < 1 << 20
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
+    (tmp_path / "a").write_bytes(b"x\n" + b"a" * 5000)
+    with pytest.raises(SharingError, match=r"a, line 2: longer than 0 MiB; allowed: lines of text$"):
+        list(files.read_lines(tmp_path / "a"))
+    (tmp_path / "a").write_bytes(b"a" * 999 + b"\n" + b"b" * 1000)
+    assert [len(line) for line in files.read_lines(tmp_path / "a")] == [999, 1000]
