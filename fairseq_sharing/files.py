@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import gzip
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -48,6 +51,70 @@ def _is_relative(name: str) -> bool:
     # JSON can encode lone surrogates; no UTF-8 file name contains one.
     unusable = re.search("[\\0\\ud800-\\udfff]", name)
     return not unusable and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+_FRESH_SECONDS = 2.0  # the time in which a process locks a temporary file that it has created
+
+
+def remove_stale(found: Iterable[Path]) -> None:
+    """Remove temporary files and folders whose process has ended without doing so; a running one holds a lock.
+
+    Args:
+        found: temporary files, or folders.
+    """
+    for path in found:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > _FRESH_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Create a folder beside another, for a new version of it; the folder is removed unless it was renamed.
+
+    Args:
+        path: the folder that the new one may replace.
+
+    Yields:
+        The new folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stale = path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp")
+    remove_stale(folder for folder in stale if folder.is_dir() and not folder.is_symlink())
+    temporary = _temporary(path)
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield temporary
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give a complete folder its name; a folder that has this name is removed afterwards.
+
+    Args:
+        new: the new folder.
+        path: its name.
+    """
+    if not path.exists():
+        new.rename(path)
+        return
+    old = _temporary(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    old.unlink() if old.is_symlink() else shutil.rmtree(old)
 
 
 def leftovers(path: Path) -> Iterator[Path]:
@@ -114,7 +181,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its name only when it is complete.
 
     Each process writes to its own temporary file, so two processes that write the same file never mix their bytes. The
-    last one to finish wins.
+    last one to finish wins. Temporary files of processes that were killed are removed.
 
     Args:
         path: the file to write; its directory is created if missing.
@@ -124,8 +191,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
+    remove_stale(leftovers(path))
     try:
         with temporary.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -216,3 +217,39 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
         list(files.read_lines(tmp_path / "a"))
     (tmp_path / "a").write_bytes(b"a" * 999 + b"\n" + b"b" * 1000)
     assert [len(line) for line in files.read_lines(tmp_path / "a")] == [999, 1000]
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path, monkeypatch):
+    stale, other = tmp_path / "a.0123abcd.tmp", tmp_path / "b.0123abcd.tmp"
+    for path in (stale, other):
+        path.write_bytes(b"half")
+    with files.atomic_write(tmp_path / "a") as running:
+        assert stale.exists(), "it may be that of a process that is just starting"
+        for path in tmp_path.iterdir():
+            os.utime(path, (1, 1))
+        files.write_text(tmp_path / "a", "second")
+        assert not stale.exists()
+        assert Path(running.name).exists()
+        running.write(b"first")
+    assert (tmp_path / "a").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.0123abcd.tmp"]
+
+
+def test_folders_of_killed_processes_are_removed_and_a_failed_one_leaves_the_old(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    stale = tmp_path / "a.0123abcd.tmp"
+    (stale / "b").mkdir(parents=True)
+    os.utime(stale, (1, 1))
+
+    def fail(new: Path) -> None:
+        (new / "new").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), files.temporary_folder(tmp_path / "a") as new:
+        fail(new)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+    with files.temporary_folder(tmp_path / "a") as new:
+        (new / "new").touch()
+        files.replace_folder(new, tmp_path / "a")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/new"]

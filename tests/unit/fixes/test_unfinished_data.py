@@ -1,4 +1,4 @@
-"""fairseq's own commands refuse data whose preparation is running or was killed, and print system errors in one line."""
+"""fairseq's commands refuse data whose preparation is running or was killed, and print system errors in one line."""
 
 from __future__ import annotations
 

@@ -169,3 +169,12 @@ def test_a_record_that_lacks_an_output_is_done_again(tmp_path: Path):
     manifest["steps"]["one"]["outputs"] = {}
     file.write_text(json.dumps(manifest))
     assert work(tmp_path) == ["one"]
+
+
+def test_a_directory_whose_first_preparation_was_killed_at_its_first_write_is_used_again(tmp_path: Path):
+    (tmp_path / "manifest.unfinished.json.0123abcd.tmp").write_text("{")
+    (tmp_path / ".lock").touch()
+    assert Steps(tmp_path).dataset is None
+    (tmp_path / "notes.0123abcd.tmp").touch()
+    with pytest.raises(SharingError, match="exists and contains no manifest"):
+        Steps(tmp_path)
