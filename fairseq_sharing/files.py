@@ -320,15 +320,26 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
         if not member:
             file = stack.enter_context(path.open("rb"))
         elif path.name.endswith(".zip"):
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            if member not in archive.namelist():
-                raise SharingError(f"{path}: contains no file {member}")
-            file = stack.enter_context(archive.open(member))
+            file = _zip_member(stack, path, member)
         else:
             file = _tar_member(stack.enter_context(tarfile.open(path, "r|*")), path, member)
         if (member or path.name).endswith(".gz"):
             file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
         yield file
+
+
+def _zip_member(stack: contextlib.ExitStack, path: Path, member: str) -> IO[bytes]:
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        if member not in archive.namelist():
+            raise SharingError(f"{path}: contains no file {member}")
+        return stack.enter_context(archive.open(member))
+    except (NotImplementedError, RuntimeError) as error:  # damaged flags, or a password
+        raise zipfile.BadZipFile(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a damaged position
+            raise
+        raise zipfile.BadZipFile("invalid position") from error
 
 
 def _tar_member(archive: tarfile.TarFile, path: Path, member: str) -> IO[bytes]:

@@ -286,6 +286,8 @@ def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
         record = json.loads(brace + tail)
     except (ValueError, RecursionError):
         return None
+    if not isinstance(record, dict):
+        return None
     fields = [field.strip() for field in head.split("|")]
     return (fields[2] if len(fields) > 2 else ""), record
 
