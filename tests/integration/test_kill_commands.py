@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -100,12 +101,20 @@ def kill_at_moments(
         assert whole(output) in (None, expected), f"kill {kill} at {moment:.2f} s"
         state = "running" if running else "finished"
         done = "complete" if whole(output) else "absent"
+        if whole(output):  # the next kill is during a first run again, or while the file is replaced
+            _start_again(output, keep=kill % 2 == 1)
         print(f"{words(Path())[0]}: kill {kill} at {moment:.2f} of {duration:.2f} s, {state}; output {done}")
     assert alive, "no kill while the command was running"
     _age(output.parent)
     commands.run("fairseq_sharing", *words(output))
     assert whole(output) == expected
     assert not [path for path in output.parent.rglob("*") if path.name.endswith((".tmp", ".errors"))]
+
+
+def _start_again(output: Path, keep: bool) -> None:
+    if keep:
+        return
+    output.unlink() if output.is_file() else shutil.rmtree(output)
 
 
 def _age(folder: Path) -> None:
