@@ -126,7 +126,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
 
     given = vars(args)
     output = Console()
