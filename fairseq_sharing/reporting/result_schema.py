@@ -24,6 +24,7 @@ from fairseq_sharing.documents import (
 
 _PLAIN = re.compile(r"(?:[^\W_][\w (),.:;/#%&'@+-]*)?")
 _SIGNATURE = re.compile(r"[\w.:|+/~-]*")
+_METRIC = re.compile(r"[a-z]+\+*")  # such as chrf++
 
 
 def is_plain(value: object) -> bool:
@@ -44,13 +45,20 @@ _NUMBERS = list_of(optional(lambda value: isinstance(value, int | float)))
 _MAP: Schema = {"layer_map": (list_of(is_count), ""), "frozen": (list_of(is_count), "")}
 _CHANGE: Schema = {"update": (is_count, ""), "reason": (is_text, "")}
 
+_BUCKET: Schema = {"up_to": (optional(is_count), ""), "segments": (is_count, ""), "bleu": (is_quantity, "")}
+
 SCORE: Schema = {
     "segments": (is_count, "a whole number"),
     **dict.fromkeys(("bleu", "chrf", "chrf++", "ter", "perplexity"), (is_quantity, "a number")),
     "bleu_interval": (lambda value: list_of(is_quantity)(value) and len(value) == 2, "two numbers"),
-    "signature": (named(_is_signature), "sacreBLEU's signatures"),
-    "p_value": (optional(is_quantity), "a number"),
-    "baseline": (optional(is_name), "a name"),
+    "signature": (
+        lambda value: mapping_of(_is_signature)(value) and all(map(_METRIC.fullmatch, value)),
+        "sacreBLEU's signatures",
+    ),
+    "length_ratio": (is_quantity, "a number"),
+    **dict.fromkeys(("empty", "over_long"), (is_count, "a whole number")),
+    "by_length": (list_of(has_fields(_BUCKET, tuple(_BUCKET))), "scores by reference length"),
+    "hypotheses": (is_text, "a path"),
 }
 
 
