@@ -133,7 +133,9 @@ if $dry_run; then
   step "fairseq" "${compile[@]}"
 else
   mapfile -t others < <(other_requirements)
-  others+=(bitarray cffi hydra-core regex scikit-learn torchaudio) # requirements of fairseq
+  # Requirements of fairseq except for torchaudio: its last release cannot be imported with current versions of torch,
+  # and libraries that look for it fail. fairseq imports it for speech only.
+  others+=(bitarray cffi hydra-core packaging regex scikit-learn tqdm)
   if ! "${pip[@]}" show --quiet fairseq-fixed 2>/dev/null; then
     mkdir -p "$build"
     printf '[build_ext]\nparallel = %s\n' "$(getconf _NPROCESSORS_ONLN)" >"$build/parallel.cfg"
@@ -146,5 +148,5 @@ fi
 step "the other packages, while fairseq compiles" "${install[@]}" --no-build-isolation "${others[@]}"
 [[ -z $compiling ]] || log=$venv/compile.log step "fairseq (compiles for a minute or two)" wait "$compiling"
 step "this project" \
-  "${install[@]}" --no-build-isolation --find-links "$build" --editable "${root}[$extra]"
+  "${install[@]}" --no-deps --no-build-isolation --find-links "$build" fairseq-fixed --editable "${root}[$extra]"
 $dry_run || { rm -rf "$build" && echo "$fingerprint" >"$stamp"; }

@@ -60,3 +60,4 @@ echo "\$ ${command[*]}" >&2
 [[ -n $dry_run ]] && exit
 "${command[@]}"
 printf '\ndone in %d:%02d after the installation\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) >&2
+echo "to use fairseq-sharing in this shell: . ${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/activate" >&2

@@ -43,5 +43,11 @@ while (($#)); do
 done
 (($#)) || { usage >&2 && echo "train.sh: error: no CONFIG given" >&2 && exit 2; }
 
-bash "$root/scripts/install.sh"
-exec "${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/fairseq-sharing" train "$@" "${flags[@]}"
+command=${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/fairseq-sharing
+if [[ " ${flags[*]} " != *" --dry-run "* ]]; then
+  bash "$root/scripts/install.sh"
+elif [[ ! -x $command ]]; then
+  echo "train.sh: error: --dry-run checks the configuration: install first, with bash scripts/install.sh" >&2
+  exit 2
+fi
+exec "$command" train "$@" "${flags[@]}"

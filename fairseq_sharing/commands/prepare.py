@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.finite import whole_number
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.recipe import (
     CLEANING,
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", metavar="DIR", help="directory, file:// or http(s):// URL that contains the files to fetch"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: all CPU cores)")
+    parser.add_argument(
+        "--workers", type=whole_number(most=1024), metavar="N", help="number of processes (default: all CPU cores)"
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON on stdout")
 
     files = parser.add_argument_group("your own text (dataset 'files'; PREFIX.en and PREFIX.de, or .en.gz ...)")
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--subword", metavar="NAME", help=f"one of {', '.join(SUBWORDS)}")
     settings.add_argument(
         "--subword-size",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help=f"number of BPE merges or SentencePiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
     )
@@ -66,9 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the dataset."""
-    from rich.console import Console
-
     from fairseq_sharing.preparation.prepare import prepare
+    from fairseq_sharing.terminal import Console
 
     names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *CLEANING)
     settings = {name: getattr(args, name) for name in names}

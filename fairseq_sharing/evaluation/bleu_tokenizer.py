@@ -19,14 +19,17 @@ _BY_SCRIPT = {
 }
 _BY_LANGUAGE = {
     **dict.fromkeys(("zh", "zho", "chi", "cmn", "cn", "yue", "wuu", "hak", "gan", "hsn", "lzh"), "zh"),
-    **dict.fromkeys(("ja", "jpn", "jp"), "ja-mecab"),
-    **dict.fromkeys(("ko", "kor"), "ko-mecab"),
+    **dict.fromkeys(("nan", "cdo", "cjy", "cnp", "cpx", "csp", "czh", "czo", "mnp", "och", "ltc"), "zh"),
+    **dict.fromkeys(("chinese", "mandarin", "cantonese"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "jp", "japanese"), "ja-mecab"),
+    **dict.fromkeys(("ko", "kor", "korean"), "ko-mecab"),
 }
 # Thai, Lao, Khmer, Burmese and Shan, Tibetan, Dzongkha: written without spaces between words.
 _UNSPACED_SCRIPTS = ("thai", "laoo", "khmr", "mymr", "tibt")
 _UNSPACED_LANGUAGES = (
     *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn"),
     *("bo", "bod", "tib", "dz", "dzo"),
+    *("thai", "lao", "khmer", "burmese", "shan", "tibetan", "dzongkha"),
 )
 # Extras that install a tokenizer's packages.
 _EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}
@@ -73,6 +76,11 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
         logger.warning(
             f"target language {target_lang}: written without spaces, and sacreBLEU has no tokenizer for it, so BLEU "
             "treats whole clauses as words; choose char, flores200 or spm with evaluate --tokenize or evaluate.tokenize"
+        )
+    elif tokenize is None and target_lang and language not in _BY_LANGUAGE and not 2 <= len(language) <= 3:
+        logger.warning(
+            f"target language {target_lang}: not a language code of ISO 639, such as en or deu; BLEU uses tokenizer "
+            f"{choose_tokenizer(target_lang)}; choose another one with evaluate --tokenize or evaluate.tokenize"
         )
 
 

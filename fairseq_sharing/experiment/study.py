@@ -99,10 +99,9 @@ class Study:
         names = {"run": row, "study": self.name, "dataset": self.data.name}
         if row in self.map_of:
             names["map_of"] = self.map_of[row]
-        baseline = self.baseline if self.baseline != row else None
         return [
             *load_layers(self.recipe),
-            (str(self.file), OmegaConf.create({**names, "evaluate": {"baseline": baseline}})),
+            (str(self.file), OmegaConf.create(names)),
             (f"{self.file}: row {row}", self.rows[row]),
             (f"{self.file}: overrides", dotlist(self.overrides)),
         ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+from pathlib import Path
 
 import numpy as np
 from fairseq.data import data_utils
 from fairseq.tasks import FairseqTask
+
+from fairseq_sharing.preparation.manifest import refuse_unfinished
 
 
 def fix_numpy() -> None:
@@ -33,6 +36,23 @@ def fix_batching() -> None:
         return batches if kept == len(indices) else [*batches, indices[kept:]]
 
     data_utils.batch_by_size = batch_by_size
+
+
+def refuse_unfinished_data() -> None:
+    """Refuse to read data while fairseq-sharing prepare is running, or before it has finished.
+
+    After a preparation with other settings was killed, new dictionaries may lie beside old binary files.
+    """
+    stock = data_utils.load_indexed_dataset
+
+    @functools.wraps(stock)
+    def load_indexed_dataset(path, *args, **kwargs):
+        folder = Path(path).absolute().parent
+        if folder.name == "bin":  # as prepare names it
+            refuse_unfinished(folder.parent)
+        return stock(path, *args, **kwargs)
+
+    data_utils.load_indexed_dataset = load_indexed_dataset
 
 
 def fix_batches_of_later_epochs() -> None:

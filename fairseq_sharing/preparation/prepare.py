@@ -57,11 +57,8 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise SharingError(f"--workers must be at least 1, got {workers}")
-    try:
-        with locked(directory), Workers(workers) as pool:
-            return _Preparation(recipe, ResumableSteps(directory), pool, mirror).run()
-    except OSError as error:
-        raise SharingError(f"{error.filename or directory}: {error.strerror or error}") from error
+    with locked(directory), Workers(workers) as pool:
+        return _Preparation(recipe, ResumableSteps(directory), pool, mirror).run()
 
 
 class _Preparation:
@@ -186,7 +183,7 @@ class _Preparation:
         result = self.steps.run(f"bpe/{name}", settings, [*inputs, *([model] if model else [])], outputs, action)
         if result["over_long"] and name != "train":
             console.print(
-                f"[yellow]warning:[/] {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
+                f"warning: {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
                 "subwords; fairseq fails on them unless --max-source-positions and --max-target-positions are higher",
                 soft_wrap=True,
                 highlight=False,

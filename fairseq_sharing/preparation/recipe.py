@@ -28,8 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fairseq_sharing.documents import read_yaml
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.fetch import UNKNOWN
@@ -197,11 +196,7 @@ def load_recipe(dataset: str, overrides: Mapping[str, Any] | None = None) -> Rec
         raise SharingError(
             f"DATASET must be one of {', '.join(recipe_names())}, files, or a recipe.yaml, got {dataset!r}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SharingError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
-    return build_recipe(path.resolve().parent.name, content, overrides, path)
+    return build_recipe(path.resolve().parent.name, read_yaml(path), overrides, path)
 
 
 def files_recipe(

@@ -53,7 +53,9 @@ def identity(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror:
 def _identity(source: Source, folder: Path, mirror: str | None) -> str:
     digest: str | None = source.sha256 or sha256(Path(source.path))
     if digest == UNKNOWN:
-        if recorded_digest(source.location, folder) is None:
+        # A local mirror is always read, so that a changed file in it is refused instead of ignored.
+        local = mirror is not None and local_path(mirror) is not None
+        if local or recorded_digest(source.location, folder) is None:
             fetch(source.location, UNKNOWN, folder, mirror)
         digest = recorded_digest(source.location, folder)
     return f"{digest} {source.member}".strip()

@@ -14,7 +14,7 @@ from fairseq_sharing.reporting.breakdown import differing_segments
 from fairseq_sharing.reporting.comparability import check_decoding, check_signatures, check_test_sets
 from fairseq_sharing.reporting.conclusions import Conclusions, conclude
 from fairseq_sharing.reporting.plan import make_plan
-from fairseq_sharing.reporting.results import Row, add_result, read_result, read_rows, scored_sets
+from fairseq_sharing.reporting.results import Row, add_result, read_rows, scored_sets
 from fairseq_sharing.reporting.segments import RawTexts, segment_errors
 
 
@@ -104,5 +104,4 @@ def _collect(run: Path, folder: Path) -> None:
             f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"
         )
     for file in files:
-        read_result(file)
-        add_result(file.read_text(encoding="utf-8"), folder)
+        add_result(file, folder)

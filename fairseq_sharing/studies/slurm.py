@@ -40,7 +40,12 @@ def submission(plan: StudyPlan, file: Path, flags: str) -> list[str]:
         plan: the study; its devices are GPUs, or none for a training on the CPU.
         file: the file with ``job_lines``.
         flags: additional sbatch flags, e.g. ``--partition gpu --time 24:00:00``; they take precedence.
+
+    Raises:
+        SharingError: the package is not run from a clone.
     """
+    if not SBATCH.is_file():
+        raise SharingError(f"--slurm: {SBATCH} is missing; run the command in a clone of the repository")
     gpus = ["--gpus-per-node", str(plan.devices)] if plan.devices else []
     cores = ["--cpus-per-task", str(CORES_PER_GPU * (plan.devices or 0) or 1)]
     array = [f"--array=1-{len(plan.runs)}", "--nodes", str(plan.nodes), *gpus, *cores]
@@ -59,10 +64,8 @@ def submit(plan: StudyPlan, flags: str, console: Console) -> str:
         The Slurm job ID.
 
     Raises:
-        SharingError: sbatch is missing or failed, or the package is not run from a clone.
+        SharingError: sbatch is missing or failed.
     """
-    if not SBATCH.is_file():
-        raise SharingError(f"--slurm: {SBATCH} is missing; run the command in a clone of the repository")
     file = job_file(plan)
     write_text(file, "".join(line + "\n" for line in job_lines(plan)))
     command = submission(plan, file, flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from fairseq_sharing.resources import PACKAGE_DIR
 
 # The module that torchrun starts for each rank: checks the other ranks, then runs fairseq-train.
 _FIRST_START_ONLY = (*("restore_file", "reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader"),)
+MAX_PORT = 65535
 RANK_MODULE = "fairseq_sharing.training.rank"
 
 
@@ -58,8 +60,8 @@ class Machines:
             raise SharingError(f"--nodes {self.nodes}: needs --master HOST:PORT, the address of machine 0")
         if self.master is not None:
             host, _, port = self.master.rpartition(":")
-            if not host or not port.isdigit():
-                raise SharingError(f"--master must be HOST:PORT, got {self.master}")
+            if not host or not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= MAX_PORT:
+                raise SharingError(f"--master must be HOST:PORT, got {self.master}; allowed: ports 1 to {MAX_PORT}")
 
     def master_address(self) -> tuple[str, str]:
         """Return the host and port where the ranks rendezvous."""

@@ -74,9 +74,8 @@ def evaluate(path: str, _: str, out: str) -> int:
     run = RunDirectory(Path(path))
     with run.evaluating():
         name, _, seed = run.path.name.rpartition("-seed")
-        text = json.dumps(result(name, seed=int(seed), train_seconds=1.5))
-        write_text(run.result_file, text)
-        add_result(text, Path(out))
+        write_text(run.result_file, json.dumps(result(name, seed=int(seed), train_seconds=1.5)))
+        add_result(run.result_file, Path(out))
     return 0
 
 

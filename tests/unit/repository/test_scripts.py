@@ -66,6 +66,7 @@ def test_test_dry_run_prints_every_check():
         (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
         (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
         (["train.sh"], "train.sh: error: no CONFIG given"),
+        (["train.sh", "--dry-run", "toy"], "train.sh: error: --dry-run checks the configuration: install first"),
         (["train.sh", "--master"], "train.sh: error: --master needs a value"),
         (["reproduce_wmt_en_de.sh", "--study"], "reproduce_wmt_en_de.sh: error: --study needs a value"),
         (["reproduce_wmt_en_de.sh", "--slurm"], "reproduce_wmt_en_de.sh: error: --slurm needs a value"),

@@ -50,7 +50,7 @@ def test_without_gpus_none_are_asked_for():
     assert "--gpus-per-node" not in words
     assert words[words.index("--cpus-per-task") + 1] == "1"
     assert words[-4:-2] == ["--cpus-per-task", "4"], "the user's flags come last and win"
-    assert "cpus-per-task" not in slurm.SBATCH.read_text()
+    assert "#SBATCH --cpus-per-task" not in slurm.SBATCH.read_text()
 
 
 @pytest.mark.parametrize(("reason", "explained"), [("(PartitionConfig)", True), ("(Resources)", False)])
@@ -60,6 +60,12 @@ def test_job_that_cannot_start_is_explained(programs, tmp_path, reason, explaine
     slurm.submit(plan_of(devices=1), "", Console(file=told, width=1000))
     message = "job 4711 cannot start with these resources (PartitionConfig); compare them with: sinfo --Node --long"
     assert (message in told.getvalue()) is explained
+
+
+def test_outside_of_a_clone_nothing_is_planned(monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "SBATCH", tmp_path / "train.sbatch")
+    with pytest.raises(SharingError, match=r"train.sbatch is missing; run the command in a clone of the repository$"):
+        slurm.submission(plan_of(), slurm.job_file(plan_of()), "")
 
 
 def test_failing_or_missing_programs_are_reported(programs, tmp_path, monkeypatch):

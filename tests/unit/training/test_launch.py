@@ -223,7 +223,9 @@ def test_all_gpus_of_all_machines_share_the_batch():
         ((0,), "--nodes must be at least 1, got 0"),
         ((2, 2, "a:1"), "--node-rank must be between 0 and 1 (--nodes - 1), got 2"),
         ((2, 1), "--nodes 2: needs --master HOST:PORT, the address of machine 0"),
-        ((2, 1, "host"), "--master must be HOST:PORT, got host"),
+        ((2, 1, "host"), "--master must be HOST:PORT, got host; allowed: ports 1 to 65535"),
+        ((2, 1, "host:0"), "--master must be HOST:PORT, got host:0; allowed: ports 1 to 65535"),
+        ((2, 1, "host:65536"), "--master must be HOST:PORT, got host:65536; allowed: ports 1 to 65535"),
     ],
 )
 def test_machines_that_do_not_fit_together_are_refused(machines, message):
