@@ -33,6 +33,7 @@ from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
+_TRANSLATION = (*(name for name in _SEARCH if name != "max_tokens"), "compound_split", "tokenize")
 _BLOCKS = ("tokens_per_sample", "context_window")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
@@ -185,6 +186,10 @@ def _check(data: EvaluationData, settings: EvaluationSettings, task: str, run: P
         check_tokenizer(target, settings.tokenize)
     elif task != TASK:
         raise SharingError(f"{run}: was trained for the task {task}; allowed: translation and {TASK}")
+    models, foreign = ("language models", _BLOCKS) if target else ("translation models", _TRANSLATION)
+    for name in foreign:
+        if getattr(settings, name) != getattr(EvaluationSettings(), name):
+            raise SharingError(f"evaluate.{name}: {getattr(settings, name)}; allowed only for {models}")
 
 
 def _score(

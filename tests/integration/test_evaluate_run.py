@@ -257,3 +257,7 @@ def test_failures_are_reported_in_one_line(place, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(
         "fairseq-sharing evaluate: error: tokenize: 'moses'; allowed: 13a, char, "
     )
+    assert main(["evaluate", str(run), "--context-window", "8"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "fairseq-sharing evaluate: error: evaluate.context_window: 8; allowed only for language models"
+    )
