@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> None:
         _print_estimate(plan, args.tflops, output)
     elif args.dry_run:
         _print_commands(plan, args.slurm, output)
-        _print_estimate(plan, args.tflops, output)
+        if plan.study.estimate:
+            _print_estimate(plan, args.tflops, output)
     elif args.slurm is not None:
         _submit(plan, args.slurm, console)
     else:
@@ -120,7 +121,8 @@ def _submit(plan: StudyPlan, flags: str, console: Console) -> None:
     from fairseq_sharing.studies.slurm import submit
 
     plan.check()
-    call(plan.prepare(), console)
+    if prepare := plan.prepare():
+        call(prepare, console)
     job = submit(plan, flags, console)
     console.print(
         f"submitted as job {job}, one task per run; when it has ended, re-run the command without --slurm to "
@@ -137,7 +139,8 @@ def _print_commands(plan: StudyPlan, slurm: str | None, output: Console) -> None
 
     if slurm is not None:
         file = jobs.job_file(plan)
-        show(plan.prepare(), output)
+        if prepare := plan.prepare():
+            show(prepare, output)
         show(jobs.submission(plan, file, slurm), output)
         output.print(f"contents of {file}:", highlight=False, soft_wrap=True)
         for line in jobs.job_lines(plan):
