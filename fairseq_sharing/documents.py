@@ -31,6 +31,9 @@ _LOADER = get_yaml_loader()  # 1e-4 is a number, dates are text, keys are unique
 _NAME = re.compile(r"(?![.-])[\w.-]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+NAME = "letters, digits and . _ - (not starting with . or -)"
+"""What ``is_name`` allows, for errors."""
+
 Field = tuple[Callable[[Any], bool], str]
 """A check of a value, and a description of the allowed values."""
 
