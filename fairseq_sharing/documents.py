@@ -31,6 +31,9 @@ _LOADER = get_yaml_loader()  # 1e-4 is a number, dates are text, keys are unique
 _NAME = re.compile(r"(?![.-])[\w.-]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+NAME = "letters, digits and . _ - (not starting with . or -)"
+"""What ``is_name`` allows, for errors."""
+
 Field = tuple[Callable[[Any], bool], str]
 """A check of a value, and a description of the allowed values."""
 
@@ -138,6 +141,7 @@ def load_yaml(text: str, name: object) -> Any:
         SharingError: the text is not YAML, is nested too deeply, or its aliases expand to too many values.
     """
     try:
+        _refuse_nested(text)
         node = yaml.compose(text, Loader=_LOADER)
         if node is not None and _expanded(node, {}, 0) > MAX_NODES:
             raise SharingError(f"{name}: not readable as YAML: its aliases expand to more than {MAX_NODES:,} values")
@@ -177,6 +181,15 @@ def _text(file: Path, limit: int, language: str) -> str:
     except UnicodeDecodeError as error:
         byte = f"byte 0x{content[error.start]:02x} at position {error.start + 1}"
         raise SharingError(f"{file}: not {language}: not UTF-8 ({byte})") from None
+
+
+def _refuse_nested(text: str) -> None:
+    """Refuse deep nesting before the parser, which is slow and recursive, has read all of it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:

@@ -98,7 +98,7 @@ def check_name(name: Any, what: str) -> str:
         SharingError: the name contains other characters, or starts with a dot or a dash.
     """
     if not documents.is_name(name):
-        raise SharingError(f"{what}: {str(name)!r}; allowed: letters, digits and . _ - (not starting with . or -)")
+        raise SharingError(f"{what}: {str(name)!r}; allowed: {documents.NAME}")
     return str(name)
 
 

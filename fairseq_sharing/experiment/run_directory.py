@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_sharing.documents import (
+    NAME,
     Schema,
     check_document,
     is_count,
@@ -71,10 +72,10 @@ UNWATCHED_SECONDS = 60.0
 
 
 CONFIG: Schema = {
-    "run": (is_name, "a name"),
-    "dataset": (is_name, "a name"),
-    "study": (is_name, "a name"),
-    "map_of": (is_name, "a name"),
+    "run": (is_name, NAME),
+    "dataset": (is_name, NAME),
+    "study": (is_name, NAME),
+    "map_of": (is_name, NAME),
     "seed": (is_count, "a whole number from 0"),
     "data": (optional(is_text), "a path"),
     "tokens_per_batch": (optional(is_count), "a whole number"),
@@ -83,8 +84,8 @@ CONFIG: Schema = {
 }
 
 RECORD: Schema = {
-    "run": (is_name, "a name"),
-    "dataset": (is_name, "a name"),
+    "run": (is_name, NAME),
+    "dataset": (is_name, NAME),
     "data": (is_text, "a path"),
     "dictionaries": (optional(mapping_of(is_text)), "a mapping from file to SHA-256"),
     "seed": (is_count, "a whole number from 0"),

@@ -341,7 +341,7 @@ def test_a_result_cannot_name_a_file_outside_of_the_folder(study, tmp_path, no_p
     (folder / "result.json").write_text(json.dumps({**result("cycle", "cycle"), **changes}))
     before = sorted(tmp_path.rglob("*"))
     key, value = next(iter(changes.items()))
-    with pytest.raises(SharingError, match=re.escape(f"result.json: {key} is {value!r}; allowed: a name without /")):
+    with pytest.raises(SharingError, match=re.escape(f"result.json: not a result of evaluate: {key} is {value!r}")):
         write_report(study, [tmp_path / "runs"] if collected else [])
     assert sorted(tmp_path.rglob("*")) == before
 
