@@ -49,7 +49,7 @@ _BUCKET: Schema = {"up_to": (optional(is_count), ""), "segments": (is_count, "")
 
 SCORE: Schema = {
     "segments": (is_count, "a whole number"),
-    **dict.fromkeys(("bleu", "chrf", "chrf++", "ter", "perplexity"), (is_quantity, "a number")),
+    **dict.fromkeys(("bleu", "chrf", "chrf++", "ter", "perplexity", "word_perplexity"), (is_quantity, "a number")),
     "bleu_interval": (lambda value: list_of(is_quantity)(value) and len(value) == 2, "two numbers"),
     "signature": (
         lambda value: mapping_of(_is_signature)(value) and all(map(_METRIC.fullmatch, value)),
@@ -98,6 +98,7 @@ RESULT: Schema = {
         "numbers unique and effective",
     ),
     "mean_parameters": (is_count, "a whole number"),
+    "macs": (is_quantity, "a number"),
     "updates": (is_count, "a whole number"),
     "epochs": (optional(is_count), "a whole number"),
     "tokens_per_second": (optional(is_quantity), "a number"),

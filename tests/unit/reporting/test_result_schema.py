@@ -37,7 +37,6 @@ PLACES = {
     "arch": ("arch",),
     "strategy": ("sharing", "encoder"),
     "schedule": ("schedule",),
-    "baseline": ("scores", "test_2016_flickr", "baseline"),
     "signature": ("scores", "test_2016_flickr", "signature", "bleu"),
     "device": ("device", "name"),
     "commit": ("commit",),
