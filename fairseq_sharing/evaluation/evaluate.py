@@ -133,6 +133,7 @@ def _evaluate(
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         **{name: record.get(name) for name in _RECORD},
+        **({"earlier_devices": record["earlier_devices"]} if record.get("earlier_devices") else {}),
         "command": _portable(record.get("command") or [], config),
         **history,
         "valid": log.valid,

@@ -130,12 +130,26 @@ class Plan:
             *("-m", RANK_MODULE, *self.words()),
         ]
 
+    def threads(self) -> int:
+        """Return the number of torch threads per process, which determines the rounding of results on a CPU.
+
+        It is that of OMP_NUM_THREADS if set, otherwise that of the run's last start if there are enough cores.
+        """
+        if (chosen := environment.chosen_threads()) is not None:
+            return chosen
+        before = self.run.record().get("device", {}).get("threads") or 0
+        if 0 < before * self.devices <= environment.cpu_cores():
+            return before
+        if self.devices > 1:  # processes on GPUs get a single thread, as from torchrun
+            return 1 if self.cuda else max(1, environment.cpu_cores() // self.devices)
+        import torch
+
+        return torch.get_num_threads()
+
     def variables(self) -> dict[str, str]:
-        """Return the environment of the processes; on a CPU, OMP_NUM_THREADS divides the cores unless it is set."""
-        variables = dict(os.environ)
-        if not self.cuda and self.devices > 1:
-            variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // self.devices)))
-        return variables
+        """Return the environment of the processes, with the number of threads."""
+        # torch follows MKL's number if both are set.
+        return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads()))}
 
     def tokens_per_batch(self) -> int | None:
         """Return the maximum number of tokens per update; None if batches are counted in sentences."""
