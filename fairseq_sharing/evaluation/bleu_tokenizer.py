@@ -76,12 +76,13 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
         )
 
 
-def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
+def make_bleu(target_lang: str, tokenize: str | None = None, lowercase: bool = False) -> Any:
     """Create sacreBLEU's BLEU metric for a language.
 
     Args:
         target_lang: see `choose_tokenizer`.
         tokenize: see `choose_tokenizer`.
+        lowercase: whether to ignore case.
 
     Returns:
         A ``sacrebleu.metrics.BLEU``.
@@ -93,7 +94,7 @@ def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
 
     name = choose_tokenizer(target_lang, tokenize)
     try:
-        return BLEU(tokenize=name)
+        return BLEU(tokenize=name, lowercase=lowercase)
     # A missing package (RuntimeError, ImportError), a failed model download, or an unexpected dictionary.
     except (RuntimeError, ImportError, OSError, AssertionError) as error:
         if name in _EXTRAS and not isinstance(error, AssertionError):

@@ -15,10 +15,12 @@ from fairseq_sharing.evaluation.averages import average_last_epochs, average_nam
 from fairseq_sharing.evaluation.baseline import find_baseline, fingerprint, read_baseline
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
+from fairseq_sharing.evaluation.generation import read_generated
 from fairseq_sharing.evaluation.hypotheses import RunTranslator
 from fairseq_sharing.evaluation.scoring import read_parallel, score
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
+from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
 from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
@@ -26,6 +28,7 @@ from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.finite import find_nonfinite, is_number
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
+from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus
@@ -95,6 +98,7 @@ def _evaluate(
     log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
     translator = RunTranslator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
+    lowercase = bool(manifest.get("tokenizer", {}).get("lowercase"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
     for test in manifest["tests"]:
@@ -110,6 +114,7 @@ def _evaluate(
                 (compared.name, compared.hypotheses) if compared else None,
                 manifest["target_lang"],
                 settings.tokenize,
+                lowercase,
             ).as_dict(),
             "hypothesis_sha256": fingerprint(hypotheses),
             "baseline_sha256": fingerprint(compared.hypotheses) if compared else None,
@@ -117,6 +122,11 @@ def _evaluate(
         if settings.compound_split:
             bleu = compound_split_bleu(hypotheses, references, manifest["target_lang"])
             scores[name]["compound_split_bleu"] = round(bleu, 4)
+        if lowercase:
+            generated = read_generated(run.evaluation / f"{name}.generate.txt", len(references))
+            scores[name]["tokenized_bleu"] = round(
+                tokenized_bleu(generated, references, Pipeline.from_manifest(data)), 4
+            )
         if manifest.get("artificial") and not examples:
             sources = list(read_lines(data / test["source"]))
             examples = _examples(name, sources, references, hypotheses)

@@ -51,6 +51,7 @@ def score(
     baseline: tuple[str, Sequence[str]] | None = None,
     target_lang: str = "",
     tokenize: str | None = None,
+    lowercase: bool = False,
 ) -> Score:
     """Score detokenized translations against raw references.
 
@@ -60,6 +61,7 @@ def score(
         baseline: name and translations of the system to compare with by paired bootstrap.
         target_lang: language code that determines BLEU's tokenizer: 13a except for Chinese, Japanese and Korean.
         tokenize: one of sacreBLEU's tokenizers, which overrides the choice.
+        lowercase: whether to ignore case, for models of lower-cased data.
 
     Returns:
         The scores. The interval and the p-value are deterministic (fixed seed).
@@ -73,14 +75,14 @@ def score(
     from sacrebleu.metrics import CHRF
 
     _check_segments("hypotheses", hypotheses, references)
-    bleu = make_bleu(target_lang, tokenize)
-    chrf = CHRF()
+    bleu = make_bleu(target_lang, tokenize, lowercase)
+    chrf = CHRF(lowercase=lowercase)
     bleu_score = bleu.corpus_score(hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES)
     chrf_score = chrf.corpus_score(hypotheses, [references])
     p_value = None
     if baseline is not None:
         _check_segments(f"hypotheses of the baseline {baseline[0]}", baseline[1], references)
-        p_value = _paired_bootstrap(hypotheses, baseline[1], references, make_bleu(target_lang, tokenize))
+        p_value = _paired_bootstrap(hypotheses, baseline[1], references, make_bleu(target_lang, tokenize, lowercase))
     return Score(
         bleu=float(bleu_score.score),
         bleu_interval=(max(0.0, bleu_score._mean - bleu_score._ci), bleu_score._mean + bleu_score._ci),

@@ -31,7 +31,7 @@ from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe
 from fairseq_sharing.preparation.sources import find_texts, identity, refuse_same_names
 from fairseq_sharing.preparation.steps import Steps, locked
-from fairseq_sharing.preparation.stream import Transform, transform
+from fairseq_sharing.preparation.stream import Transform, split_every, transform
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
 
@@ -86,6 +86,8 @@ class _Preparation:
         held_out = ["valid", *self.recipe.tests]
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
         clean = {name: self._tokenize(name, raw[name]["lines"], held_out) for name in self.recipe.splits}
+        if self.recipe.valid_every:
+            clean |= self._split(clean["train"])
         lines = {name: clean[name]["lines"] for name in ("train", *held_out)}
         if not lines["train"]:
             removed = clean["train"]["removed"]
@@ -98,6 +100,7 @@ class _Preparation:
         binary = self._binarize(lines)
         manifest = self.steps.finish(self._manifest(raw, clean, binary))
         self._report(manifest)
+        self._report_unexpected(lines)
         return manifest
 
     def _sides(self, folder: str, name: str) -> list[str]:
@@ -149,8 +152,29 @@ class _Preparation:
         settings: dict[str, Any] = {"tokenizer": self.recipe.tokenizer, "cleaning": limits}
         if self.recipe.tokenizer["name"] == "moses":
             settings["sacremoses"] = self.versions["sacremoses"]
-        inputs, outputs = self._sides("raw", name), self._sides("tok", name)
+        inputs = self._sides("raw", name)
+        outputs = self._sides("tok", "train+valid" if name == "train" and self.recipe.valid_every else name)
         return self.steps.run(f"tok/{name}", settings, [*inputs, *excluded], outputs, action)
+
+    def _split(self, clean: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Divide the clean training pairs into training and validation pairs."""
+
+        def action() -> dict[str, Any]:
+            for text, *outputs in zip(*map(self._paths, (whole, *parts)), strict=True):
+                split_every(text, every, *outputs)
+            return {"lines": clean["lines"] - valid, "valid": valid}
+
+        every, whole = self.recipe.valid_every, self._sides("tok", "train+valid")
+        valid = clean["lines"] // every
+        if not valid:
+            raise SharingError(
+                f"dataset {self.recipe.dataset}: {clean['lines']} training pairs after cleaning; allowed: at least "
+                f"{every} (valid_every)"
+            )
+        parts = [self._sides("tok", name) for name in ("train", "valid")]
+        result = self.steps.run("tok/valid", {"valid_every": every}, whole, [*parts[0], *parts[1]], action)
+        train = {"lines": result["lines"], "removed": clean.get("removed", {})}
+        return {"train": train, "valid": {"lines": result["valid"], "empty": 0}}
 
     def _learn(self, lines: int) -> str | None:
         subword = self.recipe.subword
@@ -261,6 +285,16 @@ class _Preparation:
         done = f"{len(self.steps.ran)} steps done" if self.steps.ran else "nothing to do"
         text = f"{self.directory}: {', '.join(sizes)}; dictionary {manifest['dictionary']:,}; {done}"
         console.print(text, soft_wrap=True, highlight=False)
+
+    def _report_unexpected(self, lines: Mapping[str, int]) -> None:
+        for name, expected in self.recipe.expected.items():
+            if lines[name] != expected:
+                console.print(
+                    f"[yellow]warning:[/] {name}: {lines[name]:,} pairs after cleaning; the recipe expects "
+                    f"{expected:,}",
+                    soft_wrap=True,
+                    highlight=False,
+                )
 
 
 def _version(package: str) -> str | None:

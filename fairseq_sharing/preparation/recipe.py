@@ -11,11 +11,14 @@ A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
           de: {url: https://..., sha256: unknown}                 # recorded at the first download
         - en: {file: text.en.gz, sha256: ...}                     # no URL: requires --mirror
           de: {path: text.de}                                     # local; .gz is decompressed
+          markup: iwslt_xml                                       # optional: the file's format, see markup.py
       valid: {lines: 3000, sacrebleu: wmt13}                      # a test set of sacreBLEU
+    valid_every: 23               # instead of a valid split: every 23rd training pair after cleaning
+    expected: {train: 160239}     # pairs after cleaning; a difference is reported
     generator: toy                # instead of texts: generate them
     exclude_held_out: false       # remove training pairs whose source is in another split
     cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}     # or none
-    tokenizer: {name: moses, aggressive_dashes: false, escape: false}
+    tokenizer: {name: moses, normalize: true, aggressive_dashes: false, escape: false, lowercase: false}
     subword: {name: bpe, size: 10000}           # or {name: bpe, codes: FILE}: merges learned elsewhere
 """
 
@@ -24,7 +27,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ import yaml
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.fetch import UNKNOWN
+from fairseq_sharing.preparation.markup import MARKUPS
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 from fairseq_sharing.resources import recipes_dir
 
@@ -42,14 +46,18 @@ CLEANING = {"min_tokens": 1, "max_tokens": 250, "max_ratio": 1.5, "max_word_leng
 DEFAULT_SUBWORD_SIZE = 10_000
 
 _NEEDED = ("source_lang", "splits")
-_OPTIONAL = ("target_lang", "generator", "exclude_held_out", "cleaning", "tokenizer", "subword")
+_OPTIONAL = (
+    *("target_lang", "valid_every", "expected", "generator", "exclude_held_out", "cleaning", "tokenizer", "subword"),
+)
+_TOKENIZER_SWITCHES = ("normalize", "aggressive_dashes", "escape", "lowercase")
 
 
 @dataclass(frozen=True)
 class Source:
     """One text: a file given by URL, by its name in a mirror, or by local path; ``member`` is a file in that archive.
 
-    ``sha256`` is the checksum of the file; UNKNOWN to record it at the first download.
+    ``markup`` is its format, see `markup.sentences`; empty for one sentence per line. ``sha256`` is the checksum of the
+    file; UNKNOWN to record it at the first download.
     """
 
     url: str = ""
@@ -57,6 +65,7 @@ class Source:
     sha256: str = ""
     path: str = ""
     member: str = ""
+    markup: str = ""
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, str) for value in vars(self).values()):
@@ -94,6 +103,8 @@ class Recipe:
         cleaning: limits for training pairs; None keeps all pairs.
         tokenizer: settings of text.Pipeline.
         subword: settings of text.Pipeline, with "size".
+        valid_every: N to use every Nth training pair after cleaning for validation; 0 if there is a valid split.
+        expected: number of pairs of each split after cleaning, where known.
     """
 
     dataset: str
@@ -105,6 +116,8 @@ class Recipe:
     cleaning: dict[str, Any] | None
     tokenizer: dict[str, Any]
     subword: dict[str, Any]
+    valid_every: int = 0
+    expected: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for side, lang in self.languages.items():
@@ -112,9 +125,20 @@ class Recipe:
                 raise SharingError(f"--{side}-lang must consist of letters, digits and _, such as en, got {lang!r}")
         if self.source_lang == self.target_lang:
             raise SharingError(f"--source-lang and --target-lang must differ, got {self.source_lang!r} twice")
-        for name in ("train", "valid"):
+        for name in ("train",) if self.valid_every else ("train", "valid"):
             if name not in self.splits:
                 raise SharingError(f"dataset {self.dataset}: no {name} split; required: train and valid")
+        if self.valid_every:
+            _at_least(f"dataset {self.dataset}: valid_every", self.valid_every, 2)
+            if "valid" in self.splits or self.exclude_held_out:
+                raise SharingError(
+                    f"dataset {self.dataset}: valid_every {self.valid_every}; allowed: without a valid split and "
+                    "without exclude_held_out"
+                )
+        counts = self.expected.items() if isinstance(self.expected, dict) else [("expected", self.expected)]
+        for name, count in counts:
+            _choice(f"dataset {self.dataset}: split of expected", name, ("train", "valid", *self.tests))
+            _at_least(f"dataset {self.dataset}: expected pairs of {name}", count, 1)
         for name, corpora in self.splits.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise SharingError(f"a test set's name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -147,6 +171,8 @@ class Recipe:
                 allowed = ", ".join(sorted(corpus.texts))
                 raise SharingError(f"dataset {self.dataset}: {name} has no text in {lang}; allowed: {allowed}")
             source = corpus.texts[lang]
+            if source.markup:
+                _choice(f"dataset {self.dataset}: markup of {name}.{lang}", source.markup, MARKUPS)
             known = source.sha256 == UNKNOWN or re.fullmatch("[0-9a-f]{64}", source.sha256)
             if [bool(source.path), bool(source.url), bool(source.file)].count(True) != 1 or not (source.path or known):
                 raise SharingError(
@@ -274,6 +300,8 @@ def build_recipe(
         splits={name: _corpora(f"{where}: {name}", split, path) for name, split in content["splits"].items()},
         generator=content.get("generator"),
         exclude_held_out=bool(content.get("exclude_held_out", False)),
+        valid_every=content.get("valid_every", 0),
+        expected=content.get("expected", {}),
         cleaning=_cleaning(where, content, given),
         tokenizer=_tokenizer(where, content, given, subword["name"]),
         subword=subword,
@@ -312,6 +340,12 @@ def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any],
     if not isinstance(content.get("tokenizer", {}), Mapping):
         raise SharingError(f"{where}: tokenizer must be a mapping with name and settings, got {content['tokenizer']}")
     tokenizer = dict(content.get("tokenizer", {}))
+    for key, value in tokenizer.items():
+        if key != "name" and not (key in _TOKENIZER_SWITCHES and isinstance(value, bool)):
+            raise SharingError(
+                f"{where}: tokenizer: {key}: {value}; allowed: name, and true or false for "
+                f"{', '.join(_TOKENIZER_SWITCHES)}"
+            )
     if "tokenizer" in given:
         tokenizer["name"] = given["tokenizer"]
     elif "name" not in tokenizer:
@@ -319,7 +353,7 @@ def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any],
         tokenizer["name"] = "none" if subword == "sentencepiece" else "moses"
     if tokenizer["name"] == "moses":
         return {"aggressive_dashes": False, "escape": False, **tokenizer}
-    return {"name": tokenizer["name"]}
+    return {key: value for key, value in tokenizer.items() if key in ("name", "lowercase")}
 
 
 def _corpora(where: str, content: Any, path: Path | None) -> tuple[Corpus, ...]:
@@ -337,7 +371,7 @@ def _corpus(where: str, content: Any, path: Path | None) -> Corpus:
     except (TypeError, AttributeError):
         raise SharingError(
             f"{where}: expected lines: N, and sacrebleu: NAME or LANG: {{url: ..., sha256: ...}}, "
-            "{file: ..., sha256: ...} or {path: ...}, these with member: ... for an archive"
+            "{file: ..., sha256: ...} or {path: ...}, these with member: ... for an archive, and markup: ..."
         ) from None
     if path is not None:
         local = {lang: source for lang, source in texts.items() if source.path}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -188,6 +189,18 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch,
     message = f"{place}/runs/vanilla-seed1: is being evaluated by another process; try again when it has ended"
     assert errors == [f"fairseq-sharing evaluate: error: {message}"] * 2
     assert not list((place / "runs/vanilla-seed1").rglob("*.tmp"))
+
+
+def test_lower_cased_data_are_scored_on_tokens_and_without_case(place, tmp_path, translations_in_forks):
+    translations_in_forks()
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"]["lowercase"] = True
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    scores = _evaluate(place, "vanilla", "--data", str(data), "--out", str(tmp_path / "results"))["scores"]
+    assert all("case:lc" in scores[test]["signature"]["bleu"] for test in ("five", "more"))
+    assert all(0 <= scores[test]["tokenized_bleu"] <= 100 for test in ("five", "more"))
+    assert "tokenized_bleu" not in _evaluate(place, "vanilla")["scores"]["five"]
 
 
 def test_failures_are_reported_in_one_line(place, tmp_path, capsys):

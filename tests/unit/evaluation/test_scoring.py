@@ -10,6 +10,8 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import scoring
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, choose_tokenizer
 from fairseq_sharing.evaluation.scoring import score, score_files
+from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
+from fairseq_sharing.preparation.text import Pipeline
 
 REFERENCES = [
     "Ein kleiner Hund läuft über die Wiese.",
@@ -217,3 +219,25 @@ def test_missing_and_undecodable_files_are_named(tmp_path):
     (tmp_path / "latin").write_bytes(b"eins\nf\xfcnf\n")
     with pytest.raises(SharingError, match="latin, line 2: not UTF-8"):
         score_files(tmp_path / "latin", reference)
+
+
+def test_case_is_ignored_for_models_of_lower_cased_data():
+    lower = [line.lower() for line in HYPOTHESES]
+    ignoring = score(lower, REFERENCES, ("other", lower), lowercase=True)
+    assert ignoring.bleu == pytest.approx(sacrebleu.corpus_bleu(lower, [REFERENCES], lowercase=True).score)
+    assert ignoring.bleu > score(lower, REFERENCES).bleu + 1
+    assert ignoring.chrf > score(lower, REFERENCES).chrf + 1
+    assert all("case:lc" in signature for signature in ignoring.signature.values())
+    assert ignoring.p_value == 1.0
+
+
+def test_tokenized_bleu_compares_the_tokens_of_the_data():
+    tokenizer = {"name": "moses", "normalize": False, "lowercase": True}
+    pipeline = Pipeline({"source": "en", "target": "de"}, tokenizer, {"name": "bpe"})
+    generated = ["ein kle@@ iner hund läuft über eine wiese .", "zwei männer sitzen auf einer bank ."]
+    tokens = ["ein kleiner hund läuft über die wiese .", "zwei männer sitzen auf einer bank im park ."]
+    expected = sacrebleu.corpus_bleu(
+        [line.replace("@@ ", "") for line in generated], [tokens], tokenize="none", smooth_method="none", force=True
+    )
+    assert tokenized_bleu(generated, REFERENCES[:2], pipeline) == pytest.approx(expected.score)
+    assert 50 < expected.score < 90

@@ -5,6 +5,8 @@ import pytest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe, recipe_names
 
+ONE_TEXT = {"source_lang": "en", "splits": {"train": {"en": {"path": "text.en"}}}}
+
 
 def test_every_recipe_loads_and_has_a_readme():
     assert {"multi30k", "toy"} <= set(recipe_names())
@@ -122,6 +124,32 @@ def test_the_toy_corpus_has_fixed_languages():
             {"source_lang": "en", "splits": {}, "tokenizer": "none"},
             "dataset mine: tokenizer must be a mapping with name and settings, got none",
         ),
+        (
+            {"source_lang": "en", "splits": {}, "tokenizer": {"lower_case": True}},
+            "dataset mine: tokenizer: lower_case: True; allowed: name, and true or false for normalize, "
+            "aggressive_dashes, escape, lowercase",
+        ),
+        ({"source_lang": "en", "splits": {}, "tokenizer": {"escape": "no"}}, "tokenizer: escape: no; allowed: name"),
+        ({**ONE_TEXT, "valid_every": 1}, "dataset mine: valid_every must be at least 2, got 1; allowed: integers"),
+        ({**ONE_TEXT, "valid_every": "23"}, "valid_every must be at least 2, got 23; allowed: integers"),
+        ({**ONE_TEXT, "valid_every": 23, "exclude_held_out": True}, "valid_every 23; allowed: without a valid split"),
+        ({**ONE_TEXT, "expected": {"test": 5}}, "no valid split"),
+        (
+            {**ONE_TEXT, "valid_every": 23, "expected": {"test": 5}},
+            "split of expected must be one of train, valid, got 'test'",
+        ),
+        (
+            {**ONE_TEXT, "valid_every": 23, "expected": {"train": "many"}},
+            "expected pairs of train must be at least 1, got many; allowed: integers",
+        ),
+        (
+            {**ONE_TEXT, "valid_every": 23, "expected": 5},
+            "split of expected must be one of train, valid, got 'expected'",
+        ),
+        (
+            {"source_lang": "en", "splits": {"train": {"en": {"path": "x", "markup": "tmx"}}}, "valid_every": 2},
+            "markup of train.en must be one of iwslt_tags, iwslt_xml, got 'tmx'",
+        ),
     ],
 )
 def test_bad_recipes_are_refused(content: dict, message: str):
@@ -131,7 +159,9 @@ def test_bad_recipes_are_refused(content: dict, message: str):
 
 
 def test_unknown_dataset_names_the_known_ones():
-    with pytest.raises(SharingError, match=r"DATASET must be one of multi30k, .*files, or a recipe\.yaml, got 'wmt99'"):
+    with pytest.raises(
+        SharingError, match=r"DATASET must be one of iwslt14_de_en, .*files, or a recipe\.yaml, got 'wmt99'"
+    ):
         load_recipe("wmt99")
 
 
