@@ -66,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the dataset."""
-    from rich.console import Console
-
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.preparation.prepare import prepare
 
     names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *CLEANING)
@@ -80,4 +79,4 @@ def run(args: argparse.Namespace) -> None:
         recipe = load_recipe(args.dataset, settings)
     manifest = prepare(recipe, Path(args.out), args.mirror, args.workers)
     if args.json:
-        Console().print_json(data=manifest)
+        make_console().print_json(data=manifest)

@@ -22,6 +22,7 @@ from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
 from fairseq_sharing.evaluation.training_log import summarize
+from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -83,6 +84,8 @@ def _evaluate(
 ) -> dict[str, Any]:
     config, record, path = run.config(), run.record(), run.path
     data = data or Path(record.get("data", ""))
+    refuse_separator(path, "run directory")
+    refuse_separator(data, "data directory")
     manifest = _read_manifest(data, settings)
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
     refuse_other_dictionaries(record.get("dictionaries"), data, path)
@@ -97,7 +100,7 @@ def _evaluate(
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
     log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
-    translator = RunTranslator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
+    translator = RunTranslator(run, data, manifest, settings, config.train)
     lowercase = bool(manifest.get("tokenizer", {}).get("lowercase"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.files import atomic_write, inside, sha256
 from fairseq_sharing.preparation import subwords, toy
 from fairseq_sharing.preparation.binarize import (
@@ -57,6 +58,7 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise SharingError(f"--workers must be at least 1, got {workers}")
+    refuse_separator(directory.resolve(), "--out")
     try:
         with locked(directory), Workers(workers) as pool:
             return _Preparation(recipe, Steps(directory), pool, mirror).run()
@@ -210,8 +212,9 @@ class _Preparation:
         result = self.steps.run(f"bpe/{name}", settings, [*inputs, *([model] if model else [])], outputs, action)
         if result["over_long"] and name != "train":
             console.print(
-                f"[yellow]warning:[/] {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
+                f"warning: {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
                 "subwords; fairseq fails on them unless --max-source-positions and --max-target-positions are higher",
+                style="yellow",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -290,8 +293,8 @@ class _Preparation:
         for name, expected in self.recipe.expected.items():
             if lines[name] != expected:
                 console.print(
-                    f"[yellow]warning:[/] {name}: {lines[name]:,} pairs after cleaning; the recipe expects "
-                    f"{expected:,}",
+                    f"warning: {name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}",
+                    style="yellow",
                     soft_wrap=True,
                     highlight=False,
                 )
