@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _evaluate(
         "run": str(config.run),
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
-        "epochs": _epoch(names[-1]),
+        "epochs": _epoch(names[-1], averaged),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
@@ -213,9 +214,14 @@ def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
-def _epoch(name: str) -> int:
-    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
-    return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
+def _epoch(name: str, averaged: Path) -> int:
+    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``; of other names, that of the average."""
+    from fairseq_sharing.checkpoints.files import load_checkpoint
+
+    if found := re.fullmatch(r"checkpoint_?(\d+)(_\d+)?\.pt", name):
+        return int(found[1])
+    place = load_checkpoint(averaged)["extra_state"]["train_iterator"]
+    return place["epoch"] - (place["iterations_in_epoch"] == 0)  # fairseq counts a finished epoch as the next one
 
 
 def _examples(

@@ -157,7 +157,8 @@ def _too_long(line: str) -> str | None:
     number, source, target, max_source, max_target = map(int, found.groups())
     return (
         f"line {number + 1} has {source:,} source and {target:,} target subwords with the end of sentence; "
-        f"allowed: at most {max_source:,} and {max_target:,}, the run's train.max_source_positions and train.max_target_positions"
+        f"allowed: at most {max_source:,} and {max_target:,}, the run's train.max_source_positions and "
+        "train.max_target_positions"
     )
 
 
