@@ -149,12 +149,11 @@ def _some(ids: Sequence[int], shown: int = 5) -> str:
 
 def _too_long(line: str) -> str | None:
     """Explain fairseq's message about a sentence that is longer than the model's limit; None for other messages."""
-    found = re.search(
-        r"Size of sample #(\d+) is invalid \(=\((\d+), (\d+)\)\) since max_positions=\((\d+), (\d+)\)", line
-    )
+    found = re.search(r"Size of sample #(\d+) is invalid \(=\((.+)\)\) since max_positions=\((\d+), (\d+)\)", line)
     if found is None:
         return None
-    number, source, target, max_source, max_target = map(int, found.groups())
+    number, max_source, max_target = (int(found[group]) for group in (1, 3, 4))
+    source, target = map(int, re.findall(r"\d+(?=\)?(?:,|$))", found[2]))  # numpy 2 prints np.int32(1101)
     return (
         f"line {number + 1} has {source:,} source and {target:,} target subwords with the end of sentence; "
         f"allowed: at most {max_source:,} and {max_target:,}, the run's train.max_source_positions and "

@@ -35,6 +35,7 @@ from fairseq_sharing.preparation.steps import Steps, locked
 from fairseq_sharing.preparation.stream import Transform, split_every, transform
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
+from fairseq_sharing.preparation.unspaced import removal_hint, subword_warning
 
 PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "tokenizers", "sentencepiece")
 
@@ -85,17 +86,15 @@ class _Preparation:
             )
         if self.mirror is not None:
             refuse_same_names(corpus for corpora in self.recipe.splits.values() for corpus in corpora)
+        if warning := subword_warning(self.languages, self.recipe.subword["name"]):
+            _warn(warning)
         held_out = ["valid", *self.recipe.tests]
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
         clean = {name: self._tokenize(name, raw[name]["lines"], held_out) for name in self.recipe.splits}
         if self.recipe.valid_every:
             clean |= self._split(clean["train"])
         lines = {name: clean[name]["lines"] for name in ("train", *held_out)}
-        if not lines["train"]:
-            removed = clean["train"]["removed"]
-            raise SharingError(
-                f"dataset {self.recipe.dataset}: no training pairs left after cleaning; removed: {removed}"
-            )
+        self._report_removed(lines["train"], clean["train"].get("removed", {}))
         model = self._learn(lines["train"])
         for name, number in lines.items():
             self._segment(name, number, model)
@@ -193,7 +192,7 @@ class _Preparation:
             texts, size = self._paths(inputs), subword["size"]
             if subword["name"] == "bpe":
                 return {"learned": subwords.learn_bpe(texts, size, output, self.pool)}
-            return {"learned": subwords.learn_sentencepiece(texts, size, output, len(texts) * lines)}
+            return {"learned": subwords.learn_sentencepiece(texts, subword, output, len(texts) * lines)}
 
         codes = Path(subword["codes"]) if "codes" in subword else None
         settings = {"subword": subword, package: self.versions[package]}
@@ -211,12 +210,9 @@ class _Preparation:
         settings = {"subword": self.recipe.subword}
         result = self.steps.run(f"bpe/{name}", settings, [*inputs, *([model] if model else [])], outputs, action)
         if result["over_long"] and name != "train":
-            console.print(
-                f"warning: {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
-                "subwords; fairseq fails on them unless --max-source-positions and --max-target-positions are higher",
-                style="yellow",
-                soft_wrap=True,
-                highlight=False,
+            _warn(
+                f"{name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} subwords; fairseq fails "
+                "on them unless --max-source-positions and --max-target-positions are higher"
             )
 
     def _binarize(self, lines: dict[str, int]) -> dict[str, Any]:
@@ -289,6 +285,18 @@ class _Preparation:
         text = f"{self.directory}: {', '.join(sizes)}; dictionary {manifest['dictionary']:,}; {done}"
         console.print(text, soft_wrap=True, highlight=False)
 
+    def _report_removed(self, kept: int, removed: Mapping[str, int]) -> None:
+        """Refuse a corpus without training pairs, and warn if cleaning removed most pairs."""
+        pairs = kept + sum(removed.values())
+        hint = removal_hint(removed, pairs, self.languages, self.recipe.cleaning) if self.recipe.cleaning else ""
+        if not kept:
+            raise SharingError(
+                f"dataset {self.recipe.dataset}: no training pairs left after cleaning; "
+                + (hint or f"removed: {dict(removed)}")
+            )
+        if hint:
+            _warn(f"dataset {self.recipe.dataset}: {hint}")
+
     def _report_unexpected(self, lines: Mapping[str, int]) -> None:
         for name, expected in self.recipe.expected.items():
             if lines[name] != expected:
@@ -298,6 +306,10 @@ class _Preparation:
                     soft_wrap=True,
                     highlight=False,
                 )
+
+
+def _warn(text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)
 
 
 def _version(package: str) -> str | None:

@@ -171,6 +171,15 @@ def test_a_data_directory_is_no_flag(tmp_path, monkeypatch):
     assert _flag(words, "--save-dir") == "./--runs/toy/vanilla-seed1/checkpoints"
 
 
+@pytest.mark.usefixtures("machine")
+def test_paths_that_fairseq_would_split_are_refused(tmp_path):
+    for where, name in (({"runs": tmp_path / "a:b"}, "run directory"), ({"data": tmp_path / "a:b"}, "data directory")):
+        with pytest.raises(
+            SharingError, match=rf"{name} .*a:b.*: contains ':', at which fairseq splits paths; allowed"
+        ):
+            make_plan(compose("toy", ["row=vanilla"]), **where)
+
+
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 @pytest.mark.usefixtures("machine")
 def test_the_command_checks_the_train_block_first(tmp_path, capsys, dry):
