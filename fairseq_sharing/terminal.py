@@ -25,10 +25,10 @@ def one_line(text: object) -> str:
 
 
 class Console(rich.console.Console):
-    """rich's console for text from files: no markup unless requested, and control characters are visible."""
+    """rich's console for text from files: no markup unless requested, no emoji, and visible control characters."""
 
     def __init__(self, *, markup: bool = False, **options: Any):
-        super().__init__(markup=markup, **options)
+        super().__init__(markup=markup, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Convert text as rich does, with visible control characters."""

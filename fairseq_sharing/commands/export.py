@@ -11,6 +11,7 @@ from fairseq_sharing.decoding.search import QUANTIZATIONS
 if TYPE_CHECKING:
     from fairseq_sharing.terminal import Console
 
+
 HELP = "export a model to stock fairseq or CTranslate2"
 
 

@@ -47,7 +47,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
         A function to call with the number of newly completed units.
     """
     columns = (
-        TextColumn("{task.description:<26}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description:<26}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
         TaskProgressColumn("{task.percentage:>3.0f}%", text_format_no_percentage="{task.completed:,}"),
         _RateColumn(table_column=Column(no_wrap=True)),

@@ -93,6 +93,20 @@ def process_chunks(
     return counts
 
 
+def split_every(text: Path, every: int, others: Path, chosen: Path) -> None:
+    """Divide a text: every Nth line to one file, the others to another.
+
+    Args:
+        text: the text.
+        every: N; the first chosen line is line N.
+        others: file of the other lines.
+        chosen: file of the chosen lines.
+    """
+    with text.open("rb") as file, atomic_write(others) as rest, atomic_write(chosen) as nth:
+        for number, line in enumerate(file, start=1):
+            (rest if number % every else nth).write(line)
+
+
 def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]]) -> Iterator[Chunk]:
     """Read chunks; append the number of lines and the bytes per source of each chunk to ``sizes``."""
     while lines := [list(itertools.islice(source, CHUNK)) for source in sources]:

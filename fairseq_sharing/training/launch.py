@@ -69,9 +69,10 @@ def train(plan: Plan, console: Console) -> None:
             run.log_file.unlink(missing_ok=True)
         run.write_config(plan.config)
         command = plan.command()
-        record = _start(plan, record)
+        before, record = record, _start(plan, record)
         run.write_record(record)
         _print_start(plan, command, console)
+        _print_other_device(before, record, console)
         _follow(plan, command, record, lock, console)
 
 
@@ -111,6 +112,10 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a run that is being started or resumed."""
     command = ["fairseq-train", *plan.words()]
     source, target = plan.direction() or (None, None)
+    device = environment.training_device(plan.threads())
+    earlier = before.get("earlier_devices", [])
+    if before and not environment.rounds_alike(before["device"], device):
+        earlier = [*earlier, before["device"]]
     return {
         "run": plan.config.run,
         "dataset": plan.config.dataset,
@@ -122,7 +127,8 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
         "command": command,
         "versions": environment.versions(),
         "commit": environment.commit(),
-        "device": environment.device(),
+        "device": device,
+        "earlier_devices": earlier,
         "world_size": plan.world_size,
         "tokens_per_batch": plan.tokens_per_batch(),
         "batch": plan.batch(),
@@ -143,6 +149,25 @@ def _print_start(plan: Plan, command: list[str], console: Console) -> None:
         highlight=False,
         markup=False,
         soft_wrap=True,
+    )
+
+
+def _print_other_device(before: dict[str, Any], record: dict[str, Any], console: Console) -> None:
+    """Report a resumed run whose results will differ by rounding from those of an uninterrupted run."""
+    if before and not environment.rounds_alike(before["device"], record["device"]):
+        console.print(
+            f"resuming on {_describe_device(record['device'])}; the run was last trained on "
+            f"{_describe_device(before['device'])}, so its results differ by rounding from an uninterrupted run's",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _describe_device(device: dict[str, Any]) -> str:
+    return ", ".join(
+        [str(device["name"]), f"{device.get('threads', 'unknown')} threads"]
+        + [str(device[key]) for key in ("instructions", "cuda") if device.get(key)]
     )
 
 
