@@ -67,6 +67,15 @@ def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
     return []
 
 
+def checkpoints_to_average(directory: str | os.PathLike[str]) -> list[Path]:
+    """List the checkpoints to average, oldest first: those of `epoch_checkpoints`, otherwise the last checkpoint.
+
+    A run that stopped in its first epoch, or has --no-epoch-checkpoints, has only ``checkpoint_last.pt``.
+    """
+    last = Path(directory, "checkpoint_last.pt")
+    return epoch_checkpoints(directory) or ([last] if last.is_file() else [])
+
+
 def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:
     """List the checkpoints of the last ``count`` epochs in a folder, oldest first.
 

@@ -41,10 +41,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint to a temporary file, flush it to disk and rename it, so that it is never incomplete.
 
+    A missing folder is created.
+
     Raises:
         SharingError: an object in it is neither a tensor nor a plain value, so it could not be read again.
     """
     temporary = f"{os.fspath(path)}.tmp"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:
         with open(temporary, "wb") as file:
             write_plain(obj, file, path)

@@ -29,10 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Average the given checkpoints, or the last K epochs of a directory."""
-    from rich.console import Console
-
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
     from fairseq_sharing.checkpoints.choose import last_epochs
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.errors import SharingError
 
     if args.last is not None:
@@ -43,6 +42,6 @@ def run(args: argparse.Namespace) -> None:
         args.inputs = last_epochs(args.inputs[0], args.last)
     average_checkpoints(args.inputs, args.output)
     size = args.output.stat().st_size
-    Console(highlight=False, soft_wrap=True).print(
+    make_console(highlight=False, soft_wrap=True).print(
         f"{args.output}: mean of {', '.join(path.name for path in args.inputs)} ({size:,} bytes)"
     )

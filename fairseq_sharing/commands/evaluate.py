@@ -69,11 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
-    from rich.console import Console
+    from fairseq_sharing.console import make_console
 
     given = vars(args)
     _check(given)
-    output = Console()
+    output = make_console()
     if args.evaluated is None:
         from fairseq_sharing.evaluation.scoring import score_files
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
         result = evaluate_run(
             _find_run(args.evaluated, args.overrides),
-            Console(stderr=True),
+            make_console(stderr=True),
             baseline=given.get("baseline"),
             data=given.get("data"),
             out=given.get("out"),

@@ -11,6 +11,7 @@ from fairseq_sharing.decoding.search import QUANTIZATIONS
 if TYPE_CHECKING:
     from rich.console import Console
 
+
 HELP = "export a model to stock fairseq or CTranslate2"
 
 
@@ -42,12 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the model."""
-    from rich.console import Console
-
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.errors import SharingError
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(highlight=False, soft_wrap=True)
     if args.materialize:
         for flag in ("quantization", "data"):
             if getattr(args, flag) is not None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return
     from fairseq_sharing.decoding.ctranslate2_export import export
 
-    files = find_model(args.model, args.data, Console(stderr=True))
+    files = find_model(args.model, args.data, make_console(stderr=True))
     if files.exported:
         raise SharingError(f"{args.model}: already exported; give a run directory or a checkpoint")
     exported = export(files, args.output, args.quantization)
@@ -74,16 +74,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _materialize(args: argparse.Namespace, console: Console) -> None:
-    from rich.console import Console
-
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.materialize import materialize
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.errors import SharingError
 
     path = Path(args.model)
     if path.is_dir():
-        (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
+        (path,) = find_model(args.model, None, make_console(stderr=True)).checkpoints or (path,)
     checkpoint = load_checkpoint(path)
     try:
         stock = materialize(checkpoint)

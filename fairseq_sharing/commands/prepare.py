@@ -10,13 +10,8 @@ from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
-from fairseq_sharing.preparation.recipe import (
-    CLEANING,
-    DEFAULT_SUBWORD_SIZE,
-    files_recipe,
-    load_recipe,
-    recipe_names,
-)
+from fairseq_sharing.preparation.recipe import files_recipe, load_recipe, recipe_names
+from fairseq_sharing.preparation.settings import CLEANING, DEFAULT_SUBWORD_SIZE, SENTENCEPIECE
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 
 HELP = "fetch, clean, tokenize, segment and binarize a dataset"
@@ -59,6 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"number of BPE merges or SentencePiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
     )
+    settings.add_argument(
+        "--character-coverage",
+        type=float,
+        metavar="X",
+        help="fraction of the characters for which SentencePiece learns a piece (default: 1.0; 0.9995 for languages "
+        "with many characters)",
+    )
+    settings.add_argument(
+        "--max-sentence-length",
+        type=int,
+        metavar="BYTES",
+        help=f"longest line from which SentencePiece learns (default: {SENTENCEPIECE['max_sentence_length']:,})",
+    )
     for name, value in CLEANING.items():
         flag = flag_of(name)
         settings.add_argument(flag, type=type(value), metavar="N", help=f"limit for training pairs (files: {value})")
@@ -66,11 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the dataset."""
-    from rich.console import Console
-
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.preparation.prepare import prepare
 
-    names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *CLEANING)
+    names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *SENTENCEPIECE, *CLEANING)
     settings = {name: getattr(args, name) for name in names}
     if args.dataset == "files":
         recipe = files_recipe(args.train, args.valid, args.test, settings)
@@ -80,4 +87,4 @@ def run(args: argparse.Namespace) -> None:
         recipe = load_recipe(args.dataset, settings)
     manifest = prepare(recipe, Path(args.out), args.mirror, args.workers)
     if args.json:
-        Console().print_json(data=manifest)
+        make_console().print_json(data=manifest)

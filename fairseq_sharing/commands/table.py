@@ -66,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the study, submit it to Slurm, or print its commands and cost."""
-    from rich.console import Console
-
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.experiment.config import find_study
     from fairseq_sharing.studies import table as tables
@@ -87,9 +86,9 @@ def run(args: argparse.Namespace) -> None:
         mirror=args.mirror,
         out=args.out,
     )
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if args.dry_run:
-        _print_plan(table, args.slurm, args.tflops, Console())
+        _print_plan(table, args.slurm, args.tflops, make_console())
     elif args.slurm is not None:
         job = tables.submit(table, args.slurm, console)
         console.print(

@@ -63,9 +63,8 @@ def run(args: argparse.Namespace) -> None:
     """Compose the configuration and train."""
     import shlex
 
-    from rich.console import Console
-
     from fairseq_sharing import flags
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import default_directory
     from fairseq_sharing.training.launch import check_scorer, train
@@ -90,6 +89,6 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         check_scorer(plan)
-        Console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)
+        make_console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)
         return
-    train(plan, Console(stderr=True))
+    train(plan, make_console(stderr=True))

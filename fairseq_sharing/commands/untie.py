@@ -18,9 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the untied checkpoint."""
-    from rich.console import Console
-
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+    from fairseq_sharing.console import make_console
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.schedules.at_rest import untie
 
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     except SharingError as error:
         raise SharingError(f"{args.checkpoint}: {error}") from error
     save_atomically(untied, args.output)
-    Console(highlight=False, soft_wrap=True).print(
+    make_console(highlight=False, soft_wrap=True).print(
         f"{args.output}: {args.output.stat().st_size:,} bytes; resume with: "
         f"fairseq-train DATA --sharing none --restore-file {args.output} and the other training flags"
     )

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from fairseq_sharing.console import make_console
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
@@ -60,7 +59,7 @@ class Translator:
             raise SharingError(f"--device must be cpu or cuda, got {device!r}")
         if threads is not None and threads < 1:
             raise SharingError(f"--threads must be at least 1, got {threads}")
-        self._files = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
+        self._files = find_model(os.fspath(model), Path(data) if data is not None else None, make_console(stderr=True))
         self.engine = engine or ("ctranslate2" if self._files.exported else "fairseq")
         if self.engine == "fairseq" and self._files.exported:
             raise SharingError(
@@ -145,7 +144,7 @@ class Translator:
             # Kept as long as the translator.
             self._temporary = tempfile.TemporaryDirectory(prefix="fairseq-sharing-")
             exported = export(self._files, Path(self._temporary.name) / "model")
-            files = find_model(str(exported.path), None, Console(stderr=True))
+            files = find_model(str(exported.path), None, make_console(stderr=True))
         assert files.exported is not None
         assert files.max_tokens is not None
         threads = self._threads or cpu_cores()

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from fairseq_sharing import flags
+from fairseq_sharing.console import make_console
 from fairseq_sharing.description.counts import compare, vocabulary_size
 from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.description.step_memory import DEVICES
@@ -56,11 +55,11 @@ def describe(
     composed = compose(config, overrides, check=flags.check)
     args = flags.parse(composed.train)
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
-    with Console(stderr=True).status("counting parameters, MACs and training memory"):
+    with make_console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:
         svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(highlight=False, soft_wrap=True)
     if as_json:
         settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}
         console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models]}))

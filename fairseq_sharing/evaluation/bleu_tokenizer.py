@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.unspaced import is_unspaced, language_and_script
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +22,6 @@ _BY_LANGUAGE = {
     **dict.fromkeys(("ja", "jpn", "jp"), "ja-mecab"),
     **dict.fromkeys(("ko", "kor"), "ko-mecab"),
 }
-# Thai, Lao, Khmer, Burmese and Shan, Tibetan, Dzongkha: written without spaces between words.
-_UNSPACED_SCRIPTS = ("thai", "laoo", "khmr", "mymr", "tibt")
-_UNSPACED_LANGUAGES = (
-    *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn"),
-    *("bo", "bod", "tib", "dz", "dzo"),
-)
 # Extras that install a tokenizer's packages.
 _EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}
 
@@ -51,7 +45,7 @@ def choose_tokenizer(target_lang: str, tokenize: str | None = None) -> str:
         if tokenize not in list(BLEU.TOKENIZERS):
             raise SharingError(f"tokenize: {tokenize!r}; allowed: {', '.join(sorted(BLEU.TOKENIZERS))}")
         return tokenize
-    language, script = _parts(target_lang)
+    language, script = language_and_script(target_lang)
     by_language = _BY_LANGUAGE.get(language, BLEU.TOKENIZER_DEFAULT)
     return _BY_SCRIPT.get(script, BLEU.TOKENIZER_DEFAULT) if script else by_language
 
@@ -67,9 +61,8 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
         SharingError: no such tokenizer, or a package that it requires is missing.
     """
     make_bleu(target_lang, tokenize)
-    language, script = _parts(target_lang)
-    unspaced = script in _UNSPACED_SCRIPTS if script else language in _UNSPACED_LANGUAGES
-    if unspaced and tokenize is None:
+    has_tokenizer = choose_tokenizer(target_lang) != choose_tokenizer("")
+    if is_unspaced(target_lang) and not has_tokenizer and tokenize is None:
         logger.warning(
             f"target language {target_lang}: written without spaces, and sacreBLEU has no tokenizer for it, so BLEU "
             "treats whole clauses as words; choose char, flores200 or spm with evaluate --tokenize or evaluate.tokenize"
@@ -106,9 +99,3 @@ def make_bleu(target_lang: str, tokenize: str | None = None, lowercase: bool = F
             f"{of}BLEU's tokenizer {name} is not available: {reason}; or choose another one with evaluate "
             "--tokenize or evaluate.tokenize"
         ) from error
-
-
-def _parts(code: str) -> tuple[str, str]:
-    """Split a code into language and script, in lower case; the script is empty if the code has none."""
-    language, *rest = re.split(r"[-_.@]", code.casefold())
-    return language, next((part for part in rest if len(part) == 4 and part.isalpha()), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
 from fairseq_sharing.evaluation.training_log import summarize
+from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -83,6 +85,8 @@ def _evaluate(
 ) -> dict[str, Any]:
     config, record, path = run.config(), run.record(), run.path
     data = data or Path(record.get("data", ""))
+    refuse_separator(path, "run directory")
+    refuse_separator(data, "data directory")
     manifest = _read_manifest(data, settings)
     refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
     refuse_other_dictionaries(record.get("dictionaries"), data, path)
@@ -97,7 +101,7 @@ def _evaluate(
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
     log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
-    translator = RunTranslator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
+    translator = RunTranslator(run, data, manifest, settings, config.train)
     lowercase = bool(manifest.get("tokenizer", {}).get("lowercase"))
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
@@ -138,7 +142,7 @@ def _evaluate(
         "run": str(config.run),
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
-        "epochs": _epoch(names[-1]),
+        "epochs": _epoch(names[-1], averaged),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
@@ -210,9 +214,14 @@ def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
-def _epoch(name: str) -> int:
-    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
-    return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
+def _epoch(name: str, averaged: Path) -> int:
+    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``; of other names, that of the average."""
+    from fairseq_sharing.checkpoints.files import load_checkpoint
+
+    if found := re.fullmatch(r"checkpoint_?(\d+)(_\d+)?\.pt", name):
+        return int(found[1])
+    place = load_checkpoint(averaged)["extra_state"]["train_iterator"]
+    return place["epoch"] - (place["iterations_in_epoch"] == 0)  # fairseq counts a finished epoch as the next one
 
 
 def _examples(

@@ -25,7 +25,7 @@ class RunTranslator:
         data: Path,
         manifest: Mapping[str, Any],
         settings: EvaluationSettings,
-        task: str,
+        train: Mapping[str, Any],
     ):
         from fairseq_sharing.preparation.text import Pipeline
 
@@ -34,7 +34,7 @@ class RunTranslator:
             *flag_words("--source-lang", manifest["source_lang"]),
             *flag_words("--target-lang", manifest["target_lang"]),
         ]
-        self._task = task
+        self._task = task_words(train)
         self._pipeline = Pipeline.from_manifest(data)
 
     def translate(
@@ -61,9 +61,22 @@ class RunTranslator:
             tokens = read_generated(output, segments)
         else:
             words = [path_word(self._data / "bin"), *flag_words("--path", checkpoint)]
-            words += [*flag_words("--gen-subset", test["subset"]), *flag_words("--task", self._task), *self._languages]
+            words += [*flag_words("--gen-subset", test["subset"]), *self._task, *self._languages]
             for option, value in search.items():
                 words += [flag_of(option), str(value)]
             tokens = generate(words, output, segments, name, console)
             steps.record(name, inputs, output)
         return [self._pipeline.decode(line) for line in tokens]
+
+
+def task_words(train: Mapping[str, Any]) -> list[str]:
+    """Return the flags of the task that fairseq-generate does not read from the checkpoint.
+
+    Args:
+        train: the ``train`` block of the run.
+    """
+    words = flag_words("--task", train.get("task") or "translation")
+    for name in ("max_source_positions", "max_target_positions"):
+        if train.get(name) is not None:
+            words += [flag_of(name), str(train[name])]
+    return [*words, "--truncate-source"] if train.get("truncate_source") else words

@@ -6,14 +6,26 @@ import argparse
 import functools
 
 import numpy as np
+from fairseq.data import bucket_pad_length_dataset as bucket_data
 from fairseq.data import data_utils
 from fairseq.tasks import FairseqTask
 
 
 def fix_numpy() -> None:
-    """Add the name to numpy 2 that fairseq's language-model blocks and bucketing still use."""
+    """Replace what numpy 2 removed: a name in language-model blocks and bucketing, an argument in bucketing."""
+    data_utils.get_buckets = bucket_data.get_buckets = get_buckets
     if not hasattr(np, "compat"):
         np.compat = argparse.Namespace(long=np.int64)
+
+
+def get_buckets(sizes: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Return the lengths of --num-batch-buckets, as fairseq does with numpy 1.
+
+    Args:
+        sizes: length of each sentence.
+        num_buckets: number of buckets; equal ones are merged.
+    """
+    return np.unique(np.percentile(sizes, np.linspace(0, 100, num_buckets + 1), method="lower")[1:])
 
 
 def fix_batching() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -19,7 +18,9 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-console = Console(stderr=True)
+from fairseq_sharing.console import make_console
+
+console = make_console(stderr=True)
 
 
 class _RateColumn(ProgressColumn):
@@ -45,7 +46,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
         A function to call with the number of newly completed units.
     """
     columns = (
-        TextColumn("{task.description:<26}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description:<26}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
         TaskProgressColumn("{task.percentage:>3.0f}%", text_format_no_percentage="{task.completed:,}"),
         _RateColumn(table_column=Column(no_wrap=True)),

@@ -20,11 +20,11 @@ A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
     cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}     # or none
     tokenizer: {name: moses, normalize: true, aggressive_dashes: false, escape: false, lowercase: false}
     subword: {name: bpe, size: 10000}           # or {name: bpe, codes: FILE}: merges learned elsewhere
+    # or {name: sentencepiece, size: 8000, character_coverage: 1.0, max_sentence_length: 4192}
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -37,19 +37,22 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.fetch import UNKNOWN
 from fairseq_sharing.preparation.markup import MARKUPS
-from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
+from fairseq_sharing.preparation.settings import (
+    check_at_least,
+    check_choice,
+    check_cleaning,
+    check_subword,
+    read_cleaning,
+    read_subword,
+    read_tokenizer,
+)
+from fairseq_sharing.preparation.text import TOKENIZERS
 from fairseq_sharing.resources import recipes_dir
-
-CLEANING = {"min_tokens": 1, "max_tokens": 250, "max_ratio": 1.5, "max_word_length": 1000}
-"""Defaults of Moses' clean-corpus-n.perl, with the length ratio that fairseq's translation examples use."""
-
-DEFAULT_SUBWORD_SIZE = 10_000
 
 _NEEDED = ("source_lang", "splits")
 _OPTIONAL = (
     *("target_lang", "valid_every", "expected", "generator", "exclude_held_out", "cleaning", "tokenizer", "subword"),
 )
-_TOKENIZER_SWITCHES = ("normalize", "aggressive_dashes", "escape", "lowercase")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Recipe:
             if name not in self.splits:
                 raise SharingError(f"dataset {self.dataset}: no {name} split; required: train and valid")
         if self.valid_every:
-            _at_least(f"dataset {self.dataset}: valid_every", self.valid_every, 2)
+            check_at_least(f"dataset {self.dataset}: valid_every", self.valid_every, 2)
             if "valid" in self.splits or self.exclude_held_out:
                 raise SharingError(
                     f"dataset {self.dataset}: valid_every {self.valid_every}; allowed: without a valid split and "
@@ -137,8 +140,8 @@ class Recipe:
                 )
         counts = self.expected.items() if isinstance(self.expected, dict) else [("expected", self.expected)]
         for name, count in counts:
-            _choice(f"dataset {self.dataset}: split of expected", name, ("train", "valid", *self.tests))
-            _at_least(f"dataset {self.dataset}: expected pairs of {name}", count, 1)
+            check_choice(f"dataset {self.dataset}: split of expected", name, ("train", "valid", *self.tests))
+            check_at_least(f"dataset {self.dataset}: expected pairs of {name}", count, 1)
         for name, corpora in self.splits.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise SharingError(f"a test set's name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -151,19 +154,14 @@ class Recipe:
             )
         if self.generator not in (None, "toy"):
             raise SharingError(f"dataset {self.dataset}: generator must be toy, got {self.generator!r}")
-        _choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
-        _choice("--subword", self.subword["name"], SUBWORDS)
-        if "size" in self.subword:
-            _at_least("--subword-size", self.subword["size"], 1)
+        check_choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
+        check_subword(self.subword)
         if self.cleaning is not None:
-            _at_least("--min-tokens", self.cleaning["min_tokens"], 1)
-            _at_least("--max-tokens", self.cleaning["max_tokens"], self.cleaning["min_tokens"])
-            _at_least("--max-ratio", self.cleaning["max_ratio"], 1, float)
-            _at_least("--max-word-length", self.cleaning["max_word_length"], 1)
+            check_cleaning(self.cleaning)
 
     def _check_corpus(self, name: str, corpus: Corpus) -> None:
         if self.generator or corpus.lines is not None:
-            _at_least(f"dataset {self.dataset}: lines of {name}", corpus.lines, 1)
+            check_at_least(f"dataset {self.dataset}: lines of {name}", corpus.lines, 1)
         if self.generator:
             return
         for lang in () if corpus.sacrebleu else self.languages.values():
@@ -172,7 +170,7 @@ class Recipe:
                 raise SharingError(f"dataset {self.dataset}: {name} has no text in {lang}; allowed: {allowed}")
             source = corpus.texts[lang]
             if source.markup:
-                _choice(f"dataset {self.dataset}: markup of {name}.{lang}", source.markup, MARKUPS)
+                check_choice(f"dataset {self.dataset}: markup of {name}.{lang}", source.markup, MARKUPS)
             known = source.sha256 == UNKNOWN or re.fullmatch("[0-9a-f]{64}", source.sha256)
             if [bool(source.path), bool(source.url), bool(source.file)].count(True) != 1 or not (source.path or known):
                 raise SharingError(
@@ -273,8 +271,8 @@ def build_recipe(
     Args:
         dataset: name of the dataset.
         content: mapping in the format shown at the top of this module.
-        overrides: source_lang, target_lang, tokenizer, subword, subword_size and the keys of CLEANING; None
-            values are ignored.
+        overrides: source_lang, target_lang, tokenizer, subword, subword_size, the keys of SENTENCEPIECE and of
+            CLEANING; None values are ignored.
         path: the recipe's file; local paths in it are relative to its folder.
 
     Returns:
@@ -292,7 +290,7 @@ def build_recipe(
         or not isinstance(content["splits"], Mapping)
     ):
         raise SharingError(f"{where}: not a recipe; required: {', '.join(_NEEDED)}; optional: {', '.join(_OPTIONAL)}")
-    subword = _subword(where, content, given, path)
+    subword = read_subword(where, content, given, path)
     return Recipe(
         dataset=dataset,
         source_lang=str(given.get("source_lang", content["source_lang"])),
@@ -302,58 +300,10 @@ def build_recipe(
         exclude_held_out=bool(content.get("exclude_held_out", False)),
         valid_every=content.get("valid_every", 0),
         expected=content.get("expected", {}),
-        cleaning=_cleaning(where, content, given),
-        tokenizer=_tokenizer(where, content, given, subword["name"]),
+        cleaning=read_cleaning(where, content, given),
+        tokenizer=read_tokenizer(where, content, given, subword["name"]),
         subword=subword,
     )
-
-
-def _cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
-    cleaning = content.get("cleaning", {})
-    if cleaning == "none":
-        if flags := [flag_of(key) for key in CLEANING if key in given]:
-            raise SharingError(f"{flags[0]} cannot be used with {where}, which keeps every line (cleaning: none)")
-        return None
-    if not isinstance(cleaning, Mapping) or set(cleaning) - set(CLEANING):
-        raise SharingError(
-            f"{where}: cleaning must be none or a mapping with keys of {', '.join(CLEANING)}, got {cleaning}"
-        )
-    return {key: given.get(key, cleaning.get(key, default)) for key, default in CLEANING.items()}
-
-
-def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    subword = content.get("subword", {})
-    if not isinstance(subword, Mapping) or set(subword) - {"name", "size", "codes"}:
-        raise SharingError(f"{where}: subword must be a mapping with name, and size or codes, got {subword}")
-    name, size = given.get("subword", subword.get("name", "bpe")), given.get("subword_size")
-    ready = name == "bpe" and size is None and subword.get("codes")
-    if ready:
-        return {"name": name, "codes": str((path.parent if path else Path()) / ready)}
-    if name != "none":
-        return {"name": name, "size": subword.get("size", DEFAULT_SUBWORD_SIZE) if size is None else size}
-    if size is not None:
-        raise SharingError(f"--subword-size cannot be used with --subword none, got {size}")
-    return {"name": "none"}
-
-
-def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any], subword: str) -> dict[str, Any]:
-    if not isinstance(content.get("tokenizer", {}), Mapping):
-        raise SharingError(f"{where}: tokenizer must be a mapping with name and settings, got {content['tokenizer']}")
-    tokenizer = dict(content.get("tokenizer", {}))
-    for key, value in tokenizer.items():
-        if key != "name" and not (key in _TOKENIZER_SWITCHES and isinstance(value, bool)):
-            raise SharingError(
-                f"{where}: tokenizer: {key}: {value}; allowed: name, and true or false for "
-                f"{', '.join(_TOKENIZER_SWITCHES)}"
-            )
-    if "tokenizer" in given:
-        tokenizer["name"] = given["tokenizer"]
-    elif "name" not in tokenizer:
-        # sentencepiece learns from plain text, including spaces, which tokenization would change.
-        tokenizer["name"] = "none" if subword == "sentencepiece" else "moses"
-    if tokenizer["name"] == "moses":
-        return {"aggressive_dashes": False, "escape": False, **tokenizer}
-    return {key: value for key, value in tokenizer.items() if key in ("name", "lowercase")}
 
 
 def _corpora(where: str, content: Any, path: Path | None) -> tuple[Corpus, ...]:
@@ -385,15 +335,3 @@ def _find(prefix: str, lang: str) -> str:
         if Path(path).is_file():
             return path
     raise SharingError(f"{plain}: neither this file nor {plain}.gz exists")
-
-
-def _choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SharingError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _at_least(flag: str, value: object, least: float, kind: type[int] | type[float] = int) -> None:
-    kinds = (int,) if kind is int else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < math.inf:
-        allowed = "integers" if kind is int else "finite numbers"
-        raise SharingError(f"{flag} must be at least {least}, got {value}; allowed: {allowed}")

@@ -214,7 +214,7 @@ def stacked(cell: str) -> str:
 def terminal(rows: Sequence[Row], title: str) -> RichTable:
     """Make the main table for a terminal, without the columns that only the page has."""
     headers, cells = summary(rows)
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RichTable(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     left_out = {"Effective parameters", "Peak memory, GiB"}
     left_out |= {"Seeds"} if all(len(row.results) == 1 for row in rows) else set()
     left_out |= {"Unique parameters", "Tokens/s", "Seeds"} if "Mean unique parameters" in headers else set()

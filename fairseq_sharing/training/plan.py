@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import config as configuration
 from fairseq_sharing.experiment import environment
-from fairseq_sharing.experiment.command_line import path_word
+from fairseq_sharing.experiment.command_line import path_word, refuse_separator
 from fairseq_sharing.experiment.direction import (
     KEYS,
     Direction,
@@ -235,6 +235,9 @@ def make_plan(
             f"--devices must be between 1 and {most} ({'GPUs' if cuda else 'CPU cores'} here), got {devices}"
         )
     data = data or Path(config.get("data") or Path("data") / config.dataset)
+    directory = run or default_directory(config, runs)
+    refuse_separator(directory, "run directory")
+    refuse_separator(data.resolve(), "data directory")  # evaluation uses the recorded absolute path
     read_manifest(data)
     if fit_memory:
         from fairseq_sharing.description.fit import fit_max_tokens  # imports torch, which only this option needs
@@ -242,7 +245,6 @@ def make_plan(
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")
     configuration.update_freq(config, devices * machines.nodes)
-    directory = run or default_directory(config, runs)
     plan = Plan(config, RunDirectory(directory), data, devices, cuda, machines)
     refuse_other_languages(config.train, plan.manifest(), data)
     return plan

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from sacrebleu.tokenizers import tokenizer_ja_mecab
@@ -171,6 +170,15 @@ def test_a_data_directory_is_no_flag(tmp_path, monkeypatch):
     assert _flag(words, "--save-dir") == "./--runs/toy/vanilla-seed1/checkpoints"
 
 
+@pytest.mark.usefixtures("machine")
+def test_paths_that_fairseq_would_split_are_refused(tmp_path):
+    for where, name in (({"runs": tmp_path / "a:b"}, "run directory"), ({"data": tmp_path / "a:b"}, "data directory")):
+        with pytest.raises(
+            SharingError, match=rf"{name} .*a:b.*: contains ':', at which fairseq splits paths; allowed"
+        ):
+            make_plan(compose("toy", ["row=vanilla"]), **where)
+
+
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 @pytest.mark.usefixtures("machine")
 def test_the_command_checks_the_train_block_first(tmp_path, capsys, dry):
@@ -190,51 +198,6 @@ def test_several_processes_are_started_by_torchrun():
     assert (_flag(command, "--master-addr"), _flag(command, "-m")) == ("127.0.0.1", "fairseq_sharing.training.rank")
     assert _flag(command, "--distributed-world-size") == "2"
     assert "--cpu" in command
-
-
-@pytest.mark.parametrize(("machine", "share"), [(CPU, 2), (GPUS, 1)], indirect=["machine"], ids=["cpu", "gpu"])
-@pytest.mark.usefixtures("machine")
-def test_cpu_processes_share_the_cores(monkeypatch, share):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    plan = make_plan(compose("toy", ["row=vanilla"]), devices=2)
-    assert plan.threads() == share
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert plan.threads() == 3
-
-
-@pytest.mark.usefixtures("machine")
-def test_the_number_of_threads_is_set_for_torch_and_kept_on_resume(small, monkeypatch):
-    """Set explicitly: torch's default depends on the machine's cores, and on MKL's variable."""
-    plan = small(TRANSLATION, ("en", "de"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setenv("MKL_NUM_THREADS", "2")
-    assert (plan.variables()["OMP_NUM_THREADS"], plan.variables()["MKL_NUM_THREADS"]) == ("3", "3")
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert plan.threads() == torch.get_num_threads()
-    for recorded, threads in ((4, 4), (5, torch.get_num_threads())):  # the machine has 4 cores
-        plan.run.path.mkdir(parents=True, exist_ok=True)
-        plan.run.write_record({"device": {**CPU, "threads": recorded}})
-        assert plan.threads() == threads
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert plan.threads() == 1
-
-
-@pytest.mark.usefixtures("machine")
-def test_a_resumed_run_keeps_its_earlier_devices(small):
-    plan = small(TRANSLATION, ("en", "de"))
-    record = launch._start(plan, {})
-    assert record["device"]["threads"] == plan.threads()
-    assert record["earlier_devices"] == []
-    same = launch._start(plan, record)
-    assert same["earlier_devices"] == []
-    other = {**record["device"], "threads": 7, "name": "Other CPU"}
-    resumed = launch._start(plan, {**record, "device": other})
-    assert (resumed["device"], resumed["earlier_devices"]) == (record["device"], [other])
-    console = Console(file=io.StringIO(), width=500)
-    launch._print_other_device(same, same, console)
-    assert console.file.getvalue() == ""
-    launch._print_other_device({**record, "device": other}, resumed, console)
-    assert "the run was last trained on Other CPU, 7 threads, " in console.file.getvalue()
 
 
 @pytest.mark.parametrize("machine", [GPUS], indirect=True)
