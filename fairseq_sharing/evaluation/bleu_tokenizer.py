@@ -63,6 +63,7 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
         SharingError: no such tokenizer, or a package that it requires is missing.
     """
     make_bleu(target_lang, tokenize)
+    language, _ = language_and_script(target_lang)
     has_tokenizer = choose_tokenizer(target_lang) != choose_tokenizer("")
     if is_unspaced(target_lang) and not has_tokenizer and tokenize is None:
         logger.warning(

@@ -11,9 +11,12 @@ _SCRIPTS = (
     *("hans", "hant", "hani", "jpan", "hira", "kana", "hrkt"),
     *("thai", "laoo", "khmr", "mymr", "tibt"),
 )
-# ISO 639, and the country codes "jp" and "cn".
+# ISO 639, the country codes "jp" and "cn", and English names.
 _LANGUAGES = (
     *("zh", "zho", "chi", "cmn", "cn", "yue", "wuu", "hak", "gan", "hsn", "lzh", "ja", "jpn", "jp"),
+    *("nan", "cdo", "cjy", "cnp", "cpx", "csp", "czh", "czo", "mnp", "och", "ltc"),
+    *("chinese", "mandarin", "cantonese", "japanese"),
+    *("thai", "lao", "khmer", "burmese", "shan", "tibetan", "dzongkha"),
     *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn", "bo", "bod", "tib", "dz", "dzo"),
 )
 
