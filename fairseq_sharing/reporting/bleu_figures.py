@@ -1,152 +1,117 @@
-"""Draw BLEU against size and speed, one panel per test set."""
+"""Draw BLEU, or perplexity of language models, against size and speed: one panel per test set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_sharing.reporting.plot_style import add_legend, finish, new_figure, row_styles
-from fairseq_sharing.reporting.results import Row, scored_sets
+from fairseq_sharing.reporting.plot_style import add_legend, finish, legend_columns, new_figure, row_styles, sized
+from fairseq_sharing.reporting.point_labels import Point, add_labels
+from fairseq_sharing.reporting.results import Row, Spread, scored_sets
 from fairseq_sharing.reporting.tables import titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_POINTS_APART = 8.0  # typographic points between markers that would overlap
-_PANEL_POINTS = 150.0  # approximate width of a panel's data area, in typographic points
-_LEAST_EXTENT = 0.1  # minimum extent of an axis relative to its center, so that 0.2% looks small
+LABELS = {"bleu": "BLEU", "perplexity": "perplexity"}
+_MARKER_SIZE = 7.0  # typographic points
+_MARGIN = 0.1  # of the extent of an axis, on either side
+_LEAST_WIDTH = 0.1  # least extent of the x-axis relative to its center, so that 0.2% looks small
+_LEAST_HEIGHT = {"bleu": 0.5, "perplexity": 1.0}  # least extent of the y-axis, so that rounding looks small
 
 
-def bleu_by_parameters(rows: Sequence[Row]) -> Figure | None:
-    """Draw BLEU against unique parameters."""
-    sizes = [float(row["parameters"]["unique"]) for row in rows]
-    return _bleu_panels(rows, [(size, None) for size in sizes], "unique parameters")
+def drawn_metric(rows: Sequence[Row]) -> str:
+    """Return the metric of the figures: perplexity for language models, else BLEU."""
+    scores = [score for row in rows for result in row.results for score in result["scores"].values()]
+    return "bleu" if any("bleu" in score for score in scores) else "perplexity"
 
 
-def bleu_by_speed(rows: Sequence[Row], of: int) -> Figure | None:
-    """Draw BLEU against training speed.
+def bleu_by_parameters(rows: Sequence[Row]) -> Figure:
+    """Draw the scores against unique parameters."""
+    sizes = [Spread.of([float(result["parameters"]["unique"]) for result in row.results]) for row in rows]
+    return _panels(rows, sizes, "unique parameters")
+
+
+def bleu_by_speed(rows: Sequence[Row], comparable: Collection[str]) -> Figure | None:
+    """Draw the scores against training speed.
 
     Args:
-        rows: the experiments with comparable speeds.
-        of: number of all experiments.
+        rows: the experiments.
+        comparable: the names of those whose speeds are comparable.
 
     Returns:
         The figure; None if there are no speeds, or only one of several experiments is left to draw.
     """
-    if len(rows) < min(2, of):
+    speeds = [row.speed if row.run in comparable else None for row in rows]
+    if sum(speed is not None for speed in speeds) < min(2, len(rows)):
         return None
-    speeds = [(row.speed.mean, row.speed.deviation) if row.speed else None for row in rows]
-    if not any(speeds):
-        return None
-    return _bleu_panels(rows, speeds, "training speed (target tokens/s)")
+    return _panels(rows, speeds, "training speed (target tokens/s)")
 
 
-def _bleu_panels(rows: Sequence[Row], xs: Sequence[tuple[float, float | None] | None], x_label: str) -> Figure:
+def _panels(rows: Sequence[Row], xs: Sequence[Spread | None], x_label: str) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    tests = scored_sets(rows)
+    metric, tests = drawn_metric(rows), scored_sets(rows)
+    # The number of a row is that of its line in the table, in every figure.
+    entries = [
+        (f"{number}  {title}", {**sized(style, _MARKER_SIZE), "linestyle": "none"})
+        for number, (title, style) in enumerate(zip(titles(rows), row_styles(rows), strict=True), 1)
+    ]
+    shown = [entry for entry, x in zip(entries, xs, strict=True) if x is not None]
     columns = min(3, len(tests))
     lines = math.ceil(len(tests) / columns)
-    figure = new_figure(max(5.0, 3.6 * columns), 3.1 * lines + 0.4 + 0.22 * len(rows) / max(1, columns))
-    panels = figure.subplots(lines, columns, squeeze=False)
-    offsets = _offsets(xs)
-    low, high = _extent(xs)
-    for index, panel in enumerate(panels.flat):
-        if index >= len(tests):
-            panel.set_visible(False)
-            continue
-        test = tests[index]
-        for row, x, offset, style, title in zip(rows, xs, offsets, row_styles(rows), titles(rows), strict=True):
-            bleu = row.score(test, "bleu")
-            if x is not None and bleu is not None:
-                _point(panel, x, bleu.mean, _bar(row, test), offset, {**style, "linestyle": "none"}, title)
+    width = max(6.0, 3.9 * columns)
+    legend = math.ceil(len(shown) / legend_columns([label for label, _ in shown], width))
+    figure = new_figure(width, 3.3 * lines + 0.2 * legend + 0.2)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    drawn: list[tuple[Axes, list[Point]]] = []
+    for index, (panel, test) in enumerate(zip(panels, tests, strict=False)):
+        points = []
+        for number, (row, x, (_, style)) in enumerate(zip(rows, xs, entries, strict=True), 1):
+            score = row.score(test, metric)
+            if x is not None and score is not None:
+                points.append(_point(panel, x, score, style, str(number)))
+        panel.set_xlim(*_limits([(point.x, point.x_bar) for point in points], relative=_LEAST_WIDTH))
+        panel.set_ylim(*_limits([(point.y, point.y_bar) for point in points], least=_LEAST_HEIGHT[metric]))
         panel.set_title(test, fontsize=10)
         panel.set_xlabel(x_label)
         if index % columns == 0:
-            panel.set_ylabel("BLEU")
-        panel.margins(x=0.2, y=0.1)
-        left, right = panel.get_xlim()
-        panel.set_xlim(min(left, low), max(right, high))
+            panel.set_ylabel(LABELS[metric])
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         finish(panel)
-    add_legend(figure, titles(rows))
+        drawn.append((panel, points))
+    for panel in panels[len(tests) :]:
+        panel.set_visible(False)
+    add_legend(figure, shown)
+    figure.draw_without_rendering()  # computes the layout, on which the places of the labels depend
+    for panel, points in drawn:
+        add_labels(panel, points, _MARKER_SIZE)
     return figure
 
 
-def _point(
-    axes: Axes,
-    x: tuple[float, float | None],
-    y: float,
-    bar: tuple[float, float],
-    offset: float,
-    style: dict[str, Any],
-    label: str,
-) -> None:
-    from matplotlib.transforms import ScaledTranslation
-
-    figure = axes.get_figure()
-    assert figure is not None
-    shifted = axes.transData + ScaledTranslation(offset / 72, 0, figure.dpi_scale_trans)
+def _point(axes: Axes, x: Spread, y: Spread, style: dict[str, Any], label: str) -> Point:
+    """Draw a point at its exact position, with the standard deviations over seeds as error bars."""
     axes.errorbar(
-        [x[0]],
-        [y],
-        xerr=x[1],
-        yerr=[[bar[0]], [bar[1]]],
-        label=label,
-        transform=shifted,
-        markersize=7,
-        elinewidth=1.1,
-        capsize=2.5,
-        **style,
+        [x.mean], [y.mean], xerr=x.deviation or None, yerr=y.deviation, elinewidth=1.1, capsize=2.5, zorder=3, **style
     )
-    # matplotlib ignores shifted points when it computes the axis limits.
-    spread = x[1] or 0.0
-    axes.update_datalim([(x[0] - spread, y - bar[0]), (x[0] + spread, y + bar[1])])
-    axes.autoscale_view()
+    return Point(x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, label)
 
 
-def _bar(row: Row, test: str) -> tuple[float, float]:
-    """Return the length of the error bar below and above the mean."""
-    bleu = row.score(test, "bleu")
-    assert bleu is not None
-    if bleu.deviation is not None:
-        return bleu.deviation, bleu.deviation
-    low, high = next(result["scores"][test]["bleu_interval"] for result in row.results if test in result["scores"])
-    return max(0.0, bleu.mean - low), max(0.0, high - bleu.mean)
+def _limits(values: Sequence[tuple[float, float]], least: float = 0.0, relative: float = 0.0) -> tuple[float, float]:
+    """Return the limits of an axis that covers all values with their error bars.
 
-
-def _offsets(xs: Sequence[tuple[float, float | None] | None]) -> list[float]:
-    """Shift overlapping points sideways, as little as possible and without changing their order.
-
-    Returns:
-        The shift of each point, in typographic points.
+    Args:
+        values: the values with half the length of their error bars.
+        least: minimum extent.
+        relative: minimum extent relative to the center.
     """
-    placed = sorted((x[0], index) for index, x in enumerate(xs) if x is not None)
-    low, high = _extent(xs)
-    clusters: list[list[tuple[float, int]]] = []
-    for value, index in placed:
-        clusters.append([(_PANEL_POINTS * (value - low) / (high - low), index)])
-        while len(clusters) > 1 and _start(clusters[-1]) < _start(clusters[-2]) + _POINTS_APART * len(clusters[-2]):
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-    offsets = [0.0] * len(xs)
-    for cluster in clusters:
-        for place, (position, index) in enumerate(cluster):
-            offsets[index] = _start(cluster) + _POINTS_APART * place - position
-    return offsets
-
-
-def _extent(xs: Sequence[tuple[float, float | None] | None]) -> tuple[float, float]:
-    """Return the minimum range of an axis for these values."""
-    values = [x[0] for x in xs if x is not None] or [1.0]
-    low, high = min(values), max(values)
-    missing = max(0.0, (_LEAST_EXTENT * (low + high) / 2 or 1.0) - (high - low))
-    return low - missing / 2, high + missing / 2
-
-
-def _start(cluster: Sequence[tuple[float, int]]) -> float:
-    """Return the position of a cluster's first point; the points are evenly spaced around their mean position."""
-    mean = sum(position for position, _ in cluster) / len(cluster)
-    return mean - _POINTS_APART * (len(cluster) - 1) / 2
+    low = min((value - bar for value, bar in values), default=0.0)
+    high = max((value + bar for value, bar in values), default=1.0)
+    extent = max(high - low, least, relative * abs(low + high) / 2) or 1.0
+    start = (low + high - extent) / 2
+    if low >= 0:
+        start = max(0.0, start)
+    return start - _MARGIN * extent, start + (1 + _MARGIN) * extent

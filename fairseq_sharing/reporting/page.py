@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.reporting import figures
+from fairseq_sharing.reporting.plot_style import DPI
 from fairseq_sharing.reporting.results import Row
 from fairseq_sharing.reporting.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
 
@@ -139,7 +139,7 @@ def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence
 def _picture(file: Path, caption: str) -> dict[str, Any]:
     data = file.read_bytes()
     pixels = int.from_bytes(data[16:20], "big")  # the width in the PNG header
-    width = pixels * _SCREEN_DPI // figures.DPI
+    width = pixels * _SCREEN_DPI // DPI
     return {"data": base64.b64encode(data).decode(), "caption": caption, "width": width}
 
 

@@ -63,7 +63,7 @@ def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
         texts["paper.md"] = lambda: paper.markdown(rows, title)
     for name, make in texts.items():
         write_text(folder / name, make())
-    return Report(title, rows, [folder / name for name in (*texts, *(file for file, _ in pictures))])
+    return Report(title, rows, [folder / name for name in (*texts, *figures.all_formats(pictures))])
 
 
 def _collect(run: Path, folder: Path) -> None:

@@ -147,8 +147,9 @@ class Row:
         return " to ".join(f"{value:{form}}" for value in dict.fromkeys((min(values), max(values))))
 
     def score(self, test: str, metric: str) -> Spread | None:
-        """Summarize BLEU or chrF on a test set; return None if it was not scored."""
-        values = [result["scores"][test][metric] for result in self.results if test in result["scores"]]
+        """Summarize a metric on a test set; return None if no seed has it."""
+        scores = [result["scores"].get(test, {}) for result in self.results]
+        values = [score[metric] for score in scores if metric in score]
         return Spread.of(values) if values else None
 
     def p_value(self, test: str) -> str:

@@ -1,0 +1,169 @@
+"""Label the points of a panel, without overlap and without moving a point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABEL_SIZE = 8  # typographic points
+_DIRECTIONS = 24
+_DISTANCES = (6, 8, 11, 14, 18, 23, 28, 34, 40, 48, 56, 66)  # typographic points from a point to the label's edge
+_GAP = 1.0  # typographic points between a label and anything else
+_SAME = 2.5  # points that are nearer coincide, in typographic points
+_CAP = 2.5  # half the width of an error bar's cap, in typographic points
+_HIDDEN = 1e3  # cost of a line that passes through a label or another point, in square points of overlap
+
+_Line = tuple[tuple[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labeled point.
+
+    Attributes:
+        x: its position, in data coordinates.
+        y: its position, in data coordinates.
+        x_bar: half the length of its horizontal error bar.
+        y_bar: half the length of its vertical error bar.
+        label: its text.
+    """
+
+    x: float
+    y: float
+    x_bar: float
+    y_bar: float
+    label: str
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A rectangle, in typographic points."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: _Box) -> float:
+        """Return the area that both boxes cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(0.0, width) * max(0.0, height)
+
+    def contains(self, place: tuple[float, float]) -> bool:
+        """Return whether a place is inside of the box."""
+        return self.left <= place[0] <= self.right and self.bottom <= place[1] <= self.top
+
+    def outside(self, other: _Box) -> float:
+        """Return the area of this box that is outside of the other."""
+        return (self.right - self.left) * (self.top - self.bottom) - self.overlap(other)
+
+
+def add_labels(axes: Axes, points: Sequence[Point], marker_size: float) -> None:
+    """Write the label of each point near it, connected to it by a thin line; points that coincide get one label.
+
+    Call this after the layout and the limits of the axes are final.
+
+    Args:
+        axes: the panel.
+        points: its points.
+        marker_size: size of a marker, in typographic points.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    scale = 72 / figure.dpi
+    frame = _Box(*(scale * value for value in axes.get_window_extent().extents))
+    groups = _groups([(_place(axes, point.x, point.y, scale), point.label) for point in points])
+    markers = [_around(_place(axes, point.x, point.y, scale), (marker_size + 2, marker_size + 2)) for point in points]
+    bars = [box for point in points for box in _bars(axes, point, scale)]
+    labels: list[_Box] = []
+    lines: list[_Line] = []
+    for place in sorted(groups, key=lambda place: _crowding(place, groups)):
+        text = ", ".join(groups[place])
+        size = (0.6 * LABEL_SIZE * len(text) + 2 * _GAP, 0.8 * LABEL_SIZE + 2 * _GAP)
+        strangers = [box for box in markers if not box.contains(place)]
+
+        def cost(end: tuple[float, float]) -> tuple[float, float]:
+            line, box = (place, end), _around(end, size)  # noqa: B023
+            overlap = box.outside(frame) + sum(box.overlap(other) for other in (*markers, *bars, *labels))
+            hidden = sum(_passes(other, box) for other in lines)
+            hidden += sum(_passes(line, other) for other in (*labels, *strangers))  # noqa: B023
+            return round(overlap + _HIDDEN * hidden, 6), round(math.dist(*line), 6)
+
+        best = min(_candidates(place, size), key=cost)
+        _annotate(
+            axes, text, (place[0] / scale, place[1] / scale), (best[0] - place[0], best[1] - place[1]), marker_size
+        )
+        labels.append(_around(best, size))
+        lines.append((place, best))
+
+
+def _groups(points: Sequence[tuple[tuple[float, float], str]]) -> dict[tuple[float, float], list[str]]:
+    """Group the labels of points that coincide, by the place of the first of them."""
+    groups: dict[tuple[float, float], list[str]] = {}
+    for place, label in points:
+        near = next((other for other in groups if math.dist(place, other) < _SAME), place)
+        groups.setdefault(near, []).append(label)
+    return groups
+
+
+def _crowding(place: tuple[float, float], others: Collection[tuple[float, float]]) -> float:
+    """Return how crowded a place is: the number of other places, near ones counted most."""
+    return sum(1 / math.dist(place, other) for other in others if other != place)
+
+
+def _place(axes: Axes, x: float, y: float, scale: float) -> tuple[float, float]:
+    """Return the position of a data point in the figure, in typographic points."""
+    left, bottom = axes.transData.transform((x, y))
+    return scale * float(left), scale * float(bottom)
+
+
+def _bars(axes: Axes, point: Point, scale: float) -> Iterator[_Box]:
+    """Yield the boxes of the error bars of a point."""
+    for width, height in ((point.x_bar, 0.0), (0.0, point.y_bar)):
+        if width or height:
+            left, bottom = _place(axes, point.x - width, point.y - height, scale)
+            right, top = _place(axes, point.x + width, point.y + height, scale)
+            yield _Box(left - _CAP, bottom - _CAP, right + _CAP, top + _CAP)
+
+
+def _candidates(place: tuple[float, float], size: tuple[float, float]) -> Iterator[tuple[float, float]]:
+    """Yield possible centers of a label: in all directions, nearest first, with the same gap to the point."""
+    for distance in _DISTANCES:
+        for step in range(_DIRECTIONS):
+            angle = math.pi / 4 + 2 * math.pi * step / _DIRECTIONS
+            x, y = (distance + size[0] / 2) * math.cos(angle), (distance + size[1] / 2) * math.sin(angle)
+            yield place[0] + x, place[1] + y
+
+
+def _around(center: tuple[float, float], size: tuple[float, float]) -> _Box:
+    (x, y), (width, height) = center, size
+    return _Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def _passes(line: _Line, box: _Box) -> bool:
+    """Return whether a line passes through a box, tested at points along it."""
+    (x0, y0), (x1, y1) = line
+    steps = max(2, math.ceil(math.dist(*line) / 2))
+    along = ((x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1))
+    return any(box.left < x < box.right and box.bottom < y < box.top for x, y in along)
+
+
+def _annotate(axes: Axes, text: str, point: Sequence[float], offset: tuple[float, float], gap: float) -> None:
+    axes.annotate(
+        text,
+        (float(point[0]), float(point[1])),
+        xytext=offset,
+        textcoords="offset points",
+        ha="center",
+        va="center_baseline",
+        fontsize=LABEL_SIZE,
+        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": gap},
+        bbox={"boxstyle": "square,pad=0.05", "facecolor": "none", "edgecolor": "none"},
+        zorder=1,
+    ).set_in_layout(False)
