@@ -1,7 +1,7 @@
-"""Write the page of results/speed: tables and figures of the JSON files that the benchmarks wrote there.
+"""Write the page of results/speed: tables and figures from the JSON files of the benchmarks.
 
 Run: python -m benchmarks.speed_page [FOLDER]
-Missing files are left out; the page names the command that writes each.
+Each section of the page shows the command that writes its JSON file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from fairseq_sharing.colors import set_colors
 
 OURS, THEIRS, *OTHERS = set_colors(8)
-# Operations of a profile by what they do.
+# Kind of operation -> names in a profile.
 KINDS = {
     "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear"),
     "attention": ("scaled_dot_product",),
@@ -36,8 +36,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun: 1 thread, 2 threads."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]], form: str = "{:.0f}") -> None:
-    """Draw groups of bars side by side, each with its value."""
+    """Draw groups of bars, each bar labeled with its value."""
     width = 0.8 / len(series)
     for number, ((name, values), color) in enumerate(zip(series.items(), (OURS, THEIRS, *OTHERS), strict=False)):
         places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
@@ -50,7 +55,7 @@ def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]], 
 
 
 def by_kind(profile: dict[str, float]) -> dict[str, float]:
-    """Add up the shares of a profile's operations by what they do; the rest is what it does not name."""
+    """Sum the shares of a profile's operations by kind; "other" includes what the profile does not list."""
     shares = dict.fromkeys([*KINDS, "other"], 0.0)
     for name, share in profile.items():
         plain = name.removeprefix("aten::").removeprefix("_")
@@ -61,7 +66,7 @@ def by_kind(profile: dict[str, float]) -> dict[str, float]:
 
 
 def training(found: dict, folder: Path) -> str:
-    """Training against stock fairseq."""
+    """Describe training speed against stock fairseq."""
     rows = []
     for name, pair in found["pairs"].items():
         speeds = [f"{pair[side]['tokens_per_second']:.0f}" for side in ("ours", "fairseq")]
@@ -78,7 +83,7 @@ def training(found: dict, folder: Path) -> str:
     pair = next(iter(pairs.values()))
     labels, bottoms = list(sides), [0.0, 0.0]
     shares = [by_kind(pair[side]["profile"]) for side in sides.values()]
-    # As long as the update takes, relative to ours.
+    # Duration of an update relative to ours.
     lengths = [1.0, pair["ratio"]]
     for kind, color in zip([*KINDS, "other"], set_colors(len(KINDS) + 1), strict=True):
         heights = [share[kind] * length for share, length in zip(shares, lengths, strict=True)]
@@ -99,8 +104,8 @@ def training(found: dict, folder: Path) -> str:
     ours, theirs = found["precision"]["ours"], found["precision"]["fairseq"]
     settings = f"fairseq-sharing in {ours}, stock fairseq in {theirs}"
     peak = f"peak of a large {ours} matrix product: {found['matmul_peak_flops'] / 1e9:.0f} GFLOP/s"
-    turns = f"medians of {found['runs']} alternating runs of {found['updates_a_run']} update(s)"
-    text = f"{settings}, {found['threads']} threads, {turns}; {peak}."
+    turns = f"medians of {found['runs']} alternating runs of {plural(found['updates_a_run'], 'update')}"
+    text = f"{settings}, {plural(found['threads'], 'thread')}, {turns}; {peak}."
     profiles = [
         [kind, *(f"{share[kind]:.1%}" for share in shares)]
         for kind in [*KINDS, "other"]
@@ -118,18 +123,18 @@ def training(found: dict, folder: Path) -> str:
 
 
 def parts(found: dict, _folder: Path) -> str:
-    """Each part of the fast path."""
+    """Describe the gain of each part of the fast path."""
     told = [
         [part, f"{row['tokens_per_second']:.0f}", *(f"{row[to]:.2f}x" for to in ("to_plain", "to_before"))]
         for part, row in found["rows"].items()
     ]
-    settings = f"{found['precision']}, {found['tokens']} tokens per batch, {found['threads']} thread(s)"
+    settings = f"{found['precision']}, {found['tokens']:,} tokens per batch, {plural(found['threads'], 'thread')}"
     text = f"Cycle (rev), M = 6, N = 12, d_model 512; {settings}, medians of {found['runs']} alternating runs."
     return "\n\n".join([text, table(["", "tokens/s", "relative to plain", "relative to the row above"], told)])
 
 
 def padding(found: dict, _folder: Path) -> str:
-    """Padding, which batches without it would save."""
+    """Describe the share of padding."""
     shares = ", ".join(f"{side} {share:.2%}" for side, share in found["padding_share"].items())
     return (
         f"Padding in {found['batches']} random batches of {found['max_tokens']:,} tokens of {found['data']}: {shares}."
@@ -137,7 +142,7 @@ def padding(found: dict, _folder: Path) -> str:
 
 
 def rows(found: dict, folder: Path) -> str:
-    """Training speed of the paper's rows."""
+    """Describe the training speed of the paper's rows."""
     from fairseq_sharing.reporting.paper import ROWS
 
     told = [
@@ -155,14 +160,14 @@ def rows(found: dict, folder: Path) -> str:
     ax.set_ylabel("tokens per second, Vanilla = 1")
     ax.tick_params(axis="x", labelsize=8)
     save(figure, folder / "rows.png")
-    settings = f"{found['precision']}, {found['tokens']} tokens per batch, {found['threads']} thread(s)"
+    settings = f"{found['precision']}, {found['tokens']:,} tokens per batch, {plural(found['threads'], 'thread')}"
     text = f"{settings}, medians of {found['runs']} alternating runs."
     head = ["row", "parameters", "tokens/s", "relative to Vanilla", "in the paper"]
     return "\n\n".join([text, table(head, told), "![rows](rows.png)"])
 
 
 def decoding(found: dict, folder: Path) -> str:
-    """Translating against fairseq-generate."""
+    """Describe decoding speed against fairseq-generate."""
     told = []
     for row in found["speed"]:
         spread = f"{row['least']:.1f} to {row['most']:.1f}"
@@ -178,7 +183,7 @@ def decoding(found: dict, folder: Path) -> str:
     text = (
         f"{found['test']['sentences']:,} sentences of {found['test']['name']}, beam {search['beam']}, length penalty "
         f"{search['lenpen']}, medians of {found['rounds']} rounds; fastest fairseq-generate setting of those tried: "
-        f"{tried['threads']} thread(s), --max-tokens {tried['max_tokens']}."
+        f"{plural(tried['threads'], 'thread')}, --max-tokens {tried['max_tokens']}."
     )
     if found["clock"] == "cpu":
         text += " Both on one thread, in processor time (--clock cpu), because the machine was shared."
@@ -200,7 +205,7 @@ def decoding(found: dict, folder: Path) -> str:
 
 
 def decoding_parts(found: dict, _folder: Path) -> str:
-    """Where the time of translating goes."""
+    """Describe the decoding time by step."""
     kinds = found["seconds"]
     told = [[f"CTranslate2 {kind}", *(f"{part:.2f} s" for part in seconds.values())] for kind, seconds in kinds.items()]
     shares = list(found["fairseq_operations"].items())[:12]
@@ -217,7 +222,7 @@ def decoding_parts(found: dict, _folder: Path) -> str:
 
 
 def memory(found: dict, folder: Path) -> str:
-    """Peak memory of training and its parts."""
+    """Describe the peak memory of training and its parts."""
     parts = ["weights", "gradients", "optimizer", "activations", "workspace"]
     told, shown = [], {}
     for model, ways in found["models"].items():
@@ -256,8 +261,8 @@ def memory(found: dict, folder: Path) -> str:
     limit = f"{found['longest']['memory'] / 1e9:.0f} GB"
     text = (
         f"d_model 512, vocabulary 32,768, {found['tokens']:,} + {found['tokens']:,} tokens, fp32, the fast path, Adam; "
-        "sizes in GB. The estimate is that of `fairseq-sharing describe`, without training. Seconds are processor "
-        "seconds per update on a shared machine; they show the cost of recomputation only."
+        "sizes in GB. The estimate is that of `fairseq-sharing describe`, without training. Seconds are CPU "
+        "seconds per update on a shared machine and show only the cost of recomputation."
     )
     check = f"The longest batch that fits {limit} by the estimate, trained for one update:"
     rows = table(
@@ -267,25 +272,20 @@ def memory(found: dict, folder: Path) -> str:
 
 
 def reuse(found: dict, _folder: Path) -> str:
-    """Sequence against Cycle, one sentence at a time."""
+    """Describe Sequence against Cycle, one sentence at a time."""
     told = [
         [row["embed_dim"], row["type"], row["sequence_ms"], row["cycle_ms"], *row["cycle_to_sequence_quartiles"]]
         for row in found["rows"]
     ]
-    head = [
-        "d_model",
-        "type",
-        "Sequence, ms per sentence",
-        "Cycle",
-        "Cycle / Sequence, lower quartile",
-        "median",
-        "upper",
-    ]
-    return table(head, told)
+    quartiles = (f"Cycle / Sequence, {name}" for name in ("lower quartile", "median", "upper quartile"))
+    head = ["d_model", "type", "Sequence, ms per sentence", "Cycle, ms per sentence", *quartiles]
+    sizes = f"{found['layers']}+{found['layers']} layers, M = {found['unique_layers']}, beam {found['beam']}"
+    text = f"{sizes}, {found['sentences']} sentences, translations of {found['length']} subwords, 1 thread, CPU time."
+    return "\n\n".join([text, table(head, told)])
 
 
 def precision(found: dict, _folder: Path) -> str:
-    """Validation loss of bf16 and fp32 runs."""
+    """Describe the validation losses of bf16 and fp32 runs."""
     told = [
         [row["precision"], row["seed"], row["updates"][-1], *(f"{loss:.3f}" for loss in row["valid_loss"])]
         for row in found["runs"]
@@ -294,11 +294,14 @@ def precision(found: dict, _folder: Path) -> str:
     fp32 = found["fp32"]
     spread = f"{fp32['least']:.3f} to {fp32['most']:.3f}, standard deviation {fp32['standard_deviation']:.3f}"
     early = f", compared after epoch {found['after_epoch']}, before the end of the runs" if found["after_epoch"] else ""
-    text = f"Base 2, label-smoothed, of benchmarks/training/precision.yaml{early}; fp32 seeds: {spread}."
+    text = (
+        f"Validation loss (label-smoothed cross-entropy in bits per target subword) of "
+        f"benchmarks/training/precision.yaml{early}. Last column of the fp32 seeds: {spread}."
+    )
     return "\n\n".join([text, table(["precision", "seed", "updates", *epochs], told)])
 
 
-# File, title, the command that makes it, and what tells it.
+# File -> title, the command that writes it, and the function that describes it.
 PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     "training": (
         "Training against stock fairseq",
@@ -317,12 +320,12 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "rows": (
         "Training speed of the paper's rows",
-        "python -m benchmarks.training.row_speed --data data/news_commentary",
+        "python -m benchmarks.training.row_speed --data data/news_commentary --tokens 512 --threads 1",
         rows,
     ),
     "decoding": (
         "Decoding against fairseq-generate",
-        "python -m benchmarks.decoding.speed runs/news_commentary_8k/decoding-seed1 --test newstest2014 [--clock cpu]",
+        "python -m benchmarks.decoding.speed runs/news_commentary_8k/decoding-seed1 --test newstest2014",
         decoding,
     ),
     "decoding_parts": (
@@ -342,21 +345,21 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "precision_loss": (
         "Validation loss of bf16 and fp32 runs",
-        "python -m benchmarks.training.precision_loss --runs runs/precision [--after-epoch N]",
+        "python -m benchmarks.training.precision_loss --runs runs/precision --bf16-seeds 1 2 3",
         precision,
     ),
 }
 
 
 def machine(found: dict) -> str:
-    """Return what a result was measured on."""
+    """Describe the machine and versions of a result."""
     device, versions = found["machine"], found["versions"]
     memory = f"{(device.get('memory_bytes') or 0) / 2**30:.0f} GiB"
     told = ("python", "torch", "fairseq-fixed", "ctranslate2")
     packages = ", ".join(f"{name} {versions[name]}" for name in told if name in versions)
-    units = "CPU core(s)" if device["kind"] == "cpu" else "GPU(s)"
-    load = f"; load {found['load']}" if "load" in found else ""
-    return f"{device['name']}, {device['count']} {units}, {memory}; {packages}{load}."
+    units = plural(device["count"], "CPU core" if device["kind"] == "cpu" else "GPU")
+    load = f"; load average {found['load']}" if "load" in found else ""
+    return f"{device['name']}, {units}, {memory}; {packages}{load}."
 
 
 def save(figure: Any, file: Path) -> None:
@@ -369,19 +372,25 @@ def save(figure: Any, file: Path) -> None:
 def main() -> None:
     """Write README.md and the figures into the folder of the JSON files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/speed"))
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("results/speed"),
+        help="folder of the JSON files (default: results/speed)",
+    )
     args = parser.parse_args()
     mpl.use("Agg")
     files = {name: args.folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     made = "Written by `python -m benchmarks.speed_page` from the JSON files in this folder."
-    on_gpu = [PARTS[name][0] for name, found in results.items() if found["machine"]["kind"] == "cuda"]
-    made += f" Measured on a GPU: {'; '.join(on_gpu) or 'nothing'}; the rest on a CPU."
+    on_gpu = [f'"{PARTS[name][0]}"' for name, found in results.items() if found["machine"]["kind"] == "cuda"]
+    made += " Measured on a CPU" + (f", except for {' and '.join(on_gpu)} (GPU)." if on_gpu else ".")
     parts = ["# Speed and memory", made]
-    for name, (title, command, tell) in PARTS.items():
+    for name, (title, command, describe) in PARTS.items():
         parts += [f"## {title}", f"`{command} --output results/speed/{name}.json`"]
         found = results.get(name)
-        parts += [machine(found), tell(found, args.folder)] if found else ["Not measured here."]
+        parts += [machine(found), describe(found, args.folder)] if found else ["Not measured here."]
     (args.folder / "README.md").write_text("\n\n".join(parts) + "\n")
 
 

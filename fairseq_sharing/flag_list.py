@@ -1,4 +1,4 @@
-"""The flags that this package adds to fairseq's commands, as the dataclasses that define them describe them."""
+"""List the flags that this package adds to fairseq's commands, from the dataclasses that define them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
 
 ALL = "all"
 _PACKAGE = "fairseq_sharing."
-# Sharing options that the layers of a model do not have, so that it refuses them.
+# Model -> sharing options that it refuses, because its layers do not support them.
 _MOEUT_REFUSES = ("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile")
 REFUSED = {
     "transformer_lm_sharing": ("admin",),
@@ -31,25 +31,30 @@ REFUSED = {
     "transformer_moeut": _MOEUT_REFUSES,
     "transformer_lm_moeut": _MOEUT_REFUSES,
 }
-# A criterion -> the flag without which a model cannot use it.
+# Criterion -> flag that a model must have to use it.
 _NEEDS = {
     "--criterion moe_cross_entropy": "--ffn-experts",
     "--criterion label_smoothed_cross_entropy_with_ponder": "--act",
 }
-# What of fairseq the criterions and optimizers of this package extend.
+# Criterion and optimizer of fairseq that those of this package extend.
 _STOCK = {"criterion": "label_smoothed_cross_entropy", "optimizer": "adam"}
-# What the layer map takes for options that are not given.
+# Defaults of options that have no default in the dataclass.
 _UNSET = {"sharing": "none", "sharing_scope": "layer"}
 _TASKS = {
     FairseqEncoderDecoderModel: "translation_sharing",
     FairseqLanguageModel: "language_modeling_sharing",
     FairseqEncoderModel: "masked_lm_sharing",
 }
-# The dense baseline of the MoEUT language model has no expert banks.
+# MoEUT options that the dense baseline of the language model, which has no experts, takes.
 DENSE_TAKES = ("head_dim", "rotary_dim")
-_EVERYWHERE = (
-    "For every architecture of this package, except that MoEUT refuses --admin, --fast, --compile, --act, "
-    "--depth-signal and --position-per-depth."
+
+
+def _spelled(option: str) -> str:
+    return f"`--{option.replace('_', '-')}`"
+
+
+_EVERYWHERE = "For all architectures of this package, except as follows. " + " ".join(
+    f"`{model}` refuses {', '.join(map(_spelled, options))}." for model, options in REFUSED.items()
 )
 
 
@@ -58,10 +63,10 @@ class Flag:
     """One flag.
 
     Attributes:
-        name: with its dashes.
-        allowed: the values that it takes.
-        default: its value if it is not given; empty if there is none.
-        meaning: its help text.
+        name: the name, including the dashes.
+        allowed: the allowed values.
+        default: the default value; empty if there is none.
+        meaning: the help text.
     """
 
     name: str
@@ -72,12 +77,12 @@ class Flag:
 
 @dataclass(frozen=True)
 class Group:
-    """The flags that belong together.
+    """A group of flags.
 
     Attributes:
         title: a heading.
-        where: a sentence that says what they apply to.
-        flags: the flags, in the order of their definition.
+        where: a sentence about what they apply to.
+        flags: the flags in the order of their definition.
     """
 
     title: str
@@ -119,7 +124,7 @@ def list_flags(arch: str = ALL) -> list[Group]:
         group for group in _choice_groups("criterion") if _NEEDS.get(group.title, "--arch") in {"--arch", *names}
     ]
     if issubclass(models.ARCH_MODEL_REGISTRY[arch], FairseqEncoderModel):
-        criterions = []  # they score the words of a decoder
+        criterions = []  # they require a decoder
     return [*groups, *criterions, *_choice_groups("optimizer"), _schedule_group(arch)]
 
 
@@ -139,8 +144,8 @@ def _choice_groups(kind: str) -> list[Group]:
         if registered.__module__.startswith(_PACKAGE):
             config = registry["dataclass_registry"][name]
             own = config.__module__.startswith(_PACKAGE)
-            also = "The flags of its own; it also takes those" if own else "It takes the flags"
-            where = f"{also} of fairseq's `--{kind} {_STOCK[kind]}`."
+            also = "Its own flags. It also takes" if own else "It takes"
+            where = f"{also} the flags of fairseq's `--{kind} {_STOCK[kind]}`."
             taken = {flag.name for flag in _flags(config.__mro__[1]())} if own else set()
             flags = tuple(flag for flag in _flags(config()) if flag.name not in taken)
             groups.append(Group(f"--{kind} {name}", where, flags))
@@ -164,7 +169,7 @@ def _flags(options: FairseqDataclass, arch: str | None = None) -> tuple[Flag, ..
     return tuple(
         _flag(action, getattr(own, action.dest, action.default))
         for action in parser._actions
-        # fairseq's interpolations stand for flags of other groups.
+        # An interpolated default marks a flag of another group of fairseq.
         if "${" not in str(action.default) and (arch is None or _applies(arch, own, action.dest))
     )
 
@@ -203,7 +208,7 @@ def _allowed(action: Action) -> str:
 
 
 def as_text(groups: Sequence[Group]) -> str:
-    """Write flags for a terminal."""
+    """Format flags for a terminal."""
     lines = []
     for group in groups:
         lines += [group.title, f"  {group.where.replace('`', '')}", ""]
@@ -215,7 +220,7 @@ def as_text(groups: Sequence[Group]) -> str:
 
 
 def as_markdown(groups: Sequence[Group]) -> str:
-    """Write flags as the page docs/flags.md."""
+    """Format flags as the page docs/flags.md."""
     lines = [_INTRODUCTION, "## Strategies", "", *_strategies(), "", "## Architectures", "", *_architectures(), ""]
     for group in groups:
         lines += [f"## {group.title}", "", group.where, ""]
@@ -240,7 +245,7 @@ with its defaults.
 
 
 def _strategies() -> list[str]:
-    """Show each strategy with N = 6 layers and, if it can be chosen, M = 3 parameter sets."""
+    """Show the map of each strategy for N = 6 layers and, if M can be chosen, M = 3 parameter sets."""
     cells = []
     for name in SHARING_CHOICES:
         if name not in STRATEGIES:

@@ -24,7 +24,7 @@ def call_after_imports(function: Callable[[], None]) -> None:
         function: called once; immediately if the condition already holds.
     """
     _waiting.append(function)
-    # Two finders would ask each other without end: one of an earlier import of this package goes.
+    # Remove the finder of an earlier import of this package: two finders would call each other endlessly.
     earlier = [finder for finder in sys.meta_path if repr(type(finder)) == repr(_Finder)]
     sys.meta_path[:] = [_Finder(), *(finder for finder in sys.meta_path if finder not in earlier)]
     fairseq = sys.modules.get("fairseq")

@@ -3,6 +3,7 @@
 Run: python scripts/draw_layer_maps.py
 """
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from fairseq_sharing.description.drawing import draw_maps
@@ -10,7 +11,7 @@ from fairseq_sharing.layer_map import make_layer_map
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "layer_maps.svg"
 NUM_LAYERS = 6
-# M of the strategies that take it; the others imply theirs.
+# M of the strategies that require it; the others imply it.
 UNIQUE_LAYERS = {"sequence": 3, "cycle": 3, "cycle_rev": 3}
 STRATEGIES = ("none", "universal", "sequence", "cycle", "cycle_rev", "sandwich")
 
@@ -22,4 +23,5 @@ def draw() -> str:
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     FILE.write_text(draw(), encoding="utf-8")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create the project's virtual environment with the exact versions of requirements.lock. Run again, it does nothing.
+# Create the project's virtual environment with the versions of requirements.lock. Does nothing if it is up to date.
 set -euo pipefail
 
 usage() {
@@ -11,7 +11,7 @@ usage: bash scripts/install.sh [--extra NAME] [--dry-run]
 
 environment:
   FAIRSEQ_SHARING_VENV   the virtual environment (default: .venv at the top of the repository)
-  PYTHON                 the Python to make it with (default: the first of 3.11, 3.12 and 3.13 that runs)
+  PYTHON                 the Python to create it with (default: the first of 3.11, 3.12 and 3.13 that runs)
 USAGE
 }
 
@@ -40,7 +40,7 @@ case $extra in
   *) fail "--extra must be report, test, ctranslate2 or all, got '$extra'" ;;
 esac
 
-# A pyenv shim may stand in the path for a version that isn't there, so candidates are run, not only found.
+# A pyenv shim may exist for a version that is not installed, so candidates are run, not only found.
 usable() {
   "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
@@ -56,7 +56,7 @@ find_python() {
   fail "no Python 3.11, 3.12 or 3.13 with its venv module found; install one, or name it: PYTHON=/path/to/python3.11"
 }
 
-# Runs a step with its output in the log; shows the end of the log when it fails.
+# Run a step with its output in the log; print the end of the log if it fails.
 step() {
   local title=$1
   shift
@@ -74,7 +74,7 @@ step() {
   printf '%d s\n' $((SECONDS - began)) >&2
 }
 
-# What the chosen extra needs beside fairseq, a line each.
+# Print the requirements of the chosen extra other than fairseq, one per line.
 other_requirements() {
   "$venv/bin/python" - "$root/pyproject.toml" "$extra" <<'PYTHON'
 import pathlib, sys, tomllib
@@ -82,7 +82,7 @@ import pathlib, sys, tomllib
 project = tomllib.loads(pathlib.Path(sys.argv[1]).read_text())["project"]
 extras = project["optional-dependencies"]
 wanted = project["dependencies"] + extras[sys.argv[2]]
-for name in wanted:  # grows while it is read
+for name in wanted:  # grows during the loop
     if name.startswith("fairseq-sharing["):
         wanted += [line for extra in name[16:-1].split(",") for line in extras[extra]]
     elif not name.startswith("fairseq"):
@@ -102,7 +102,7 @@ if [[ -z ${CXX:-} ]] && ! command -v c++ g++ clang++ >/dev/null; then
 fi
 if ! usable "$venv/bin/python"; then
   if [[ -e $venv && ! -f $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
-    fail "FAIRSEQ_SHARING_VENV=$venv exists and is no virtual environment"
+    fail "FAIRSEQ_SHARING_VENV=$venv exists and is not a virtual environment"
   fi
   python=$(find_python)
   echo "installing into $venv with $("$python" -V), once:" >&2
@@ -115,15 +115,15 @@ $dry_run || touch "$log"
 
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 install=("${pip[@]}" install --constraint "$root/requirements.lock")
-# For tests, Python compiles what they import; to compile all of what is installed takes half a minute.
+# Compiling all installed files takes half a minute; for tests, Python compiles only what they import.
 [[ $extra != test ]] || install+=(--no-compile)
-# fairseq compiles against an installed torch, and pip's build isolation would download another one: hence first
-# what it is built with, then the rest without isolation. The other packages come while it compiles. Its extensions
-# compile at the same time, which torch does only where it finds no ninja (of all extensions it would make one file
-# build.ninja); without debugging symbols (-g0) they take little more than half as long.
+# fairseq compiles against an installed torch, and pip's build isolation would download another one. Hence the build
+# requirements come first, then the rest without isolation. The other packages are installed while fairseq compiles.
+# Its extensions compile in parallel, which torch allows only if it does not find ninja (it would write all extensions to
+# one build.ninja). Without debugging symbols (-g0), they take little more than half as long.
 step "torch and build tools (a large download)" "${install[@]}" torch numpy cython setuptools wheel ninja
 build=$venv/build
-optimized="-O2 -DNDEBUG -fwrapv -g0" # given at all, CFLAGS take the place of Python's own
+optimized="-O2 -DNDEBUG -fwrapv -g0" # CFLAGS replace Python's own flags
 compile=(env PATH="$build:$PATH" DIST_EXTRA_CONFIG="$build/parallel.cfg"
   CFLAGS="$optimized ${CFLAGS:-}" CXXFLAGS="$optimized ${CXXFLAGS:-}" "${pip[@]}" wheel --no-deps --no-build-isolation
   --constraint "$root/requirements.lock" --wheel-dir "$build" fairseq-fixed)
@@ -133,7 +133,9 @@ if $dry_run; then
   step "fairseq" "${compile[@]}"
 else
   mapfile -t others < <(other_requirements)
-  others+=(bitarray cffi hydra-core regex scikit-learn torchaudio) # which fairseq needs
+  # Requirements of fairseq except for torchaudio: its last release cannot be imported with current versions of torch,
+  # and libraries that look for it fail. fairseq imports it for speech only.
+  others+=(bitarray cffi hydra-core packaging regex scikit-learn tqdm)
   if ! "${pip[@]}" show --quiet fairseq-fixed 2>/dev/null; then
     mkdir -p "$build"
     printf '[build_ext]\nparallel = %s\n' "$(getconf _NPROCESSORS_ONLN)" >"$build/parallel.cfg"
@@ -146,5 +148,5 @@ fi
 step "the other packages, while fairseq compiles" "${install[@]}" --no-build-isolation "${others[@]}"
 [[ -z $compiling ]] || log=$venv/compile.log step "fairseq (compiles for a minute or two)" wait "$compiling"
 step "this project" \
-  "${install[@]}" --no-build-isolation --find-links "$build" --editable "${root}[$extra]"
+  "${install[@]}" --no-deps --no-build-isolation --find-links "$build" fairseq-fixed --editable "${root}[$extra]"
 $dry_run || { rm -rf "$build" && echo "$fingerprint" >"$stamp"; }

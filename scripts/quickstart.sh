@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, prepare a corpus, train a vanilla and a shared model of as many parameters, translate, score and report.
+# Install, then run a small study: prepare a corpus, train a vanilla and a shared model, translate, score and report.
 set -euo pipefail
 
 usage() {
@@ -7,12 +7,12 @@ usage() {
 usage: bash scripts/quickstart.sh [--data toy|multi30k] [--mirror DIR] [--dry-run]
 
   --data NAME    toy (default): a built-in artificial corpus, about six minutes on 2 CPU cores;
-                 multi30k: 29,000 image captions, downloaded, two and a half hours on 2 CPU cores
-  --mirror DIR   a folder or URL that has the corpus's files, for a machine that cannot download them
+                 multi30k: 29,000 downloaded image captions, two and a half hours on 2 CPU cores
+  --mirror DIR   directory or URL of the corpus files, for a machine that cannot download them
   --dry-run      print the commands and stop
 
-Everything lands at the top of the repository: data/, runs/ and, unless FAIRSEQ_SHARING_VENV names another virtual
-environment, .venv. Run again, it goes on where it stopped; what is finished is not done again.
+Data, runs and the virtual environment are written to data/, runs/ and .venv of the repository; FAIRSEQ_SHARING_VENV
+selects another virtual environment. Re-run the script to resume; finished steps are skipped.
 USAGE
 }
 
@@ -51,22 +51,13 @@ cd "$root"
 export PATH="${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin:$PATH"
 began=$SECONDS
 
-stage() {
-  local title=$1
-  shift
-  printf '\n== %s (%d:%02d since the start)\n' "$title" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) >&2
-  echo "\$ $*" >&2
-  [[ -n $dry_run ]] || "$@"
-}
-
-stage "1/4 prepare the corpus" \
-  fairseq-sharing prepare "$dataset" --out "data/$dataset" ${mirror:+--mirror "$mirror"}
-for run in vanilla cycle_rev; do
-  stage "2/4 train $run" fairseq-sharing train "$dataset" "row=$run"
-done
-for run in vanilla cycle_rev; do
-  stage "3/4 translate and score with $run" fairseq-sharing evaluate "runs/$dataset/$run-seed1"
-done
-stage "4/4 compare" \
-  fairseq-sharing report "runs/$dataset/report" --runs "runs/$dataset/vanilla-seed1" "runs/$dataset/cycle_rev-seed1"
-[[ -n $dry_run ]] || printf '\ndone in %d:%02d after the installation\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) >&2
+case $dataset in
+  toy) study=(toy) ;;
+  multi30k) study=(multi30k --rows vanilla_admin cycle_rev --seeds 1) ;;
+esac
+command=(fairseq-sharing study run "${study[@]}" ${mirror:+--mirror "$mirror"})
+echo "\$ ${command[*]}" >&2
+[[ -n $dry_run ]] && exit
+"${command[@]}"
+printf '\ndone in %d:%02d after the installation\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) >&2
+echo "to use fairseq-sharing in this shell: . ${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/activate" >&2

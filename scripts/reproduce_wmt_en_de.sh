@@ -6,11 +6,11 @@ usage() {
   cat <<'USAGE'
 usage: bash scripts/reproduce_wmt_en_de.sh [--study NAME] [ARGUMENT ...]
 
-  --study NAME   wmt16_en_de (default), news_commentary for one GPU, or news_commentary_cpu to run every stage without one
+  --study NAME   wmt16_en_de (default); news_commentary for one GPU; news_commentary_cpu runs every stage without a GPU
 
-Installs, then runs: fairseq-sharing table NAME ARGUMENT ...
+Installs, then runs: fairseq-sharing study run NAME ARGUMENT ...
 Common arguments: --dry-run (print every command, the estimated GPU hours and disk), --rows ROW ..., --seeds SEED ...,
---gpus N, --slurm FLAGS, --mirror DIR, --out DIR. Re-run the command to resume; finished rows are not trained again.
+--gpus N, --jobs N, --slurm FLAGS, --mirror DIR, --out DIR. Re-run the command to resume; finished rows are not trained again.
 USAGE
 }
 
@@ -25,7 +25,7 @@ while (($#)); do
       (($# > 1)) || { echo "reproduce_wmt_en_de.sh: error: --study needs a value" >&2 && exit 2; }
       study=$2 && shift 2
       ;;
-    --out) # a relative folder is one below the folder that the script is started from
+    --out) # relative to the folder in which the script was started
       (($# > 1)) || { echo "reproduce_wmt_en_de.sh: error: --out needs a value" >&2 && exit 2; }
       [[ $2 == /* ]] && arguments+=("--out=$2") || arguments+=("--out=${PWD%/}/$2")
       shift 2
@@ -47,4 +47,4 @@ elif ! command -v fairseq-sharing >/dev/null; then
   exit 2
 fi
 cd "$root"
-exec fairseq-sharing table "$study" "${arguments[@]}"
+exec fairseq-sharing study run "$study" "${arguments[@]}"

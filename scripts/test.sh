@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Install with the test extra and run everything that checks the project.
+# Install with the test extra and run all checks and tests.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 usage: bash scripts/test.sh [--dry-run | --static] [PYTEST ARGUMENT ...]
 
-Runs ruff (format and lint), shellcheck, import-linter, mypy and pytest. Further arguments go to pytest, e.g. tests/unit.
+Run ruff (format and lint), shellcheck, import-linter, mypy and pytest. Other arguments are passed to pytest.
 
   --dry-run   print the commands and stop
-  --static    run the checks that take seconds only: ruff, shellcheck and import-linter
+  --static    run only the checks that take seconds: ruff, shellcheck and import-linter
 
 environment:
   FAIRSEQ_SHARING_MIRROR   a folder with real corpora; the tests on real text are skipped without it
@@ -28,10 +28,10 @@ esac
 bash "$root/scripts/install.sh" --extra test $dry_run
 cd "$root"
 export PATH="${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin:$PATH"
-# Tests of a few layers gain nothing from threads, and several of them run at a time.
+# Tests of small models do not gain from threads, and several tests run in parallel.
 export OMP_NUM_THREADS=1
 jobs=$(getconf _NPROCESSORS_ONLN)
-# install.sh compiles nothing for tests: without files of bytecode each of their processes would compile torch, for 10 s.
+# install.sh does not write bytecode for tests; without it, each process would compile torch, which takes 10 s.
 unset PYTHONDONTWRITEBYTECODE
 
 check() {
@@ -44,14 +44,14 @@ check ruff check .
 check shellcheck .ci/run scripts/*.sh scripts/slurm/*.sbatch data-prep/*.sh data-prep/*/*.sh
 check lint-imports
 [[ -z $static ]] || exit 0
-# Half a minute on one core, beside the tests.
+# Takes half a minute on one core; runs in parallel with the tests.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
 check mypy fairseq_sharing benchmarks >"$types" 2>&1 &
 if [[ -z ${FAIRSEQ_SHARING_MIRROR:-} ]]; then
   echo "FAIRSEQ_SHARING_MIRROR is not set: the tests on real text are skipped" >&2
 fi
-# In the order of the files: those of tests/integration take longest, and none of them is to be the last.
+# Keep the order of the files: tests/integration takes longest and should not come last.
 status=0
 check pytest -q -ra --durations=5 --numprocesses "$((jobs < 4 ? jobs : 4))" --dist loadfile --no-loadscope-reorder "$@" ||
   status=$?

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a configuration on several GPUs (or, without one, CPU processes) of this machine or of several.
+# Train a configuration on several GPUs (or CPU processes) of one or several machines.
 set -euo pipefail
 
 usage() {
@@ -7,16 +7,17 @@ usage() {
 usage: bash scripts/train.sh [--devices N] [--nodes K --node-rank R --master HOST:PORT] [--fit-memory] [--dry-run]
                              CONFIG [KEY=VALUE ...]
 
-  --devices N          how many GPUs or CPU processes of each machine (default: every GPU, or one process)
-  --nodes K            how many machines; run this on each of them, with its own
-  --node-rank R        number from 0, and with
-  --master HOST:PORT   a free port of number 0
-  --fit-memory         choose max_tokens by the memory of a device
-  --dry-run            print the command that trains and stop
+  --devices N          GPUs or CPU processes per machine (default: all GPUs, or one process)
+  --nodes K            number of machines; run the script on each of them
+  --node-rank R        rank of this machine, from 0
+  --master HOST:PORT   address and free port of machine 0
+  --fit-memory         choose max_tokens by device memory
+  --dry-run            print the training command and stop
 
-Says the world size, the ranks' devices and the tokens per batch. The batch is max_tokens x devices x machines x
-update_freq; a configuration with tokens_per_batch gets the update_freq that keeps it whatever N and K are, or is
-refused. Started again it goes on from the last complete checkpoint. Under Slurm: scripts/slurm/train.sbatch. Example:
+The script prints the world size, the device of each rank and the tokens per batch. The batch is max_tokens x devices x
+machines x update_freq. For a configuration with tokens_per_batch, update_freq is chosen to keep that batch; if this is
+impossible, the configuration is refused. Re-run the command to resume from the last complete checkpoint. Under Slurm,
+use scripts/slurm/train.sbatch. Example:
 
   bash scripts/train.sh --devices 4 wmt16_en_de row=cycle_rev_n12
 USAGE
@@ -42,5 +43,11 @@ while (($#)); do
 done
 (($#)) || { usage >&2 && echo "train.sh: error: no CONFIG given" >&2 && exit 2; }
 
-bash "$root/scripts/install.sh"
-exec "${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/fairseq-sharing" train "$@" "${flags[@]}"
+command=${FAIRSEQ_SHARING_VENV:-$root/.venv}/bin/fairseq-sharing
+if [[ " ${flags[*]} " != *" --dry-run "* ]]; then
+  bash "$root/scripts/install.sh"
+elif [[ ! -x $command ]]; then
+  echo "train.sh: error: --dry-run checks the configuration: install first, with bash scripts/install.sh" >&2
+  exit 2
+fi
+exec "$command" train "$@" "${flags[@]}"

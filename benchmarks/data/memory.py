@@ -1,9 +1,9 @@
-"""Measure the peak memory of data preparation on a corpus and on ten times that corpus.
+"""Measure the peak memory of data preparation for a corpus and for a corpus ten times as large.
 
 Run: python -m benchmarks.data.memory --data data/news_commentary [--output FILE.json] [FLAG ...]
-Further flags are of fairseq-sharing prepare; --subword-size 2000 saves time, which merges take, not memory.
-The corpus is the raw training text of a prepared directory, read once and ten times over: ten times the lines, the
-same words. Peaks are sums of resident memory over all processes, by step, so what processes share counts in each.
+Further flags are passed to fairseq-sharing prepare. --subword-size 2000 saves time and does not change the memory.
+The corpus is the raw training text of a prepared directory, once and ten times in a row: ten times the lines, the same
+words. A peak is the sum of the resident memory of all processes, so memory that they share counts once per process.
 """
 
 import argparse
@@ -43,13 +43,13 @@ def resident(process: int) -> int:
 
 
 def step(out: Path) -> str:
-    """Tell the step at work from the file that grows."""
+    """Return the name of the running step, given by the file that is being written."""
     growing = [path.parent.name for path in out.glob("*/train*.tmp")]
     return STEPS[growing[0]] if growing else "count and learn, and between steps"
 
 
 def measure(times: int, raw: Path, flags: list[str], folder: Path) -> dict:
-    """Prepare the corpus so many times over; return lines, seconds and peaks."""
+    """Prepare the corpus, repeated ``times`` times; return lines, seconds and peaks."""
     recipe, out = folder / f"times{times}.yaml", folder / f"times{times}"
     recipe.write_text(RECIPE.format(train=CORPUS.format(raw=raw) * times, raw=raw))
     command = [sys.executable, "-m", "fairseq_sharing", "prepare", str(recipe), "--out", str(out), *flags]
@@ -75,8 +75,8 @@ def main() -> None:
     """Measure both sizes and print the peaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="prepared directory")
-    parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--times", type=int, default=10, help="size of the larger corpus (default: 10)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args, flags = parser.parse_known_args()
 
     raw = (args.data / "raw").resolve()

@@ -1,9 +1,9 @@
-"""Time data preparation against the plain chain of sacremoses, subword-nmt apply-bpe and fairseq-preprocess.
+"""Time data preparation against sacremoses, subword-nmt apply-bpe and fairseq-preprocess in sequence.
 
 Run: python -m benchmarks.data.preparation --data data/news_commentary [--output results/data_prep/speed.json]
-Each of the three is one process. Both sides of a training text are normalized, tokenized, cut by the same merges and
-binarized, by both ways in turn. Their tokenized, segmented and binary files must be the same to the byte. Learning the
-merges is in neither time.
+Each of the three programs runs in one process. Both sides of a training text are normalized, tokenized, segmented with
+the same merges and binarized, alternately by the three programs and by this package. The tokenized, segmented and
+binary files must be identical. Learning the merges is not timed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 LANGUAGES = ("en", "de")
-VALID_LINES = 100  # for fairseq-preprocess, which wants a validation text
+VALID_LINES = 100  # for fairseq-preprocess, which requires a validation text
 
 RECIPE = """
 source_lang: en
@@ -34,7 +34,7 @@ cleaning: none
 subword: {name: bpe, codes: codes.bpe}
 """
 
-# sacremoses by its functions: its command leaves the line feed on, after which a final quote is none to it.
+# sacremoses' functions: its command keeps the line feed, so it does not recognize a quote at the end of a line.
 MOSES = """
 import sys
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
@@ -64,7 +64,7 @@ def seconds(command: list[str], folder: Path, source: Path | None = None, target
 
 
 def plain(texts: Path, out: Path) -> dict[str, dict]:
-    """Run the plain chain; return the seconds of each stage."""
+    """Run the three programs; return the seconds of each."""
     for folder in ("tok", "bpe"):
         (out / folder).mkdir(parents=True)
     stages: dict[str, dict] = {"sacremoses": {"wall": 0, "cpu": 0}, "subword-nmt": {"wall": 0, "cpu": 0}}
@@ -101,7 +101,7 @@ def head(source: Path, target: Path, lines: int) -> None:
 
 
 def check(one: Path, other: Path) -> int:
-    """Compare all files of the plain chain with ours; return how many there are."""
+    """Compare all files of the three programs with ours; return their number."""
     files = [str(path.relative_to(one)) for path in sorted(one.rglob("*")) if path.is_file()]
     different = [name for name in files if not filecmp.cmp(one / name, other / name, shallow=False)]
     if different:
@@ -110,14 +110,14 @@ def check(one: Path, other: Path) -> int:
 
 
 def main() -> None:
-    """Time both in turn, check that they make the same files, print the ratio."""
+    """Time both alternately, check that their files are identical, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="prepared directory: its raw training text and merges")
-    parser.add_argument("--lines", type=int, default=100_000, help="pairs of lines")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--workers", type=int, help="processes of ours (default: all processors)")
-    parser.add_argument("--note", default="", help="what else the machine was doing")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--lines", type=int, default=100_000, help="number of sentence pairs (default: 100,000)")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs of each (default: 3)")
+    parser.add_argument("--workers", type=int, help="processes of fairseq-sharing prepare (default: all CPU cores)")
+    parser.add_argument("--note", default="", help="other load on the machine, to be recorded")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
 
     runs = []
@@ -154,7 +154,7 @@ def main() -> None:
     print(f"{'':24} {'wall s':>8} {'CPU s':>8}")
     for name, stage in table.items():
         print(f"{name:24} {stage['wall']:8.1f} {stage['cpu']:8.1f}")
-    print(f"{same} files the same; the plain chain takes {result['ratio']:.2f} times as long")
+    print(f"{same} identical files; the three programs take {result['ratio']:.2f} times as long")
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=2) + "\n")

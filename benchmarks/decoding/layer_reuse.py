@@ -1,11 +1,11 @@
-"""Decode one sentence at a time with Sequence and with Cycle: is a layer faster that has just been used?
+"""Decode one sentence at a time with Sequence and Cycle: is a layer faster if it has just been used?
 
 Run: python -m benchmarks.decoding.layer_reuse [--output results/speed/layer_reuse.json]
 
-Sequence runs each of M = 6 sets of parameters twice in a row, Cycle comes back to it after the five others. Both
-models have 12+12 layers and random weights; every translation is made exactly 20 subwords long, so that both do the
-same work. The two are timed in turn, sentence by sentence, in CTranslate2 on one thread, by the processor's time, which
-other work on the machine hardly changes; the table has medians.
+Sequence uses each of M = 6 parameter sets twice in a row; Cycle uses the five other sets in between. Both models have
+12+12 layers and random weights. Every translation is exactly 20 subwords long, so both models do the same work. They
+are timed alternately per sentence, in CTranslate2 with one thread and in CPU time, which other load hardly affects. The
+table contains medians.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STRATEGIES = ("sequence", "cycle")
 
 
 def make(strategy: str, embed_dim: int, kind: str, folder: Path) -> ctranslate2.Translator:
-    """Make a translator with the random weights of a seed."""
+    """Build a translator with random weights from a fixed seed."""
     from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
     dictionary = Dictionary()
@@ -54,11 +54,11 @@ def make(strategy: str, embed_dim: int, kind: str, folder: Path) -> ctranslate2.
 
 
 def compare(embed_dim: int, kind: str, sentences: list[list[str]], beam: int, folder: Path) -> dict[str, Any]:
-    """Time both strategies in turn; return milliseconds a sentence, and of the pairs the ratio of Cycle to Sequence."""
+    """Time both strategies alternately; return milliseconds per sentence and the ratios of Cycle to Sequence."""
     translators = {strategy: make(strategy, embed_dim, kind, folder / strategy) for strategy in STRATEGIES}
     times: dict[str, list[float]] = {strategy: [] for strategy in STRATEGIES}
     for number, sentence in enumerate(sentences):
-        # Whichever comes second finds the other's traces in the caches: they take turns in that, too.
+        # The first strategy leaves data in the caches, so the order alternates.
         for strategy in STRATEGIES if number % 2 else reversed(STRATEGIES):
             start = time.process_time()
             translators[strategy].translate_batch(
@@ -73,9 +73,9 @@ def compare(embed_dim: int, kind: str, sentences: list[list[str]], beam: int, fo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sentences", type=int, default=60)
-    parser.add_argument("--beam", type=int, default=4)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--sentences", type=int, default=60, help="number of sentences (default: 60)")
+    parser.add_argument("--beam", type=int, default=4, help="beam size (default: 4)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     fairseq_sharing.register()
     draw = random.Random(1)

@@ -1,10 +1,10 @@
-"""Show where the time of translating goes: the parts around CTranslate2's search, and the operations of fairseq's.
+"""Measure where decoding time goes: the steps around CTranslate2's search, and the operations of fairseq's search.
 
 Run: python -m benchmarks.decoding.parts RUN [--test NAME] [--output results/speed/decoding_parts.json]
 
-The same sentences as those of benchmarks/decoding/speed.py. Seconds are medians of --rounds passes, the types in turn.
-Words that were prepared once are cached, so the medians are those of a program that has run for a while.
-fairseq's search is profiled once, on one thread, on the first --profiled sentences.
+It uses the same sentences as benchmarks/decoding/speed.py. Seconds are medians of --rounds passes; the data types
+alternate. Preprocessed words are cached, so the medians are those of a program that has been running for a while.
+fairseq's search is profiled once, with one thread, on the first --profiled sentences.
 """
 
 import argparse
@@ -46,15 +46,15 @@ def one_pass(engine: CTranslate2Engine, pipeline: Pipeline, lines: list[str], se
 
 
 def main() -> None:
-    """Time the parts, print them and write them."""
+    """Time the steps, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="RUN")
-    parser.add_argument("--test", help="name of the test set; the first of the data")
-    parser.add_argument("--sentences", type=int, default=1000)
-    parser.add_argument("--profiled", type=int, default=100)
-    parser.add_argument("--beam", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("model", metavar="RUN", help="run directory of fairseq-sharing train")
+    parser.add_argument("--test", help="name of the test set (default: the first of the data)")
+    parser.add_argument("--sentences", type=int, default=1000, help="number of sentences (default: 1000)")
+    parser.add_argument("--profiled", type=int, default=100, help="sentences of the profile (default: 100)")
+    parser.add_argument("--beam", type=int, default=4, help="beam size (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     files = find_model(args.model, None, Console(stderr=True))
     assert files.manifest is not None

@@ -1,16 +1,15 @@
-"""Translate the sentences of a test set with fairseq-generate and with CTranslate2, in turn, and compare both.
+"""Translate sentences of a test set with fairseq-generate and with CTranslate2, alternately, and compare the two.
 
 Run: python -m benchmarks.decoding.speed RUN [--output results/speed/decoding.json]
 
-RUN is a run directory of fairseq-sharing train; translated are --sentences of its test set, spread over all of it.
-fairseq-generate is timed by its own clock, which counts the search
-alone, at the --max-tokens with which it is fastest. CTranslate2 is timed from plain text to plain text, preparation
-included. "one by one" gives both one sentence at a time, every --every-th of the sentences. All of one round
-are timed before the next round begins; the table has medians. "same" is the share of sentences of which both write the
-same subwords.
+RUN is a run directory of fairseq-sharing train. --sentences sentences, evenly spaced over the test set, are translated.
+fairseq-generate reports its own time, which covers the search only; it runs with its fastest --max-tokens. CTranslate2
+is timed from plain text to plain text, including preprocessing. In the mode "one by one", both translate one sentence
+at a time, every --every-th of the sentences. Each round times every setting once; the table contains medians. "same" is
+the share of sentences for which both return the same subwords.
 
-With --clock cpu both work on one thread and the processor's time is counted instead of the wall's, which tells their
-ratio on a machine that is busy with other work.
+With --clock cpu, both use one thread and CPU time is measured instead of wall time, so that the ratio is meaningful on
+a busy machine.
 """
 
 import argparse
@@ -41,7 +40,7 @@ from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.resources import PACKAGE_DIR
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-# fairseq-generate, its stopwatch running on the clock named first.
+# fairseq-generate, whose stopwatch uses the clock given as the first argument.
 GENERATE = """
 import sys, time
 from fairseq.logging import meters
@@ -56,7 +55,7 @@ TOLD = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
 @dataclass
 class Task:
-    """What is translated, how, and timed by which clock."""
+    """The model, test set, search options, clock and device."""
 
     files: ModelFiles
     subset: str
@@ -70,18 +69,18 @@ class Task:
 
 
 def find_test(manifest: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """Find a test set of prepared data by its name; the first where none is given."""
+    """Return a test set of prepared data by name, or the first one."""
     return next(test for test in manifest["tests"] if name in (None, test["name"]))
 
 
 def spread(total: int, wanted: int) -> list[int]:
-    """Choose so many sentences, spread over all."""
+    """Return the numbers of ``wanted`` sentences, evenly spaced over all."""
     count = min(wanted, total)
     return [number * total // count for number in range(count)]
 
 
 def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) -> ModelFiles:
-    """Write chosen sentences of a binarized test set as a data directory of their own, for fairseq-generate."""
+    """Write the chosen sentences of a binarized test set to a new data directory for fairseq-generate."""
     from fairseq.data import Dictionary, data_utils, indexed_dataset
 
     assert files.dictionaries is not None
@@ -103,7 +102,7 @@ def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) 
 
 @dataclass
 class Generated:
-    """What fairseq-generate wrote: sentences a second, and the hypothesis (subwords) of each sentence's number."""
+    """Output of fairseq-generate: sentences per second, and sentence number -> hypothesis in subwords."""
 
     speed: float
     hypotheses: dict[int, str]
@@ -126,7 +125,7 @@ def generate(task: Task, threads: int, *batch: str) -> Generated:
 
 
 def fastest_setting(task: Task, sizes: Sequence[int]) -> dict[str, Any]:
-    """Try fairseq-generate with 1 thread and all, then with each --max-tokens; what is alone needs no trial."""
+    """Find the fastest setting of fairseq-generate: first 1 thread or all, then --max-tokens."""
     tried: dict[tuple[int, int], float] = {}
 
     def fastest(settings: list[tuple[int, int]]) -> tuple[int, int]:
@@ -144,7 +143,7 @@ def fastest_setting(task: Task, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool) -> float:
-    """Translate lines; return sentences a second."""
+    """Translate lines; return sentences per second."""
     clock = CLOCKS[task.clock]
     start = clock()
     for part in [[line] for line in lines] if one_by_one else [lines]:
@@ -153,7 +152,7 @@ def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool
 
 
 def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: int) -> list[dict[str, Any]]:
-    """Time CTranslate2 with each division of the processors, on subwords."""
+    """Time CTranslate2 on subwords, for each way to divide the cores between batches and threads."""
     import ctranslate2
 
     cores = cpu_cores()
@@ -186,10 +185,10 @@ def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: 
 def agreement(
     wanted: list[str], found: list[str], references: list[str], decode: Callable[[str], str]
 ) -> dict[str, float]:
-    """Compare hypotheses in subwords with fairseq-generate's."""
+    """Compare hypotheses in subwords with those of fairseq-generate."""
     return {
         "same": sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted),
-        "bleu": round(score([decode(line) for line in found], references).bleu, 3),
+        "bleu": round(score([decode(line) for line in found], references)["bleu"], 3),
     }
 
 
@@ -222,7 +221,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         kind: Translator(exported.path, quantization=kind, threads=task.cores, device=task.device) for kind in TYPES
     }
     for translator in translators.values():
-        translator.hypotheses(lines[:50], search)  # what a first use loads is no part of the translation
+        translator.hypotheses(lines[:50], search)  # warm-up: the first use loads libraries
     measured: dict[tuple[str, str], list[float]] = {}
     for number in range(args.rounds):
         for load, (asked, some, batch) in ways.items():
@@ -292,18 +291,20 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="RUN")
-    parser.add_argument("--data", type=Path, help="prepared data, if they moved")
-    parser.add_argument("--test", help="name of the test set; the first of the data")
-    parser.add_argument("--sentences", type=int, default=1000)
-    parser.add_argument("--beam", type=int, default=4)
-    parser.add_argument("--lenpen", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--max-tokens", type=int, nargs="+", default=MAX_TOKENS, help="tried with fairseq-generate")
-    parser.add_argument("--every", type=int, default=5, help="of the sentences, for one by one")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("model", metavar="RUN", help="run directory of fairseq-sharing train")
+    parser.add_argument("--data", type=Path, help="prepared data directory, if it moved since training")
+    parser.add_argument("--test", help="name of the test set (default: the first of the data)")
+    parser.add_argument("--sentences", type=int, default=1000, help="number of sentences (default: 1000)")
+    parser.add_argument("--beam", type=int, default=4, help="beam size (default: 4)")
+    parser.add_argument("--lenpen", type=float, default=1.0, help="length penalty (default: 1.0)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device (default: cpu)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time to measure (default: wall)")
+    parser.add_argument(
+        "--max-tokens", type=int, nargs="+", default=MAX_TOKENS, help="values to try with fairseq-generate"
+    )
+    parser.add_argument("--every", type=int, default=5, help="interval of the sentences that are translated one by one")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, Path(folder))

@@ -1,7 +1,7 @@
-"""Measure the peak memory of building a model: M = 6 shared sets in N = 48 layers against 6 and 48 vanilla layers.
+"""Measure the peak memory of building a model: M = 6 and N = 48 against vanilla models with 6 and 48 layers.
 
 Run: python -m benchmarks.memory.build [--output results/memory/build.json]
-Each model is built in a process of its own; its peak is the growth of the resident set over what importing takes.
+Each model is built in a new process. The peak is the growth of the resident memory after the imports.
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 32,768 shared embeddings.
 """
 
@@ -23,7 +23,7 @@ VOCABULARY = 32_768
 
 
 def build(layers: int, sharing: str, unique_layers: int | None) -> dict[str, int]:
-    """Build one model in this process; return bytes: peak growth, and of the parameters that it holds."""
+    """Build one model in this process; return the growth of the peak and the size of the parameters, in bytes."""
     import resource
 
     import torch
@@ -45,7 +45,7 @@ def build(layers: int, sharing: str, unique_layers: int | None) -> dict[str, int
         unique_layers=unique_layers,
         share_all_embeddings=True,
     )
-    # What a first use of torch's generators and kernels allocates is no part of the model.
+    # Warm-up: the first use of torch's generators and kernels allocates memory.
     torch.nn.init.xavier_uniform_(torch.empty(512, 512))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = TransformerSharingModel.build_model(options, task)
@@ -54,10 +54,10 @@ def build(layers: int, sharing: str, unique_layers: int | None) -> dict[str, int
 
 
 def main() -> None:
-    """Measure every model several times in turn and print medians."""
+    """Measure all models several times alternately and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default: 5)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--build", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.build:

@@ -1,8 +1,8 @@
-"""Measure the static memory of training 48 layers a stack that share one set, against vanilla, until and after untying.
+"""Measure the static memory of 48 layers per stack that share one set, until and after untying, against vanilla.
 
 Run: python -m benchmarks.memory.static [--output results/changing_sharing/memory/static.json]
-Each training is fairseq's own, in a process of its own: Adam, fp32, updates on one small batch. Counted are the bytes
-of the storages that weights, gradients and Adam's two moments hold, and the growth of the process's resident memory.
+Each training uses fairseq's trainer in a new process: Adam, fp32, updates on one small batch. Measured are the bytes of
+weights, gradients and Adam's two moments, and the growth of the resident memory.
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 32,768 shared embeddings.
 """
 
@@ -36,7 +36,7 @@ def resident() -> int:
 
 
 def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
-    """Make some updates in this process; return bytes and parameters after each."""
+    """Train for some updates in this process; return bytes and parameters after each."""
     import ctypes
     import gc
     import logging
@@ -72,7 +72,7 @@ def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
         "net_input": {"src_tokens": tokens, "src_lengths": torch.tensor([4]), "prev_output_tokens": tokens.roll(1, 1)},
     }
     if task.engine is not None:
-        task._loss.measure = lambda *_: 1.0  # the reward of dynamic tying: any
+        task._loss.measure = lambda *_: 1.0  # any reward for dynamic tying
     told = []
     for update in range(1, UPDATES + 1):
         with metrics.aggregate():
@@ -93,11 +93,11 @@ def train(name: str, layers: int, vocabulary: int, folder: str) -> list[dict]:
 
 
 def main() -> None:
-    """Measure every training and print what it holds after each update."""
+    """Measure all trainings and print their memory after each update."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=48, help="of each stack")
-    parser.add_argument("--vocabulary", type=int, default=32_768)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--layers", type=int, default=48, help="layers per stack (default: 48)")
+    parser.add_argument("--vocabulary", type=int, default=32_768, help="dictionary size (default: 32768)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--train", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:

@@ -1,9 +1,9 @@
-"""Measure the peak memory of training updates and its parts, vanilla and shared, beside what ``describe`` estimates.
+"""Measure the peak memory of training updates and its parts, vanilla and shared, against the estimate of ``describe``.
 
 Run: python -m benchmarks.memory.training [--output results/speed/training_memory.json]
-Each case is an update of fairseq's trainer in a process of its own: one sentence, then the measured batch, so that the
-gradients are there when the peak comes, as in any update of several steps. On CPU the peak is that of torch's own
-allocations, event by event, and beside it the growth of the process's resident memory; on CUDA, max_memory_allocated.
+Each case is an update of fairseq's trainer in a new process: one sentence, then the measured batch, so that gradients
+exist at the peak as in any update of several steps. On a CPU, the peak is that of torch's allocations, event by event;
+the growth of the resident memory is reported next to it. On CUDA it is max_memory_allocated.
 The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 8 heads, 32,768 shared embeddings, dropout 0.1.
 """
 
@@ -40,7 +40,7 @@ GPU_MEMORY = 80e9  # bytes
 
 
 def train_options(model: str, recompute: bool) -> dict[str, Any]:
-    """Give the ``train`` block of a model."""
+    """Return the ``train`` block of a model."""
     sizes = dict(MODELS[model])
     layers = sizes.pop("layers")
     return {
@@ -52,18 +52,18 @@ def train_options(model: str, recompute: bool) -> dict[str, Any]:
 
 
 def arguments(model: str, recompute: bool) -> Namespace:
-    """Give fairseq's arguments of a model."""
+    """Return fairseq's arguments for a model."""
     from fairseq_sharing import flags
 
     return flags.parse(train_options(model, recompute))
 
 
 def measure(model: str, recompute: bool, tokens: int, device: str, threads: int) -> dict[str, Any]:
-    """Make an update in this process.
+    """Train for one update in this process.
 
     Returns:
-        Bytes of the peak, of its parts and of the resident memory's growth; seconds of the batch's step, on CPU those
-        of the processor.
+        The peak, its parts and the growth of the resident memory, in bytes; the seconds of the batch's step, in CPU
+        time on a CPU.
     """
     import torch
     from fairseq import tasks
@@ -81,29 +81,29 @@ def measure(model: str, recompute: bool, tokens: int, device: str, threads: int)
         args.data, args.cpu = folder, device == "cpu"
         cfg = convert_namespace_to_omegaconf(args)
         task = tasks.setup_task(cfg.task)
-    torch.randn(256, 256) @ torch.randn(256, 256)  # what a first use of torch's kernels takes is no part of a training
+    torch.randn(256, 256) @ torch.randn(256, 256)  # warm-up: the first use allocates memory
     resident = resident_bytes("VmRSS")
     torch.manual_seed(1)
     trainer = Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
-    steps = Steps(task, tokens, device)
+    step = MeasuredStep(task, tokens, device)
     with metrics.aggregate():
-        trainer.train_step([batch(1), batch(1)])  # the optimizer's state is made
+        trainer.train_step([batch(1), batch(1)])  # creates the optimizer's state
         static = measure_bytes(trainer.model, trainer.optimizer)
         trainer.zero_grad()
         peak = cuda_peak if device == "cuda" else cpu_peak
         high, grown = peak(lambda: trainer.train_step([batch(1), batch(tokens // LENGTH)]))
-    found = {**static, "activations": steps.activations, "peak": grown + (0 if device == "cuda" else held(static))}
-    found["workspace"] = found["peak"] - sum(static.values()) - steps.activations
-    return {**found, "resident": high and high - resident, "seconds": steps.seconds}
+    found = {**static, "activations": step.activations, "peak": grown + (0 if device == "cuda" else held(static))}
+    found["workspace"] = found["peak"] - sum(static.values()) - step.activations
+    return {**found, "resident": high and high - resident, "seconds": step.seconds}
 
 
 def held(static: dict[str, int]) -> int:
-    """Bytes of a training between its updates."""
+    """Return the bytes that training uses between updates."""
     return static["weights"] + static["optimizer"]
 
 
 def batch(sentences: int) -> dict[str, Any]:
-    """Make a batch of random words, with padding in it."""
+    """Make a batch of random words with padding."""
     import torch
 
     words = torch.randint(4, VOCABULARY, (sentences, LENGTH))
@@ -113,12 +113,12 @@ def batch(sentences: int) -> dict[str, Any]:
     return {**counts, "target": words, "net_input": inputs}
 
 
-class Steps:
-    """Times the steps of batches of one size, and counts the bytes that their forward pass keeps for the backward."""
+class MeasuredStep:
+    """Measures the step on batches of one size: seconds, and the bytes kept for the backward pass."""
 
     def __init__(self, task: Any, tokens: int, device: str):
         self.activations, self.seconds = 0, 0.0
-        # Time that other processes take from a processor is not the step's.
+        # CPU time excludes the time of other processes.
         self._clock = time.process_time if device == "cpu" else time.perf_counter
         self._tokens = tokens // LENGTH * LENGTH
         self._stock, task.train_step = task.train_step, self._step
@@ -150,17 +150,17 @@ class Steps:
 
 
 def resident_bytes(name: str) -> int:
-    """Read the process's resident memory, VmRSS, or the most that it was, VmHWM."""
+    """Return the current (VmRSS) or peak (VmHWM) resident memory of this process."""
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
 
 
 def cpu_peak(update: Any) -> tuple[int, int]:
-    """Give the most resident memory during an update, and how much torch allocated at most beyond the beginning."""
+    """Return the peak resident memory during an update, and the peak of torch's allocations above the start."""
     import torch
 
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # VmHWM starts anew
+        file.write("5")  # resets VmHWM
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         update()
         high = resident_bytes("VmHWM")
@@ -173,7 +173,7 @@ def cpu_peak(update: Any) -> tuple[int, int]:
 
 
 def cuda_peak(update: Any) -> tuple[None, int]:
-    """Give what torch had allocated at most during an update."""
+    """Return the peak of torch's allocations during an update."""
     import torch
 
     torch.cuda.reset_peak_memory_stats()
@@ -182,7 +182,7 @@ def cuda_peak(update: Any) -> tuple[None, int]:
 
 
 def in_own_process(job: dict[str, Any]) -> dict[str, Any]:
-    """Measure a case in a process whose allocator gives freed memory back, so that resident memory tells something."""
+    """Measure a case in a process whose allocator returns freed memory, so that resident memory is meaningful."""
     threads = str(job["threads"])
     surroundings = {"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ, "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", __spec__.name, "--measure", json.dumps(job)]
@@ -217,7 +217,7 @@ def measure_models(args: Namespace) -> dict[str, dict[str, Any]]:
 
 
 def measure_longest(args: Namespace) -> dict[str, dict[str, Any]]:
-    """Train on the longest batch that is estimated to fit, and print how much of the memory it takes."""
+    """Train on the longest batch that is estimated to fit, and print the share of memory that it uses."""
     from fairseq_sharing.description.step_memory import estimate
 
     rows: dict[str, dict[str, Any]] = {}
@@ -234,12 +234,12 @@ def measure_longest(args: Namespace) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Measure every case, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=1000, help="of each side of the batch")
-    parser.add_argument("--memory", type=float, default=3, help="GB that the longest batch is to fit")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
+    parser.add_argument("--tokens", type=int, default=1000, help="tokens per side of the batch")
+    parser.add_argument("--memory", type=float, default=3, help="memory for the longest batch, in GB")
     parser.add_argument("--part", choices=["all", "models", "longest"], default="all", help="what to measure")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -247,7 +247,7 @@ def main() -> None:
         return
 
     if args.part != "all" and args.output is None:
-        parser.error("--part needs --output, whose other part it leaves as it is")
+        parser.error("--part requires --output; the other part of that file is kept")
 
     result: dict[str, Any] = {**environment(), "device": args.device, "threads": args.threads, "length": LENGTH}
     if args.part != "longest":

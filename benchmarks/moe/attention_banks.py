@@ -1,9 +1,9 @@
-"""Measure attention's banks at several numbers of tokens: up to how many is it faster not to sort them?
+"""Measure attention banks at several numbers of tokens: up to how many tokens is it faster not to sort them?
 
 Run: python -m benchmarks.moe.attention_banks [--output results/moeut/speed-gpu-attention.json]
 
-All back-ends but the loop are run in turn, forward and backward; told are medians of tokens a second. The rule of
-``choose_backend`` is made from it.
+All backends except for the loop run alternately, forward and backward. The result contains medians in tokens per
+second. ``choose_backend`` follows these measurements.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from benchmarks.record import environment, write
 
 
 class WithoutLoop(Setting):
-    """A setting without the loop, which is the slowest by far on a GPU."""
+    """A setting without the loop, which is by far the slowest backend on a GPU."""
 
     @property
     def backends(self) -> list[str]:
-        """Those that run there."""
+        """The backends to measure."""
         return [name for name in super().backends if name != "loop"]
 
 
 def main() -> None:
-    """Measure and print; write JSON where that is asked for."""
+    """Measure, print and optionally write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["244m", "44m"], help="of the language models; or tiny")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096, 8192, 16_384, 32_768, 65_536])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--runs", type=int, default=7, help="timed runs of each")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--sizes", nargs="+", default=["244m", "44m"], help="sizes of the language models, or tiny")
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, default=[1024, 4096, 8192, 16_384, 32_768, 65_536], help="tokens per layer"
+    )
+    parser.add_argument("--device", default="cuda", help="cpu or cuda (default: cuda)")
+    parser.add_argument("--runs", type=int, default=7, help="timed runs of each backend")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     for tokens in args.tokens:
         if tokens % LENGTH or tokens < LENGTH:

@@ -1,11 +1,11 @@
-"""Bring trained language models together: test perplexity, size, operations and speed in a table, with their pictures.
+"""Compare trained language models: test perplexity, size, MACs and speed in a table, and learning curves.
 
 Run: python -m benchmarks.moe.language_model runs/news_commentary_lm/{dense,moeut}-seed1 --output results/moeut
 
-Each run is one of ``fairseq-sharing train``, or the JSON file that this wrote of one before. A run's last checkpoint
-is scored by ``fairseq-eval-lm`` on every test set, in sequences as long as those that it was trained on; a run that
-was ended before its last update has no scores, only what its log tells. Written: a JSON file a run, language_model.md,
-learning curves, and how often each layer of a model with expert banks chose each expert.
+Each argument is a run of ``fairseq-sharing train`` or a JSON file that this program wrote. The last checkpoint of a run
+is scored by ``fairseq-eval-lm`` on every test set, in sequences of the training length. A run that ended before its
+last update has no scores, only the values of its log. The program writes one JSON file per run, language_model.md,
+learning curves, and the expert usage per layer of models with expert banks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fairseq_sharing.resources import PACKAGE_DIR
 
 
 def evaluate(path: Path, cpu: bool) -> dict:
-    """Score a run and collect what its log and checkpoint tell."""
+    """Score a run and collect the values of its log and checkpoint."""
     run = RunDirectory(path)
     config, record, log = run.config(), run.record(), summarize(run.log_records())
     checkpoint = run.checkpoints / "checkpoint_last.pt"
@@ -78,7 +78,7 @@ def table(results: list[dict]) -> str:
     """Write the Markdown table."""
     tests = list(dict.fromkeys(name for result in results for name in result["tests"]))
     lines = [
-        "| model | layers, sets | parameters | active for a token | MACs a token | updates | tokens/s | valid | "
+        "| model | layers, sets | parameters | active per token | MACs per token | updates | tokens/s | valid | "
         + " | ".join(tests)
         + " |",
         "|---|---|" + "---:|" * (6 + len(tests)),
@@ -118,10 +118,12 @@ def draw_curves(results: list[dict], file: Path) -> None:
 
 
 def main() -> None:
-    """Score the runs and write what shows them."""
-    logging.getLogger().setLevel(logging.WARNING)  # fairseq lets all through on import
+    """Score the runs and write the table and figures."""
+    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq enables all log messages
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories of fairseq-sharing train, or their JSON")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="run directories of fairseq-sharing train, or JSON files of this program"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--cpu", action="store_true", help="score on the CPU")
     args = parser.parse_args()

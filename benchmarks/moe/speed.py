@@ -1,12 +1,12 @@
-"""Measure expert banks: speed of the back-ends beside dense layers, of whole models, and memory of the backward pass.
+"""Measure expert banks: speed of the backends against dense layers, speed of whole models, memory of the backward pass.
 
 Run: python -m benchmarks.moe.speed [--sizes 44m 244m] [--device cpu|cuda] [--output results/moeut/speed-cpu.json]
 
-A feed-forward bank of each size stands beside a dense layer of equal parameters and one of equal operations,
-attention's banks beside each other only; all are run in turn, and medians of tokens a second are told. The whole model
-is trained on random tokens beside the paper's dense baseline: "of predicted" is its speed divided by that of the
-baseline times the ratio of their operations. Memory is all that autograd keeps besides parameters, in bytes a token, of
-one layer application.
+A feed-forward bank of each size is compared with a dense layer of equal parameters and one of equal MACs; the backends
+of attention banks are compared with each other. All run alternately, and the result contains medians in tokens per
+second. The whole model and the paper's dense baseline are trained on random tokens. "of predicted" is the model's speed
+divided by the speed that the MACs predict from the baseline. Memory is everything that autograd keeps besides
+parameters, in bytes per token, for one layer application.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from fairseq_sharing.moeut.sigma_moe import SigmaMoE
 from fairseq_sharing.moeut.switch_head import SwitchHead
 
 VOCABULARY = 8000
-LENGTH = 128  # tokens of a sentence in the measurements of layers
-TOLERANCE = 0.95  # of the fastest back-end's speed, below which the chosen one counts as slower
+LENGTH = 128  # tokens per sentence when layers are measured
+TOLERANCE = 0.95  # the chosen backend counts as fastest above this share of the best speed
 
 
 def size_of(name: str) -> tuple[LayerSizes, int]:
-    """Read sizes of a layer, and the depth, from the registered architecture."""
+    """Return the layer sizes and the depth of a registered architecture."""
     args = Namespace(arch="transformer_moeut_tiny" if name == "tiny" else f"transformer_lm_moeut_{name}")
     models.ARCH_CONFIG_REGISTRY[args.arch](args)
     from fairseq_sharing.moeut.options import layer_sizes
@@ -51,7 +51,7 @@ def size_of(name: str) -> tuple[LayerSizes, int]:
 
 
 class Setting:
-    """Where and how precisely everything is run."""
+    """Device and precision of all measurements."""
 
     def __init__(self, device: str, bf16: bool):
         self.device, self.bf16 = torch.device(device), bf16
@@ -70,7 +70,7 @@ class Setting:
 
     @property
     def backends(self) -> list[str]:
-        """Those that run there."""
+        """The backends that are available on the device."""
         return [name for name in BACKENDS if name != "triton" or has_kernels(self.device.type)]
 
     def wait(self) -> None:
@@ -79,7 +79,7 @@ class Setting:
 
 
 def in_turn(runs: Mapping[str, Callable[[], object]], count: int, setting: Setting) -> dict[str, float]:
-    """Time runs in turn, after one of each that does not count; give median seconds."""
+    """Time runs alternately after one warm-up of each; return median seconds."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -90,13 +90,13 @@ def in_turn(runs: Mapping[str, Callable[[], object]], count: int, setting: Setti
 
 
 def step(setting: Setting, length: int, batch: int, rotary_dim: int) -> Step:
-    """Make what a stack tells its layers."""
+    """Make the inputs that a stack passes to its layers."""
     keep = torch.ones(length, batch, dtype=torch.bool, device=setting.device)
     return Step(rotation(0, length, rotary_dim, setting.device), keep, causal=True)
 
 
 def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, setting: Setting) -> dict[str, dict]:
-    """Give tokens a second of forward passes alone and with backward passes."""
+    """Return tokens per second of forward passes, and of forward and backward passes."""
 
     def forward(layer: Callable[[], Tensor]) -> None:
         with torch.no_grad(), setting.precision():
@@ -116,7 +116,7 @@ def speeds(layers: dict[str, Callable[[], Tensor]], tokens: int, count: int, set
 
 
 def with_choice(measured: dict[str, dict], bank: Tensor, tokens: int, pairs: int, setting: Setting) -> dict:
-    """Add which back-end is chosen, and whether no other one is faster by more than the tolerance."""
+    """Add the chosen backend, and whether it is the fastest within the tolerance."""
     dtype = torch.bfloat16 if setting.bf16 else torch.float32
     chosen = choose_backend(setting.device, bank.shape, tokens, pairs, dtype)
     best = max(measured[backend]["forward_backward"] for backend in setting.backends)
@@ -125,7 +125,7 @@ def with_choice(measured: dict[str, dict], bank: Tensor, tokens: int, pairs: int
 
 
 def feed_forward(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> dict:
-    """Measure the feed-forward bank beside dense layers."""
+    """Measure the feed-forward bank and dense layers."""
     x = torch.randn(tokens, sizes.embed_dim, device=setting.device, requires_grad=True)
     layers: dict[str, Callable[[], Tensor]] = {}
     for backend in setting.backends:
@@ -162,7 +162,7 @@ def attention(sizes: LayerSizes, tokens: int, count: int, setting: Setting) -> d
 
 
 def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict[str, float]:
-    """Measure what one layer application keeps for its backward pass, in bytes a token, by back-end."""
+    """Measure what one layer application keeps for its backward pass, in bytes per token, by backend."""
     told = {}
     for backend in setting.backends:
         options = ExpertOptions(backend, keep_gathered)
@@ -178,7 +178,7 @@ def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), setting.precision():
-            # What is kept stays alive while y is: no two tensors have one address.
+            # y keeps these tensors alive, so no address is reused.
             y = layer(x, step(setting, LENGTH, 2, sizes.rotary_dim))[0]
         told[backend] = round(sum(storages.values()) / (2 * LENGTH), 1)
         del y
@@ -188,7 +188,7 @@ def kept_bytes(sizes: LayerSizes, setting: Setting, keep_gathered: bool) -> dict
 def whole_models(
     name: str, layers: int | None, batch: int, length: int, count: int, setting: Setting, profiled: bool
 ) -> dict:
-    """Train MoEUT and its dense baseline on random tokens, in turn."""
+    """Train MoEUT and its dense baseline alternately on random tokens."""
     dictionary = Dictionary()
     for number in range(VOCABULARY - len(dictionary)):
         dictionary.add_symbol(str(number))
@@ -224,7 +224,7 @@ def whole_models(
 
 
 def slowest(run: Callable[[], object], setting: Setting, count: int = 30) -> list[dict[str, object]]:
-    """Name the operations, on a GPU its kernels, in which one run spends most of its time."""
+    """Return the operations (on a GPU: kernels) that take most of the time of one run."""
     kind = setting.device.type
     with profile(activities={ProfilerActivity.CPU, getattr(ProfilerActivity, kind.upper())}) as profiler:
         run()
@@ -239,41 +239,47 @@ def slowest(run: Callable[[], object], setting: Setting, count: int = 30) -> lis
 
 
 def show(name: str, result: dict) -> None:
-    """Print one size's tables."""
+    """Print the tables of one size."""
     for part in ("feed_forward", "attention"):
         told = result[part]
-        print(f"\n{name} {part}: tokens/s, chosen {told['chosen']}, the fastest: {told['chosen_is_fastest']}")
+        print(f"\n{name} {part}: tokens/s, chosen: {told['chosen']}, fastest: {told['chosen_is_fastest']}")
         print(f"  {'':18}{'forward':>12}{'and backward':>14}")
         for title, speed in told["tokens_per_second"].items():
             print(f"  {title:18}{speed['forward']:12,.0f}{speed['forward_backward']:14,.0f}")
-    print(f"\n{name}: bytes a token kept for the backward pass of one layer application")
+    print(f"\n{name}: bytes per token kept for the backward pass of one layer application")
     for title, told in result["kept_bytes_per_token"].items():
         print(f"  gathered inputs {title:18}" + "".join(f"{backend} {value:,.0f}  " for backend, value in told.items()))
     if "training" in result:
         told = result["training"]
         print(f"\n{name} training, {told['layers']} layers: {told['tokens_per_second']} tokens/s")
-        print(f"  of the speed that its operations predict from the dense model: {told['of_predicted']:.0%}")
+        print(f"  of the speed that the MACs predict from the dense model: {told['of_predicted']:.0%}")
 
 
 def main() -> None:
-    """Measure and print; write JSON where that is asked for."""
+    """Measure, print and optionally write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sizes",
         nargs="+",
         default=["44m", "244m"],
-        help="of the language models; or tiny, of translation's decoder, without training",
+        help="sizes of the language models; tiny is the decoder of transformer_moeut_tiny, without training",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--fp32", action="store_true", help="no bf16 autocast on a GPU; a CPU always computes in fp32")
-    parser.add_argument("--tokens", type=int, default=1024, help=f"tokens of a layer's batch, a multiple of {LENGTH}")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
-    parser.add_argument("--batch", type=int, default=4, help="sentences of a training batch")
-    parser.add_argument("--length", type=int, default=256, help="their tokens")
-    parser.add_argument("--layers", type=int, help="train fewer layers than the size has, where time is short")
-    parser.add_argument("--profile", action="store_true", help="write what a training step spends its time in, too")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (default: cuda if available)",
+    )
+    parser.add_argument(
+        "--fp32", action="store_true", help="fp32 instead of bf16 autocast on a GPU; a CPU always uses fp32"
+    )
+    parser.add_argument("--tokens", type=int, default=1024, help=f"tokens per batch of a layer, a multiple of {LENGTH}")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default: 5)")
+    parser.add_argument("--batch", type=int, default=4, help="sentences per training batch")
+    parser.add_argument("--length", type=int, default=256, help="tokens per sentence of a training batch")
+    parser.add_argument("--layers", type=int, help="number of layers to train (default: all of the size)")
+    parser.add_argument("--profile", action="store_true", help="also record the slowest operations of a training step")
+    parser.add_argument("--threads", type=int, help="number of CPU threads")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     if args.tokens % LENGTH or args.tokens < LENGTH:
         parser.error(f"--tokens must be a multiple of {LENGTH}, got {args.tokens}")

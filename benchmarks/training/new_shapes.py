@@ -1,7 +1,7 @@
-"""Time attention on batches that each have a new shape, with and without cuDNN's kernels.
+"""Time attention on batches that all have different shapes, with and without cuDNN's kernels.
 
 Run: python -m benchmarks.training.new_shapes [--output results/speed/new_shapes.json]
-A GPU is needed. Forward and backward passes in bf16 with a mask of padding, 4 heads of 32 channels.
+Requires a GPU. Forward and backward passes in bf16 with a padding mask and 4 heads of 32 channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.record import environment, write
 
 
 def seconds(number: int) -> float:
-    """Time one forward and backward pass of a shape that no other number has."""
+    """Time one forward and backward pass; each number gives another shape."""
     batch, length = 200 + number, 17 + number
     x = torch.randn(batch, 4, length, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     mask = torch.zeros(batch, 1, 1, length, device="cuda", dtype=torch.bfloat16)
@@ -29,10 +29,10 @@ def seconds(number: int) -> float:
 
 
 def main() -> None:
-    """Time both, print and write them."""
+    """Time both, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", type=int, default=12)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--shapes", type=int, default=12, help="number of shapes (default: 12)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     found = {}
     for name, allowed in (("without cuDNN", False), ("with cuDNN", True)):

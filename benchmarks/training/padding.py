@@ -1,7 +1,7 @@
-"""Count the padding in the batches of a data set: what batches without padding could save at most.
+"""Count the padding in the batches of a dataset: an upper bound of what batches without padding could save.
 
 Run: python -m benchmarks.training.padding --data data/news_commentary [--output results/speed/padding.json]
-The batches are fairseq's own, of up to --max-tokens tokens, drawn at random.
+The batches are fairseq's own, with up to --max-tokens tokens, drawn at random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.record import environment, write
 
 
 def count(data: Path, max_tokens: int, batches: int) -> dict[str, dict[str, int]]:
-    """Count tokens and padding of each side."""
+    """Count the tokens and the padding of each side."""
     task = TranslationTask.setup_task(
         Namespace(
             **{"data": str(data / "bin"), "source_lang": None, "target_lang": None, "left_pad_source": True},
@@ -44,12 +44,12 @@ def count(data: Path, max_tokens: int, batches: int) -> dict[str, dict[str, int]
 
 
 def main() -> None:
-    """Count, print the shares and write them."""
+    """Count, print the shares and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
-    parser.add_argument("--max-tokens", type=int, default=4096)
-    parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens per batch (default: 4096)")
+    parser.add_argument("--batches", type=int, default=200, help="number of batches (default: 200)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     sides = count(args.data, args.max_tokens, args.batches)
     both = {key: sum(side[key] for side in sides.values()) for key in ("places", "padding")}

@@ -1,7 +1,7 @@
-"""Time each part of the fast path: training without it, with one part more at a time, all in turn in the same run.
+"""Time each part of the fast path: plain training, then with one more part at a time, alternately in the same run.
 
 Run: python -m benchmarks.training.parts --data data/news_commentary [--output results/speed/training_parts.json]
-The model is Cycle (rev), M = 6, N = 12 at d_model 512; the first row is transformer_sharing as fairseq would train it.
+The model is Cycle (rev), M = 6, N = 12 at d_model 512. The first row is transformer_sharing with fairseq's own layers.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ PARTS = {
 
 
 def main() -> None:
-    """Time all parts in turn, print the table and write it."""
+    """Time all parts alternately, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a batch")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
+    )
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per batch")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default: 5)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to time (default: all)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     sides = {}
     for part in args.parts:

@@ -1,10 +1,10 @@
-"""Train the same real run in fp32 with several seeds and in bf16, and compare the final validation losses.
+"""Train the same run in fp32 with several seeds and in bf16, and compare the final validation losses.
 
 Run: python -m benchmarks.training.precision_loss --runs runs/precision [--output results/speed/precision_loss.json]
 
 The runs train benchmarks/training/precision.yaml on data/multi30k; finished runs are not trained again. With
---after-epoch the runs are left as they are, and their losses after that epoch are compared, for runs stopped early.
-Validation is in fp32 for all. bf16 with a seed starts from the weights of fp32 with that seed and sees its batches.
+--after-epoch nothing is trained, and the losses after that epoch are compared, for runs that were stopped early.
+Validation uses fp32. A bf16 run and the fp32 run of the same seed start from the same weights and use the same batches.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ CONFIG = "benchmarks/training/precision.yaml"
 
 
 def train(precision: str, seed: int, runs: Path, changes: list[str]) -> None:
-    """Train a run, or go on with it."""
+    """Train or resume a run."""
     path = runs / f"{precision}-seed{seed}"
     words = [CONFIG, f"seed={seed}", f"train.precision={precision}", *changes, "--out", str(path)]
     subprocess.run([sys.executable, "-P", "-m", "fairseq_sharing", "train", *words], check=True)
 
 
 def main() -> None:
-    """Train all runs, print their losses and write them."""
+    """Train all runs, print and write their losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of fp32")
-    parser.add_argument("--bf16-seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the fp32 runs")
+    parser.add_argument("--bf16-seeds", type=int, nargs="+", default=[1], help="seeds of the bf16 runs")
     parser.add_argument(
-        "--after-epoch", type=int, metavar="N", help="train nothing; compare the losses after this epoch"
+        "--after-epoch", type=int, metavar="N", help="do not train; compare the losses after this epoch"
     )
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for precision, seeds in (("fp32", args.seeds), ("bf16", args.bf16_seeds)):

@@ -1,6 +1,6 @@
-"""Training in processes of their own that wait to be timed, so that several trainings can be timed in turn.
+"""Trainings in separate processes that wait for commands, so that several trainings can be timed alternately.
 
-Nothing here imports this package: stock fairseq, timed beside it, must run without it.
+This module does not import this package: stock fairseq, which is timed as well, must run without it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 
-PROFILED = 40  # operations that a profile names, the longest
+PROFILED = 40  # operations that a profile lists, longest first
 
 
 def serve(words: list[str], threads: int, batches: int) -> None:
-    """Build a trainer from flags of fairseq-train; for each line on standard input, time an update on each batch.
+    """Build a trainer from flags of fairseq-train; for each line on standard input, time one update per batch.
 
-    The line ``profile`` gives the shares of an update's time by operation instead.
+    The line ``profile`` returns the share of each operation in the time of an update instead.
     """
     import torch
     from fairseq import options, tasks, utils
@@ -64,7 +64,7 @@ def serve(words: list[str], threads: int, batches: int) -> None:
 
 
 def profile(work: Callable[[], object]) -> dict[str, float]:
-    """Do a piece of work; return the shares of its time of the operations that take longest."""
+    """Profile a function; return the time shares of the longest operations."""
     import torch
 
     with torch.profiler.profile() as profiler:
@@ -80,12 +80,12 @@ def profile(work: Callable[[], object]) -> dict[str, float]:
 
 
 class Side:
-    """One of the trainings that are timed in turn.
+    """One of the trainings that are timed alternately.
 
     Args:
         words: the flags of fairseq-train.
-        threads: of its process.
-        batches: updates of a timed turn, each on another batch.
+        threads: number of threads of its process.
+        batches: updates per timed run, each on another batch.
     """
 
     def __init__(self, words: list[str], threads: int, batches: int):
@@ -106,7 +106,7 @@ class Side:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"a training ended early; run it to see why: {self.process.args!r}")
+        raise SystemExit(f"a training process ended early; run its command to see the error: {self.process.args!r}")
 
     def _ask(self, line: str) -> dict:
         assert self.process.stdin is not None
@@ -115,15 +115,15 @@ class Side:
         return self._answer()
 
     def time(self) -> None:
-        """Make an update on each batch."""
+        """Train for one update per batch."""
         self.runs.append(self._ask("go"))
 
     def profile(self) -> dict[str, float]:
-        """Give the operations that take longest, each with its share of an update's time."""
+        """Return the longest operations and their shares of the time of an update."""
         return self._ask("profile")
 
     def close(self) -> dict:
-        """End the process and give the medians."""
+        """End the process and return the medians."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()

@@ -1,10 +1,10 @@
-"""Time the training of the rows of the paper's table, relative to Vanilla, beside the paper's own column.
+"""Time the training of the rows of the paper's table, relative to Vanilla, next to the paper's speeds.
 
-Run: python -m benchmarks.training.row_speed --data data/news_commentary [--output results/speed/rows_cpu.json]
+Run: python -m benchmarks.training.row_speed --data data/news_commentary [--output results/speed/rows.json]
 
-Each row trains as the study wmt16_en_de says (d_model 512 or 1024, dropout 0.3, the fast path), but for the
-tokens of a batch and the precision. Whole updates are timed in turn, some rows at a time beside Vanilla, as many as
-memory holds; each row's speed is relative to the Vanilla timed in turn with it.
+Each row trains as in the study wmt16_en_de (d_model 512 or 1024, dropout 0.3, the fast path), except for the tokens per
+batch and the precision. Whole updates are timed alternately. --together rows and Vanilla are in memory at a time, and
+the speed of a row is relative to that of Vanilla in the same group.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fairseq_sharing.resources import PACKAGE_DIR
 
 
 def flags(row: str, data: Path, device: str, precision: str, tokens: int) -> list[str]:
-    """Give the flags of fairseq-train for a row."""
+    """Return the flags of fairseq-train for a row."""
     config = compose("wmt16_en_de", [f"row={row}", f"train.precision={precision}", f"train.max_tokens={tokens}"])
     words = [str(data / "bin"), "--user-dir", str(PACKAGE_DIR), *words_of(config.train)]
     return [*words, "--distributed-world-size", "1", *(["--cpu"] if device == "cpu" else [])]
 
 
 def in_turn(rows: Sequence[str], args: argparse.Namespace) -> dict[str, dict]:
-    """Time rows in turn, the first being Vanilla."""
+    """Time rows alternately; the first is Vanilla."""
     sides = {}
     for row in rows:
         words = flags(row, args.data, args.device, args.precision, args.tokens)
@@ -46,18 +46,24 @@ def in_turn(rows: Sequence[str], args: argparse.Namespace) -> dict[str, dict]:
 
 
 def main() -> None:
-    """Time all rows in turn, print the column and write it."""
+    """Time all rows, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="prepared data with a vocabulary of about 32,000")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="vanilla is always among them")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a batch")
-    parser.add_argument("--batches", type=int, default=1, help="updates of a timed turn")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--together", type=int, default=4, help="rows timed in turn with each other and Vanilla")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows to time; vanilla is always included"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
+    )
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens per batch")
+    parser.add_argument("--batches", type=int, default=1, help="updates per timed run")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default: 5)")
+    parser.add_argument("--together", type=int, default=4, help="rows per group, each timed alternately with Vanilla")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     others = [row for row in ROWS if row != "vanilla" and row in args.rows]
     measured: dict[str, dict] = {}

@@ -1,8 +1,9 @@
-"""Measure what the statistics of share-then-unshare cost: updates with and without gradients layer by layer.
+"""Measure the cost of the gradient statistics of share-then-unshare: updates with and without gradients per layer.
 
 Run: python -m benchmarks.training.schedule_statistics [--output results/changing_sharing/memory/unit_gradients.json]
 The model is that of the study on Multi30k: 6+6 layers that share one set, d_model 128, d_ffn 256, batches of 4,096
-tokens. Updates with and without alternate in one process; times are processor time, which other programs disturb least.
+tokens. Updates with and without statistics alternate in one process. Times are CPU times, which other load affects
+least.
 """
 
 import argparse
@@ -26,7 +27,7 @@ VOCABULARY, SENTENCES, LENGTH = 9_808, 256, 16
 
 
 def measure(updates: int) -> dict[str, object]:
-    """Train; every second update collects. Return seconds by update and bytes of what is collected."""
+    """Train with statistics in every second update; return seconds per update and the bytes of the statistics."""
     import torch
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -60,7 +61,7 @@ def measure(updates: int) -> dict[str, object]:
         began = time.process_time()
         with metrics.aggregate():
             trainer.train_step([sample])
-        if update > 2:  # the first ones allocate
+        if update > 2:  # the first two allocate memory
             seconds[update % 2 == 0].append(time.process_time() - began)
     collected = sum(6 * sum(p.numel() for p in stack.layers[0].parameters()) for stack in model.stacks.values())
     plain, with_statistics = (statistics.median(seconds[collects]) for collects in (False, True))
@@ -73,10 +74,10 @@ def measure(updates: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and optionally write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--updates", type=int, default=20, help="timed updates (default: 20)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     import torch
 

@@ -1,9 +1,9 @@
-"""Time training against stock fairseq: tokens/s of whole updates, each pair timed in turn in the same run.
+"""Time training against stock fairseq: tokens/s of whole updates, each pair alternately in the same run.
 
 Run: python -m benchmarks.training.speed --data data/news_commentary [--output results/speed/training.json]
-The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 8 heads, dropout 0.1, shared embeddings, batches
-of 4,096 target tokens of the data's own lengths. Stock fairseq runs without this package, in its best precision.
-After the timing an update of each side is profiled: the shares of its time by operation.
+The sizes are those of the paper's base model: d_model 512, d_ffn 2048, 8 heads, dropout 0.1, shared embeddings, and
+batches of 4,096 target tokens of real sentences. Stock fairseq runs without this package, in --stock-precision.
+Afterwards, one update of each side is profiled: the time shares of its operations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.training.process import Side
 SHARED = ["--sharing", "cycle_rev", "--unique-layers", "6"]
 FAST = ["--fast", "--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
 PLAIN = ["--optimizer", "adam", "--criterion", "label_smoothed_cross_entropy"]
-# Of each pair: our options, our layers, stock fairseq's layers.
+# Pair -> our options, our number of layers, that of stock fairseq.
 PAIRS = {
     "6 layers": ([], 6, 6),
     "12 layers": ([], 12, 12),
@@ -37,7 +37,7 @@ def flags(
     path: list[str] | None = None,
     width: int = 512,
 ) -> list[str]:
-    """Give the flags of fairseq-train for one side of a pair; ``path``: others than those of the fast path."""
+    """Return the flags of fairseq-train for one side of a pair; ``path`` replaces the flags of the fast path."""
     words = [data, "--task", "translation", "--source-lang", "en", "--target-lang", "de", "--max-tokens", "4096"]
     words += ["--encoder-layers", str(layers), "--decoder-layers", str(layers), "--share-all-embeddings"]
     words += ["--dropout", "0.1", "--label-smoothing", "0.1", "--adam-betas", "(0.9,0.98)", "--lr", "0.0005"]
@@ -54,7 +54,7 @@ def flags(
 
 
 def matmul_peak(device: str, threads: int, precision: str) -> float:
-    """Measure the speed of a large matrix product, in FLOP/s: the best of several."""
+    """Measure the speed of a large matrix product, in FLOP/s: the best of six."""
     import torch
 
     torch.set_num_threads(threads)
@@ -72,28 +72,34 @@ def matmul_peak(device: str, threads: int, precision: str) -> float:
 
 
 def training_flops(layers: int, vocabulary: int, width: int) -> int:
-    """Count the floating-point operations of an update per target token, with as many source tokens.
+    """Count the floating-point operations of an update per target token, with equally many source tokens.
 
-    Matrix products with weights only, three times the forward pass; attention over a sentence adds a few percent.
+    Only matrix products with weights are counted, three times the forward pass; attention adds a few percent.
     """
-    # Attention has 4 matrices of width x width, the decoder's layers two of it; feed-forward two of width x 4 width.
+    # Attention has 4 matrices of width x width, twice in a decoder layer; feed-forward has 2 of width x 4 width.
     return 6 * (layers * (4 + 8 + 2 * 8) * width * width + width * vocabulary)
 
 
 def main() -> None:
-    """Time every pair in turn, print the table and write it."""
+    """Time all pairs, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--batches", type=int, default=4, help="updates of a timed turn")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="ours")
-    parser.add_argument("--stock-precision", choices=["fp32", "fp16", "bf16", "amp"], default="fp32", help="fairseq's")
-    parser.add_argument("--width", type=int, default=512, help="d_model; d_ffn is four times, a head 64 wide")
-    parser.add_argument("--compile", action="store_true", help="ours with --compile")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the pairs")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
+    )
+    parser.add_argument("--batches", type=int, default=4, help="updates per timed run")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default: 5)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="precision of this package")
+    parser.add_argument(
+        "--stock-precision", choices=["fp32", "fp16", "bf16", "amp"], default="fp32", help="precision of stock fairseq"
+    )
+    parser.add_argument(
+        "--width", type=int, default=512, help="d_model; d_ffn is 4 times as wide, heads have 64 channels"
+    )
+    parser.add_argument("--compile", action="store_true", help="use --compile for this package")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="pairs to time (default: all)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     data = args.data / "bin"
     vocabulary = 4 + len((data / "dict.de.txt").read_text(encoding="utf-8").splitlines())

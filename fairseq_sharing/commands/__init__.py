@@ -6,13 +6,15 @@ import argparse
 import importlib
 import logging
 import sys
+from importlib import metadata
 
 from fairseq_sharing.errors import SharingError
 
 # In the order of a typical workflow. The help of each is its module's HELP.
 COMMANDS = (
-    *("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate", "report", "table"),
-    "flags",
+    *("describe", "prepare", "train", "average", "evaluate", "export", "untie", "translate"),
+    *("score", "report", "power", "calibrate"),
+    *("study", "list", "clean", "flags"),
 )
 
 
@@ -21,6 +23,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+class _PrintVersions(argparse.Action):
+    """Print the versions of this package and of those that determine its results, one per line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for name in ("fairseq-sharing", "fairseq-fixed", "torch", "sacrebleu"):
+            print(name, metadata.version(name))
+        parser.exit()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="fairseq-sharing",
         description="Share parameters across the layers of fairseq Transformers: prepare, train, evaluate, compare.",
     )
+    parser.add_argument("--version", action=_PrintVersions, nargs=0, help="print versions and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"fairseq_sharing.commands.{name}")

@@ -23,8 +23,8 @@ from fairseq_sharing.experiment.study import Study, is_study, read_study
 from fairseq_sharing.resources import configs_dir
 
 EVALUATE_KEYS = (
-    *("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen"),
-    *("max_len_a", "max_len_b", "compound_split", "tokenize"),
+    *("average_last", "beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b"),
+    *("compound_split", "tokenize", "tokens_per_sample", "context_window"),
 )
 # Flags of fairseq-train that the launcher sets.
 SET_ELSEWHERE = {
@@ -184,8 +184,6 @@ def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
         raise SharingError(f"{file}: dataset: missing; allowed: the name of a data recipe, for example multi30k")
     config.dataset = check_name(config.dataset, f"{file}: dataset")
     check_name(config.run, f"{file}: run")
-    if config.evaluate.get("baseline") is not None:
-        check_name(config.evaluate.baseline, f"{file}: evaluate.baseline")
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
         raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}")
     for name in ("max_epoch", "max_update", "max_tokens", "patience"):

@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ CHANGEABLE = (
     "train.max_tokens",
     "evaluate",
 )
+# The lock files of a training, an evaluation, and a runner of a study.
+_TRAINING, _EVALUATING, _CLAIMED = ".lock", ".evaluate.lock", ".study.lock"
+# Seconds between attempts to lock.
+_WAITS = (0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,11 @@ class RunDirectory:
     def steps_file(self) -> Path:
         """The inputs from which the averaged checkpoint and the translations were made."""
         return self.evaluation / "steps.json"
+
+    @property
+    def study_log(self) -> Path:
+        """The output of ``train`` and ``evaluate`` when a study runs them."""
+        return self.path / "study.log"
 
     @property
     def result_file(self) -> Path:
@@ -161,7 +171,7 @@ class RunDirectory:
         Raises:
             SharingError: another training holds the lock.
         """
-        with self._hold(".lock", "is being trained by another process") as descriptor:
+        with self._hold(_TRAINING, "is being trained by another process") as descriptor:
             self._remove(*(self.path.glob(f"{file.name}.*.tmp") for file in (self.config_file, self.record_file)))
             yield descriptor
 
@@ -174,7 +184,7 @@ class RunDirectory:
         Raises:
             SharingError: another process holds the lock.
         """
-        with self._hold(".evaluate.lock", "is being evaluated by another process; try again when it has ended"):
+        with self._hold(_EVALUATING, "is being evaluated by another process; try again when it has ended"):
             self._remove(
                 self.evaluation.glob("*.tmp"),
                 self.path.glob(f"{self.result_file.name}.*.tmp"),
@@ -182,16 +192,50 @@ class RunDirectory:
             )
             yield
 
+    def is_training(self) -> bool:
+        """Return whether a process is training the run."""
+        return self._is_held(_TRAINING)
+
+    def is_evaluating(self) -> bool:
+        """Return whether a process is evaluating the run."""
+        return self._is_held(_EVALUATING)
+
+    def claim(self) -> int | None:
+        """Claim the run for one runner of a study, which trains and evaluates it.
+
+        Returns:
+            The descriptor of the lock, to be closed at the end; None if another runner has claimed the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / _CLAIMED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if _try_lock(descriptor, fcntl.LOCK_EX):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def _is_held(self, name: str) -> bool:
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            return not _try_lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
     @contextmanager
     def _hold(self, name: str, taken: str) -> Iterator[int]:
         """Acquire one of the locks, or raise an error that says what its holder is doing."""
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SharingError(f"{self.path}: {taken}") from error
+            # Another process may be looking at the lock for an instant.
+            for wait in _WAITS:
+                if _try_lock(descriptor, fcntl.LOCK_EX):
+                    break
+                time.sleep(wait)
+            else:
+                raise SharingError(f"{self.path}: {taken}")
             yield descriptor
         finally:
             os.close(descriptor)
@@ -200,6 +244,14 @@ class RunDirectory:
     def _remove(*left_over: Iterable[Path]) -> None:
         for file in itertools.chain(*left_over):
             file.unlink(missing_ok=True)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def default_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:

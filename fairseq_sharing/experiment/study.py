@@ -25,8 +25,9 @@ STUDY_KEYS = ("question", "data", "recipe", "rows", "seeds", "row_seeds", "overr
 DATA_KEYS = ("name", "recipe", "subword_size")
 ROWS_KEYS = ("from", "only", "add")
 ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of")
-COMPARE_KEYS = ("baseline", "primary", "margin")
-ESTIMATE_KEYS = ("pairs", "vocabulary")
+COMPARE_KEYS = ("baseline", "primary", "metric", "margin")
+METRICS = ("bleu", "chrf", "chrf++", "ter", "perplexity")
+ESTIMATE_KEYS = ("pairs", "tokens", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ class Study:
         overrides: ``key=value`` overrides for every row.
         baseline: the row that the others are compared with.
         primary: the test set of the comparison, or ``mean`` of all.
-        margin: BLEU difference below which rows count as equivalent.
-        estimate: ``pairs`` and ``vocabulary``, to estimate the cost before the data is prepared.
+        metric: the metric of the comparison, one of ``METRICS``.
+        margin: difference below which rows count as equivalent.
+        estimate: ``vocabulary`` and ``pairs``, or target ``tokens`` per epoch, to estimate the cost before the data is
+            prepared.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Study:
     overrides: tuple[str, ...]
     baseline: str | None
     primary: str
+    metric: str
     margin: float
     estimate: Mapping[str, int] = field(default_factory=dict)
 
@@ -95,10 +99,9 @@ class Study:
         names = {"run": row, "study": self.name, "dataset": self.data.name}
         if row in self.map_of:
             names["map_of"] = self.map_of[row]
-        baseline = self.baseline if self.baseline != row else None
         return [
             *load_layers(self.recipe),
-            (str(self.file), OmegaConf.create({**names, "evaluate": {"baseline": baseline}})),
+            (str(self.file), OmegaConf.create(names)),
             (f"{self.file}: row {row}", self.rows[row]),
             (f"{self.file}: overrides", dotlist(self.overrides)),
         ]
@@ -134,7 +137,10 @@ def read_study(file: Path) -> Study:
             raise SharingError(f"{where}{name}: no row {row!r}; allowed: {', '.join(rows)}")
     margin = compare.get("margin", 0.3)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
-        raise SharingError(f"{where}compare.margin: {margin!r}; allowed: a number of BLEU points above 0")
+        raise SharingError(f"{where}compare.margin: {margin!r}; allowed: a number above 0, in points of the metric")
+    metric = compare.get("metric", METRICS[0])
+    if metric not in METRICS:
+        raise SharingError(f"{where}compare.metric: {metric!r}; allowed: {', '.join(METRICS)}")
     estimate = _mapping(document, "estimate", ESTIMATE_KEYS, where)
     for key, value in estimate.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -152,6 +158,7 @@ def read_study(file: Path) -> Study:
         overrides=tuple(map(str, document.get("overrides") or ())),
         baseline=baseline,
         primary=str(compare.get("primary", "mean")),
+        metric=metric,
         margin=float(margin),
         estimate=estimate,
     )

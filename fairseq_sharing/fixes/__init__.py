@@ -11,6 +11,7 @@ from fairseq_sharing.fixes.error_messages import print_errors_on_one_line
 from fairseq_sharing.fixes.log import log_maps_for_ties, show_data_wait
 from fairseq_sharing.fixes.processor import avoid_cudnn_attention, avoid_unusable_amx
 from fairseq_sharing.fixes.search import refuse_nonfinite_search
+from fairseq_sharing.fixes.termination import save_when_terminated
 from fairseq_sharing.fixes.trainer import fix_recomputation, fix_trainer
 
 
@@ -31,6 +32,7 @@ def apply() -> None:
     show_data_wait()
     fix_recomputation()
     fix_trainer()
+    save_when_terminated()
     log_maps_for_ties()
     fix_torchrun()
     print_errors_on_one_line()

@@ -22,20 +22,20 @@ _COUNTS = "experts/"
 class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """Options that ``--criterion moe_cross_entropy`` adds to fairseq's label-smoothed cross-entropy."""
 
-    # fairseq makes the flags from these types as they stand here: no postponed annotations.
+    # fairseq derives the flags from these annotations at run time: use no postponed annotations.
 
     ffn_entropy: float = field(
         default=0.01,
-        metadata={"help": "weight of the entropy of the mean choice of feed-forward experts, in nats per target token"},
+        metadata={"help": "weight of the entropy reward of feed-forward experts, in nats per target token"},
     )
     attention_entropy: float = field(
         default=0.001,
-        metadata={"help": "weight of the same entropy for each attention router"},
+        metadata={"help": "weight of the entropy reward of each attention router"},
     )
     entropy_scope: ChoiceEnum(["auto", "sequence", "batch"]) = field(
         default="auto",
         metadata={
-            "help": "tokens over which a choice is averaged: sequence, as in the paper, or batch (a micro-batch of one "
+            "help": "tokens over which choices are averaged: sequence, as in the paper, or batch (a micro-batch of one "
             "device); auto: sequence for language models, batch for translation, whose sentences are too short"
         },
     )

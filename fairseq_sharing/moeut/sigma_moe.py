@@ -1,4 +1,4 @@
-"""sigma-MoE: a feed-forward layer with a bank of small experts, a few of which each token uses."""
+"""sigma-MoE: a feed-forward layer with a bank of small experts, where each token uses a few."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe
 from fairseq_sharing.preparation.sources import find_texts, identity, refuse_same_names
-from fairseq_sharing.preparation.steps import Steps, locked
-from fairseq_sharing.preparation.stream import Transform, transform
+from fairseq_sharing.preparation.steps import ResumableSteps, locked
+from fairseq_sharing.preparation.stream import ChunkFunction, process_chunks
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
 
@@ -59,13 +59,13 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
         raise SharingError(f"--workers must be at least 1, got {workers}")
     try:
         with locked(directory), Workers(workers) as pool:
-            return _Preparation(recipe, Steps(directory), pool, mirror).run()
+            return _Preparation(recipe, ResumableSteps(directory), pool, mirror).run()
     except OSError as error:
         raise SharingError(f"{error.filename or directory}: {error.strerror or error}") from error
 
 
 class _Preparation:
-    def __init__(self, recipe: Recipe, steps: Steps, pool: Workers, mirror: str | None):
+    def __init__(self, recipe: Recipe, steps: ResumableSteps, pool: Workers, mirror: str | None):
         self.recipe, self.steps, self.pool, self.mirror = recipe, steps, pool, mirror
         self.directory = steps.directory
         self.languages = list(recipe.languages.values())
@@ -140,7 +140,7 @@ class _Preparation:
 
         def action() -> dict[str, Any]:
             function = partial(tokenize_chunk, self.settings, limits, tuple(self._paths(excluded)), self.steps.key)
-            counts = self._transform(f"tokenize {name}", inputs, outputs, lines, function)
+            counts = self._process(f"tokenize {name}", inputs, outputs, lines, function)
             if not limits and not exclude:
                 return {"lines": lines, "empty": counts["kept_empty"]}
             removed = {reason: counts[reason] for reason in (*REASONS, *(["held_out"] if exclude else []))}
@@ -178,7 +178,7 @@ class _Preparation:
         def action() -> dict[str, Any]:
             path = self.directory / model if model else None
             function = partial(segment_chunk, self.settings, path, self.steps.hashes.get(str(model), ""))
-            counts = self._transform(f"segment {name}", inputs, outputs, lines, function)
+            counts = self._process(f"segment {name}", inputs, outputs, lines, function)
             return {"tokens": counts["tokens"], "over_long": counts["over_long"]}
 
         inputs, outputs = self._sides("tok", name), self._sides("bpe", name)
@@ -214,7 +214,7 @@ class _Preparation:
         def action() -> dict[str, Any]:
             function = partial(number_chunk, self.directory / dictionary, self.steps.hashes[dictionary])
             lengths = f"{data}.bin.lengths.tmp"
-            self._transform(f"binarize {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
+            self._process(f"binarize {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
             kind = token_type(len(read_dictionary(self.directory / dictionary)))
             write_index(self.directory / lengths, kind, self.directory / f"{data}.idx")
             (self.directory / lengths).unlink()
@@ -222,10 +222,12 @@ class _Preparation:
 
         self.steps.run(data, {}, [text, dictionary], [f"{data}.bin", f"{data}.idx"], action)
 
-    def _transform(
-        self, title: str, inputs: list[str], outputs: list[str], lines: int, function: Transform
+    def _process(
+        self, title: str, inputs: list[str], outputs: list[str], lines: int, function: ChunkFunction
     ) -> Counter[str]:
-        return transform(title, self._paths(inputs), self._paths(outputs), function, self.pool, lines, self.steps.key)
+        return process_chunks(
+            title, self._paths(inputs), self._paths(outputs), function, self.pool, lines, self.steps.key
+        )
 
     def _manifest(self, raw: Mapping[str, Any], clean: Mapping[str, Any], binary: Mapping[str, Any]) -> dict[str, Any]:
         recipe = self.recipe

@@ -40,7 +40,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-class Steps:
+class ResumableSteps:
     """The steps of a data directory and their records.
 
     ``manifest.json`` exists only if the directory is complete. While the directory is being made or updated, the

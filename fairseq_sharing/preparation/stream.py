@@ -25,12 +25,12 @@ SAVE_EVERY = 5.0
 Chunk = tuple[bytes, ...]
 """The same lines from each input."""
 
-Transform = Callable[[Chunk], tuple[tuple[bytes, ...], Counter[str]]]
+ChunkFunction = Callable[[Chunk], tuple[tuple[bytes, ...], Counter[str]]]
 """Converts a chunk to the bytes to append to each output, and counts."""
 
 
-def transform(
-    title: str, inputs: list[Path], outputs: list[Path], function: Transform, pool: Workers, lines: int, key: str
+def process_chunks(
+    title: str, inputs: list[Path], outputs: list[Path], function: ChunkFunction, pool: Workers, lines: int, key: str
 ) -> Counter[str]:
     """Write outputs made from chunks of lines of parallel inputs, keeping the order.
 

@@ -1,63 +1,82 @@
-"""Reject tables whose scores are not comparable: missing baselines and different tokenizers."""
+"""Reject results whose scores are not comparable: other metrics, test sets, or decoding settings."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.reporting.results import Row
 
 
-def check_comparisons(results: Iterable[dict[str, Any]], folder: Path) -> None:
-    """Reject p-values against translations whose scores are not among the results.
-
-    If neither a result nor its baseline records fingerprints, they are matched by name and seed.
-
-    Args:
-        results: the contents of the result files of a table.
-        folder: the folder that contains them.
-
-    Raises:
-        SharingError: a baseline has no result, or its result is for different translations.
-    """
-    by_name = {f"{result['run']}-seed{result['seed']}": result for result in results}
-    for name, result in by_name.items():
-        for test, score in result["scores"].items():
-            if score["p_value"] is None:
-                continue
-            baseline = score["baseline"]
-            what = f"{folder}: {name} has a p-value on {test} against {baseline}"
-            if test not in by_name.get(baseline, {"scores": {}})["scores"]:
-                raise SharingError(
-                    f"{what}, which has no result in this folder; evaluate {baseline} with --out {folder}"
-                )
-            if score.get("baseline_sha256") != by_name[baseline]["scores"][test].get("hypothesis_sha256"):
-                raise SharingError(
-                    f"{what}, whose result in this folder is for different translations; evaluate {baseline}, "
-                    f"then {name}, with --out {folder}"
-                )
-
-
-def check_tokenizers(results: Iterable[dict[str, Any]], folder: Path) -> None:
-    """Reject a table that mixes BLEU scores of different tokenizers.
+def check_signatures(results: Iterable[dict[str, Any]], folder: Path) -> None:
+    """Reject a table that mixes scores with different signatures.
 
     Args:
         results: the contents of the result files of a table.
         folder: the folder that contains them.
 
     Raises:
-        SharingError: two results use different tokenizers; the message names both.
+        SharingError: two results have different signatures of a metric; the message names both.
     """
-    first: tuple[str, str] | None = None
+    first: dict[str, tuple[str, str]] = {}
     for result in results:
+        name = f"{result['run']}-seed{result['seed']}"
         for score in result["scores"].values():
-            found = re.search(r"\btok:([^|]+)", score["signature"]["bleu"])
-            this = (f"{result['run']}-seed{result['seed']}", found[1] if found else "unknown")
-            first = first or this
-            if this[1] != first[1]:
+            for metric, signature in score.get("signature", {}).items():
+                other, its = first.setdefault(metric, (name, signature))
+                if signature != its:
+                    raise SharingError(
+                        f"{folder}: {metric} has signature {its} for {other} but {signature} for {name}; score both "
+                        "with the same version and settings, or report them in separate folders"
+                    )
+
+
+def check_test_sets(results: Iterable[dict[str, Any]], folder: Path) -> None:
+    """Reject a table in which a test set has different numbers of segments.
+
+    Args:
+        results: the contents of the result files of a table.
+        folder: the folder that contains them.
+
+    Raises:
+        SharingError: two results differ in the number of segments of a test set; the message names both.
+    """
+    first: dict[str, tuple[str, int]] = {}
+    for result in results:
+        name = f"{result['run']}-seed{result['seed']}"
+        for test, score in result["scores"].items():
+            other, segments = first.setdefault(test, (name, score["segments"]))
+            if score["segments"] != segments:
                 raise SharingError(
-                    f"{folder}: BLEU uses tokenizer {first[1]} for {first[0]} but {this[1]} for {this[0]}; evaluate "
-                    "both with the same --tokenize, or report them in separate folders"
+                    f"{folder}: {test} has {segments:,} segments for {other} but {score['segments']:,} for {name}; "
+                    "allowed: the same test sets for all runs"
                 )
+
+
+def check_decoding(rows: Sequence[Row], folder: Path) -> None:
+    """Reject rows whose seeds average different numbers of checkpoints or are decoded with different settings.
+
+    Args:
+        rows: the experiments.
+        folder: the folder that contains their results.
+
+    Raises:
+        SharingError: two seeds of a row differ; the message names both values.
+    """
+    for row in rows:
+        first: dict[str, Any] | None = None
+        for result in row.results:
+            found = {
+                "averaged checkpoints": len((result.get("checkpoint") or {}).get("averaged", ())),
+                **(result.get("generation") or {}),
+            }
+            first = first or found
+            # The batch size of decoding changes rounding only.
+            for name in sorted(first.keys() & found.keys() - {"max_tokens"}):
+                if first[name] != found[name]:
+                    raise SharingError(
+                        f"{folder}: {row.run}: seeds {row['seed']} and {result['seed']} differ in {name}: "
+                        f"{first[name]} and {found[name]}; evaluate both with the same settings"
+                    )

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.reporting.conclusions import Conclusions
+from fairseq_sharing.reporting.notes import notes
 from fairseq_sharing.reporting.plot_style import DPI
 from fairseq_sharing.reporting.results import Row
-from fairseq_sharing.reporting.tables import TEXT_COLUMNS, by_run, notes, stacked, summary, titles
+from fairseq_sharing.reporting.tables import TEXT_COLUMNS, sections, titles
 
 # Pixels per inch of the displayed figures: all at the same scale, at most as wide as the page.
 _SCREEN_DPI = 100
@@ -63,7 +65,11 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 </tbody></table></div>
 {%- endmacro %}
 <h1>{{ title }}</h1>
-{{ table(*summary) }}
+{{ table(first.headers, first.cells) }}
+{%- for section in comparisons %}
+<h2>{{ section.heading }}</h2>
+{{ table(section.headers, section.cells) }}
+{%- endfor %}
 <ul class="notes">
 {%- for note in notes %}
 <li>{{ note }}</li>
@@ -75,8 +81,10 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {%- endfor %}
-<h2>Results per run</h2>
-{{ table(*by_run) }}
+{%- for section in detailed %}
+<h2>{{ section.heading }}</h2>
+{{ table(section.headers, section.cells) }}
+{%- endfor %}
 {%- if examples %}
 <h2>Example translations</h2>
 <p>Sentences from an artificial corpus.</p>
@@ -108,11 +116,14 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence[tuple[str, str]]) -> str:
+def write_page(
+    rows: Sequence[Row], conclusions: Conclusions, title: str, folder: Path, pictures: Sequence[tuple[str, str]]
+) -> str:
     """Render the page of a study.
 
     Args:
         rows: the experiments, in order.
+        conclusions: the comparison of their scores.
         title: heading of the page.
         folder: directory of the figures.
         pictures: file name and caption of each.
@@ -122,13 +133,14 @@ def write_page(rows: Sequence[Row], title: str, folder: Path, pictures: Sequence
     """
     from jinja2 import Environment, StrictUndefined
 
-    headers, cells = summary(rows)
+    first, *others = sections(rows, conclusions)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE)
     return template.render(
         title=title,
-        summary=(headers, [[stacked(cell) for cell in line] for line in cells]),
-        by_run=by_run(rows),
-        notes=notes(rows),
+        first=first,
+        comparisons=[section for section in others if not section.detailed],
+        detailed=[section for section in others if section.detailed],
+        notes=notes(rows, conclusions),
         text_columns=TEXT_COLUMNS,
         pictures=[_picture(folder / name, caption) for name, caption in pictures],
         examples=examples(rows),

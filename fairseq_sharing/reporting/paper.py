@@ -13,8 +13,6 @@ from fairseq_sharing.reporting.results import Row, scored_sets
 TESTS = tuple(f"newstest{year}" for year in range(2010, 2017))
 DATASET = "wmt16_en_de"
 _MACHINE = ("kind", "name", "count")  # fields of a result's device
-# Two-sided 95% quantiles of Student's t, by degrees of freedom; 1.96 beyond.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True)
@@ -60,20 +58,17 @@ class Difference:
     Args:
         ours: BLEU, the mean over seeds.
         paper: the paper's BLEU.
-        interval: 95% interval of ours minus the paper's; it excludes the paper's own spread, which is unknown.
+        interval: 95% interval of ours minus the paper's over training runs; it excludes the paper's own spread, which
+            is unknown. None for one seed.
     """
 
     ours: float
     paper: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
     @classmethod
     def of(cls, row: Row, test: str, paper: float) -> Difference | None:
-        """Compare a row's score; return None if the test set was not scored.
-
-        The interval is the bootstrap interval of the test set for one seed, and Student's t interval of the mean for
-        several seeds.
-        """
+        """Compare a row's score; return None if the test set was not scored."""
         seeds = [[result["scores"][test]] for result in row.results if test in result["scores"]]
         return cls._of_seeds(seeds, paper) if seeds else None
 
@@ -86,22 +81,18 @@ class Difference:
 
     @classmethod
     def _of_seeds(cls, seeds: Sequence[Sequence[dict[str, Any]]], paper: float) -> Difference:
+        from scipy import stats
+
         values = [statistics.fmean(score["bleu"] for score in scores) for scores in seeds]
         mean = statistics.fmean(values)
         if len(values) == 1:
-            # The bootstraps of the test sets are independent, so the squares of their half-widths add up.
-            below, above = (
-                math.hypot(*(score["bleu"] - score["bleu_interval"][end] for score in seeds[0])) / len(seeds[0])
-                for end in (0, 1)
-            )
-        else:
-            t = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
-            below = above = t * statistics.stdev(values) / math.sqrt(len(values))
-        return cls(mean, paper, (mean - below - paper, mean + above - paper))
+            return cls(mean, paper, None)
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, paper, (mean - half - paper, mean + half - paper))
 
     def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.ours:.2f} / {self.paper:.2f} / {self.ours - self.paper:+.2f} ({low:+.2f} to {high:+.2f})"
+        text = f"{self.ours:.2f} / {self.paper:.2f} / {self.ours - self.paper:+.2f}"
+        return text if self.interval is None else f"{text} ({self.interval[0]:+.2f} to {self.interval[1]:+.2f})"
 
 
 def paper_row(row: Row) -> PaperRow | None:
@@ -141,9 +132,9 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def notes(rows: Sequence[Row]) -> list[str]:
     """Explain how to read the comparison."""
     lines = [
-        "Scores are sacreBLEU: ours / the paper's / the difference (95% interval). The interval is the bootstrap "
-        "interval of the test set for one seed, and Student's t interval of the mean for several seeds. It excludes "
-        "the paper's own spread. Average: mean over newstest2010 to newstest2016, if all of them are scored.",
+        "Scores are sacreBLEU: ours / the paper's / the difference. Several seeds have Student's 95% interval "
+        "over training runs, which excludes the paper's own spread; one seed has none and makes no statement about "
+        "the method. Average: mean over newstest2010 to newstest2016, if all of them are scored.",
         "Speed: target tokens per second in training, relative to Vanilla, if both were trained on the same kind of "
         "machine. The paper's speeds were measured on its GPUs.",
     ]

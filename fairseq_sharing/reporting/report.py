@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import write_text
-from fairseq_sharing.reporting import paper, tables
-from fairseq_sharing.reporting.comparability import check_comparisons, check_tokenizers
-from fairseq_sharing.reporting.results import Row, add_result, read_result, read_rows, scored_sets
+from fairseq_sharing.reporting import comparison_tables, formats, paper
+from fairseq_sharing.reporting.breakdown import differing_segments
+from fairseq_sharing.reporting.comparability import check_decoding, check_signatures, check_test_sets
+from fairseq_sharing.reporting.conclusions import Conclusions, conclude
+from fairseq_sharing.reporting.plan import make_plan
+from fairseq_sharing.reporting.results import Row, add_result, read_rows, scored_sets
+from fairseq_sharing.reporting.segments import RawTexts, segment_errors
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study's rows and the files of its report."""
+    """A study's rows, their comparison, and the files of its report."""
 
     title: str
     rows: Sequence[Row]
+    conclusions: Conclusions
     files: Sequence[Path]
 
 
-def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
+def write_report(
+    folder: Path,
+    runs: Iterable[Path] = (),
+    flags: Mapping[str, Any] | None = None,
+    texts: RawTexts | None = None,
+) -> Report:
     """Write table.md, table.csv, table.tex, the figures and index.html of a study.
 
-    If the study has rows and test sets of the paper's table, paper.md compares them.
+    If rows can be compared, comparison.csv has the comparisons. If the study has rows and test sets of the paper's
+    table, paper.md compares them.
 
     Args:
         folder: the result files, one JSON file per run; the report is written to this folder.
         runs: run directories, or directories of them, whose results are copied to the folder first.
+        flags: flags of ``report`` that override the study's declaration (`plan.make_plan`).
+        texts: the raw test sets, to estimate the part of the error that comes from the sentences, and to write
+            segments.md, the segments in which rows differ most.
 
     Returns:
-        The rows and the files written.
+        The rows, their comparison and the files written.
 
     Raises:
         SharingError: no result, results that do not belong together, or a missing package such as matplotlib.
@@ -49,21 +64,36 @@ def write_report(folder: Path, runs: Iterable[Path] = ()) -> Report:
         _collect(run, folder)
     rows = read_rows(folder)
     results = [result for row in rows for result in row.results]
-    check_tokenizers(results, folder)
-    check_comparisons(results, folder)
+    check_signatures(results, folder)
+    check_test_sets(results, folder)
+    check_decoding(rows, folder)
+    conclusions = _conclude(folder, rows, flags or {}, texts)
     title = f"Sharing parameters across layers: {rows[0]['dataset']}"
     pictures = figures.draw(rows, folder)
-    texts: dict[str, Callable[[], str]] = {
-        "table.md": lambda: tables.markdown(rows, title, pictures),
-        "table.csv": lambda: tables.comma_separated(rows),
-        "table.tex": lambda: tables.latex(rows),
-        "index.html": lambda: page.write_page(rows, title, folder, pictures),
+    pages: dict[str, Callable[[], str]] = {
+        "table.md": lambda: formats.markdown(rows, conclusions, title, pictures),
+        "table.csv": lambda: formats.comma_separated(rows),
+        "table.tex": lambda: formats.latex(rows, conclusions),
+        "index.html": lambda: page.write_page(rows, conclusions, title, folder, pictures),
     }
+    if conclusions.family:
+        pages["comparison.csv"] = lambda: comparison_tables.comma_separated(conclusions)
+    if texts and conclusions.pairs:
+        pages["segments.md"] = lambda: differing_segments(rows, conclusions.pairs, folder, texts)
     if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
-        texts["paper.md"] = lambda: paper.markdown(rows, title)
-    for name, make in texts.items():
+        pages["paper.md"] = lambda: paper.markdown(rows, title)
+    for name, make in pages.items():
         write_text(folder / name, make())
-    return Report(title, rows, [folder / name for name in (*texts, *figures.all_formats(pictures))])
+    return Report(title, rows, conclusions, [folder / name for name in (*pages, *figures.all_formats(pictures))])
+
+
+def _conclude(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any], texts: RawTexts | None) -> Conclusions:
+    conclusions = conclude(rows, make_plan(folder, rows, flags))
+    if texts is None or conclusions.family is None:
+        return conclusions
+    pairs = [comparison.pair for comparison in conclusions.family.comparisons]
+    errors = segment_errors(rows, folder, texts.references, conclusions.tests, conclusions.plan.metric, pairs)
+    return replace(conclusions, segments=errors)
 
 
 def _collect(run: Path, folder: Path) -> None:
@@ -74,5 +104,4 @@ def _collect(run: Path, folder: Path) -> None:
             f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"
         )
     for file in files:
-        read_result(file)
-        add_result(file.read_text(encoding="utf-8"), folder)
+        add_result(file, folder)

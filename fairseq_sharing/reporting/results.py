@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import inside, write_text
+from fairseq_sharing.files import atomic_write, inside
 from fairseq_sharing.finite import find_nonfinite
 
 # Names of the strategies and schedules in a table, in the order of its rows.
@@ -103,7 +102,7 @@ class Row:
             return LABELS.get(self.schedule, self.schedule)
         names = [LABELS.get(name, name) for name in self["sharing"].values()]
         label = " / ".join(dict.fromkeys(names))
-        return f"MoEUT ({label})" if "moeut" in str(self.results[0].get("arch")) else label
+        return f"MoEUT ({label})" if self.is_moeut else label
 
     def sizes(self, field: str) -> str:
         """Format ``layers`` or ``unique_layers``: one number if the stacks agree, else ``6+3``."""
@@ -146,18 +145,16 @@ class Row:
     def _range(values: Sequence[float], form: str = ",") -> str:
         return " to ".join(f"{value:{form}}" for value in dict.fromkeys((min(values), max(values))))
 
+    @property
+    def is_moeut(self) -> bool:
+        """Whether the model is a MoEUT."""
+        return "moeut" in str(self.results[0].get("arch"))
+
     def score(self, test: str, metric: str) -> Spread | None:
         """Summarize a metric on a test set; return None if no seed has it."""
         scores = [result["scores"].get(test, {}) for result in self.results]
         values = [score[metric] for score in scores if metric in score]
         return Spread.of(values) if values else None
-
-    def p_value(self, test: str) -> str:
-        """Format the p-value on a test set; empty without a baseline, or for several seeds (no common p-value)."""
-        if len(self.results) > 1 or test not in self["scores"]:
-            return ""
-        value = self["scores"][test]["p_value"]
-        return "" if value is None else f"p={value:.3f}"
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -230,28 +227,40 @@ def read_result(file: Path) -> dict[str, Any]:
     return result
 
 
-def add_result(text: str, folder: Path) -> None:
-    """Copy a result to a folder of results, over an earlier one of the same experiment.
+def add_result(file: Path, folder: Path) -> None:
+    """Copy a result and its hypotheses to a folder of results, over an earlier one of the same experiment.
 
     Args:
-        text: the content of a result file.
+        file: the result file.
         folder: the folder.
 
     Raises:
-        SharingError: the folder has the result of another experiment with the same name and seed.
+        SharingError: the file is not a result, a file of hypotheses is missing, or the folder has the result of another
+            experiment with the same name and seed.
     """
-    result = json.loads(text)
-    file = inside(folder, f"{result['run']}-seed{result['seed']}.json")
-    if file.is_file():
-        other = read_result(file)
+    result = read_result(file)
+    copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
+    if copy.is_file():
+        other = read_result(copy)
         for name in _COMMON:
             of_a_map = name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values())
             if other[name] != result[name] and not of_a_map:
                 raise SharingError(
-                    f"{file}: the result of another experiment with this name ({name} differs); "
+                    f"{copy}: the result of another experiment with this name ({name} differs); "
                     "allowed: a run name of its own (train with run=NAME), or another folder"
                 )
-    write_text(file, text)
+    for score in result["scores"].values():
+        if hypotheses := score.get("hypotheses"):
+            _copy(inside(file.parent, hypotheses), inside(folder, hypotheses))
+    _copy(file, copy)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise SharingError(f"{source}: no such file; evaluate the run again")
+    if source.resolve() != target.resolve():
+        with atomic_write(target) as file:
+            file.write(source.read_bytes())
 
 
 def scored_sets(rows: Iterable[Row]) -> list[str]:
@@ -261,25 +270,14 @@ def scored_sets(rows: Iterable[Row]) -> list[str]:
 
 
 def signatures(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """List the signatures per metric; scores with different signatures are not comparable."""
-    found: dict[str, dict[str, None]] = {"bleu": {}, "chrf": {}}
-    for row in rows:
-        for result in row.results:
-            for score in result["scores"].values():
-                for metric, signature in score["signature"].items():
-                    found[metric][signature] = None
-    return {metric: list(names) for metric, names in found.items()}
-
-
-def baselines(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Return the baseline experiments of the p-values, without seeds, and the runs compared with each."""
+    """List the signatures per metric."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for result in row.results:
             for score in result["scores"].values():
-                if score["baseline"]:
-                    found.setdefault(re.sub(r"-seed\d+$", "", score["baseline"]), {})[row.run] = None
-    return {name: list(runs) for name, runs in found.items()}
+                for metric, signature in score.get("signature", {}).items():
+                    found.setdefault(metric, {})[signature] = None
+    return {metric: list(names) for metric, names in found.items()}
 
 
 def _order(row: Row) -> tuple[Any, ...]:

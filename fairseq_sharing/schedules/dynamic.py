@@ -18,7 +18,7 @@ import torch
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, format_map, relabel
 from fairseq_sharing.schedules.agent import Agent, Layers, Place, resolve
-from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
+from fairseq_sharing.schedules.schedule import Decision, Observation, Schedule
 
 
 class Dynamic(Schedule):
@@ -77,10 +77,10 @@ class Dynamic(Schedule):
         stop = self._options.freeze_pattern_at
         return update % self._options.dynamic_interval == 0 and (stop is None or update < stop)
 
-    def decide(self, run: Run) -> Decision:
+    def decide(self, observed: Observation) -> Decision:
         """Reward the last decision, then choose the next actions."""
         if self._open is not None:
-            self._learn(run)
+            self._learn(observed)
         epsilon, before = self.epsilon, self._states()
         self._open, reasons = [], []
         for (stacks, agent), state in zip(self._agents, before, strict=True):
@@ -99,10 +99,10 @@ class Dynamic(Schedule):
         maps = {stack: self._map(stack) for stack in self._actions}
         return Decision(maps, f"decision {self._turn}, {'/'.join(reasons)}", self._frozen())
 
-    def decided(self, run: Run) -> None:
+    def decided(self, observed: Observation) -> None:
         """Reward the decision immediately if the options say so."""
         if self._options.dynamic_reward_when == "immediate":
-            self._learn(run)
+            self._learn(observed)
 
     @property
     def epsilon(self) -> float:
@@ -148,9 +148,9 @@ class Dynamic(Schedule):
             agent.load_state_dict(saved)
         self._log_values = dict(state["told"])
 
-    def _learn(self, run: Run) -> None:
+    def _learn(self, observed: Observation) -> None:
         assert self._open is not None
-        reward = self._reward(run.mean_nll(self._draw))
+        reward = self._reward(observed.mean_nll(self._draw))
         for (_, agent), (before, taken), now in zip(self._agents, self._open, self._states(), strict=True):
             agent.learn(before, taken, reward, now, self._places(agent, self._turn))
         self._open = None

@@ -20,7 +20,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import format_map, num_unique
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.schedules.change_sharing import change_sharing, measure_bytes
-from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
+from fairseq_sharing.schedules.schedule import Decision, Observation, Schedule
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
 from fairseq_sharing.tying import alias_names, proxy_parameters
 
@@ -80,7 +80,7 @@ class Engine:
 
         Args:
             trainer: fairseq's trainer of the model.
-            mean_nll: as in ``Run``.
+            mean_nll: as in ``Observation``.
         """
         update = trainer.get_num_updates()
         if update == self._seen:
@@ -95,13 +95,13 @@ class Engine:
     def _decide(self, trainer: Any, mean_nll: Callable[[Callable[[int, int], list[int]]], float]) -> None:
         for gradients in self._gradients.values():
             gradients.reduce()
-        run = Run(trainer.get_num_updates(), self._maps(), self._gradients, mean_nll)
-        decision = _agreed(self._schedule.decide(run))
+        observed = Observation(trainer.get_num_updates(), self._maps(), self._gradients, mean_nll)
+        decision = _agreed(self._schedule.decide(observed))
         self._gradients = {}
         if decision is not None:
             self._change(trainer, decision)
-            self._schedule.decided(replace(run, maps=self._maps(), gradients={}))
-        _compare_ranks(self._schedule, run.update)
+            self._schedule.decided(replace(observed, maps=self._maps(), gradients={}))
+        _compare_ranks(self._schedule, observed.update)
 
     def _change(self, trainer: Any, decision: Decision) -> None:
         """Apply and record a decision if it changes anything."""

@@ -11,7 +11,7 @@ from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, format_map
-from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
+from fairseq_sharing.schedules.schedule import Decision, Observation, Schedule
 
 
 def recorded_changes(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -89,9 +89,9 @@ class Replay(Schedule):
         """Change the maps at the recorded updates."""
         return update in self._changes
 
-    def decide(self, run: Run) -> Decision:
+    def decide(self, observed: Observation) -> Decision:
         """Return the recorded maps."""
-        after = self._changes[run.update]
+        after = self._changes[observed.update]
         maps = {stack: tuple(after[stack]["layer_map"]) for stack in self._stacks}
         return Decision(maps, "replayed", {stack: tuple(after[stack]["frozen"]) for stack in self._stacks})
 

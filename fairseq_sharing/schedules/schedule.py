@@ -1,4 +1,4 @@
-"""The interface of a schedule: after an update it inspects the run and may return new layer maps."""
+"""The interface of a schedule: after an update it receives an observation and may return new layer maps."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The information about a run that a schedule can use.
+class Observation:
+    """What a schedule observes after an update.
 
     Attributes:
         update: number of updates so far.
@@ -56,11 +56,11 @@ class Schedule(ABC):
         """Return whether a decision is due after an update."""
 
     @abstractmethod
-    def decide(self, run: Run) -> Decision | None:
+    def decide(self, observed: Observation) -> Decision | None:
         """Decide after an update that is due. None leaves the maps unchanged."""
 
-    def decided(self, run: Run) -> None:  # noqa: B027  optional for a schedule
-        """Inspect the run after a decision was applied."""
+    def decided(self, observed: Observation) -> None:  # noqa: B027  optional for a schedule
+        """Receive the state after a decision was applied."""
 
     def watched(self, update: int) -> tuple[str, ...]:
         """Return the stacks whose gradients per layer are needed for the decision after an update."""

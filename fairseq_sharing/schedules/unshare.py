@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from fairseq_sharing.layer_map import LayerMap, num_unique, relabel
-from fairseq_sharing.schedules.schedule import Decision, Run, Schedule
+from fairseq_sharing.schedules.schedule import Decision, Observation, Schedule
 from fairseq_sharing.schedules.unit_gradients import Unit
 
 Pair = tuple[Unit, Unit]
@@ -107,15 +107,15 @@ class Unshare(Schedule):
             return ()
         return tuple(stack for stack in self._chains if self._tied(stack))
 
-    def decide(self, run: Run) -> Decision | None:
+    def decide(self, observed: Observation) -> Decision | None:
         """Untie layers by the rule."""
         if self._rule.when is None:
             maps = {stack: tuple(range(len(m))) for stack, m in self._maps.items() if self._tied(stack)}
             reasons = [f"update {self._rule.at} reached"]
         else:
             maps, reasons = {}, []
-            for stack in self.watched(run.update):
-                parted, reason = self._check(stack, run.gradients[stack].cosines(self._tied(stack)))
+            for stack in self.watched(observed.update):
+                parted, reason = self._check(stack, observed.gradients[stack].cosines(self._tied(stack)))
                 if parted:
                     maps[stack] = parted
                     reasons.append(f"{stack}: {reason}")

@@ -1,16 +1,18 @@
-"""Estimate the cost of a table before training: device hours and disk space."""
+"""Estimate the cost of a study before training: device hours and disk space."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from fairseq_sharing import flags
 from fairseq_sharing.description import counts
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.experiment.study import Study
-from fairseq_sharing.studies.table import Table
+from fairseq_sharing.studies.plan import StudyPlan
 
 # Assumptions of the estimate. Sustained throughput of a GPU in bf16, TFLOP/s.
 TFLOPS = 40.0
@@ -47,32 +49,53 @@ class RowEstimate:
         return self.flops / (tflops * 1e12) / 3600
 
 
-def estimate_rows(table: Table) -> list[RowEstimate]:
-    """Estimate one run of each row of a table.
+def estimate_rows(plan: StudyPlan) -> list[RowEstimate]:
+    """Estimate one run of each row of a study, except for rows with the map of another.
 
     Raises:
-        SharingError: the study does not give the number of pairs or the vocabulary of its data.
+        SharingError: the study does not give the size of its data and vocabulary.
     """
-    for key in ("pairs", "vocabulary"):
-        if key not in table.study.estimate:
-            raise SharingError(f"{table.study.file}: estimate.{key}: missing; required for an estimate")
-    return [_estimate(row, table) for row in table.chosen_rows() if row not in table.study.map_of]
+    given = plan.study.estimate
+    if "vocabulary" not in given or not {"pairs", "tokens"} & given.keys():
+        raise SharingError(f"{plan.study.file}: estimate: required: vocabulary, and pairs or tokens per epoch")
+    return [_estimate(row, plan) for row in plan.chosen_rows() if row not in plan.study.map_of]
 
 
 def data_bytes(study: Study) -> int:
     """Estimate the disk space of the prepared data, in bytes."""
-    return study.estimate["pairs"] * BYTES_A_PAIR
+    return _tokens_per_epoch(study) // TOKENS_A_PAIR * BYTES_A_PAIR
 
 
-def _estimate(row: str, table: Table) -> RowEstimate:
-    config = compose(table.study.file, [f"row={row}", *table.overrides])
-    train, sizes = config.train, table.study.estimate
-    data = Path("data") / table.study.data.name
+def measured_hours(plan: StudyPlan, row: str) -> float | None:
+    """Return the mean recorded training time of a row's finished runs, in hours; None if there are none."""
+    records = [run.directory.record() for run in plan.runs if run.row == row]
+    seconds = [float(record["train_seconds"]) for record in records if record.get("exit_status") == 0]
+    return sum(seconds) / len(seconds) / 3600 if seconds else None
+
+
+def _tokens_per_epoch(study: Study) -> int:
+    return study.estimate.get("tokens") or study.estimate["pairs"] * TOKENS_A_PAIR
+
+
+def _tokens_per_update(config: DictConfig) -> int:
+    """Return the target tokens of an update on one device, at most."""
+    train = config.train
+    if config.get("tokens_per_batch"):
+        return config.tokens_per_batch
+    if train.get("max_tokens"):
+        return train.max_tokens
+    return (train.get("batch_size") or 1) * (train.get("tokens_per_sample") or TOKENS_A_PAIR)
+
+
+def _estimate(row: str, plan: StudyPlan) -> RowEstimate:
+    config = compose(plan.study.file, [f"row={row}", *plan.overrides])
+    train, sizes = config.train, plan.study.estimate
+    data = Path("data") / plan.study.data.name
     vocabulary = counts.vocabulary_size(data) if (data / "bin").is_dir() else sizes["vocabulary"]
     model = counts.measure(str(config.run), flags.parse(train), vocabulary, TOKENS_A_PAIR)
-    tokens = (train.get("max_epoch") or 0) * sizes["pairs"] * TOKENS_A_PAIR
+    tokens = (train.get("max_epoch") or 0) * _tokens_per_epoch(plan.study)
     if train.get("max_update"):
-        updates = train.max_update * (config.get("tokens_per_batch") or train.max_tokens)
+        updates = train.max_update * _tokens_per_update(config)
         tokens = min(tokens, updates) if tokens else updates
     parameters = sum(model.unique.values())
     kept = (train.get("keep_last_epochs") or 1) + (train.get("keep_interval_updates") or 0) + 2  # plus last and best

@@ -62,9 +62,10 @@ class LogTail:
         """Return the epochs, updates, validation loss and measured speed."""
         if not self._epoch:
             return "no updates left to make"
+        epochs = int(self._epoch["epoch"])
         loss = f", valid loss {float(self._valid['valid_loss']):.3f}" if self._valid else ""
         return (
-            f"{int(self._epoch['epoch'])} epochs, {int(self._epoch['train_num_updates']):,} updates{loss};"
+            f"{epochs} epoch{'s' * (epochs != 1)}, {int(self._epoch['train_num_updates']):,} updates{loss};"
             f" {float(self._epoch['train_wpb']):,.0f} target tokens per batch (measured),"
             f" {float(self._epoch['train_wps']):,.0f} target tokens/s in the last epoch"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,10 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
 # The module of each program.
 PROGRAMS = {"fairseq-train": "fairseq_cli.train", "torchrun": "torch.distributed.run"}
+
+# Names the parent process with which a command ends, in its environment.
+END_WITH_PARENT = "FAIRSEQ_SHARING_END_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Process = subprocess.Popen  # its output goes to the log file
 
@@ -101,3 +106,16 @@ def signal_all(process: Process, number: int) -> None:
     """Send a signal to the session of a process, including its ranks and their data loader workers."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+def end_with_parent(number: int, parent: int | None = None) -> None:
+    """Let the kernel signal this process when its parent dies (on Linux).
+
+    Args:
+        number: the signal.
+        parent: process ID of the parent; if it is dead already, the process exits.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if parent is not None and os.getppid() != parent:
+            sys.exit(128 + number)

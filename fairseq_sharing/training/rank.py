@@ -5,7 +5,6 @@ torchrun --nproc-per-node 4 -m fairseq_sharing.training.rank ARGUMENTS OF fairse
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import os
@@ -16,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.training.processes import end_with_parent
 
 logger = logging.getLogger("fairseq_sharing.training.rank")  # torchrun runs it as __main__
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main() -> None:
@@ -34,7 +33,8 @@ def main() -> None:
                 file=sys.stderr,
             )
         sys.exit(2)
-    _end_with_torchrun()
+    # Otherwise the rank would keep training alongside a resumed run when torchrun is killed.
+    end_with_parent(signal.SIGKILL)
     from fairseq_cli import train
 
     import fairseq_sharing
@@ -122,12 +122,6 @@ def _place(cfg: Any) -> tuple[str, str, str]:
         return socket.gethostname(), "cpu", f"{torch.get_num_threads()} threads"
     index = torch.cuda.current_device()
     return socket.gethostname(), f"cuda:{index}", torch.cuda.get_device_name(index)
-
-
-def _end_with_torchrun() -> None:
-    """Let the kernel kill this rank when torchrun dies; otherwise it would keep training alongside a resumed run."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

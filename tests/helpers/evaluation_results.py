@@ -22,7 +22,6 @@ def result(
     sharing: str = "none",
     seed: int = 1,
     bleu: float = 30.0,
-    p_value: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Create the content of one result file."""
@@ -33,8 +32,6 @@ def result(
         "chrf": 55.5,
         "signature": {"bleu": BLEU_SIGNATURE, "chrf": CHRF_SIGNATURE},
         "segments": 1000,
-        "p_value": p_value,
-        "baseline": None if p_value is None else f"vanilla-seed{seed}",
     }
     unique = len(set(layer_map))
     content = {

@@ -155,7 +155,7 @@ def _program(command: list[str], output: int, variables: dict[str, str]) -> None
 @contextmanager
 def generate_in_fork(commands: Commands, command: list[str], **_: object) -> Iterator[SimpleNamespace]:
     """Run ``python -P -m fairseq_cli.generate ...`` to its end, as a replacement for subprocess.Popen in evaluation."""
-    done = commands.run(*command[3:])
+    done = commands.run(*command[3:], cwd=Path.cwd())
     with Path(f"{done.log}.out").open("rb") as output:
         yield SimpleNamespace(stdout=output, returncode=0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,39 @@ def test_twenty_kills_leave_no_trace(tmp_path, commands, train_words, train):
     assert_same_bits(killed / "checkpoint_last.pt", tmp_path / "undisturbed" / "checkpoint_last.pt")
 
     assert_every_name_was_flushed_first(steps)
+
+
+def send_signal(moment: int, number: int) -> None:
+    """Send this process a signal in the middle of an update of the first epoch."""
+    from fairseq.tasks.translation import TranslationTask
+
+    stock, left = TranslationTask.train_step, [number]
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        if update_num == moment and left:
+            left.clear()
+            for _ in range(1 if number == signal.SIGINT else 2):
+                os.kill(os.getpid(), number)
+        return stock(self, sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    TranslationTask.train_step = train_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_terminated_training_saves_its_last_update(tmp_path, commands, train_words, train, number):
+    """The update is finished and saved in the middle of the epoch; the resumed training is bitwise equal."""
+    flags = ["--dropout", "0.2", "--update-freq", "2", "--max-update", "12"]
+    train(tmp_path / "undisturbed", *flags)
+    stopped = tmp_path / "stopped"
+    training = commands.start(
+        "fairseq_cli.train", *train_words(stopped, *flags), before=partial(send_signal, 3, number)
+    )
+    training.wait(status=128 + number)
+    assert f"{number.name}: stopped after 4 updates" in training.stdout
+    assert {path.name for path in stopped.iterdir()} == {"checkpoint_last.pt"}
+    assert read_checkpoint(stopped / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 4
+    train(stopped, *flags)
+    assert_same_bits(stopped / "checkpoint_last.pt", tmp_path / "undisturbed" / "checkpoint_last.pt")
 
 
 def assert_every_name_was_flushed_first(steps: list[str]) -> None:

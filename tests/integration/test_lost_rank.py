@@ -87,7 +87,7 @@ LOSSES = [
 
 
 @pytest.mark.timeout(900)
-def test_whatever_is_lost_the_next_start_goes_on(tmp_path, commands):
+def test_the_next_start_resumes_after_any_loss(tmp_path, commands):
     place = make_place(tmp_path, commands)
     saved = 0
     for lost, number, error in LOSSES:

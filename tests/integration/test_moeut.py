@@ -27,7 +27,7 @@ def trained(tmp_path_factory, train):
     return folder, flags, train(folder, *BALANCED, *flags, *tensorboard, model=MODEL).stdout
 
 
-def test_a_training_that_goes_on_has_the_same_bits(trained, train, tmp_path):
+def test_a_resumed_training_is_bitwise_equal(trained, train, tmp_path):
     folder, flags, _ = trained
     shutil.copy(next(folder.glob("checkpoint_*_5.pt")), tmp_path / "checkpoint_last.pt")
     train(tmp_path, *BALANCED, *flags, model=MODEL)

@@ -20,7 +20,7 @@ from fairseq_sharing.preparation.binarize import preprocess_arguments
 from fairseq_sharing.preparation.prepare import prepare
 from fairseq_sharing.preparation.recipe import Recipe, build_recipe, files_recipe, load_recipe
 from fairseq_sharing.preparation.sources import find_texts
-from fairseq_sharing.preparation.stream import transform
+from fairseq_sharing.preparation.stream import process_chunks
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.preparation.unpack import unpack
 from fairseq_sharing.training.plan import make_plan
@@ -392,14 +392,14 @@ def test_data_whose_preparation_was_stopped_is_refused_for_training(
     def stop(title: str, *arguments: object) -> object:
         if title == step:
             raise KeyboardInterrupt
-        return transform(title, *arguments)
+        return process_chunks(title, *arguments)
 
     config, data = compose("toy", ["row=vanilla"]), tmp_path / "data"
     if not first:
         prepare(recipe(60), data, workers=1)
         make_plan(config, data=data, devices=1)
     with monkeypatch.context() as patched:
-        patched.setattr("fairseq_sharing.preparation.prepare.transform", stop)
+        patched.setattr("fairseq_sharing.preparation.prepare.process_chunks", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(recipe(90), data, workers=1)
     assert (data / "bin/dict.en.txt").is_file(), "stopped too early for this test"

@@ -54,7 +54,7 @@ def test_a_run_that_stopped_ends_with_the_same_bits(ranks, model, schedule, stop
         assert states[0] == states[1]
 
 
-def test_plain_training_goes_on_from_an_untied_checkpoint(train, commands, tmp_path):
+def test_plain_training_resumes_from_an_untied_checkpoint(train, commands, tmp_path):
     """Equal to a schedule that unties at the same update; fairseq's own transformer loads it, too."""
     common = ("--max-update", "6", "--disable-validation", "--no-epoch-checkpoints", "--dropout", "0.1")
     train(tmp_path / "swe", *SHARED, *TASK, "unshare", "--unshare-at", "3", *common)

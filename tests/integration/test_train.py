@@ -67,10 +67,10 @@ def test_run_keeps_configuration_record_log_curves_and_checkpoints(trained):
     assert [record["num_updates"] for kind, record in run.log_records() if kind == "train_inner"][-1] == "6"
     assert told.startswith("$ fairseq-train data/words/bin ")
     assert "world size 1 (CPU process), 56 tokens per batch = 56 tokens x 1 device x update_freq 1" in told
-    assert "finished; 1 epochs, 6 updates" in told
+    assert "finished; 1 epoch, 6 updates" in told
 
 
-def test_finished_run_is_left_alone_then_goes_on_when_asked_for_more(trained, train):
+def test_finished_run_is_unchanged_until_more_updates_are_requested(trained, train):
     path, _ = trained
     before = RunDirectory(path).record()
     assert "nothing to do" in train()
@@ -98,7 +98,7 @@ def test_run_under_another_recipe_is_refused_in_one_line(trained, train, words, 
     assert message in line
 
 
-def test_mistake_that_fairseq_finds_is_told_in_one_line_and_can_be_put_right(place, train):
+def test_mistake_that_fairseq_finds_is_reported_in_one_line_and_can_be_corrected(place, train):
     told = _train_as_a_user(place, "run=wrong", "train.valid_subset=other", status=2)
     assert told.splitlines()[-1] == (
         "fairseq-sharing train: error: fairseq-train failed: FileNotFoundError: Dataset not found: other"
@@ -133,7 +133,7 @@ def test_two_processes_see_twice_the_words_per_batch(trained, train, place):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_training_and_it_goes_on_when_started_again(place, commands, train, number, status):
+def test_signal_ends_training_and_the_next_start_resumes(place, commands, train, number, status):
     name = number.name.lower()
     words = ["fairseq_sharing", "train", "words.yaml", f"run={name}"]
     command = commands.start(*words, "train.max_update=100000", cwd=place, before=fork_trainings)

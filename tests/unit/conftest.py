@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the sharing: every strategy with both norms, as a model and as a vanilla one."""
+"""Fixtures of the model tests: every strategy with pre-norm and post-norm, and the equivalent vanilla models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sharing_cases import CASES, NORMS
 import fairseq_sharing.models.transformer_sharing  # noqa: F401  fixes bf16 on some machines, before the first matrix product
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on a CPU, however slowly
+    os.environ["TRITON_INTERPRET"] = "1"  # runs Triton kernels on a CPU, slowly
 
 
 def pytest_collection_finish():
-    """Spare Python's collector of garbage what was imported: most of what there is, and it stays."""
+    """Exclude imported objects, which are most objects, from garbage collection."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
@@ -32,21 +32,21 @@ def case(request):
 
 @pytest.fixture(params=NORMS)
 def norm(request):
-    """Both places of the LayerNorms: "pre" and "post"."""
+    """Both positions of the LayerNorms: "pre" and "post"."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def built():
-    """Models that were built before, by what they are."""
+    """Cache of models by case and norm."""
     return {}
 
 
 @pytest.fixture
 def model(case, norm, built):
-    """The tiny shared model of a case, its weights moved away from their initial values, in eval mode.
+    """The tiny shared model of a case, with perturbed weights, in eval mode.
 
-    Many tests get the same object: to change its weights or ties, build another one with ``build_case``.
+    Tests share this object. To change weights or ties, build another model with ``build_case``.
     """
     from tiny_models import build_case
 
@@ -59,7 +59,7 @@ def model(case, norm, built):
 
 @pytest.fixture
 def vanilla(case, norm, model, built):
-    """fairseq's own transformer of N layers with copies of the model's weights, in eval mode; not to be changed."""
+    """fairseq's own transformer of N layers with copies of the model's weights, in eval mode. Do not modify it."""
     from tiny_models import vanilla_copy
 
     if ("vanilla", case.name, norm) not in built:
@@ -71,7 +71,7 @@ def vanilla(case, norm, model, built):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A folder with the dictionaries of a translation task from en to de."""
+    """A folder with the dictionaries of an English-German translation task."""
     from tiny_models import dictionary
 
     folder = tmp_path_factory.mktemp("data")
@@ -82,9 +82,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def trained(case, norm, data_dir, built, tmp_path_factory):
-    """A training of a case, not to be changed.
+    """A training of a case. Do not modify it.
 
-    ``path`` is what fairseq's trainer writes after an update on the batch of seed 3, ``model`` the model then,
+    ``path`` is the checkpoint of fairseq's trainer after an update on the batch of seed 3, ``model`` the model then,
     ``next_model`` the model after one more update, on the batch of seed 4.
     """
     from tiny_models import make_trainer, save, train_step

@@ -1,4 +1,4 @@
-"""NaN and infinity are refused by name: in options, weights and results."""
+"""NaN and infinity in options, weights and results are refused with the name of the value."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ def test_evaluate_checks_the_average_and_the_log_before_it_translates(damaged, t
 
 
 @pytest.mark.parametrize("engine", ["fairseq", "ctranslate2"])
-def test_outputs_that_overflow_are_told_in_one_line(damaged, engine, data_dir, tmp_path, capsys):
-    """Here the weights are finite, and what the model computes with them is not."""
+def test_outputs_that_overflow_are_reported_in_one_line(damaged, engine, data_dir, tmp_path, capsys):
+    """The weights are finite, but the outputs of the model are not."""
 
     def overflow(content):
         content["model"]["decoder.layers.0.fc1.weight"].fill_(3e38)

@@ -1,4 +1,4 @@
-"""The list of flags is that of fairseq's parser, and says which flags an architecture takes."""
+"""The list of flags equals that of fairseq's parser and shows the flags that an architecture takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOCK = {
     "transformer_lm_moeut": transformer_lm.TransformerLanguageModel,
     "roberta_sharing": roberta.RobertaModel,
 }
-# A value other than the default of each option that some model refuses.
+# For each option that some model refuses, a value other than the default.
 OTHER = {
     "admin": "profile",
     "depth_signal": "learned",
@@ -37,7 +37,7 @@ OTHER = {
 
 
 def _names(arch: str) -> dict[str, str]:
-    """The listed flags of an architecture with their defaults."""
+    """Return the listed flags of an architecture with their defaults."""
     return {flag.name: flag.default for group in list_flags(arch) for flag in group.flags}
 
 

@@ -243,7 +243,7 @@ def test_options_of_one_stack_go_before_those_of_both(options, encoder, decoder)
     assert resolve_stack(options, "decoder", 4).layer_map == decoder
 
 
-def test_scope_of_one_stack_goes_before_that_of_both():
+def test_scope_of_one_stack_overrides_that_of_both():
     options = {**CYCLE, "sharing_scope": "ffn", "decoder_sharing_scope": "encoder_attn,self_attn"}
     assert resolve_stack(options, "encoder", 4).scope == ("ffn",)
     assert resolve_stack(options, "decoder", 4).scope == ("self_attn", "encoder_attn")

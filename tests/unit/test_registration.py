@@ -1,4 +1,4 @@
-"""The package registers with fairseq in whatever order the two are imported."""
+"""The package registers with fairseq for any order of imports."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ before = found()
 utils.import_user_module(Namespace(user_dir=PACKAGE))
 print(json.dumps([before, found()]), flush=True)
 """
-# One interpreter that has imported neither, and a fork of it for each order: what fairseq imports takes seconds.
+# One interpreter without either package, forked for each order, because fairseq's dependencies take seconds to import.
 FORKS = f"""
 import json, logging, os, sys
 import hydra, omegaconf, sacrebleu, scipy.stats, sklearn.metrics, torch.utils.tensorboard
@@ -82,7 +82,7 @@ OURS = (
 
 @pytest.fixture(scope="module")
 def registered() -> dict[str, list]:
-    """By order, what is registered after the imports, and after --user-dir."""
+    """Return, for each order, what is registered after the imports and after --user-dir."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKS],
         input=json.dumps(list(ORDERS.values())),

@@ -1,4 +1,4 @@
-"""Configurations and recipes are found in a clone, and travel inside the wheel."""
+"""Configurations and recipes are found in a clone, and the wheel contains them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_package_prefers_its_own_directories(tmp_path, monkeypatch):
 def test_wheel_holds_every_configuration_and_recipe(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    # A copy: a build leaves its own files beside the sources.
+    # A copy, because a build writes files next to the sources.
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         (source / name).write_bytes((ROOT / name).read_bytes())
     for name in ("fairseq_sharing", "configs", "data-prep"):

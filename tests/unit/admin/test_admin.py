@@ -72,7 +72,7 @@ def test_profile_equals_a_walk_by_hand(case):
             assert row == pytest.approx([r] * EMBED, rel=1e-5)
 
 
-def test_weights_belong_to_the_depth_whatever_the_map(case, model):
+def test_weights_belong_to_the_depth_for_every_map(case, model):
     for stack in STACKS:
         layers = getattr(model, stack).layers
         assert len({id(layer.residual_weight) for layer in layers}) == LAYERS

@@ -117,7 +117,7 @@ def test_fairseq_loads_the_trainer_s_file_strictly(case, norm, trained):
     assert loaded.sharing == trained.model.sharing
 
 
-def test_resumed_trainer_goes_on_bitwise(case, norm, trained, data_dir):
+def test_resumed_trainer_is_bitwise_equal(case, norm, trained, data_dir):
     """Compare weights, ties, optimizer state and the next update with an uninterrupted training."""
     resumed = make_trainer(data_dir, case, norm)
     perturb(resumed.model, seed=8)

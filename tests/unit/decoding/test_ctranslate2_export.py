@@ -93,7 +93,7 @@ def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm,
     ids=lambda options: ",".join(options),
 )
 def test_stacks_of_every_build(checkpoint, options, tmp_path):
-    # Without a last norm the outputs are large, and so is their rounding.
+    # Without a final norm, the outputs and their rounding errors are large.
     assert export(checkpoint(**options), tmp_path / "out").difference.largest < 1e-4
 
 
@@ -104,7 +104,7 @@ def test_admin_folds(checkpoint, name, layernorm_embedding, tmp_path):
     files = checkpoint(name, admin="closed_form", layernorm_embedding=layernorm_embedding)
     exported = export(files, tmp_path / "out")
     assert exported.difference.largest < 1e-4
-    # Of each set, the first matrices of 2 and of 3 sub-layers, once for each layer that uses it but one.
+    # The first matrices of 2 (encoder) and 3 (decoder) sub-layers, once for each layer that does not own them.
     assert exported.depth_tensors == (0 if name == "none" else 3 * (2 + 3))
 
 
@@ -195,7 +195,7 @@ def test_the_difference_is_that_of_the_written_weights(checkpoint, kind, least, 
     files = checkpoint("sequence")
     exported = export(files, tmp_path / "out", kind)
     assert least <= exported.difference.mean <= exported.difference.largest <= most
-    # Once more, from the files alone.
+    # Again, from the files only.
     (model,), task = ctranslate2_export.load_models(files)
     with torch.no_grad():
         reference = ctranslate2_export._Reference.of(model, task, "again")

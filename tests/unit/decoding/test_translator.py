@@ -289,7 +289,12 @@ def test_a_run_refuses_data_of_another_direction(tmp_path):
     record = {"data": str(tmp_path), "source_lang": "de", "target_lang": "en"}
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "manifest.json").write_text(
-        json.dumps({"source_lang": "en", "target_lang": "de", "tests": [], "files": {}})
+        json.dumps(
+            {
+                **{"source_lang": "en", "target_lang": "de", "tests": [], "files": {}},
+                **{"tokenizer": {"name": "none"}, "subword": {"name": "none"}},
+            }
+        )
     )
     for refused in (lambda: Translator(tmp_path), lambda: evaluate_run(tmp_path, Console(stderr=True))):
         with pytest.raises(SharingError) as error:

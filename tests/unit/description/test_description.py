@@ -83,7 +83,7 @@ def test_a_language_model_is_described():
     assert ours.macs == LENGTH * (4 * (4 * D * D + 2 * D * FFN) + V * D) + 4 * 2 * LENGTH * LENGTH * D
 
 
-def test_expert_banks_and_what_a_token_uses_of_them_are_told(tmp_path, capsys):
+def test_expert_banks_and_active_parameters_are_printed(tmp_path, capsys):
     banks = {"head_dim": 8, "attention_experts": 4, "ffn_experts": 6, "ffn_top_k": 2, "expert_dim": 8}
     train = {name: value for name, value in BASE.items() if "ffn_embed" not in name}
     args = flags.parse({**train, **banks, "arch": "transformer_moeut"})
@@ -126,7 +126,7 @@ def test_adaptive_softmax_and_layer_norms_are_counted():
         ({"no": 1}, "train.no: unknown key"),
     ],
 )
-def test_bad_options_are_told_in_one_line(change, told):
+def test_bad_options_are_reported_in_one_line(change, told):
     with pytest.raises(SharingError, match=told) as error:
         flags.parse({**BASE, **change})
     assert "\n" not in str(error.value)
@@ -166,20 +166,20 @@ def test_the_command_prints_json(tmp_path, capsys):
         ({"length": 0}, "--length must be at least 1 token, got 0"),
     ],
 )
-def test_bad_figures_are_told_in_one_line(tmp_path, change, message):
+def test_bad_numbers_are_reported_in_one_line(tmp_path, change, message):
     with pytest.raises(SharingError) as error:
         describe(tmp_path / "none.yaml", **change)
     assert str(error.value) == message
 
 
-def test_an_unknown_vocabulary_is_told(tmp_path):
+def test_an_unknown_vocabulary_is_reported(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text("dataset: toy\ntrain:\n  arch: transformer_sharing\n")
     with pytest.raises(SharingError, match="--vocabulary"):
         describe(config, data=tmp_path)
 
 
-def test_depth_steps_of_a_universal_transformer_are_counted_and_told():
+def test_depth_steps_of_a_universal_transformer_are_counted_and_printed():
     options = {**BASE, "depth_signal": "learned", "position_per_depth": True, "act": "encoder"}
     options["criterion"] = "label_smoothed_cross_entropy_with_ponder"
     ours, deep, _ = counts.compare("ours", flags.parse(options), V, LENGTH)

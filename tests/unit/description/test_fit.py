@@ -1,4 +1,4 @@
-"""The largest part of a batch that a device trains on in one step."""
+"""Choosing max_tokens by device memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_largest_part_of_the_batch_that_fits_is_taken(data, room, devices, c
         ({}, 1, 2**10, "no max_tokens of at least 32 that divides 9600 fits; change tokens_per_batch"),
     ],
 )
-def test_what_fits_nowhere_is_refused_in_one_line(data, changes, devices, memory, message):
+def test_a_model_that_does_not_fit_is_refused_in_one_line(data, changes, devices, memory, message):
     with pytest.raises(SharingError) as caught:
         fit_max_tokens(config(**changes), devices, memory, data)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The parameters of the paper's rows, to the unit, by closed forms; and the sizes that the paper states."""
+"""The exact parameter counts of the paper's rows by closed forms, and the sizes that the paper states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairseq_sharing.layer_map import num_unique
 # Entries of the joined WMT16 En-De dictionary of 32k merges that fairseq's own models have, special ones included.
 WMT16 = 32_768
 WIKITEXT103 = 267_744  # types, <eos> and special symbols included, padded to a multiple of 8
-# Row -> millions of parameters, as the paper's tables state them.
+# Row -> millions of parameters in the paper's tables.
 TRANSLATION = dict.fromkeys(["vanilla", "admin"], 61) | {"universal_n6": 63, "universal_n12": 63, "vanilla_big": 210}
 TRANSLATION |= {f"{strategy}_n{n}": 61 for strategy in ("sequence", "cycle", "cycle_rev") for n in (12, 18)}
 LANGUAGE = ["vanilla", "universal", "sequence_n12", "cycle_n12", "cycle_rev_n12"]

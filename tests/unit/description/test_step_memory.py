@@ -1,4 +1,4 @@
-"""The memory of a training step, counted without storage: beside what torch allocates in a real one."""
+"""The memory of a training step, counted without storage, equals what torch allocates in a real step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options(norm="post", **changes):
 
 
 class RealStep:
-    """A step of a real model: the bytes that it saves for the backward pass, and the most that it allocates."""
+    """A step of a real model: the bytes saved for the backward pass, and the peak of allocated bytes."""
 
     def __init__(self, args):
         symbols = dictionary()
@@ -97,7 +97,7 @@ def test_a_dropout_mask_is_a_byte_an_element_on_cuda_and_four_on_cpu():
     assert on["cpu"].activations - on["cuda"].activations == 3 * dropouts * TOKENS * EMBED
 
 
-def test_attention_probabilities_are_kept_where_no_fused_kernel_drops_them():
+def test_attention_probabilities_are_kept_without_a_fused_kernel():
     stored = {
         (device, dropout): TrainingStep(options(attention_dropout=dropout), VOCABULARY, device).count(TOKENS, LENGTH)
         for device in ("cuda", "cpu")
@@ -134,7 +134,7 @@ def test_recomputation_makes_the_longest_batch_longer():
     assert longest[1] > 1.5 * longest[0]
 
 
-def test_no_batch_fits_where_the_weights_do_not():
+def test_no_batch_fits_if_the_weights_do_not():
     assert estimate(options(), VOCABULARY, LENGTH, 1000, "cuda").longest_batch == 0
 
 

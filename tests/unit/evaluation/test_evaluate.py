@@ -166,6 +166,13 @@ def test_bad_settings_are_named(block, message):
     assert str(caught.value).startswith(message)
 
 
+def test_the_baseline_that_an_earlier_version_recorded_is_ignored():
+    config = {"run": "a", "evaluate": {"beam": 4, "baseline": "vanilla"}}
+    assert EvaluationSettings.of_run(config, {"lenpen": 0.5}) == EvaluationSettings(beam=4, lenpen=0.5)
+    with pytest.raises(SharingError, match="evaluate: unknown key 'baseline'"):
+        EvaluationSettings.of(config["evaluate"])
+
+
 def test_null_removes_a_length_penalty_of_the_base():
     settings = EvaluationSettings.of({"test_lenpen": {"newstest2014": 0.6, "newstest2014_cleaned": None}})
     assert settings.test_lenpen == {"newstest2014": 0.6}

@@ -1,4 +1,4 @@
-"""What a run writes down of its surroundings."""
+"""The environment that a run records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_versions_name_what_can_change_a_result():
     assert {"python", "fairseq-fixed", "numpy", "sacrebleu"} <= versions.keys()
 
 
-def test_device_tells_kind_count_and_memory():
+def test_device_has_kind_count_and_memory():
     device = environment.device()
     assert device["kind"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device["count"] >= 1
@@ -42,7 +42,7 @@ def test_chosen_threads_go_before_idle_cores(monkeypatch, chosen, threads):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_commit_is_that_of_a_clone_and_tells_changes(tmp_path, monkeypatch):
+def test_commit_is_that_of_a_clone_and_marks_changes(tmp_path, monkeypatch):
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""Run directories: the record, the lock, the log's records and what may change between two starts."""
+"""Run directories: the record, the lock, the records of the log, and what may change when a run is resumed."""
 
 from __future__ import annotations
 

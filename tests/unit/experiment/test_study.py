@@ -1,4 +1,4 @@
-"""Study files: rows of a file or of the study, seeds, and what is refused."""
+"""Study files: rows of a file or of the study, seeds, and refused values."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def test_row_is_recipe_then_row_then_overrides_of_the_study_then_of_the_user(stu
         "dataset": "mine",
         "tokens_per_batch": 64,
         "train": {"dropout": 0.1, "max_epoch": 7, "sharing": "cycle", "fast": True},
-        "evaluate": {"beam": 4, "baseline": "plain"},
+        "evaluate": {"beam": 4},
     }
-    assert compose(study, ["row=plain"]).evaluate.baseline is None
     assert compose(study, ["row=copy"]).map_of == "shared"
     assert compose(study, ["row=plain", "train.max_epoch=1"]).train.max_epoch == 1
     assert "study" not in compose(study, ["row=plain", "dataset=other"]), "its runs are not those of the study"

@@ -37,7 +37,7 @@ def test_updates_equal_fairseq_s(weight_decay, dtype):
     assert [fused.state[p]["step"] for p in ours] == [20, 17, 20]
 
 
-def test_either_goes_on_from_the_other_s_state():
+def test_either_resumes_from_the_other_s_state():
     for first, second in ((Adam, _FusedAdam), (_FusedAdam, Adam)):
         params = parameters()
         one = first(params)

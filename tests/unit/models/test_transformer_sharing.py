@@ -219,7 +219,7 @@ def test_hydra_configuration_is_refused_by_name():
 @pytest.mark.parametrize(
     ("device", "units", "warned"), [("cpu", {}, 1), ("cpu", {"amx_bf16": True}, 0), ("cuda", {}, 0)]
 )
-def test_slow_bf16_is_told_once(device, units, warned, monkeypatch, caplog):
+def test_slow_bf16_is_reported_once(device, units, warned, monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **units}, raising=False)
     warn_of_slow_bf16.cache_clear()
     for _ in range(2):

@@ -96,8 +96,9 @@ def test_sizes_that_are_no_multiple_of_16_bytes_are_filled_up(rows, sizes, dtype
 
 
 @pytest.mark.parametrize("backend", ALL)
-def test_equal_inputs_give_equal_bits_where_torch_is_told_to_be_deterministic(backend):
-    torch.use_deterministic_algorithms(True)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_equal_inputs_give_equal_bits_with_and_without_deterministic_mode(deterministic, backend):
+    torch.use_deterministic_algorithms(deterministic)
     try:
         first, second = (run(backend, (1, 2), choices("some")) for _ in range(2))
     finally:

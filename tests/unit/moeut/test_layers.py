@@ -155,7 +155,7 @@ def test_initial_standard_deviations_are_the_paper_s():
     assert cross.ffn.up.std().item() == pytest.approx(math.sqrt(4 / (3 * depth)) / 16, rel=0.04)
 
 
-def test_router_rows_have_one_length_where_that_is_asked_for():
+def test_router_rows_have_equal_lengths_on_request():
     router = Router(256, 20, 2)
     router.reset(0.05, equal_rows=True)
     torch.testing.assert_close(router.weight.norm(dim=1), torch.full((20,), 0.8), rtol=1e-5, atol=0)

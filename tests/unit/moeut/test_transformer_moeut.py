@@ -117,7 +117,7 @@ def test_layers_share_parameters_by_the_map(case, moeut):
 
 
 @torch.no_grad()
-def test_dropout_is_retained_in_inference_where_fairseq_is_asked_to():
+def test_dropout_is_retained_in_inference_on_request():
     model = build_moeut(dropout=0.5).eval()
     assert torch.equal(model(**batch())[0], model(**batch())[0])
     model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=["PeriLayer"])

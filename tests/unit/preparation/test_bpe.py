@@ -40,7 +40,7 @@ def test_every_word_is_split_like_by_subword_nmt(tmp_path: Path, learned: bool):
     check(codes, " ".join(words) + "\n\n<unk> @@ xyz 中b\n")
 
 
-# Letters that fit together in merges; then what has a meaning to fairseq, subword-nmt or the tokenizers library.
+# Letters that occur in merges; then characters with a special meaning in fairseq, subword-nmt or tokenizers.
 LETTERS = ["a", "b", "c", "ж", "д", "e\u0301", "\u0301", "ü", "中", "\\"]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "@@", "</w>", "[UNK]", "##", "\u2581", "\u0120", "madeupword0000"]
 STRANGE = ["x", "\u200b", "😀", "\ufeff", "\u00ad", "<", ">", "@", "/", "\U0001d51e", "\u1100\u1161"]

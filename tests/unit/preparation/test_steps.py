@@ -7,12 +7,12 @@ import pytest
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import sha256
-from fairseq_sharing.preparation.steps import Steps, locked
+from fairseq_sharing.preparation.steps import ResumableSteps, locked
 
 
 def work(directory: Path, first: int = 1, second: int = 1, fail: bool = False, names: str = "ab") -> list[str]:
     """Run two steps, the second from the output of the first, and return the names of those that ran."""
-    steps = Steps(directory)
+    steps = ResumableSteps(directory)
 
     def action(name: str, content: str) -> dict[str, int]:
         if fail:
@@ -71,13 +71,13 @@ def test_files_that_are_no_longer_made_are_removed(tmp_path: Path):
 def test_a_folder_without_manifest_is_refused(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(SharingError, match=r"exists and contains no manifest\.json; give a new or empty directory"):
-        Steps(tmp_path)
+        ResumableSteps(tmp_path)
 
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(SharingError, match="not a manifest of prepare"):
-        Steps(tmp_path)
+        ResumableSteps(tmp_path)
 
 
 def test_a_directory_has_one_run_at_a_time(tmp_path: Path):

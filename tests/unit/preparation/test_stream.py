@@ -6,7 +6,7 @@ import pytest
 
 from fairseq_sharing.preparation import stream
 from fairseq_sharing.preparation.parallel import Workers
-from fairseq_sharing.preparation.stream import Chunk, transform
+from fairseq_sharing.preparation.stream import Chunk, process_chunks
 
 LINES = 57
 
@@ -36,7 +36,7 @@ class Upper:
 
 def run(texts: list[Path], function: Upper, key: str = "key") -> tuple[Counter[str], list[bytes]]:
     outputs = [path.with_name(path.name.replace("in", "out")) for path in texts]
-    counts = transform("upper", texts, outputs, function, Workers(1), LINES, key)
+    counts = process_chunks("upper", texts, outputs, function, Workers(1), LINES, key)
     return counts, [output.read_bytes() for output in outputs]
 
 

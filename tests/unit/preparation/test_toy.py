@@ -105,7 +105,7 @@ def test_nouns_take_the_dative_plural_and_weak_endings(data: dict):
     ]
 
 
-# Read off a school grammar, not off grammar.yaml: what can stand before a singular noun of each gender.
+# From a school grammar, not from grammar.yaml: words that can precede a singular noun of each gender.
 BEFORE = {
     "m": "der den dem ein einen einem dieser diesen diesem jeder jeden jedem",
     "f": "die der eine einer diese dieser jede jeder",

@@ -5,13 +5,18 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from evaluation_results import BLEU_SIGNATURE, result, write
+from evaluation_results import BLEU_SIGNATURE, CHRF_SIGNATURE, result, write
 from rich.console import Console
 
 from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.reporting import bleu_figures, figures, tables
+from fairseq_sharing.reporting.conclusions import conclude
 from fairseq_sharing.reporting.expert_figure import expert_use
+from fairseq_sharing.reporting.formats import terminal
+from fairseq_sharing.reporting.notes import notes
+from fairseq_sharing.reporting.plan import Plan
+from fairseq_sharing.reporting.recipes import differences
 from fairseq_sharing.reporting.report import write_report
 from fairseq_sharing.reporting.results import read_rows
 
@@ -23,7 +28,7 @@ def _study(folder):
         folder,
         result("vanilla", "none", 1, 30.0),
         result("vanilla", "none", 2, 31.0),
-        result("cycle", "cycle", 1, 32.25, 0.004),
+        result("cycle", "cycle", 1, 32.25),
     )
 
 
@@ -85,19 +90,32 @@ def test_equal_results_give_equal_files(reported, study):
     assert {file.name: file.read_bytes() for file in write_report(study).files} == first
 
 
-def test_markdown_has_means_updates_p_values_and_signature(reported):
-    study = reported.files[0].parent
-    text = (study / "table.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n") if "|" in line]
+def _lines(text):
+    """The cells of each line of a Markdown table."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n") if "|" in line]
+
+
+def test_markdown_has_means_updates_notes_and_signature(reported):
+    text = (reported.files[0].parent / "table.md").read_text(encoding="utf-8")
+    rows = _lines(text)
     assert rows[0][:5] == ["Model", "M", "N", "Unique parameters", "Effective parameters"]
+    assert rows[0][5:] == ["Tokens/s", "Updates", "n", "BLEU test_2016_flickr"]
     assert rows[2][:5] == ["Vanilla", "2", "2", "1,246,912", "2,000,000"]
     assert rows[2][5:] == ["12,150 ± 71", "3,840", "2", "30.50 ± 0.71"]
-    assert rows[3] == ["Cycle", "2", "4", "1,246,912", "2,000,000", "12,100", "3,840", "1", "32.25 (p=0.004)"]
+    assert rows[3] == ["Cycle", "2", "4", "1,246,912", "2,000,000", "12,100", "3,840", "1", "32.25"]
     assert f"sacreBLEU signature for BLEU: {BLEU_SIGNATURE}" in text
-    assert "paired bootstrap test on BLEU against vanilla." in text
     assert "average of the last 2 epoch checkpoints, beam 5, length penalty 1.0" in text
+    assert "Version of fairseq-sharing: 0123abc." in text
     for name in PICTURES:
         assert f"]({name})" in text
+
+
+def test_a_row_with_one_seed_makes_no_statement(reported):
+    text = (reported.files[0].parent / "table.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"## Comparison with vanilla: BLEU test_2016_flickr\n(.*?)##", text, re.DOTALL)
+    cycle = next(line for line in _lines(section) if line[0] == "cycle")
+    assert cycle == ["cycle", "1", "32.25", "-", "-", "-", "1 seed: no statement about the method"]
+    assert "p=" not in text
 
 
 def test_csv_has_the_unrounded_numbers(reported):
@@ -106,16 +124,18 @@ def test_csv_has_the_unrounded_numbers(reported):
         vanilla, cycle = csv.DictReader(file)
     assert (vanilla["run"], vanilla["seeds"], vanilla["bleu"]) == ("vanilla", "1 2", "30.5")
     assert float(vanilla["bleu_deviation"]) == pytest.approx(0.5**0.5)
-    assert (cycle["strategy"], cycle["p_values"], cycle["bleu_deviation"]) == ("cycle", "0.004", "")
+    assert (cycle["strategy"], cycle["chrf"], cycle["bleu_deviation"]) == ("cycle", "55.5", "")
     assert int(cycle["parameters_unique"]) == 1_246_912
+    assert "p_values" not in cycle
 
 
 def test_latex_escapes_and_aligns(reported):
     study = reported.files[0].parent
     text = (study / "table.tex").read_text(encoding="utf-8")
     assert r"BLEU test\_2016\_flickr" in text
-    assert text.count(r"\\") == 3
+    assert text.count(r"\\") == 6, "two tables of two lines"
     assert r"\begin{tabular}{lrrrrrrrr}" in text
+    assert "% Comparison with vanilla: BLEU test_2016_flickr" in text
 
 
 def test_page_is_self_contained(reported):
@@ -126,7 +146,7 @@ def test_page_is_self_contained(reported):
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"
         assert base64.b64decode(data) == (study / name).read_bytes()
-    assert "32.25\np=0.004" in page.cells
+    assert "1 seed: no statement about the method" in page.cells
     assert "28.75 to 31.25" not in page.cells
     assert "30.75 to 33.50" in page.cells
     assert BLEU_SIGNATURE in page.text
@@ -152,90 +172,80 @@ def test_runs_of_the_same_shape_are_distinguished_by_name(study):
     assert tables.titles(rows)[2] == "Cycle, M=2, N=4, cycle_long"
 
 
-def test_scores_by_different_tokenizers_are_refused_in_one_table(study):
+@pytest.mark.parametrize(
+    ("metric", "signature"),
+    [("bleu", BLEU_SIGNATURE.replace("tok:13a", "tok:char")), ("chrf", CHRF_SIGNATURE.replace("2.6.0", "2.0.0"))],
+)
+def test_scores_with_different_signatures_are_refused_in_one_table(study, metric, signature):
     other = result("universal", "universal")
-    other["scores"]["test_2016_flickr"]["signature"]["bleu"] = BLEU_SIGNATURE.replace("tok:13a", "tok:char")
+    its = other["scores"]["test_2016_flickr"]["signature"]
+    expected = its[metric]
+    its[metric] = signature
     write(study, other)
     with pytest.raises(SharingError) as caught:
         write_report(study)
     assert str(caught.value) == (
-        f"{study}: BLEU uses tokenizer 13a for vanilla-seed1 but char for universal-seed1; evaluate both with the same "
-        "--tokenize, or report them in separate folders"
+        f"{study}: {metric} has signature {expected} for vanilla-seed1 but {signature} for universal-seed1; score both "
+        "with the same version and settings, or report them in separate folders"
     )
     assert not list(study.glob("table.*"))
 
 
-def _compared(name, own, baseline=None, p_value=None):
-    """A result with fingerprints of its translations and of those compared with."""
-    content = result(name, {"vanilla": "none"}.get(name, name), p_value=p_value)
-    content["scores"]["test_2016_flickr"] |= {"hypothesis_sha256": own, "baseline_sha256": baseline}
-    return content
+def test_different_test_sets_and_seeds_decoded_differently_are_refused(study, no_pictures):
+    short = result("universal", "universal")
+    short["scores"]["test_2016_flickr"]["segments"] = 999
+    write(study, short)
+    with pytest.raises(SharingError, match=r"test_2016_flickr has 1,000 segments for vanilla-seed1 but 999 for univ"):
+        write_report(study)
+    (study / "universal-seed1.json").unlink()
+    write(study, result("cycle", "cycle", 2, checkpoint={"averaged": ["checkpoint30.pt"]}))
+    with pytest.raises(SharingError, match=r"cycle: seeds 1 and 2 differ in averaged checkpoints: 2 and 1; evaluate"):
+        write_report(study)
+    write(study, result("cycle", "cycle", 2, generation={"beam": 4, "lenpen": 1.0, "max_tokens": 1, "max_len_a": 0.0}))
+    with pytest.raises(SharingError, match="cycle: seeds 1 and 2 differ in beam: 5 and 4"):
+        write_report(study)
+    write(study, result("cycle", "cycle", 2, generation={"beam": 5, "lenpen": 1.0, "max_tokens": 1, "max_len_a": 0.0}))
+    assert len(write_report(study).rows) == 2
 
 
-def test_a_p_value_against_a_missing_baseline_is_refused(tmp_path, no_pictures):
-    folder = write(tmp_path, _compared("cycle", "c", "v", 0.01))
-    against = f"{folder}: cycle-seed1 has a p-value on test_2016_flickr against vanilla-seed1, "
-    with pytest.raises(SharingError) as caught:
-        write_report(folder)
-    advice = f"evaluate vanilla-seed1 with --out {folder}"
-    assert str(caught.value) == f"{against}which has no result in this folder; {advice}"
-    write(folder, _compared("vanilla", "another v"))
-    with pytest.raises(SharingError) as caught:
-        write_report(folder)
-    assert str(caught.value) == (
-        f"{against}whose result in this folder is for different translations; evaluate vanilla-seed1, then "
-        f"cycle-seed1, with --out {folder}"
+def test_p_values_of_old_results_are_ignored(tmp_path, no_pictures):
+    old = result("cycle", "cycle", 1, 31.0)
+    old["scores"]["test_2016_flickr"] |= {"p_value": 0.004, "baseline": "absent-seed1", "baseline_sha256": "0"}
+    folder = write(tmp_path, result("vanilla"), old)
+    write_report(folder)
+    for file in folder.glob("[ti]*.*"):
+        assert "0.004" not in file.read_text(encoding="utf-8")
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert "- 1 seed: no statement about the method." in text
+    assert "## Comparison" not in text
+
+
+def test_different_decoding_of_rows_is_described(study):
+    write(study, result("universal", "universal", generation={"beam": 4, "lenpen": 0.6, "test_lenpen": {"b": 1}}))
+    rows = read_rows(study)
+    lines = notes(rows, conclude(rows, Plan("vanilla", "bleu")))
+    assert any(
+        line.startswith("universal: Decoded with") and "beam 4, length penalty 0.6, 1 for b" in line for line in lines
     )
-    write(folder, result("vanilla", seed=2))  # another seed, and without a fingerprint
-    with pytest.raises(SharingError, match="whose result in this folder is for different translations"):
-        write_report(folder)
-    write(folder, _compared("vanilla", "v"))
-    assert [row.run for row in write_report(folder).rows] == ["vanilla", "cycle"]
+    assert differences(rows) == ["", "beam 4, lenpen 0.6", ""]
 
 
-def test_results_without_fingerprints_are_matched_by_name_and_seed_only_with_each_other(tmp_path, no_pictures):
-    folder = write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.2))
-    assert len(write_report(folder).rows) == 2
-    write(folder, _compared("vanilla", "mine"))
-    with pytest.raises(
-        SharingError, match="against vanilla-seed1, whose result in this folder is for different translations"
-    ):
-        write_report(folder)
-    (folder / "vanilla-seed1.json").unlink()
-    write(folder, result("vanilla", seed=2))
-    with pytest.raises(SharingError, match="against vanilla-seed1, which has no result in this folder"):
-        write_report(folder)
+def test_a_language_model_is_compared_by_perplexity(tmp_path, no_pictures):
+    def model(run, sharing, seed, perplexity):
+        scores = {"test": {"segments": 9, "tokens": 90, "words": 80, "perplexity": perplexity, "word_perplexity": 99.0}}
+        return result(run, sharing, seed, scores=scores, generation=None)
 
-
-def test_several_seeds_have_no_p_value_in_the_summary_and_one_each_beside_it(tmp_path, no_pictures):
-    seeds = (1, 2)
     folder = write(
         tmp_path,
-        *(result("vanilla", "none", seed, 30.0) for seed in seeds),
-        result("cycle", "cycle", 1, 33.0, 0.001),
-        result("cycle", "cycle", 2, 27.0, 0.002),
+        *(model("vanilla", "none", seed, 20.0 + seed / 10) for seed in (1, 2, 3)),
+        *(model("cycle", "cycle", seed, 18.0 + seed / 10) for seed in (1, 2, 3)),
     )
-    write_report(folder)
+    report = write_report(folder)
+    assert report.conclusions.verdict(("cycle", "vanilla")) == "better"
     text = (folder / "table.md").read_text(encoding="utf-8")
-    summary, by_run = text.split("## Results per run")
-    assert "| 30.00 ± 4.24 |" in " ".join(summary.split())
-    assert not re.search(r"p\s*[=≤]", summary)
-    assert "Rows with several seeds have no p-value; each of their runs has one." in summary
-    assert [line.split("|")[-2].strip() for line in by_run.splitlines() if "cycle" in line] == ["0.001", "0.002"]
-    assert "≤" not in (folder / "index.html").read_text(encoding="utf-8")
-
-
-def test_different_signatures_and_recipes_are_reported(study):
-    other = result("universal", "universal", generation={"beam": 4, "lenpen": 0.6, "test_lenpen": {"b": 1}})
-    other["scores"]["test_2016_flickr"]["signature"]["bleu"] = "nrefs:1|tok:13a|version:2.0.0"
-    write(study, other)
-    notes = tables.notes(read_rows(study))
-    (warning,) = [note for note in notes if "not comparable" in note]
-    assert BLEU_SIGNATURE in warning
-    assert "version:2.0.0" in warning
-    assert any(
-        note.startswith("universal (seed 1): ") and "beam 4, length penalty 0.6, 1 for b" in note for note in notes
-    )
+    assert "Lower is better." in text
+    assert "18.20 ± 0.10" in text
+    assert "BLEU" not in text
 
 
 def _experts():
@@ -282,13 +292,6 @@ def test_speeds_of_different_machines_are_not_compared(tmp_path):
     assert "vanilla, cycle on Some CPU, 2 CPU cores; sequence on Some GPU, 1 GPU. Tokens/s are not comparable" in text
 
 
-def test_several_baselines_are_listed_with_the_runs_compared_with_them(tmp_path):
-    deep = result("deep", "cycle_rev", 1, 33.0, 0.02)
-    deep["scores"]["test_2016_flickr"]["baseline"] = "cycle-seed1"
-    rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", 1, 31.0, 0.3), deep))
-    assert "p: paired bootstrap test on BLEU, cycle against vanilla; deep against cycle." in tables.notes(rows)
-
-
 def test_a_single_comparable_speed_is_not_drawn(tmp_path):
     rows = read_rows(write(tmp_path, result("vanilla"), result("cycle", "cycle", device={"kind": "cuda"})))
     assert "bleu_by_speed.png" not in dict(figures.draw(rows, tmp_path))
@@ -303,14 +306,17 @@ def test_a_result_without_log_has_no_curve_and_no_speed(tmp_path):
 def test_terminal_table_fits_eighty_columns(study):
     for seed in (1, 2):
         for name, sharing in (("vanilla", "none"), ("cycle", "cycle")):
-            content = result(name, sharing, seed, 37.5, 0.001)
+            content = result(name, sharing, seed, 37.5)
             score = content["scores"]["test_2016_flickr"]
             content["scores"].update(test_2017_flickr=score, test_2017_mscoco=score)
             write(study, content)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(tables.terminal(read_rows(study), "A study"))
+    rows = read_rows(study)
+    for table in terminal(rows, conclude(rows, Plan("vanilla", "bleu")), "A study"):
+        console.print(table)
     text = console.export_text()
     assert "…" not in text
+    assert "Comparison with vanilla: BLEU, mean of 3 test sets" in text
     assert re.search(r"Cycle +2 +4 +1,246,912 +12,150 +3,840 +2 +37\.50 +37\.50 +37\.50", text)
 
 

@@ -1,10 +1,8 @@
-import json
-
 import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.reporting.results import Row, add_result, baselines, read_rows, scored_sets, signatures
+from fairseq_sharing.reporting.results import add_result, read_rows, scored_sets, signatures
 
 
 def test_rows_come_vanilla_first_then_by_strategy_and_size(tmp_path):
@@ -37,8 +35,8 @@ def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
         tmp_path,
         result("vanilla"),
         *(
-            result("cycle", "cycle", seed, bleu, p_value, updates=3840 + 10 * seed)
-            for seed, bleu, p_value in ((1, 30.0, 0.01), (2, 31.0, 0.2), (3, 32.0, 0.05))
+            result("cycle", "cycle", seed, bleu, updates=3840 + 10 * seed)
+            for seed, bleu in ((1, 30.0), (2, 31.0), (3, 32.0))
         ),
     )
     vanilla, cycle = read_rows(tmp_path)
@@ -48,13 +46,9 @@ def test_seeds_of_a_run_are_one_row_with_mean_and_sample_deviation(tmp_path):
     assert vanilla.score("test_2016_flickr", "bleu").format() == "30.00"
     assert vanilla.score("another", "bleu") is None
     assert cycle.speed.mean == 12_200.0
-    assert cycle.p_value("test_2016_flickr") == "", "several seeds have no common p-value"
-    assert Row(cycle.results[1:2]).p_value("test_2016_flickr") == "p=0.200"
-    assert vanilla.p_value("test_2016_flickr") == ""
-    assert cycle.p_value("another") == ""
     assert cycle.updates == "3,850 to 3,870"
     assert vanilla.updates == "3,840"
-    assert baselines([vanilla, cycle]) == {"vanilla": ["cycle"]}
+    assert vanilla.score("test_2016_flickr", "ter") is None, "results of other versions lack a metric"
 
 
 def test_different_strategies_per_stack_are_both_named(tmp_path):
@@ -113,11 +107,37 @@ def test_the_same_run_and_seed_twice_is_refused(tmp_path):
         read_rows(tmp_path)
 
 
+def _add(content, folder, tmp_path):
+    (file,) = write(tmp_path / content["sharing"]["encoder"], content).glob("*.json")
+    add_result(file, folder)
+
+
 def test_a_result_does_not_replace_that_of_another_experiment(tmp_path):
-    add_result(json.dumps(result("vanilla")), tmp_path)
-    add_result(json.dumps(result("vanilla", bleu=31.0)), tmp_path)
-    (score,) = read_rows(tmp_path)[0].results[0]["scores"].values()
+    folder = tmp_path / "study"
+    _add(result("vanilla"), folder, tmp_path)
+    _add(result("vanilla", bleu=31.0), folder, tmp_path)
+    (score,) = read_rows(folder)[0].results[0]["scores"].values()
     assert score["bleu"] == 31.0
     with pytest.raises(SharingError, match=r"vanilla-seed1\.json: the result of another experiment with this name"):
-        add_result(json.dumps(result("vanilla", "cycle")), tmp_path)
-    assert read_rows(tmp_path)[0].strategy == "none"
+        _add(result("vanilla", "cycle"), folder, tmp_path)
+    assert read_rows(folder)[0].strategy == "none"
+
+
+def test_hypotheses_are_copied_with_a_result(tmp_path):
+    content = result("vanilla")
+    name = "hypotheses/test_2016_flickr.en-de.hyp.vanilla-seed1.de.gz"
+    content["scores"]["test_2016_flickr"] |= {"hypotheses": name, "hypothesis_sha256": "0"}
+    run, folder = tmp_path / "none", tmp_path / "study"
+    with pytest.raises(SharingError) as caught:
+        _add(content, folder, tmp_path)
+    assert str(caught.value) == f"{run / name}: no such file; evaluate the run again"
+    assert not list(folder.glob("*.json")), "no result without its hypotheses"
+    (run / "hypotheses").mkdir()
+    (run / name).write_bytes(b"compressed")
+    _add(content, folder, tmp_path)
+    assert (folder / name).read_bytes() == b"compressed"
+    add_result(folder / "vanilla-seed1.json", folder)
+    assert (folder / name).read_bytes() == b"compressed", "onto itself"
+    content["scores"]["test_2016_flickr"]["hypotheses"] = "../outside.gz"
+    with pytest.raises(SharingError, match=r"path '\.\./outside\.gz': not inside"):
+        _add(content, folder, tmp_path)

@@ -33,7 +33,8 @@ from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.models.sharing_options import validate
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.schedules.engine import Engine
-from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.schedules.schedule import Observation
+from fairseq_sharing.studies.plan import StudyPlan
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "fairseq_sharing"
@@ -46,7 +47,7 @@ def _blocks(page: str, language: str) -> list[str]:
 
 
 def _commands(program: str) -> list[tuple[str, str]]:
-    """The lines of all shell blocks that begin with a program, by page, without comments and redirections."""
+    """Return page and line of all shell commands of a program, without comments and redirections."""
     found = []
     for page in DOCS:
         joined = "\n".join(_blocks(page, "bash")).replace("\\\n", " ")
@@ -56,11 +57,11 @@ def _commands(program: str) -> list[tuple[str, str]]:
 
 
 def _quoted(page: str) -> list[str]:
-    """What a page has in backticks outside of its blocks."""
+    """Return the texts in backticks of a page, outside of its blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", DOCS[page], flags=re.MULTILINE | re.DOTALL))
 
 
-# What the pages name
+# Files, links and names
 
 
 def test_every_file_that_a_page_names_exists():
@@ -83,7 +84,7 @@ def test_every_link_within_the_repository_leads_somewhere():
 
 
 def _anchors(text: str) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """Return the anchors of a page's headings on GitHub."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -115,7 +116,7 @@ def test_every_file_and_dotted_name_of_the_architecture_exists():
 
 
 def _find(name: str) -> object:
-    """Find a module, or something in one, by its name relative to the package."""
+    """Find a module, or a member of a module, by its name relative to the package."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         module = ".".join(parts[:end])
@@ -140,7 +141,7 @@ def test_command_parses_and_its_configuration_composes(page, command):
     args = parser.parse_args(words)
     if name in ("train", "describe"):
         compose(args.config, args.overrides)
-    if name == "table":
+    if name == "study" and args.study != "mine.yaml":
         find_study(args.study)
 
 
@@ -169,7 +170,11 @@ def test_act_block_is_accepted_by_fairseq_train():
     assert (config.train.act, config.train.admin) == ("both", "off" if isinstance(config.train.admin, str) else False)
 
 
-@pytest.mark.parametrize(("page", "command"), [c for c in _commands("fairseq-train ") if " ... " not in c[1]])
+# tests/integration/test_from_fairseq.py runs those of from_fairseq.md.
+PARSED = [(page, command) for page, command in _commands("fairseq-train ") if " ... " not in command]
+
+
+@pytest.mark.parametrize(("page", "command"), [found for found in PARSED if found[0] != "from_fairseq"])
 def test_fairseq_train_command_parses_with_the_plugin(page, command):
     _, *words = shlex.split(command.replace("--user-dir fairseq_sharing", f"--user-dir {PACKAGE}"))
     args = options.parse_args_and_arch(options.get_training_parser(), words)
@@ -193,12 +198,25 @@ def test_single_experiment_is_the_row_of_the_study(tmp_path):
     assert compose(file).train == compose("multi30k", ["row=cycle_rev"]).train
 
 
+def test_study_of_the_page_is_checked_and_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = _blocks("studies", "yaml mine.yaml")
+    Path("mine.yaml").write_text(text)
+    plan = StudyPlan(find_study("mine.yaml"), "mine.yaml")
+    plan.check()
+    assert [run.directory.path.name for run in plan.runs][:4] == [
+        *("vanilla-seed1", "sequence-seed1", "cycle-seed1", "vanilla-seed2")
+    ]
+    assert len(plan.runs) == 11
+    assert plan.compose(plan.runs[2]).train.sharing == "cycle"
+
+
 # Examples of extending.md
 
 
 @cache
 def _examples() -> list[tuple[str, str, str]]:
-    """The blocks of extending.md that name a file: language, path and text."""
+    """Return the blocks of extending.md that name a file: language, path and text."""
     return re.findall(r"^```(\w+) (\S+)\n(.*?)^```", DOCS["extending"], re.MULTILINE | re.DOTALL)
 
 
@@ -209,7 +227,7 @@ def _new_file(path: str) -> str:
 
 
 def _edited(path: str) -> str:
-    """A file of the repository with the edits that the page shows."""
+    """Return a file of the repository with the edits of the page."""
     text = (ROOT / path).read_text(encoding="utf-8")
     edits = [edit for language, name, edit in _examples() if name == path and language == "diff"]
     assert edits
@@ -223,7 +241,7 @@ def _edited(path: str) -> str:
 
 @pytest.fixture
 def load(tmp_path, monkeypatch) -> Callable[[str, str], ModuleType]:
-    """Import a text as a module of a name, until the test ends."""
+    """Return a function that imports a text as a module until the test ends."""
 
     def load(name: str, text: str) -> ModuleType:
         file = tmp_path / f"{name.rpartition('.')[2]}.py"
@@ -263,7 +281,7 @@ def test_new_schedule_unties_one_layer_at_a_time_in_a_training(load, data_dir):
     built = load("edited_build", _edited("fairseq_sharing/schedules/build.py"))
     schedule = built.build_schedule(given, {"decoder": StackSharing((0, 0, 0))})
     assert isinstance(schedule, gradual.Gradual)
-    decision = schedule.decide(Run(2, {"encoder": (0, 1), "decoder": (0, 1, 1)}, {}, lambda draw: 0.0))
+    decision = schedule.decide(Observation(2, {"encoder": (0, 1), "decoder": (0, 1, 1)}, {}, lambda draw: 0.0))
     assert decision.maps == {"decoder": (0, 1, 2)}
 
     trainer = make_trainer(data_dir, "--sharing-schedule=unshare", "--unshare-at=99", sharing="universal")
@@ -345,7 +363,7 @@ def test_new_study_composes_and_is_accepted_by_fairseq_train(tmp_path):
 
 @cache
 def _messages() -> list[str]:
-    """The texts of the package's sources, with NUL in the place of each value."""
+    """Return the strings in the package's sources, with NUL in place of each value."""
     found = []
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

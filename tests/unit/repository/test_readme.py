@@ -56,7 +56,7 @@ def _documents_with_strategies() -> list[Path]:
 
 
 @pytest.mark.parametrize("command", _commands_of_pages())
-def test_fairseq_sharing_command_parses_and_its_files_are_there(command):
+def test_fairseq_sharing_command_parses_and_its_files_exist(command):
     _, name, *words = shlex.split(command)
     assert name in COMMANDS
     module = importlib.import_module(f"fairseq_sharing.commands.{name}")
@@ -101,13 +101,13 @@ def test_fairseq_train_command_parses_with_the_plugin(command):
 
 
 @pytest.mark.parametrize("command", _commands("bash "))
-def test_script_is_there_and_tells_its_usage(command):
+def test_script_exists_and_prints_its_usage(command):
     script = shlex.split(command)[1]
     told = subprocess.run(["bash", ROOT / script, "--help"], capture_output=True, text=True, check=True, cwd="/")
     assert told.stdout.startswith(f"usage: bash {script}")
 
 
-def test_yaml_is_the_experiment_it_stands_for(tmp_path):
+def test_yaml_equals_the_row_of_the_study(tmp_path):
     (text,) = _blocks("yaml")
     file = tmp_path / "cycle_rev.yaml"
     file.write_text(text.replace("base: configs", f"base: {ROOT / 'configs'}"))

@@ -1,4 +1,4 @@
-"""The shell scripts: what they would run, what they refuse, which Python they take."""
+"""The shell scripts: the commands that they run, their errors, and the Python that they choose."""
 
 from __future__ import annotations
 
@@ -27,26 +27,20 @@ def _bash(*words: object, status: int = 0, **environment: str) -> subprocess.Com
     return done
 
 
-@pytest.mark.parametrize("data", ["toy", "multi30k"])
-def test_quickstart_dry_run_tells_every_step_in_order(data):
+@pytest.mark.parametrize(
+    ("data", "study"), [("toy", "toy"), ("multi30k", "multi30k --rows vanilla_admin cycle_rev --seeds 1")]
+)
+def test_quickstart_runs_a_study(data, study):
     told = _bash(ROOT / "scripts/quickstart.sh", "--data", data, "--dry-run").stderr
-    commands = [line for line in told.splitlines() if line.startswith("$ ")]
-    assert commands == [
-        f"$ fairseq-sharing prepare {data} --out data/{data}",
-        f"$ fairseq-sharing train {data} row=vanilla",
-        f"$ fairseq-sharing train {data} row=cycle_rev",
-        f"$ fairseq-sharing evaluate runs/{data}/vanilla-seed1",
-        f"$ fairseq-sharing evaluate runs/{data}/cycle_rev-seed1",
-        f"$ fairseq-sharing report runs/{data}/report --runs runs/{data}/vanilla-seed1 runs/{data}/cycle_rev-seed1",
-    ]
+    assert told.splitlines()[-1] == f"$ fairseq-sharing study run {study}"
 
 
 def test_quickstart_mirror_is_made_absolute(tmp_path):
     told = _bash(ROOT / "scripts/quickstart.sh", "--data", "multi30k", "--mirror", tmp_path, "--dry-run").stderr
-    assert f"prepare multi30k --out data/multi30k --mirror {tmp_path}" in told
+    assert told.endswith(f" --seeds 1 --mirror {tmp_path}\n")
 
 
-def test_test_dry_run_tells_every_check():
+def test_test_dry_run_prints_every_check():
     told = _bash(ROOT / "scripts/test.sh", "--dry-run", "tests/unit", FAIRSEQ_SHARING_MIRROR="").stderr
     for check in (
         "ruff format --check .",
@@ -72,6 +66,7 @@ def test_test_dry_run_tells_every_check():
         (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
         (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
         (["train.sh"], "train.sh: error: no CONFIG given"),
+        (["train.sh", "--dry-run", "toy"], "train.sh: error: --dry-run checks the configuration: install first"),
         (["train.sh", "--master"], "train.sh: error: --master needs a value"),
         (["reproduce_wmt_en_de.sh", "--study"], "reproduce_wmt_en_de.sh: error: --study needs a value"),
         (["reproduce_wmt_en_de.sh", "--slurm"], "reproduce_wmt_en_de.sh: error: --slurm needs a value"),
@@ -87,16 +82,16 @@ def test_bad_argument_is_refused(words, message):
 @pytest.mark.parametrize(
     ("words", "called"),
     [
-        ([], "table wmt16_en_de"),
+        ([], "study run wmt16_en_de"),
         (
             ["--rows", "vanilla", "cycle_n12", "--gpus", "4", "train.max_update=9"],
-            "table wmt16_en_de --rows vanilla cycle_n12 --gpus 4 train.max_update=9",
+            "study run wmt16_en_de --rows vanilla cycle_n12 --gpus 4 train.max_update=9",
         ),
         (
             ["--study", "news_commentary", "--slurm", "--time 1:00 --partition a"],
-            "table news_commentary --slurm=--time 1:00 --partition a",
+            "study run news_commentary --slurm=--time 1:00 --partition a",
         ),
-        (["--out", "mine", "--seeds", "1", "2"], "table wmt16_en_de --out=/mine --seeds 1 2"),
+        (["--out", "mine", "--seeds", "1", "2"], "study run wmt16_en_de --out=/mine --seeds 1 2"),
     ],
 )
 def test_the_script_of_the_table_passes_its_arguments_on(tmp_path, words, called):
@@ -115,7 +110,7 @@ def test_table_s_dry_run_says_when_nothing_is_installed(programs):
 
 @pytest.fixture
 def programs(tmp_path) -> Path:
-    """A directory to be the whole PATH: what install.sh calls, no Python and no compiler."""
+    """A directory for PATH with the programs that install.sh calls, without Python and a compiler."""
     folder = tmp_path / "programs"
     folder.mkdir()
     for name in ("bash", "cat", "cksum", "dirname", "ls"):
@@ -130,7 +125,7 @@ def _program(folder: Path, name: str, status: int) -> None:
 
 def test_install_takes_the_first_python_that_runs(programs):
     _program(programs, "g++", 0)
-    _program(programs, "python3.11", 127)  # as a shim of a version that is not installed
+    _program(programs, "python3.11", 127)  # like the shim of a version that is not installed
     _program(programs, "python3.12", 0)
     told = _bash(ROOT / "scripts/install.sh", "--dry-run", PATH=str(programs)).stdout
     assert told.startswith(f"{programs}/python3.12 -m venv")
@@ -156,7 +151,7 @@ def test_install_says_what_is_missing_in_one_line(programs, present, message):
 
 @pytest.fixture
 def slurm(tmp_path) -> Path:
-    """A PATH with stand-ins for Slurm's programs, which write down how they are called; srun runs the command."""
+    """A PATH with fake Slurm programs that record their arguments; srun runs the command."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, does in (("scontrol", 'if [[ $1 == show ]]; then printf "one\\ntwo\\n"; fi'), ("srun", '"${@:2}"')):
@@ -184,7 +179,11 @@ def test_slurm_task_runs_its_line_on_every_machine(slurm):
 def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm):
     variables = _task(slurm, f'\ntouch "{slurm.parent}/started"; exec sleep 60\n')
     words = [shutil.which("bash"), ROOT / "scripts/slurm/train.sbatch", slurm.parent / "lines"]
-    (slurm / "srun").write_text(f'#!{shutil.which("bash")}\nexec "${{@:2}}"\n')  # as srun passes a signal on
+    bash, pid, calls = shutil.which("bash"), slurm.parent / "pid", slurm.parent / "calls"
+    (slurm / "srun").write_text(f'#!{bash}\necho $$ >"{pid}"; exec "${{@:2}}"\n')
+    # Signals the tasks of the job. srun itself would kill them at a SIGTERM.
+    (slurm / "scancel").write_text(f'#!{bash}\necho "scancel $*" >>"{calls}"; kill -TERM $(cat "{pid}")\n')
+    (slurm / "scancel").chmod(0o755)
     task = subprocess.Popen(words, env=variables)
     end = time.monotonic() + 20
     while not (slurm.parent / "started").exists():
@@ -192,7 +191,8 @@ def test_slurm_task_whose_time_is_up_ends_the_training_and_is_queued_again(slurm
         time.sleep(0.05)
     task.terminate()
     assert task.wait(20) == 0
-    assert (slurm.parent / "calls").read_text() == "scontrol requeue 70_2\n"
+    job = variables["SLURM_JOB_ID"]
+    assert calls.read_text() == f"scancel --signal=TERM {job}\nscontrol requeue 70_2\n"
 
 
 def test_slurm_task_that_fails_is_not_queued_again(slurm):

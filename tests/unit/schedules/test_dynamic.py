@@ -16,7 +16,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.schedules.agent import Agent, head_offset, head_size, resolve
 from fairseq_sharing.schedules.build import build_schedule
 from fairseq_sharing.schedules.options import ScheduleOptions, read_options
-from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.schedules.schedule import Observation
 
 DYNAMIC = ("--sharing-schedule=dynamic", "--dynamic-interval=2")
 
@@ -43,8 +43,8 @@ class Losses:
     def __init__(self, nll: float = 2.0):
         self.nll, self.drawn = nll, []
 
-    def at(self, update: int) -> Run:
-        return Run(update, {}, {}, self._measure)
+    def at(self, update: int) -> Observation:
+        return Observation(update, {}, {}, self._measure)
 
     def _measure(self, draw) -> float:
         self.drawn.append(draw(100, 3))
@@ -57,7 +57,7 @@ def walk(actions: list[int], layer: int) -> int:
     return layer
 
 
-def test_roots_are_where_a_walk_along_the_actions_ends():
+def test_root_is_the_end_of_a_chain_of_actions():
     for actions in itertools.product(*(range(i + 1) for i in range(5))):
         roots = resolve(actions)
         assert roots == [walk(list(actions), layer) for layer in range(5)]
@@ -67,7 +67,7 @@ def test_roots_are_where_a_walk_along_the_actions_ends():
             assert roots[root] == root
 
 
-def test_values_of_a_layer_lie_where_the_paper_s_sizes_put_them():
+def test_positions_of_a_layer_s_values_follow_the_paper_s_sizes():
     assert [head_offset(layer) for layer in (1, 2, 3)] == [0, 2, 5]
     assert [head_size(layers) for layers in (6, 12, 48)] == [20, 77, 1175]
     agent = make_agent(6, 6)
@@ -217,7 +217,7 @@ def test_the_agent_has_the_seed_of_the_training_unless_given_its_own():
     assert read_options(ScheduleOptions(sharing_schedule="dynamic", dynamic_seed=2), seed=5).dynamic_seed == 2
 
 
-def test_state_between_a_decision_and_its_reward_goes_on_the_same():
+def test_state_between_a_decision_and_its_reward_resumes_unchanged():
     one, losses = make_dynamic(), Losses()
     for update in (15, 30, 45):
         one.decide(losses.at(update))

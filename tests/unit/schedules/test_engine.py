@@ -163,7 +163,7 @@ def test_a_checkpoint_says_its_phase(data_dir, tmp_path):
     assert len(recorded_changes(state)) == 1
 
 
-def test_a_run_goes_on_only_with_the_options_that_it_began_with(data_dir, tmp_path):
+def test_a_run_resumes_only_with_its_own_options(data_dir, tmp_path):
     trainer = make_run(data_dir, "--sharing-schedule=unshare", "--unshare-at=2", sharing="universal")
     train(trainer, 1)
     path = checkpoint(trainer, tmp_path / "1.pt")

@@ -10,7 +10,7 @@ from scheduled_training import changes, make_trainer, sample, train
 from tiny_models import batch, build_case, loss, vanilla_copy
 
 from fairseq_sharing.layer_map import make_layer_map
-from fairseq_sharing.schedules.schedule import Run
+from fairseq_sharing.schedules.schedule import Observation
 from fairseq_sharing.schedules.unit_gradients import UnitGradients
 from fairseq_sharing.schedules.unshare import Unshare, UnshareRule, find_chains, split_between, tied_pairs
 
@@ -55,7 +55,7 @@ class Cosines:
 def decide(schedule: Unshare, update: int, **cosines):
     assert schedule.due(update)
     assert set(schedule.watched(update)) == set(cosines)
-    return schedule.decide(Run(update, {}, {k: Cosines(v) for k, v in cosines.items()}, None))
+    return schedule.decide(Observation(update, {}, {k: Cosines(v) for k, v in cosines.items()}, None))
 
 
 def test_a_stack_is_untied_when_most_pairs_disagree_often_enough_in_a_row():
@@ -76,7 +76,7 @@ def test_a_stack_is_untied_when_most_pairs_disagree_often_enough_in_a_row():
     assert not schedule.due(80)
 
 
-def test_a_group_is_split_where_two_units_disagree_and_its_parts_go_on():
+def test_a_group_is_split_where_two_units_disagree_and_its_parts_continue():
     schedule = Unshare(UnshareRule(when="correlation-split", interval=10, patience=2), {"e": (0,) * 4})
     assert decide(schedule, 10, e=[0.9, 0.4, 0.9]) is None
     assert decide(schedule, 20, e=[0.4, 0.4, 0.9]).maps == {"e": (0, 0, 1, 1)}

@@ -1,4 +1,4 @@
-"""The fairseq-train commands of a plan, and what the log tells while they run."""
+"""The fairseq-train commands of a plan, and the progress that is read from their log."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LANGUAGE_MODEL = "task: language_modeling, arch: transformer_lm_sharing"
 
 @pytest.fixture
 def small(tmp_path):
-    """Makes a configuration and data of some languages; gives the plan."""
+    """Return a function that makes a configuration and data of some languages and returns the plan."""
 
     def plan(train: str, languages: tuple[str, str] | None, name: str = "data", *overrides: str):
         data = tmp_path / name
@@ -251,7 +251,7 @@ def test_more_devices_than_there_are_is_refused(devices):
 def test_a_training_whose_translations_could_not_be_scored_does_not_start(tmp_path, monkeypatch, caplog):
     started = []
     monkeypatch.setattr(launch, "_follow", lambda plan, *_: started.append(plan.config.evaluate.get("tokenize")))
-    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)  # as where its package is not installed
+    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)  # as if its package were not installed
     (tmp_path / "bin").mkdir()
 
     def start(language, *overrides):
@@ -352,7 +352,7 @@ def test_summary_gives_what_was_measured(follower):
         ("fairseq-train: error: --x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n", 1, "--x"),
     ],
 )
-def test_failure_is_told_in_fairseqs_own_line(follower, lines, status, message):
+def test_failure_is_reported_by_fairseqs_own_line(follower, lines, status, message):
     tail, log, _ = follower
     with log.open("a") as stream:
         stream.write(lines)

@@ -1,4 +1,4 @@
-"""The criterion with ACT's ponder cost: its sum, its weight in an update of several steps, and its logs."""
+"""The criterion with ACT's ponder cost: sum, weight with --update-freq, and logs."""
 
 from __future__ import annotations
 

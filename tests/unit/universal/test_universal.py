@@ -180,7 +180,7 @@ def test_sinusoidal_signal_is_that_of_the_paper_in_fairseq_s_order():
     assert not signal.state_dict()
 
 
-def test_signal_and_halting_belong_to_the_stack_whatever_the_map(case):
+def test_signal_and_halting_belong_to_the_stack_for_every_map(case):
     model, plain = build_case(case, "post", **FULL), build_case(case, "post")
     more = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
     assert more == 2 * (LAYERS * EMBED + EMBED + 1)

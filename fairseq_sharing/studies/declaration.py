@@ -1,0 +1,50 @@
+"""Keep the declaration of a study beside its results, so that a report shows what was decided before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairseq_sharing.experiment.study import Study
+from fairseq_sharing.files import write_text
+from fairseq_sharing.studies.plan import StudyPlan
+
+FILE = "study.yaml"
+
+
+def write_declaration(plan: StudyPlan) -> None:
+    """Write the question, the comparison and the declared runs of a study to its results.
+
+    If the comparison has changed since a result was written, the earlier one is kept under ``earlier``.
+    """
+    file = plan.results / FILE
+    before = _read(file)
+    compare = _comparison(plan.study)
+    earlier = list(before.get("earlier") or [])
+    if before and before.get("compare") != compare and any(plan.results.glob("*.json")):
+        earlier.append(before["compare"])
+    declared = {
+        "study": plan.study.name,
+        "question": plan.study.question,
+        "compare": compare,
+        "earlier": [comparison for comparison in earlier if comparison != compare],
+        "seeds": {row: list(plan.study.seeds_of(row)) for row in plan.study.rows},
+    }
+    if declared != before:
+        write_text(file, yaml.safe_dump(declared, sort_keys=False, allow_unicode=True))
+
+
+def _comparison(study: Study) -> dict[str, Any]:
+    return {
+        "baseline": study.baseline,
+        "primary": study.primary,
+        "metric": study.metric,
+        "margin": study.margin,
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return found if isinstance(found, dict) else {}
