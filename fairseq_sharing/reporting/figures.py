@@ -1,19 +1,21 @@
-"""Draw the figures of a study: BLEU against size and speed, learning curves, layer maps."""
+"""Draw the figures of a study: scores against size and speed, learning curves, layer maps."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairseq_sharing.reporting.bleu_figures import LABELS, bleu_by_parameters, bleu_by_speed, drawn_metric
 from fairseq_sharing.reporting.expert_figure import expert_use
 from fairseq_sharing.reporting.layer_map_figure import layer_maps
 from fairseq_sharing.reporting.learning_curves import learning_curves
 from fairseq_sharing.reporting.map_history import draw_map_history
+from fairseq_sharing.reporting.metrics import METRICS
 from fairseq_sharing.reporting.plot_style import SUFFIXES, save_figure
 from fairseq_sharing.reporting.results import Row
+from fairseq_sharing.reporting.score_figures import score_by_parameters, score_by_speed
 from fairseq_sharing.reporting.tables import machine, titles
 
 if TYPE_CHECKING:
@@ -29,31 +31,31 @@ def require_matplotlib() -> None:
     import matplotlib  # noqa: F401
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
+def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[str, str]]:
     """Write a PNG, PDF and SVG file for each figure that the results have data for.
 
     Args:
         rows: the experiments, in order.
         folder: the output directory.
+        metric: key of ``METRICS``.
 
     Returns:
         PNG file name and caption of each figure.
     """
-    measured, name = _on_one_machine(rows)
-    only = "" if len(measured) == len(rows) else f" Only runs trained on {name}; other speeds are not comparable."
-    score = LABELS[drawn_metric(rows)]
+    measured, place = _on_one_machine(rows)
+    only = "" if len(measured) == len(rows) else f" Only runs trained on {place}; other speeds are not comparable."
+    score, stem = METRICS[metric].label, re.sub(r"\W", "", metric)
     numbers = f"The numbers are those of the legend, in the order of the table. {_bars(rows)}"
     changing = ", at the end of training" if any(row.schedule for row in rows) else ""
-    stem = drawn_metric(rows)
     pictures: list[tuple[str, Callable[[Sequence[Row]], Figure | None], str]] = [
         (
             f"{stem}_by_parameters",
-            bleu_by_parameters,
+            lambda rows: score_by_parameters(rows, metric),
             f"{score} against unique parameters{changing}, per test set. {numbers}",
         ),
         (
             f"{stem}_by_speed",
-            lambda rows: bleu_by_speed(rows, {row.run for row in measured}),
+            lambda rows: score_by_speed(rows, metric, {row.run for row in measured}),
             f"{score} against training speed, per test set.{only} {numbers}",
         ),
         (
@@ -88,11 +90,11 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
                 )
             )
     written = []
-    for stem, make, caption in pictures:
+    for name, make, caption in pictures:
         figure = make(rows)
         if figure is not None:
-            save_figure(figure, folder, stem)
-            written.append((f"{stem}.png", caption))
+            save_figure(figure, folder, name)
+            written.append((f"{name}.png", caption))
     return written
 
 

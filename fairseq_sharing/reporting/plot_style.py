@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 160
+DPI = 120
 SUFFIXES = (".png", ".pdf", ".svg")
 
 _SKY, _ORANGE, _GREEN, _YELLOW, _BLUE, _VERMILION, _PURPLE, _GRAY = set_colors(8)

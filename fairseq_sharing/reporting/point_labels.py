@@ -78,13 +78,14 @@ def add_labels(axes: Axes, points: Sequence[Point], marker_size: float) -> None:
     assert figure is not None
     scale = 72 / figure.dpi
     frame = _Box(*(scale * value for value in axes.get_window_extent().extents))
-    groups = _groups([(_place(axes, point.x, point.y, scale), point.label) for point in points])
-    markers = [_around(_place(axes, point.x, point.y, scale), (marker_size + 2, marker_size + 2)) for point in points]
+    places = [_place(axes, point.x, point.y, scale) for point in points]
+    groups = _groups(points, places)
+    markers = [_around(place, (marker_size + 2, marker_size + 2)) for place in places]
     bars = [box for point in points for box in _bars(axes, point, scale)]
     labels: list[_Box] = []
     lines: list[_Line] = []
     for place in sorted(groups, key=lambda place: _crowding(place, groups)):
-        text = ", ".join(groups[place])
+        text = ", ".join(point.label for point in groups[place])
         size = (0.6 * LABEL_SIZE * len(text) + 2 * _GAP, 0.8 * LABEL_SIZE + 2 * _GAP)
         strangers = [box for box in markers if not box.contains(place)]
 
@@ -96,19 +97,17 @@ def add_labels(axes: Axes, points: Sequence[Point], marker_size: float) -> None:
             return round(overlap + _HIDDEN * hidden, 6), round(math.dist(*line), 6)
 
         best = min(_candidates(place, size), key=cost)
-        _annotate(
-            axes, text, (place[0] / scale, place[1] / scale), (best[0] - place[0], best[1] - place[1]), marker_size
-        )
+        _annotate(axes, text, groups[place][0], (best[0] - place[0], best[1] - place[1]), marker_size / 2)
         labels.append(_around(best, size))
         lines.append((place, best))
 
 
-def _groups(points: Sequence[tuple[tuple[float, float], str]]) -> dict[tuple[float, float], list[str]]:
-    """Group the labels of points that coincide, by the place of the first of them."""
-    groups: dict[tuple[float, float], list[str]] = {}
-    for place, label in points:
+def _groups(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> dict[tuple[float, float], list[Point]]:
+    """Group points that coincide, by the place of the first of them."""
+    groups: dict[tuple[float, float], list[Point]] = {}
+    for point, place in zip(points, places, strict=True):
         near = next((other for other in groups if math.dist(place, other) < _SAME), place)
-        groups.setdefault(near, []).append(label)
+        groups.setdefault(near, []).append(point)
     return groups
 
 
@@ -154,10 +153,10 @@ def _passes(line: _Line, box: _Box) -> bool:
     return any(box.left < x < box.right and box.bottom < y < box.top for x, y in along)
 
 
-def _annotate(axes: Axes, text: str, point: Sequence[float], offset: tuple[float, float], gap: float) -> None:
+def _annotate(axes: Axes, text: str, point: Point, offset: tuple[float, float], gap: float) -> None:
     axes.annotate(
         text,
-        (float(point[0]), float(point[1])),
+        (point.x, point.y),
         xytext=offset,
         textcoords="offset points",
         ha="center",

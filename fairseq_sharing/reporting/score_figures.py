@@ -1,4 +1,4 @@
-"""Draw BLEU, or perplexity of language models, against size and speed: one panel per test set."""
+"""Draw scores against size and speed, one panel per test set."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.reporting.metrics import METRICS
 from fairseq_sharing.reporting.plot_style import add_legend, finish, legend_columns, new_figure, row_styles, sized
 from fairseq_sharing.reporting.point_labels import Point, add_labels
 from fairseq_sharing.reporting.results import Row, Spread, scored_sets
@@ -15,30 +16,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = {"bleu": "BLEU", "perplexity": "perplexity"}
 _MARKER_SIZE = 7.0  # typographic points
 _MARGIN = 0.1  # of the extent of an axis, on either side
 _LEAST_WIDTH = 0.1  # least extent of the x-axis relative to its center, so that 0.2% looks small
-_LEAST_HEIGHT = {"bleu": 0.5, "perplexity": 1.0}  # least extent of the y-axis, so that rounding looks small
+_LEAST_HEIGHT = 0.5  # least extent of the y-axis, so that rounding looks small
 
 
-def drawn_metric(rows: Sequence[Row]) -> str:
-    """Return the metric of the figures: perplexity for language models, else BLEU."""
-    scores = [score for row in rows for result in row.results for score in result["scores"].values()]
-    return "bleu" if any("bleu" in score for score in scores) else "perplexity"
+def score_by_parameters(rows: Sequence[Row], metric: str) -> Figure:
+    """Draw the scores against unique parameters.
 
-
-def bleu_by_parameters(rows: Sequence[Row]) -> Figure:
-    """Draw the scores against unique parameters."""
+    Args:
+        rows: the experiments.
+        metric: key of ``METRICS``.
+    """
     sizes = [Spread.of([float(result["parameters"]["unique"]) for result in row.results]) for row in rows]
-    return _panels(rows, sizes, "unique parameters")
+    return _panels(rows, metric, sizes, "unique parameters")
 
 
-def bleu_by_speed(rows: Sequence[Row], comparable: Collection[str]) -> Figure | None:
+def score_by_speed(rows: Sequence[Row], metric: str, comparable: Collection[str]) -> Figure | None:
     """Draw the scores against training speed.
 
     Args:
         rows: the experiments.
+        metric: key of ``METRICS``.
         comparable: the names of those whose speeds are comparable.
 
     Returns:
@@ -47,13 +47,13 @@ def bleu_by_speed(rows: Sequence[Row], comparable: Collection[str]) -> Figure | 
     speeds = [row.speed if row.run in comparable else None for row in rows]
     if sum(speed is not None for speed in speeds) < min(2, len(rows)):
         return None
-    return _panels(rows, speeds, "training speed (target tokens/s)")
+    return _panels(rows, metric, speeds, "training speed (target tokens/s)")
 
 
-def _panels(rows: Sequence[Row], xs: Sequence[Spread | None], x_label: str) -> Figure:
+def _panels(rows: Sequence[Row], metric: str, xs: Sequence[Spread | None], x_label: str) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    metric, tests = drawn_metric(rows), scored_sets(rows)
+    tests = scored_sets(rows)
     # The number of a row is that of its line in the table, in every figure.
     entries = [
         (f"{number}  {title}", {**sized(style, _MARKER_SIZE), "linestyle": "none"})
@@ -74,11 +74,11 @@ def _panels(rows: Sequence[Row], xs: Sequence[Spread | None], x_label: str) -> F
             if x is not None and score is not None:
                 points.append(_point(panel, x, score, style, str(number)))
         panel.set_xlim(*_limits([(point.x, point.x_bar) for point in points], relative=_LEAST_WIDTH))
-        panel.set_ylim(*_limits([(point.y, point.y_bar) for point in points], least=_LEAST_HEIGHT[metric]))
+        panel.set_ylim(*_limits([(point.y, point.y_bar) for point in points], least=_LEAST_HEIGHT))
         panel.set_title(test, fontsize=10)
         panel.set_xlabel(x_label)
         if index % columns == 0:
-            panel.set_ylabel(LABELS[metric])
+            panel.set_ylabel(f"{METRICS[metric].label}{' (lower is better)' * METRICS[metric].lower_is_better}")
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         finish(panel)
