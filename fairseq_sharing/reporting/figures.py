@@ -45,7 +45,7 @@ def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[
     measured, place = _on_one_machine(rows)
     only = "" if len(measured) == len(rows) else f" Only runs trained on {place}; other speeds are not comparable."
     score, stem = METRICS[metric].label, re.sub(r"\W", "", metric)
-    numbers = f"The numbers are those of the legend, in the order of the table. {_bars(rows)}"
+    numbers = f"Numbers are those of the legend; points that coincide share a label. {_bars(rows)}"
     changing = ", at the end of training" if any(row.schedule for row in rows) else ""
     pictures: list[tuple[str, Callable[[Sequence[Row]], Figure | None], str]] = [
         (

@@ -1,4 +1,4 @@
-"""Label the points of a panel, without overlap and without moving a point."""
+"""Number the points of a panel, without overlap and without moving a point."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ _Line = tuple[tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Point:
-    """A labeled point.
+    """A numbered point.
 
     Attributes:
         x: its position, in data coordinates.
         y: its position, in data coordinates.
         x_bar: half the length of its horizontal error bar.
         y_bar: half the length of its vertical error bar.
-        label: its text.
+        size: size of its marker, in typographic points.
+        number: its label.
     """
 
     x: float
     y: float
     x_bar: float
     y_bar: float
-    label: str
+    size: float
+    number: int
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ class _Box:
         return (self.right - self.left) * (self.top - self.bottom) - self.overlap(other)
 
 
-def add_labels(axes: Axes, points: Sequence[Point], marker_size: float) -> None:
-    """Write the label of each point near it, connected to it by a thin line; points that coincide get one label.
+def add_labels(axes: Axes, points: Sequence[Point]) -> None:
+    """Write the number of each point near it, connected to it by a thin line; points that coincide share a label.
 
     Call this after the layout and the limits of the axes are final.
 
     Args:
         axes: the panel.
         points: its points.
-        marker_size: size of a marker, in typographic points.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -80,13 +81,13 @@ def add_labels(axes: Axes, points: Sequence[Point], marker_size: float) -> None:
     frame = _Box(*(scale * value for value in axes.get_window_extent().extents))
     places = [_place(axes, point.x, point.y, scale) for point in points]
     groups = _groups(points, places)
-    markers = [_around(place, (marker_size + 2, marker_size + 2)) for place in places]
+    markers = [_around(place, (point.size + 2, point.size + 2)) for point, place in zip(points, places, strict=True)]
     bars = [box for point in points for box in _bars(axes, point, scale)]
     labels: list[_Box] = []
     lines: list[_Line] = []
     for place in sorted(groups, key=lambda place: _crowding(place, groups)):
-        text = ", ".join(point.label for point in groups[place])
-        size = (0.6 * LABEL_SIZE * len(text) + 2 * _GAP, 0.8 * LABEL_SIZE + 2 * _GAP)
+        text = _ranges([point.number for point in groups[place]])
+        size = (0.64 * LABEL_SIZE * len(text) + 2 * _GAP, LABEL_SIZE + 2 * _GAP)
         strangers = [box for box in markers if not box.contains(place)]
 
         def cost(end: tuple[float, float]) -> tuple[float, float]:
@@ -97,7 +98,7 @@ def add_labels(axes: Axes, points: Sequence[Point], marker_size: float) -> None:
             return round(overlap + _HIDDEN * hidden, 6), round(math.dist(*line), 6)
 
         best = min(_candidates(place, size), key=cost)
-        _annotate(axes, text, groups[place][0], (best[0] - place[0], best[1] - place[1]), marker_size / 2)
+        _annotate(axes, text, groups[place][0], (best[0] - place[0], best[1] - place[1]))
         labels.append(_around(best, size))
         lines.append((place, best))
 
@@ -109,6 +110,17 @@ def _groups(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> d
         near = next((other for other in groups if math.dist(place, other) < _SAME), place)
         groups.setdefault(near, []).append(point)
     return groups
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Format increasing numbers, three or more consecutive ones as a range: ``1, 2, 6-11``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _crowding(place: tuple[float, float], others: Collection[tuple[float, float]]) -> float:
@@ -153,16 +165,16 @@ def _passes(line: _Line, box: _Box) -> bool:
     return any(box.left < x < box.right and box.bottom < y < box.top for x, y in along)
 
 
-def _annotate(axes: Axes, text: str, point: Point, offset: tuple[float, float], gap: float) -> None:
+def _annotate(axes: Axes, text: str, point: Point, offset: tuple[float, float]) -> None:
     axes.annotate(
         text,
         (point.x, point.y),
         xytext=offset,
         textcoords="offset points",
         ha="center",
-        va="center_baseline",
+        va="center",
         fontsize=LABEL_SIZE,
-        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": gap},
+        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": point.size / 2},
         bbox={"boxstyle": "square,pad=0.05", "facecolor": "none", "edgecolor": "none"},
         zorder=1,
     ).set_in_layout(False)

@@ -72,7 +72,7 @@ def _panels(rows: Sequence[Row], metric: str, xs: Sequence[Spread | None], x_lab
         for number, (row, x, (_, style)) in enumerate(zip(rows, xs, entries, strict=True), 1):
             score = row.score(test, metric)
             if x is not None and score is not None:
-                points.append(_point(panel, x, score, style, str(number)))
+                points.append(_point(panel, x, score, style, number))
         panel.set_xlim(*_limits([(point.x, point.x_bar) for point in points], relative=_LEAST_WIDTH))
         panel.set_ylim(*_limits([(point.y, point.y_bar) for point in points], least=_LEAST_HEIGHT))
         panel.set_title(test, fontsize=10)
@@ -88,16 +88,16 @@ def _panels(rows: Sequence[Row], metric: str, xs: Sequence[Spread | None], x_lab
     add_legend(figure, shown)
     figure.draw_without_rendering()  # computes the layout, on which the places of the labels depend
     for panel, points in drawn:
-        add_labels(panel, points, _MARKER_SIZE)
+        add_labels(panel, points)
     return figure
 
 
-def _point(axes: Axes, x: Spread, y: Spread, style: dict[str, Any], label: str) -> Point:
+def _point(axes: Axes, x: Spread, y: Spread, style: dict[str, Any], number: int) -> Point:
     """Draw a point at its exact position, with the standard deviations over seeds as error bars."""
     axes.errorbar(
         [x.mean], [y.mean], xerr=x.deviation or None, yerr=y.deviation, elinewidth=1.1, capsize=2.5, zorder=3, **style
     )
-    return Point(x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, label)
+    return Point(x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, style["markersize"], number)
 
 
 def _limits(values: Sequence[tuple[float, float]], least: float = 0.0, relative: float = 0.0) -> tuple[float, float]:
