@@ -126,7 +126,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
 
     given = vars(args)
     output = Console()
@@ -226,9 +226,10 @@ def _refuse(given: dict[str, Any], names: Any, other: str, relation: str = "with
 
 
 def _table(title: str, scores: dict[str, dict[str, Any]], first: str = "test set") -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold")
     rows = {name: _cells(score) for name, score in scores.items()}
     for column in next(iter(rows.values()), {}):
@@ -239,22 +240,20 @@ def _table(title: str, scores: dict[str, dict[str, Any]], first: str = "test set
 
 
 def _cells(score: dict[str, Any]) -> dict[str, str]:
-    """Format the scores of one row, by the header of their column."""
+    """Format the scores of one row, by the header of their column; p-values are below the scores."""
     from fairseq_sharing.evaluation.scoring import METRICS
 
-    if "perplexity" in score:
-        names = {"perplexity": "perplexity per subword", "word_perplexity": "per word"}
-        counts = {name: f"{score[name]:,}" for name in ("segments", "tokens", "words")}
-        return counts | {header: f"{score[name]:,.2f}" for name, header in names.items()}
-    low, high = score["bleu_interval"]
     cells = {"segments": f"{score['segments']:,}"}
+    if "perplexity" in score:
+        cells |= {name: f"{score[name]:,}" for name in ("tokens", "words")}
+        cells["perplexity per subword"] = f"{score['perplexity']:,.2f}"
+        return cells | {"per word": f"{score['word_perplexity']:,.2f}"}
+    low, high = score["bleu_interval"]
     p_values = score.get("p_value") or {}
     for name, header in METRICS.items():
-        cells[header] = f"{score[name]:.2f}"
+        cells[header] = f"{score[name]:.2f}" + (f"\np={p_values[name]:.4f}" if p_values else "")
         if name == "bleu":
             cells["95% interval"] = f"{low:.2f} to {high:.2f}"
-        if "p_value" in score:
-            cells[f"p {header}"] = f"{p_values[name]:.4f}" if p_values else "-"
     return cells
 
 

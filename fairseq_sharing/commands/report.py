@@ -73,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the report and print its tables."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -82,9 +81,10 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.reporting.page import examples
     from fairseq_sharing.reporting.report import write_report
     from fairseq_sharing.reporting.tables import sections
+    from fairseq_sharing.terminal import Console
 
     report = write_report(args.folder, args.runs, vars(args), _read_tests(args.data) if args.data else None)
-    output = Console()
+    output = Console(markup=True)
     if args.json:
         tables = {
             section.heading or "table": [dict(zip(section.headers, line, strict=True)) for line in section.cells]

@@ -81,11 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the study, submit it to Slurm, or print its state, commands or cost."""
-    from rich.console import Console
-
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.experiment.config import find_study
     from fairseq_sharing.studies.plan import StudyPlan
+    from fairseq_sharing.terminal import Console
 
     if args.nodes > 1 and args.slurm is None:
         raise SharingError(f"--nodes {args.nodes}: needs --slurm; without Slurm, run scripts/train.sh on each machine")
@@ -107,7 +106,8 @@ def run(args: argparse.Namespace) -> None:
         _print_estimate(plan, args.tflops, output)
     elif args.dry_run:
         _print_commands(plan, args.slurm, output)
-        _print_estimate(plan, args.tflops, output)
+        if plan.study.estimate:
+            _print_estimate(plan, args.tflops, output)
     elif args.slurm is not None:
         _submit(plan, args.slurm, console)
     else:
@@ -121,7 +121,8 @@ def _submit(plan: StudyPlan, flags: str, console: Console) -> None:
     from fairseq_sharing.studies.slurm import submit
 
     plan.check()
-    call(plan.prepare(), console)
+    if prepare := plan.prepare():
+        call(prepare, console)
     job = submit(plan, flags, console)
     console.print(
         f"submitted as job {job}, one task per run; when it has ended, re-run the command without --slurm to "
@@ -138,11 +139,12 @@ def _print_commands(plan: StudyPlan, slurm: str | None, output: Console) -> None
 
     if slurm is not None:
         file = jobs.job_file(plan)
-        show(plan.prepare(), output)
+        if prepare := plan.prepare():
+            show(prepare, output)
         show(jobs.submission(plan, file, slurm), output)
-        output.print(f"contents of {file}:", highlight=False, markup=False, soft_wrap=True)
+        output.print(f"contents of {file}:", highlight=False, soft_wrap=True)
         for line in jobs.job_lines(plan):
-            output.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            output.print(f"  {line}", highlight=False, soft_wrap=True)
         output.print("after the job has ended:")
     for stage in plan.stages():
         show(stage, output)
@@ -211,10 +213,9 @@ def _print_estimate(plan: StudyPlan, tflops: float | None, output: Console) -> N
 
 def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in texts:
         table.add_column(name, overflow="fold")
     for name in numbers:

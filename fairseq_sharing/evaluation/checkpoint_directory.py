@@ -68,7 +68,7 @@ class CheckpointDirectory(RunDirectory):
         known = {"run": self.name, "dataset": self.dataset, "seed": self.seed, "train": {"task": self.task}}
         return OmegaConf.create(known)
 
-    def record(self) -> dict[str, Any]:
+    def record(self, needed: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return a record of only that the training has ended: no further checkpoints are expected."""
         return {"finished": "unknown"}
 

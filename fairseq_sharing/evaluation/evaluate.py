@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
 from fairseq_sharing.evaluation.checkpoint_directory import PlainData, open_checkpoints
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
 from fairseq_sharing.evaluation.file_scores import read_parallel
+from fairseq_sharing.evaluation.generation import read_generated
 from fairseq_sharing.evaluation.hypotheses import RunTranslator
 from fairseq_sharing.evaluation.kept_hypotheses import keep
 from fairseq_sharing.evaluation.perplexity import TASK, LanguageModelScorer
@@ -23,7 +25,9 @@ from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.test_data import EvaluationData, Subset, prepared_data
+from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
 from fairseq_sharing.evaluation.training_log import summarize
+from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -33,6 +37,7 @@ from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
+_TRANSLATION = (*(name for name in _SEARCH if name != "max_tokens"), "compound_split", "tokenize")
 _BLOCKS = ("tokens_per_sample", "context_window")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
@@ -123,6 +128,8 @@ def _evaluate(
     config, record, path = run.config(), run.record(), run.path
     task = str(config.get("train", {}).get("task") or "translation")
     translates = bool(data.direction[1])
+    refuse_separator(path, "run directory")
+    refuse_separator(data.binarized, "data directory")
     _check(data, settings, task, path)
 
     steps = Steps(run.steps_file)
@@ -133,11 +140,14 @@ def _evaluate(
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
     if translates:
-        translator = RunTranslator(run, data, settings, task)
+        translator = RunTranslator(run, data, settings, config.get("train", {}))
         for test in data.tests:
             hypotheses = translator.translate(test, averaged, inputs, steps, console)
             scores[test.name] = _score(test, hypotheses, data, settings)
             scores[test.name] |= keep(hypotheses, path, test.name, data.direction, system)
+            if data.lowercase:
+                generated = read_generated(run.evaluation / f"{test.name}.generate.txt", test.segments)
+                scores[test.name]["tokenized_bleu"] = _tokenized_bleu(test, generated, data)
             if data.artificial and not examples:
                 examples = _examples(test, hypotheses)
     else:
@@ -152,11 +162,12 @@ def _evaluate(
         "run": str(config.run),
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
-        "epochs": _epoch(names[-1]),
+        "epochs": _epoch(names[-1], averaged),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         **{name: record.get(name) for name in _RECORD},
+        **({"earlier_devices": record["earlier_devices"]} if record.get("earlier_devices") else {}),
         "command": _portable(record.get("command") or [], config),
         **history,
         "valid": log.valid,
@@ -185,6 +196,10 @@ def _check(data: EvaluationData, settings: EvaluationSettings, task: str, run: P
         check_tokenizer(target, settings.tokenize)
     elif task != TASK:
         raise SharingError(f"{run}: was trained for the task {task}; allowed: translation and {TASK}")
+    models, foreign = ("language models", _BLOCKS) if target else ("translation models", _TRANSLATION)
+    for name in foreign:
+        if getattr(settings, name) != getattr(EvaluationSettings(), name):
+            raise SharingError(f"evaluate.{name}: {getattr(settings, name)}; allowed only for {models}")
 
 
 def _score(
@@ -193,10 +208,16 @@ def _score(
     assert test.reference is not None
     references = read_parallel(test.reference, test.segments, test.recorded)
     target = data.direction[1]
-    scores = score(hypotheses, references, target, settings.tokenize)
+    scores = score(hypotheses, references, target, settings.tokenize, data.lowercase)
     if settings.compound_split:
         scores["compound_split_bleu"] = round(compound_split_bleu(hypotheses, references, target), 4)
     return scores
+
+
+def _tokenized_bleu(test: Subset, generated: Sequence[str], data: EvaluationData) -> float:
+    assert test.reference is not None
+    references = read_parallel(test.reference, test.segments, test.recorded)
+    return round(tokenized_bleu(generated, references, data.pipeline), 4)
 
 
 def _refuse_nonfinite(run: Path, result: Mapping[str, Any]) -> None:
@@ -248,9 +269,14 @@ def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
-def _epoch(name: str) -> int:
-    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
-    return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
+def _epoch(name: str, averaged: Path) -> int:
+    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``; of other names, that of the average."""
+    from fairseq_sharing.checkpoints.files import load_checkpoint
+
+    if found := re.fullmatch(r"checkpoint_?(\d+)(_\d+)?\.pt", name):
+        return int(found[1])
+    place = load_checkpoint(averaged)["extra_state"]["train_iterator"]
+    return place["epoch"] - (place["iterations_in_epoch"] == 0)  # fairseq counts a finished epoch as the next one
 
 
 def _examples(test: Subset, hypotheses: Sequence[str]) -> list[dict[str, str]]:

@@ -20,8 +20,8 @@ from fairseq_sharing.options import flag_of
 class RunTranslator:
     """Translates test sets with a run's model."""
 
-    def __init__(self, run: RunDirectory, data: EvaluationData, settings: EvaluationSettings, task: str):
-        self._run, self._data, self._settings, self._task = run, data, settings, task
+    def __init__(self, run: RunDirectory, data: EvaluationData, settings: EvaluationSettings, train: Mapping[str, Any]):
+        self._run, self._data, self._settings, self._task = run, data, settings, task_words(train)
         source, target = data.direction
         self._languages = [*flag_words("--source-lang", source), *flag_words("--target-lang", target)]
 
@@ -44,9 +44,22 @@ class RunTranslator:
             tokens = read_generated(output, test.segments)
         else:
             words = [path_word(self._data.binarized), *flag_words("--path", checkpoint)]
-            words += [*flag_words("--gen-subset", test.subset), *flag_words("--task", self._task), *self._languages]
+            words += [*flag_words("--gen-subset", test.subset), *self._task, *self._languages]
             for option, value in search.items():
                 words += [flag_of(option), str(value)]
             tokens = generate(words, output, test.segments, name, console)
             steps.record(name, inputs, output)
         return [self._data.pipeline.decode(line) for line in tokens]
+
+
+def task_words(train: Mapping[str, Any]) -> list[str]:
+    """Return the flags of the task that fairseq-generate does not read from the checkpoint.
+
+    Args:
+        train: the ``train`` block of the run.
+    """
+    words = flag_words("--task", train.get("task") or "translation")
+    for name in ("max_source_positions", "max_target_positions"):
+        if train.get(name) is not None:
+            words += [flag_of(name), str(train[name])]
+    return [*words, "--truncate-source"] if train.get("truncate_source") else words

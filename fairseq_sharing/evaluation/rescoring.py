@@ -110,7 +110,9 @@ def _rescore(file: Path, references: References, tokenize: str | None) -> tuple[
         target = before["hypotheses"].removesuffix(".gz").rpartition(".")[2]
         after = {
             **{name: value for name, value in before.items() if name not in _OBSOLETE},
-            **score(hypotheses, lines, target, tokenize or _tokenizer(before)),
+            **score(
+                hypotheses, lines, target, tokenize or _tokenizer(before), "case:lc" in before["signature"]["bleu"]
+            ),
         }
         if "compound_split_bleu" in before:
             after["compound_split_bleu"] = round(compound_split_bleu(hypotheses, lines, target), 4)

@@ -30,6 +30,7 @@ class Scorer:
         references: one or more reference translations of the text, each with one line per segment.
         target_lang: language code that determines BLEU's tokenizer: 13a except for Chinese, Japanese and Korean.
         tokenize: one of sacreBLEU's tokenizers, which overrides the choice.
+        lowercase: whether to ignore case, for models of lower-cased data.
 
     Raises:
         SharingError: there is nothing to score, the references differ in length, or the tokenizer is not available.
@@ -38,7 +39,13 @@ class Scorer:
         Post 2018, "A Call for Clarity in Reporting BLEU Scores"; chrF++: Popović 2017; TER: Snover et al. 2006.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], target_lang: str = "", tokenize: str | None = None):
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        target_lang: str = "",
+        tokenize: str | None = None,
+        lowercase: bool = False,
+    ):
         from sacrebleu.metrics import CHRF, TER
 
         self.segments = len(references[0])
@@ -50,10 +57,10 @@ class Scorer:
         self._references = references
         asian = choose_tokenizer(target_lang, tokenize) in _BY_CHARACTER
         self.metrics: dict[str, Any] = {
-            "bleu": make_bleu(target_lang, tokenize),
-            "chrf": CHRF(),
-            "chrf++": CHRF(word_order=2),
-            "ter": TER(case_sensitive=True, normalized=asian, asian_support=asian),
+            "bleu": make_bleu(target_lang, tokenize, lowercase),
+            "chrf": CHRF(lowercase=lowercase),
+            "chrf++": CHRF(word_order=2, lowercase=lowercase),
+            "ter": TER(case_sensitive=not lowercase, normalized=asian, asian_support=asian),
         }
 
     def statistics(self, hypotheses: Sequence[str]) -> Statistics:
@@ -120,10 +127,14 @@ class Scorer:
 
 
 def score(
-    hypotheses: Sequence[str], references: Sequence[str], target_lang: str = "", tokenize: str | None = None
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    target_lang: str = "",
+    tokenize: str | None = None,
+    lowercase: bool = False,
 ) -> dict[str, Any]:
     """Score translations against one reference; see `Scorer` and `Scorer.scores`."""
-    return Scorer([references], target_lang, tokenize).scores(hypotheses)
+    return Scorer([references], target_lang, tokenize, lowercase).scores(hypotheses)
 
 
 def _lengths(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:

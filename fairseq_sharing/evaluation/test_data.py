@@ -49,6 +49,7 @@ class EvaluationData:
         files: hashes that identify the binarized data.
         pipeline: converts subwords to text.
         artificial: whether sentences may be quoted in results.
+        lowercase: whether the training text is lower-cased, so that scores ignore case.
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class EvaluationData:
     files: Mapping[str, str]
     pipeline: Pipeline
     artificial: bool = False
+    lowercase: bool = False
 
 
 def prepared_data(data: Path) -> EvaluationData:
@@ -77,6 +79,7 @@ def prepared_data(data: Path) -> EvaluationData:
         files=manifest["files"],
         pipeline=Pipeline.from_manifest(data),
         artificial=bool(manifest.get("artificial")),
+        lowercase=bool((manifest.get("tokenizer") or {}).get("lowercase")),
     )
 
 

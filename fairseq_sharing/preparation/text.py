@@ -27,7 +27,8 @@ class Pipeline:
 
     Args:
         languages: language code of each side, ``{"source": "en", "target": "de"}``.
-        tokenizer: ``{"name": "moses" or "none", "aggressive_dashes": bool, "escape": bool}``.
+        tokenizer: ``{"name": "moses" or "none", "normalize": bool, "aggressive_dashes": bool, "escape": bool,
+            "lowercase": bool}``; all are optional except for the name, and false except for ``normalize``.
         subword: ``{"name": "bpe", "sentencepiece" or "none"}``.
         model: file of BPE codes or sentencepiece model; not required for tokenization.
     """
@@ -115,11 +116,13 @@ class Pipeline:
         if self.tokenizer["name"] == "moses":
             normalizer, tokenizer = self._tokenizers[side]
             line = tokenizer.tokenize(
-                normalizer.normalize(line),
+                normalizer.normalize(line) if self.tokenizer.get("normalize", True) else line,
                 aggressive_dash_splits=self.tokenizer.get("aggressive_dashes", False),
                 escape=self.tokenizer.get("escape", False),
                 return_str=True,
             )
+        if self.tokenizer.get("lowercase", False):
+            line = line.lower()
         return " ".join(line.split())
 
     def segment(self, line: str) -> str:

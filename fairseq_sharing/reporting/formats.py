@@ -118,6 +118,11 @@ def _rich(section: Section, title: str, rows: Sequence[Row]) -> RichTable:
         header = section.headers[index].replace(" ", "\n").replace("_", "_\n")
         table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for line in section.cells:
-        cells = (line[i].replace(" ±", "\n±").replace(" to ", "\nto ").replace(" [", "\n[") for i in shown)
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(_stacked(line[index], section.headers[index])) for index in shown))
     return table
+
+
+def _stacked(cell: str, header: str) -> str:
+    """Break a cell into several lines, to save width."""
+    cell = cell.replace(" ±", "\n±").replace(" to ", "\nto ").replace(" [", "\n[")
+    return cell.replace(", ", ",\n") if header == "With sentences" else cell

@@ -115,10 +115,10 @@ def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list
     ):
         raise SharingError(f"{file}: seeds: {seeds!r}; allowed: a mapping of rows to lists of whole numbers")
     for row in (*seeds, *(name for name in (compare.get("baseline"),) if name is not None)):
-        check_name(row, f"{file}: row")
+        check_name(str(row), f"{file}: row")
     name = document.get("study")
     if name is not None:
-        check_name(name, f"{file}: study")
+        name = check_name(str(name), f"{file}: study")
     return name, compare, seeds, [_earlier(block, file) for block in document.get("earlier") or ()]
 
 
@@ -127,7 +127,7 @@ def _earlier(block: Any, file: Path) -> str:
     if not isinstance(block, dict):
         raise SharingError(f"{file}: earlier: {block!r}; allowed: a list of compare blocks")
     check_names(OmegaConf.create(block), COMPARE_KEYS, f"{file}: earlier: ")
-    return ", ".join(f"{key} {check_name(value, f'{file}: earlier: {key}')}" for key, value in block.items())
+    return ", ".join(f"{key} {check_name(str(value), f'{file}: earlier: {key}')}" for key, value in block.items())
 
 
 def _default_metric(rows: Sequence[Row]) -> str:

@@ -30,6 +30,7 @@ _STYLES = {
     "dynamic": (_PURPLE, "p"),
     "replay": (_GRAY, "<"),
 }
+_MOEUT = (_GREEN, ">")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<", ">", "x", "+", "1", "2")
 _SCALES = {"*": 1.4}  # shapes that look smaller than others of their size
 _LINES = ("-", "--", ":", "-.")
@@ -40,21 +41,21 @@ _LEGEND_SIZE = 9  # typographic points
 def row_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Assign a color and a shape to each row; no two rows have the same shape.
 
-    The color depends on the strategy, as does the shape of a strategy's first row. Rows of the same strategy differ
-    in their line style too.
+    The color and the shape of the first row of a strategy depend on the strategy, or on the model for MoEUT. Rows of
+    the same strategy differ in their line style too.
     """
-    own = [_STYLES.get(row.strategy, _STYLES["custom"]) for row in rows]
+    own = [_MOEUT if row.is_moeut else _STYLES.get(row.strategy, _STYLES["custom"]) for row in rows]
     reserved = {(marker, _FILLS[0]) for _, marker in own}
     others = [(marker, fill) for fill in _FILLS for marker in _MARKERS if (marker, fill) not in reserved]
     styles: list[dict[str, Any]] = []
     used: set[tuple[str, str]] = set()
-    turns: dict[str, int] = {}
-    for row, (color, marker) in zip(rows, own, strict=True):
+    turns: dict[tuple[str, str], int] = {}
+    for color, marker in own:
         shape = (marker, _FILLS[0])
         if shape in used:
             shape = next((other for other in others if other not in used), shape)
         used.add(shape)
-        turn = turns[row.strategy] = turns.get(row.strategy, -1) + 1
+        turn = turns[color, marker] = turns.get((color, marker), -1) + 1
         styles.append(line_style(color, shape[0], turn, shape[1]))
     return styles
 

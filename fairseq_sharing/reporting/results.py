@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.documents import read_json
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, inside
-from fairseq_sharing.finite import find_nonfinite
+from fairseq_sharing.reporting.result_schema import RESULT
 
 # Names of the strategies and schedules in a table, in the order of its rows.
 LABELS = {
@@ -208,20 +208,7 @@ def read_result(file: Path) -> dict[str, Any]:
     Raises:
         SharingError: the file is not a result; the message names the missing or invalid field.
     """
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SharingError(f"{file}: not JSON ({error})") from error
-    missing = [name for name in _NEEDED if not isinstance(result, dict) or name not in result]
-    if missing:
-        raise SharingError(f"{file}: not a result of evaluate; missing: {', '.join(missing)}")
-    # Both become part of file names.
-    for name in ("run", "seed"):
-        if "/" in str(result[name]):
-            raise SharingError(f"{file}: {name} is {result[name]!r}; allowed: a name without /")
-    nonfinite = find_nonfinite(result)
-    if nonfinite is not None:
-        raise SharingError(f"{file}: {nonfinite}; allowed: finite numbers, as evaluate writes them")
+    result = read_json(file, RESULT, "a result of evaluate", _NEEDED)
     if not result["scores"]:
         raise SharingError(f"{file}: contains no scores; allowed: scores of at least one test set")
     return result

@@ -38,13 +38,13 @@ class TrainingProgress:
         self._log_interval = int(config.train.get("log_interval") or 100)
         self._begun: float | None = None  # the fraction done before this run was resumed
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             TextColumn("{task.percentage:.0f}%"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             # In the last column and with the most important value first, because a narrow terminal truncates it.
-            TextColumn("left | {task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
+            TextColumn("left | {task.fields[state]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             expand=True,
             speed_estimate_period=SPEED_PERIOD,

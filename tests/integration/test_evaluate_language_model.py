@@ -137,6 +137,7 @@ def test_blocks_and_context_are_those_of_the_settings(run):
             "--tokens-per-sample 33: the model has 32 positions; allowed: 1 to 32 (it was trained with 32)",
         ),
         (["--context-window", "32"], "--context-window 32: allowed: less than the 32 tokens of a block"),
+        (["--beam", "4"], "evaluate.beam: 4; allowed only for translation models"),
         (["--tokens-per-sample", "0"], "evaluate.tokens_per_sample must be an integer >= 1, got 0"),
     ],
 )

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import random
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -249,6 +250,47 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch,
     assert not list((place / "runs/vanilla-seed1").rglob("*.tmp"))
 
 
+def test_lower_cased_data_are_scored_on_tokens_and_without_case(place, tmp_path, translations_in_forks):
+    translations_in_forks()
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"]["lowercase"] = True
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    scores = _evaluate(place, "vanilla", "--data", str(data), "--out", str(tmp_path / "results"))["scores"]
+    assert all("case:lc" in scores[test]["signature"]["bleu"] for test in ("five", "more"))
+    assert all(0 <= scores[test]["tokenized_bleu"] <= 100 for test in ("five", "more"))
+    assert "tokenized_bleu" not in _evaluate(place, "vanilla")["scores"]["five"]
+
+
+def test_a_run_that_stopped_in_its_first_epoch_translates_lines_as_long_as_its_model_allows(
+    tmp_path, commands, capsys, translations_in_forks
+):
+    translations_in_forks()
+    texts = [_texts(tmp_path, name, 60, seed) for seed, name in enumerate(("train", "valid", "long"))]
+    for lang in (SOURCE, TARGET):
+        with open(f"{texts[2]}.{lang}", "a") as file:
+            file.write("the " * 1100 + "\n")
+    words = ["--source-lang", SOURCE, "--target-lang", TARGET, "--subword", "none", "--workers", "1"]
+    words += ["--train", texts[0], "--valid", texts[1], "--test", f"long={texts[2]}", "--out", str(tmp_path / "data")]
+    assert main(["prepare", "files", *words]) == 0
+    (tmp_path / "a.yaml").write_text(CONFIG.format(run="a", sharing="universal"))
+    long = ["train.max_source_positions=1200", "train.max_target_positions=1200"]
+    for run, overrides in (("long", long), ("short", [])):
+        words = ["train", tmp_path / "a.yaml", "--data", tmp_path / "data", "--out", tmp_path / run]
+        small = ["train.max_update=1", "train.max_tokens=100", "evaluate.max_len_b=5"]
+        commands.run("fairseq_sharing", *words, *small, *overrides, before=fork_trainings)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "long"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["epochs"], result["checkpoint"]) == (1, {"averaged": ["checkpoint_last.pt"]})
+    assert result["scores"]["long"]["segments"] == 61
+    assert result["device"]["threads"] == 1
+    assert "checkpoint_last.pt: there is no epoch checkpoint" in err
+    with pytest.raises(AssertionError, match="Size of sample #60 is invalid"):  # as fairseq-generate in a fork ends
+        main(["evaluate", str(tmp_path / "short")])
+
+
 def test_failures_are_reported_in_one_line(place, tmp_path, capsys):
     run = place / "runs" / "universal-seed1"
     assert main(["evaluate", str(run), "--data", str(tmp_path)]) == 2
@@ -256,4 +298,8 @@ def test_failures_are_reported_in_one_line(place, tmp_path, capsys):
     assert main(["evaluate", str(run), "--tokenize", "moses"]) == 2
     assert capsys.readouterr().err.startswith(
         "fairseq-sharing evaluate: error: tokenize: 'moses'; allowed: 13a, char, "
+    )
+    assert main(["evaluate", str(run), "--context-window", "8"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "fairseq-sharing evaluate: error: evaluate.context_window: 8; allowed only for language models"
     )

@@ -14,6 +14,8 @@ from fairseq_sharing.evaluation import scoring
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, choose_tokenizer
 from fairseq_sharing.evaluation.file_scores import TRIALS, score_files
 from fairseq_sharing.evaluation.scoring import METRICS, Scorer, score
+from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
+from fairseq_sharing.preparation.text import Pipeline
 
 REFERENCES = [
     "Ein kleiner Hund läuft über die Wiese.",
@@ -321,3 +323,26 @@ def test_several_references_raise_the_scores_like_sacrebleu_s(tmp_path):
         sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES, BASELINE], case_sensitive=True).score, abs=1e-4
     )
     assert found["signature"]["bleu"].startswith("nrefs:2|")
+
+
+def test_case_is_ignored_for_models_of_lower_cased_data():
+    lower = [line.lower() for line in HYPOTHESES]
+    ignoring = score(lower, REFERENCES, lowercase=True)
+    assert ignoring["bleu"] == pytest.approx(sacrebleu.corpus_bleu(lower, [REFERENCES], lowercase=True).score, abs=1e-4)
+    exact = score(lower, REFERENCES)
+    assert ignoring["bleu"] > exact["bleu"] + 1
+    assert ignoring["chrf"] > exact["chrf"] + 1
+    assert ignoring["ter"] < exact["ter"] - 1
+    assert all("case:lc" in signature for signature in ignoring["signature"].values())
+
+
+def test_tokenized_bleu_compares_the_tokens_of_the_data():
+    tokenizer = {"name": "moses", "normalize": False, "lowercase": True}
+    pipeline = Pipeline({"source": "en", "target": "de"}, tokenizer, {"name": "bpe"})
+    generated = ["ein kle@@ iner hund läuft über eine wiese .", "zwei männer sitzen auf einer bank ."]
+    tokens = ["ein kleiner hund läuft über die wiese .", "zwei männer sitzen auf einer bank im park ."]
+    expected = sacrebleu.corpus_bleu(
+        [line.replace("@@ ", "") for line in generated], [tokens], tokenize="none", smooth_method="none", force=True
+    )
+    assert tokenized_bleu(generated, REFERENCES[:2], pipeline) == pytest.approx(expected.score)
+    assert 50 < expected.score < 90

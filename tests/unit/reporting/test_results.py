@@ -93,7 +93,7 @@ def test_files_that_are_not_results_are_refused(tmp_path):
     with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate; missing: dataset, sharing"):
         read_rows(tmp_path)
     (tmp_path / "notes.json").write_text("[1, 2]")
-    with pytest.raises(SharingError, match="missing: run, dataset"):
+    with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate: \[1, 2\]; allowed: a mapping"):
         read_rows(tmp_path)
     (tmp_path / "notes.json").write_text("{")
     with pytest.raises(SharingError, match=r"notes\.json: not JSON"):

@@ -62,7 +62,8 @@ def _study(folder, seeds=(1, 2)):
     return references
 
 
-def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch, seeds):
     """For the mean of a score per segment, the standard error is known: sd(d) / sqrt(S)."""
 
     class Mean:
@@ -74,14 +75,14 @@ def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch):
         def _compute_score_from_stats(self, stats):
             return type("Score", (), {"score": stats[0] / stats[1]})
 
-    references = _study(tmp_path, seeds=(1,))
+    references = _study(tmp_path, seeds)
     monkeypatch.setattr(segments, "make_metric", lambda metric, signature: Mean())
     monkeypatch.setattr(segments, "_ROUNDING", 1000)
     monkeypatch.setattr(segments, "RESAMPLES", 2000)
     pair = ("cycle", "vanilla")
     errors = segment_errors(read_rows(tmp_path), tmp_path, {TEST: references}, [TEST], "bleu", [pair])
     values = [
-        np.array([len(set(line.split())) for line in _texts(1 + 10 * len(run), noise=noise)[1]])
+        np.mean([[len(set(line.split())) for line in _texts(s + 10 * len(run), noise=noise)[1]] for s in seeds], axis=0)
         for run, noise in (("cycle", 0.2), ("vanilla", 0.3))
     ]
     expected = np.std(values[0] - values[1], ddof=1) / len(references) ** 0.5
