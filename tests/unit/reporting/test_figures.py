@@ -153,7 +153,10 @@ def test_numbers_of_coinciding_points_are_ranges():
 
 
 def test_small_differences_are_not_magnified(tmp_path):
-    rows = read_rows(write(tmp_path, result("vanilla", bleu=0.0003), result("cycle", "cycle", 1, 0.0005)))
+    untrained = [result("vanilla", bleu=0.0003), result("cycle", "cycle", 1, 0.0005)]
+    for content in untrained:
+        content["scores"]["test_2016_flickr"]["bleu_interval"] = [0.0, 0.001]
+    rows = read_rows(write(tmp_path, *untrained))
     (panel,) = _panels(score_by_parameters(rows, "bleu"))
     low, high = panel.get_ylim()
     assert low < 0 <= 0.0003
@@ -199,10 +202,8 @@ def test_expert_colors_cover_the_values_and_no_more():
 
 def test_map_histories_of_different_lengths_share_their_axis(tmp_path):
     layers = {"layer_map": [0, 0], "frozen": []}
-    history = {
-        "start": {"encoder": layers, "decoder": layers},
-        "changes": [{"update": 50, "after": {"encoder": layers, "decoder": layers}}],
-    }
+    maps = {"encoder": layers, "decoder": layers, "parameters": 10}
+    history = {"start": maps, "changes": [{"update": 50, "reason": "decision", "after": maps}]}
     changing = {"schedule": "unshare", "map_history": history}
     runs = [result(name, "none", 1, updates=updates, **changing) for name, updates in (("a", 100), ("half", 200))]
     figure = draw_map_history(read_rows(write(tmp_path, *runs)))
