@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fairseq_sharing.reporting.conclusions import Conclusions
+from fairseq_sharing.reporting.latex import ascii_latex
 from fairseq_sharing.reporting.metrics import METRICS
 from fairseq_sharing.reporting.notes import notes
 from fairseq_sharing.reporting.recipes import differences
@@ -49,7 +50,7 @@ def latex(rows: Sequence[Row], conclusions: Conclusions) -> str:
     shown = [section for section in sections(rows, conclusions) if not section.detailed]
     comments = "".join(f"% {note}\n" for note in notes(rows, conclusions))
     tables = (f"% {one.heading}\n" * bool(one.heading) + _table(one, "latex_booktabs") + "\n" for one in shown)
-    return comments + "\n".join(tables)
+    return ascii_latex(comments + "\n".join(tables))
 
 
 def _headed(section: Section) -> str:

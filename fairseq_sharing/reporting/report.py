@@ -68,8 +68,8 @@ def write_report(
     check_test_sets(results, folder)
     check_decoding(rows, folder)
     conclusions = _conclude(folder, rows, flags or {}, texts)
-    title = f"Sharing parameters across layers: {rows[0]['dataset']}"
-    pictures = figures.draw(rows, folder)
+    title = f"Sharing parameters across layers: {_name(folder, conclusions, rows[0]['dataset'])}"
+    pictures = figures.draw(rows, folder, conclusions.plan.metric)
     pages: dict[str, Callable[[], str]] = {
         "table.md": lambda: formats.markdown(rows, conclusions, title, pictures),
         "table.csv": lambda: formats.comma_separated(rows),
@@ -84,7 +84,16 @@ def write_report(
         pages["paper.md"] = lambda: paper.markdown(rows, title)
     for name, make in pages.items():
         write_text(folder / name, make())
-    return Report(title, rows, conclusions, [folder / name for name in (*pages, *(file for file, _ in pictures))])
+    return Report(title, rows, conclusions, [folder / name for name in (*pages, *figures.all_formats(pictures))])
+
+
+def _name(folder: Path, conclusions: Conclusions, dataset: str) -> str:
+    """Name the study: as declared, else by its folder below ``results`` or ``runs``; and its dataset."""
+    parts = folder.resolve().parts
+    start = max((i for i, part in enumerate(parts[:-1]) if part in ("results", "runs")), default=len(parts) - 2)
+    below = parts[start + 1 :]
+    study = conclusions.plan.study or "/".join(below[:-1] if len(below) > 1 and below[-1] == "report" else below)
+    return study if dataset in study.split("/") else f"{study} ({dataset})"
 
 
 def _conclude(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any], texts: RawTexts | None) -> Conclusions:

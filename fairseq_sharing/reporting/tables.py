@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,12 +100,17 @@ def summary(rows: Sequence[Row], metric: str = "bleu") -> tuple[list[str], Cells
 
 def names(rows: Sequence[Row]) -> list[str]:
     """Name each row by its strategy; add the run name if strategy, M and N are ambiguous."""
-    return [f"{row.label}, {row.run}" if _is_ambiguous(row, rows) else row.label for row in rows]
+    return [f"{row.label}, {row.run}" if _needs_run(row, rows) else row.label for row in rows]
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
     """Name each row in a legend by strategy, M and N; add the run name if these are ambiguous."""
-    return [f"{row.title}, {row.run}" if _is_ambiguous(row, rows) else row.title for row in rows]
+    return [f"{row.title}, {row.run}" if _needs_run(row, rows) else row.title for row in rows]
+
+
+def _needs_run(row: Row, rows: Sequence[Row]) -> bool:
+    """Return whether the run name must be added; not if it only repeats the label, as in "Vanilla, vanilla"."""
+    return _is_ambiguous(row, rows) and re.sub(r"\W+", "_", row.label.lower()).strip("_") != row.run
 
 
 def _is_ambiguous(row: Row, rows: Sequence[Row]) -> bool:

@@ -49,7 +49,7 @@ def _notes(folder, **flags):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda rows, folder: [])
+    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda *_: [])
 
 
 def test_verdicts_follow_the_simultaneous_intervals(tmp_path):

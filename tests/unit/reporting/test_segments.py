@@ -92,7 +92,7 @@ def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch, s
 def test_report_covers_the_sentences_where_hypotheses_and_references_are_at_hand(tmp_path, monkeypatch):
     references = _study(tmp_path)
     monkeypatch.setattr(segments, "RESAMPLES", 200)
-    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda rows, folder: [])
+    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda *_: [])
     report = write_report(tmp_path, texts=RawTexts({TEST: references}, {TEST: references}))
     (error,) = report.conclusions.segments.values()
     assert error > 0

@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -400,3 +401,12 @@ def test_faq_quotes_messages_and_links_to_threads():
 
 def test_package_is_the_one_of_the_repository():
     assert Path(fairseq_sharing.__file__).parent == PACKAGE
+
+
+def test_agreement_of_int8_is_stated_with_its_model():
+    measured = json.loads((ROOT / "results/speed/decoding.json").read_text(encoding="utf-8"))
+    model, bleu = measured["model"]["name"], measured["bleu_of_fairseq_generate"]
+    page = " ".join((ROOT / "docs/decoding.md").read_text(encoding="utf-8").split())
+    share = f"{measured['agreement']['int8']['same']:.0%}"
+    assert f"only {share} of the translations of this model (`{model}`, {bleu:.2f} BLEU)" in page
+    assert f"model {model} that are identical" in (ROOT / "results/speed/README.md").read_text(encoding="utf-8")
