@@ -172,14 +172,16 @@ def _files(count: int) -> str:
 
 
 def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    from rich.console import Console
-
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.evaluation.checkpoint_directory import PlainData, is_checkpoint_directory
     from fairseq_sharing.evaluation.evaluate import evaluate_checkpoints, evaluate_run
+    from fairseq_sharing.files import check_output_folder
+    from fairseq_sharing.terminal import Console
 
-    path = _find_run(args.evaluated, args.overrides)
     console, out = Console(stderr=True), given.get("out")
+    if out is not None:
+        check_output_folder(out, "--out")
+    path = _find_run(args.evaluated, args.overrides)
     overrides = {name: given[name] for name in _SETTINGS if name in given}
     if not is_checkpoint_directory(path):
         _refuse(given, _CHECKPOINTS, "a directory of checkpoints of fairseq-train")

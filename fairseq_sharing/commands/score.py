@@ -32,10 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Recompute the scores and print what changed."""
-    from rich.console import Console
-
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.evaluation.rescoring import References, rescore
+    from fairseq_sharing.terminal import Console
 
     files = {}
     for word in args.reference:

@@ -172,7 +172,9 @@ NEEDED = {
     "export": ["a", "--materialize", "--output", "b"],
     "untie": ["a", "--output", "b"],
     "prepare": ["toy", "--out", "b"],
-    **{name: ["a"] for name in ("describe", "train", "translate", "report", "table", "study", "score", "clean")},
+    **{name: ["a"] for name in ("describe", "train", "translate", "report", "score", "clean")},
+    "study": ["run", "a"],
+    "power": ["--sd", "1"],
 }
 
 

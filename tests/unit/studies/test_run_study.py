@@ -224,9 +224,9 @@ def test_clean_keeps_what_results_need(commands, capsys):
     [
         (["--budget", "soon"], "argument --budget: soon: allowed: a time above 0 such as 25m, 1h30m or 90s"),
         (["--budget", "0m"], "argument --budget: 0m: allowed: a time above 0"),
-        (["--jobs", "0"], "argument --jobs: 0: allowed: whole numbers from 1"),
-        (["--gpus", "-1"], "argument --gpus: -1: allowed: whole numbers from 1"),
-        (["--tflops", "0"], "argument --tflops: 0: allowed: numbers above 0"),
+        (["--jobs", "0"], "argument --jobs: must be a whole number from 1"),
+        (["--gpus", "-1"], "argument --gpus: must be a whole number from 1"),
+        (["--tflops", "0"], "argument --tflops: must be a number above 0"),
         (["--seeds", "-5"], "--seeds"),
         (["--seeds", "1", "1"], "--seeds 1 1: allowed: whole numbers from 0, each once"),
         (["--nodes", "2"], "--nodes 2: needs --slurm"),
