@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, read_lines
+from fairseq_sharing.preparation.bpe import read_codes
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console, progress
 from fairseq_sharing.preparation.settings import SENTENCEPIECE
@@ -56,9 +57,12 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
             learner.learn_bpe(vocabulary, codes, size, is_dict=True)
         finally:
             learner.tqdm = shown
+    merges = codes.getvalue().count("\n") - 1
+    if not merges:
+        raise SharingError(f"{texts[0]}: no two characters occur together twice; use more text or --subword none")
     with atomic_write(output) as file:
         file.write(codes.getvalue().encode("utf-8"))
-    return codes.getvalue().count("\n") - 1
+    return merges
 
 
 def copy_bpe(codes: Path, output: Path) -> int:
@@ -74,9 +78,9 @@ def copy_bpe(codes: Path, output: Path) -> int:
     Raises:
         SharingError: the file has another format.
     """
-    lines = list(read_lines(codes))
-    if lines[:1] != ["#version: 0.2"] or any(len(line.split(" ")) != 2 for line in lines[1:]):
-        raise SharingError(f"{codes}: not merges of subword-nmt; allowed: '#version: 0.2', then two symbols per line")
+    lines = read_codes(codes)
+    if lines[0] != "#version: 0.2":
+        raise SharingError(f"{codes}: merges of another version of subword-nmt; allowed: '#version: 0.2' in line 1")
     with atomic_write(output) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     return len(lines) - 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import sha256
 
 TOKENIZERS = ("moses", "none")
 SUBWORDS = ("bpe", "sentencepiece", "none")
@@ -56,7 +57,8 @@ class Pipeline:
             The pipeline with the settings and the subword model of that directory.
 
         Raises:
-            SharingError: the directory has no manifest, or its preparation has not finished.
+            SharingError: the directory has no manifest, its preparation has not finished, or its subword model has
+                changed since.
         """
         from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
@@ -67,6 +69,9 @@ class Pipeline:
                 f"fairseq-sharing prepare DATASET --out {data_dir}"
             )
         model = manifest["subword"].get("model")
+        expected = manifest.get("files", {}).get(model)
+        if expected is not None and (file := Path(data_dir) / model).is_file() and sha256(file) != expected:
+            raise SharingError(f"{file}: changed since its preparation; re-run fairseq-sharing prepare")
         languages = {"source": manifest["source_lang"], "target": manifest["target_lang"]}
         return cls(
             {side: lang for side, lang in languages.items() if lang},
@@ -179,7 +184,10 @@ class Pipeline:
     def _sentencepiece(self) -> Any:
         from sentencepiece import SentencePieceProcessor
 
-        return SentencePieceProcessor(model_file=str(self._model_file()))
+        try:
+            return SentencePieceProcessor(model_file=str(self._model_file()))
+        except (OSError, RuntimeError) as error:
+            raise SharingError(f"{self.model}: not a model of sentencepiece; re-run fairseq-sharing prepare") from error
 
     def _model_file(self) -> Path:
         if self.model is None or not self.model.is_file():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+import fairseq_sharing
 from fairseq_sharing.terminal import Console, LogFormatter, one_line, visible
 
 ATTACK = "a\x1b]0;title\x07\x1b[31mred\x9b2J\x7f"
@@ -67,3 +70,14 @@ def test_a_console_of_another_encoding_does_not_fail(encoding):
     console.print(table)
     output.flush()
     assert b"\\u20ac" in raw.getvalue()
+
+
+def test_every_module_prints_through_this_console():
+    """rich's own console would interpret markup and escapes in names and texts."""
+    package = Path(fairseq_sharing.__file__).parent
+    elsewhere = {"terminal.py", "commands/table.py", "studies/table.py"}
+    for file in package.rglob("*.py"):
+        name = str(file.relative_to(package))
+        text = file.read_text(encoding="utf-8")
+        if name not in elsewhere and re.search(r"\bConsole\(", text):
+            assert "from fairseq_sharing.terminal import Console" in text, name

@@ -108,5 +108,5 @@ def test_merges_of_another_format_are_refused(tmp_path: Path):
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "codes").read_bytes()
     for content in ("a b\n", "#version: 0.2\na b c\n", ""):
         (tmp_path / "codes").write_text(content)
-        with pytest.raises(SharingError, match="codes: not merges of subword-nmt; allowed: "):
+        with pytest.raises(SharingError, match=r"codes: (contains no merges|(not )?merges of )"):
             copy_bpe(tmp_path / "codes", tmp_path / "copy")
