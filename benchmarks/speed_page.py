@@ -55,9 +55,9 @@ def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float | N
     legend(ax)
 
 
-def legend(ax: Any, columns: int = 3) -> None:
+def legend(ax: Any, columns: int = 3, below: float = 0.16) -> None:
     """Add a legend below a panel."""
-    ax.legend(frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    ax.legend(frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -below))
 
 
 def by_kind(profile: dict[str, float]) -> dict[str, float]:
@@ -197,20 +197,15 @@ def decoding(found: dict, folder: Path) -> str:
     )
     if found["clock"] == "cpu":
         text += " Both on one thread, in processor time (--clock cpu), because the machine was shared."
+    bleu = found["bleu_of_fairseq_generate"]
     same = [
-        [
-            f"CTranslate2 {kind}",
-            f"{one['same']:.1%}",
-            f"{one['bleu']:.2f}",
-            f"{one['bleu'] - found['bleu_of_fairseq_generate']:+.2f}",
-        ]
+        [f"CTranslate2 {kind}", f"{one['same']:.1%}", f"{one['bleu']:.2f}", f"{one['bleu'] - bleu:+.2f}"]
         for kind, one in found["agreement"].items()
     ]
     head = ["engine", "load", "sentences/s", "range", "ratio"]
-    theirs = f"{found['bleu_of_fairseq_generate']:.2f}"
     beams = (
         f"Hypotheses of the model {found['model']['name']} that are identical to those of fairseq-generate, and BLEU"
-        f" (fairseq-generate: {theirs}). The shares hold for this model only:"
+        f" (fairseq-generate: {bleu:.2f}). The shares hold for this model only:"
     )
     return "\n\n".join(
         [text, table(head, told), beams, table(["", "equal", "BLEU", "difference"], same), "![decoding](decoding.png)"]
@@ -256,7 +251,7 @@ def memory(found: dict, folder: Path) -> str:
     ax.set_xlabel("GB at the peak of an update")
     finish(ax)
     ax.grid(visible=False, axis="y")
-    ax.legend(frameon=False, ncols=len(parts), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    legend(ax, columns=len(parts), below=0.1)
     save_figure(figure, folder, "memory")
     head = [
         "model",

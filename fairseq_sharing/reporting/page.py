@@ -35,7 +35,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .45rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
+th, td { padding: .3rem .4rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
 td:not(.text) { white-space: pre-line; }
 .text { text-align: left; }

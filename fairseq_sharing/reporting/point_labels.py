@@ -75,7 +75,7 @@ def add_labels(axes: Axes, points: Sequence[Point]) -> None:
         axes: the panel.
         points: its points.
     """
-    figure = axes.get_figure(root=True)
+    figure = axes.get_figure()
     assert figure is not None
     scale = 72 / figure.dpi
     frame = _Box(*(scale * value for value in axes.get_window_extent().extents))

@@ -75,8 +75,8 @@ def test_tables_fit_a_window_of_1280_pixels(tmp_path):
     folder = write(tmp_path, *results)
     write_report(folder)
     text = (folder / "index.html").read_text(encoding="utf-8")
-    body, padding = 1280 - 2 * 16, 2 * 0.45 * 14.4  # as in the style sheet; 1rem is 16 pixels
-    assert "padding: .3rem .45rem" in text
+    body, padding = 76 * 16, 2 * 0.4 * 16  # as in the style sheet; 1rem is 16 pixels
+    assert "padding: .3rem .4rem" in text
     assert "td:not(.text) { white-space: pre-line; }" in text
     for table in _Columns(text).tables:
         width = sum(
