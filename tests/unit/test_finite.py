@@ -107,7 +107,9 @@ def test_weights_are_named_with_file_and_count(dtype, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "words", [["average"], ["untie"], ["export", "--materialize"], ["export", "--to", "ctranslate2"]], ids=" ".join
+    "words",
+    [["average"], ["tie", "--sharing=none"], ["untie"], ["export", "--materialize"], ["export", "--to", "ctranslate2"]],
+    ids=" ".join,
 )
 def test_commands_refuse_such_weights_and_write_nothing(damaged, words, value, data_dir, tmp_path, capsys):
     path, output = damaged(value), tmp_path / "output"

@@ -118,6 +118,7 @@ def test_malformed_entries_are_refused_by_every_command(case, trained, tmp_path,
     for words in (
         ["average", path, trained, *output],
         ["untie", path, *output],
+        ["tie", path, "--sharing", "universal", *output],
         ["export", path, "--materialize", *output],
         ["export", path, "--to", "ctranslate2", *output],
         ["translate", path, tmp_path / "in", "--prepared"],

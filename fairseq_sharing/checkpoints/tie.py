@@ -1,0 +1,243 @@
+"""Tie a trained checkpoint: a model with shared layers starts from the new file."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_sharing.checkpoints.align import Layer, align_layer
+from fairseq_sharing.checkpoints.arguments import model_arguments
+from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
+from fairseq_sharing.checkpoints.initial_values import source_layers
+from fairseq_sharing.checkpoints.recorded_state import recorded_extra
+from fairseq_sharing.checkpoints.sharing_state import (
+    EXTRA_STATE,
+    count_layers,
+    find_aliases,
+    layer_aliases,
+    recorded_sharing,
+)
+from fairseq_sharing.checkpoints.stock_model import model_on_meta, refuse_unfit_tensor
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import STACKS, StackSharing
+from fairseq_sharing.options import flag_of
+from fairseq_sharing.tying import shared_names
+
+_OPTIONS = ("sharing", "unique_layers", "layer_map", "sharing_scope")
+# The sharing options of both stacks and of each of them.
+SHARING_OPTIONS = tuple(prefix + name for prefix in ("", "encoder_", "decoder_") for name in _OPTIONS)
+# Model of fairseq -> the model of this package that extends it.
+_SHARED_MODELS = {
+    "transformer": "transformer_sharing",
+    "transformer_lm": "transformer_lm_sharing",
+    "roberta": "roberta_sharing",
+}
+# Regularization of independent layers, which shared layers do not support; it does not change the trained model.
+_WITHOUT = {"encoder_layerdrop": 0, "decoder_layerdrop": 0, "quant_noise_pq": 0, "quant_noise_scalar": 0}
+_WITHOUT["store_ema"] = False
+
+
+def tie(
+    checkpoint: Mapping[str, Any], options: Mapping[str, Any], init: str = "stepwise", align: bool = False
+) -> dict[str, Any]:
+    """Make the checkpoint of a model with shared layers from a trained one.
+
+    Args:
+        checkpoint: result of ``load_checkpoint`` for a model of fairseq or of this package, with any layer map.
+        options: ``SHARING_OPTIONS``, and ``encoder_layers`` and ``decoder_layers`` to change the depth; a missing
+            option equals None.
+        init: the rule that fills the parameter sets, one of ``INITS``.
+        align: reorder the units and heads of the layers of a set before averaging them.
+
+    Returns:
+        A checkpoint without optimizer state and with 0 updates.
+
+    Raises:
+        SharingError: the options give no layer map or do not apply to the model, the model is not supported, its
+            weights are NaN or infinite or do not match its arguments, or a set cannot be filled.
+    """
+    if align and init != "average":
+        raise SharingError(f"--align with --init {init}: nothing is averaged; allowed: --init average")
+    if not any(options.get(name) for name in ("sharing", "encoder_sharing", "decoder_sharing")):
+        raise SharingError("--sharing: missing; give it for both stacks, or --encoder-sharing or --decoder-sharing")
+    state = dict(checkpoint["model"])
+    refuse_nonfinite_weights(state)
+    arguments = _tied_arguments(model_arguments(checkpoint), options)
+    model = model_on_meta({**arguments, "fast": False, "compile": False}, state)
+    _refuse_other_stacks(options, model.sharing)
+    _refuse_other_norm(arguments, model)
+    tied = {
+        **checkpoint,
+        "model": _tied_state(state, model, init, align),
+        # A new training starts at the first epoch, and fairseq reads this entry in every case.
+        "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
+        "optimizer_history": [{**_names(checkpoint), "lr_scheduler_state": {}, "num_updates": 0}],
+    }
+    for name in ("last_optimizer_state", "task_state", "averaged", "args"):
+        tied.pop(name, None)
+    if checkpoint.get("cfg"):
+        tied["cfg"] = {**checkpoint["cfg"], "model": Namespace(**arguments)}
+    else:
+        tied["args"] = Namespace(**arguments)
+    return tied
+
+
+def _names(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of criterion and optimizer, without which fairseq takes the file for an old one."""
+    last = (checkpoint.get("optimizer_history") or [{}])[-1]
+    return {name: last.get(name, "unknown") for name in ("criterion_name", "optimizer_name")}
+
+
+def _tied_arguments(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's arguments with another sharing."""
+    given = arguments.get("arch") or arguments.get("_name")
+    arch = _shared_arch(str(given))
+    depths = {name: options[name] for name in ("encoder_layers", "decoder_layers") if options.get(name) is not None}
+    sharing = {name: options.get(name) for name in SHARING_OPTIONS}
+    without = {name: value for name, value in _WITHOUT.items() if name in arguments}
+    return {**arguments, **without, **sharing, **depths, "arch": arch, "_name": arch}
+
+
+def _shared_arch(arch: str) -> str:
+    """Return the architecture with shared layers for an architecture of fairseq or of this package."""
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
+
+    model = ARCH_MODEL_REGISTRY.get(arch)
+    if model is not None and model.__module__.startswith("fairseq_sharing."):
+        return arch
+    shared = _SHARED_MODELS.get(ARCH_MODEL_NAME_REGISTRY.get(arch, ""))
+    if shared is None:
+        raise SharingError(
+            f"tie does not support the checkpoint's --arch {arch}; allowed: architectures of fairseq's "
+            f"{', '.join(_SHARED_MODELS)}, and those of this package"
+        )
+    # The arguments contain the sizes, so that the architecture's defaults do not matter.
+    own = arch.replace(shared.removesuffix("_sharing"), shared, 1)
+    return own if own in ARCH_MODEL_REGISTRY else shared
+
+
+def _refuse_other_stacks(options: Mapping[str, Any], stacks: Iterable[str]) -> None:
+    """Reject options of a stack that the model does not have."""
+    has = [stack.split(".")[0] for stack in stacks]
+    for name in (*SHARING_OPTIONS, "encoder_layers", "decoder_layers"):
+        stack = name.split("_")[0]
+        if options.get(name) is not None and stack in STACKS and stack not in has:
+            raise SharingError(f"{flag_of(name)} {options[name]}: the model has no {stack}; allowed: {', '.join(has)}")
+
+
+def _refuse_other_norm(arguments: Mapping[str, Any], model: Any) -> None:
+    """Reject a model with post-norm layers whose counterpart in this package always has pre-norm layers."""
+    for stack in model.sharing:
+        flag = f"{stack.split('.')[0]}_normalize_before"
+        trained, built = (
+            arguments.get(flag),
+            getattr(model.get_submodule(f"{stack}.layers")[0], "normalize_before", None),
+        )
+        if None not in (trained, built) and bool(trained) != built:
+            kinds = ("post-norm", "pre-norm")
+            raise SharingError(
+                f"the checkpoint's {stack} has {kinds[bool(trained)]} layers ({flag_of(flag)} {trained}), but --arch "
+                f"{arguments['arch']} has {kinds[built]} layers; allowed: {kinds[built]}"
+            )
+
+
+def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) -> dict[str, Any]:
+    """Fill the state dict of a shared model."""
+    recorded, values = recorded_sharing(state), _without_layers(state, model)
+    for stack, sharing in model.sharing.items():
+        layers = _effective_layers(state, stack, recorded)
+        chosen = source_layers(init, sharing.layer_map, len(layers))
+        modules = model.get_submodule(f"{stack}.layers")
+        if align:
+            layers = _align(layers, chosen, modules[0], sharing.scope)
+        values |= _fill(stack, sharing, layers, chosen, modules)
+    tied = model.state_dict()
+    for name, wanted in tied.items():
+        if name == EXTRA_STATE:
+            continue
+        refuse_unfit_tensor(name, values.get(name), wanted)
+        tied[name] = values[name]
+    tied[EXTRA_STATE].pop("admin_pending", None)
+    if recorded_extra(state).get("admin_pending"):
+        tied[EXTRA_STATE]["admin_pending"] = True
+    return tied
+
+
+def _without_layers(state: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+    """Return the tensors outside of layers, each shared tensor once.
+
+    Raises:
+        SharingError: the model has no such tensor, or shares tensors that differ.
+    """
+    stacks = tuple(f"{stack}.layers." for stack in model.sharing)
+    values = {name: value for name, value in state.items() if name != EXTRA_STATE and not name.startswith(stacks)}
+    aliases, known = find_aliases(model), model.state_dict()
+    for name in list(values):
+        owner = aliases.get(name)
+        if owner is None and name not in known:
+            raise SharingError(f"the checkpoint's tensor {name} is not in the model that its arguments describe")
+        if owner is not None:
+            if owner in values and not torch.equal(values[owner], values[name]):
+                raise SharingError(f"the checkpoint has different weights for {owner} and {name}, which are shared")
+            values.setdefault(owner, values.pop(name))
+    return values
+
+
+def _effective_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, StackSharing]) -> list[Layer]:
+    """Return the tensors of each layer of a saved stack, including those that it borrows."""
+    aliases = layer_aliases(state, stack, recorded[stack]) if stack in recorded else {}
+    layers: list[dict[str, Tensor]] = [{} for _ in range(count_layers(state, stack, recorded))]
+    for name in [*state, *aliases]:
+        match = re.fullmatch(rf"{re.escape(stack)}\.layers\.(\d+)\.(.+)", name)
+        if match:
+            layers[int(match[1])][match[2]] = state[aliases.get(name, name)]
+    if not layers:
+        raise SharingError(f"the checkpoint has no layers {stack}.layers.*, which the model's arguments require")
+    return list(layers)
+
+
+def _align(layers: list[Layer], chosen: list[list[int]], module: Any, scope: tuple[str, ...]) -> list[Layer]:
+    """Align the layers of each set with the first of them."""
+    heads = {name: child.num_heads for name, child in module.named_children() if hasattr(child, "num_heads")}
+    aligned = list(layers)
+    for first, *others in chosen:
+        for layer in others:
+            aligned[layer] = align_layer(layers[layer], layers[first], heads, scope)
+    return aligned
+
+
+def _fill(
+    stack: str, sharing: StackSharing, layers: list[Layer], chosen: list[list[int]], modules: Any
+) -> dict[str, Tensor]:
+    """Give each parameter set its initial values, and every depth what it does not share."""
+    filled = {}
+    for depth, group in enumerate(sharing.layer_map):
+        tied = set(shared_names(modules[depth], sharing.scope))
+        borrows = sharing.layer_map.index(group) != depth
+        for leaf in modules[depth].state_dict():
+            if leaf in tied and borrows:
+                continue
+            name = f"{stack}.layers.{depth}.{leaf}"
+            sources = chosen[group] if leaf in tied else [depth]
+            if max(sources) >= len(layers):
+                raise SharingError(
+                    f"{name} belongs to the depth, but the checkpoint's {stack} has {len(layers)} layers; "
+                    f"allowed: at most {len(layers)} layers"
+                )
+            if all(leaf in layers[source] for source in sources):
+                filled[name] = _mean([layers[source][leaf] for source in sources])
+    return filled
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    """Return the mean in the tensors' own type, computed in double precision."""
+    if len(tensors) == 1:
+        return tensors[0]
+    if any(tensor.shape != tensors[0].shape for tensor in tensors):
+        raise SharingError(f"the checkpoint's layers have different shapes: {[list(t.shape) for t in tensors]}")
+    return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[0].dtype)

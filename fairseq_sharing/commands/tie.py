@@ -1,0 +1,141 @@
+"""Tie a trained checkpoint: make a model with shared layers from its weights, to continue training with them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairseq_sharing.checkpoints.initial_values import INITS
+from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = "make a model with shared layers from a trained checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``tie``."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="trained checkpoint with any layer map, or run directory (its last checkpoints are averaged)",
+    )
+    for stack in ("", *STACKS):
+        _add_sharing(parser, f"--{stack}-" if stack else "--", f" ({stack} only)" if stack else "")
+    for stack in STACKS:
+        parser.add_argument(
+            f"--{stack}-layers",
+            type=int,
+            metavar="N",
+            help=f"layers of the new {stack}; as in the checkpoint if not given",
+        )
+    parser.add_argument(
+        "--init",
+        choices=INITS,
+        default="stepwise",
+        help="what fills a parameter set: stepwise (M layers at equal distances, including the first and the last), "
+        "average (the mean of the layers that use the set), or first (the first of them)",
+    )
+    parser.add_argument(
+        "--align",
+        action="store_true",
+        help="before averaging, reorder the feed-forward units and heads of each layer to match the first of its set",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="prepared or binarized data: print the validation loss of both checkpoints, by fairseq-validate",
+    )
+
+
+def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
+    """Add the four sharing flags of one stack or of both."""
+    choices = ", ".join(SHARING_CHOICES)
+    parser.add_argument(f"{flag}sharing", metavar="STRATEGY", help=f"which layers share: {choices}{only}")
+    parser.add_argument(f"{flag}unique-layers", type=int, metavar="M", help=f"number of parameter sets{only}")
+    parser.add_argument(f"{flag}layer-map", metavar="LABELS", help=f"layer map for custom, such as 0,1,1,0{only}")
+    parts = f"layer, or a comma-separated list of {', '.join(SCOPES[1:])}"
+    parser.add_argument(f"{flag}sharing-scope", metavar="PARTS", help=f"what is shared: {parts}{only}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the tied checkpoint and report or measure the validation loss."""
+    from rich.console import Console
+
+    import fairseq_sharing
+    from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+    from fairseq_sharing.checkpoints.tie import tie
+    from fairseq_sharing.errors import SharingError
+
+    fairseq_sharing.register()
+    data = _binarized(args.data) if args.data is not None else None
+    path = _checkpoint_file(args.checkpoint)
+    checkpoint = load_checkpoint(path)
+    try:
+        tied = tie(checkpoint, vars(args), args.init, args.align)
+    except SharingError as error:
+        raise SharingError(f"{path}: {error}") from error
+    save_atomically(tied, args.output)
+    console = Console(highlight=False, soft_wrap=True)
+    _report_loss({path: checkpoint, args.output: tied}, data, console)
+    console.print(
+        f"{args.output}: {args.output.stat().st_size:,} bytes; train with: fairseq-train DATA "
+        f"{' '.join(_training_flags(args, tied))} --finetune-from-model {args.output} and the other training flags",
+        markup=False,
+    )
+
+
+def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[str]:
+    """Return the flags that give the model of the tied checkpoint its layer maps."""
+    from fairseq_sharing.checkpoints.arguments import model_arguments
+    from fairseq_sharing.checkpoints.tie import SHARING_OPTIONS
+    from fairseq_sharing.options import flag_of
+    from fairseq_sharing.resources import PACKAGE_DIR
+
+    given = [(name, getattr(args, name)) for name in (*SHARING_OPTIONS, "encoder_layers", "decoder_layers")]
+    words = ["--user-dir", str(PACKAGE_DIR), "--arch", model_arguments(tied)["arch"]]
+    return words + [word for name, value in given if value is not None for word in (flag_of(name), str(value))]
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """Return the checkpoint to tie: the file itself, or the averaged checkpoint of a run."""
+    from rich.console import Console
+
+    from fairseq_sharing.decoding.model_files import find_model
+
+    if path.is_dir():
+        (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
+    return path
+
+
+def _binarized(data: Path) -> Path:
+    """Return the folder of the binarized data in a prepared data directory, or the folder itself."""
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.preparation.manifest import read_manifest
+
+    if not data.is_dir():
+        raise SharingError(f"--data {data}: no such folder; allowed: a prepared data directory, or binarized data")
+    return data / "bin" if read_manifest(data) else data
+
+
+def _report_loss(checkpoints: Mapping[Path, Any], data: Path | None, console: Console) -> None:
+    """Print the validation loss of the checkpoint and of the tied one, or the commands that measure it."""
+    import shlex
+
+    from fairseq_sharing.evaluation.validation import validate, validation_command
+
+    if data is None:
+        console.print("The tied model needs training. Validation loss before and after tying:", markup=False)
+        for path, content in checkpoints.items():
+            console.print(f"  {shlex.join(validation_command(content, path, 'DATA'))}", markup=False)
+        return
+    for (path, content), when in zip(checkpoints.items(), ("trained", "tied, before training"), strict=True):
+        values = validate(validation_command(content, path, str(data)))
+        shown = ", ".join(f"{name} {values[name]:g}" for name in ("loss", "nll_loss", "ppl") if name in values)
+        console.print(f"validation of {path} ({when}): {shown}", markup=False)
