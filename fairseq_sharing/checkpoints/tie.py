@@ -142,7 +142,7 @@ def _refuse_other_norm(arguments: Mapping[str, Any], model: Any) -> None:
             kinds = ("post-norm", "pre-norm")
             raise SharingError(
                 f"the checkpoint's {stack} has {kinds[bool(trained)]} layers ({flag_of(flag)} {trained}), but --arch "
-                f"{arguments['arch']} has {kinds[built]} layers; allowed: {kinds[built]}"
+                f"{arguments['arch']} has {kinds[bool(built)]} layers; allowed: {kinds[bool(built)]}"
             )
 
 

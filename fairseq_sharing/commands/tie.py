@@ -11,7 +11,7 @@ from fairseq_sharing.checkpoints.initial_values import INITS
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
 
 HELP = "make a model with shared layers from a trained checkpoint"
 
@@ -66,13 +66,14 @@ def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tied checkpoint and report or measure the validation loss."""
-    from rich.console import Console
-
     import fairseq_sharing
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.tie import tie
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.terminal import Console
 
+    check_output_file(args.output, "--output")
     fairseq_sharing.register()
     data = _binarized(args.data) if args.data is not None else None
     path = _checkpoint_file(args.checkpoint)
@@ -105,9 +106,8 @@ def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[s
 
 def _checkpoint_file(path: Path) -> Path:
     """Return the checkpoint to tie: the file itself, or the averaged checkpoint of a run."""
-    from rich.console import Console
-
     from fairseq_sharing.decoding.model_files import find_model
+    from fairseq_sharing.terminal import Console
 
     if path.is_dir():
         (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)

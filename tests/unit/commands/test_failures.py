@@ -171,6 +171,7 @@ NEEDED = {
     "average": ["a", "--output", "b"],
     "export": ["a", "--materialize", "--output", "b"],
     "untie": ["a", "--output", "b"],
+    "tie": ["a", "--output", "b"],
     "prepare": ["toy", "--out", "b"],
     **{name: ["a"] for name in ("describe", "train", "translate", "report", "score", "clean")},
     "study": ["run", "a"],
