@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-
 from fairseq_sharing.colors import set_colors
+from fairseq_sharing.reporting.plot_style import finish, new_figure, save_figure
 
 OURS, THEIRS, *OTHERS = set_colors(8)
 # Kind of operation -> names in a profile.
@@ -41,17 +39,25 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]], form: str = "{:.0f}") -> None:
-    """Draw groups of bars, each bar labeled with its value."""
+def bars(ax: Any, groups: Sequence[str], series: Mapping[str, Sequence[float | None]], form: str = "{:.0f}") -> None:
+    """Draw groups of bars side by side, each with its value; there is no bar for None."""
     width = 0.8 / len(series)
     for number, ((name, values), color) in enumerate(zip(series.items(), (OURS, THEIRS, *OTHERS), strict=False)):
-        places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
-        drawn = ax.bar(places, values, width * 0.92, label=name, color=color)
-        ax.bar_label(drawn, [form.format(value) for value in values], fontsize=8, padding=2)
+        known = [(group, value) for group, value in enumerate(values) if value is not None]
+        places = [group + (number - (len(series) - 1) / 2) * width for group, _ in known]
+        heights = [value for _, value in known]
+        drawn = ax.bar(places, heights, width * 0.92, label=name, color=color)
+        ax.bar_label(drawn, [form.format(value) for value in heights], fontsize=8, padding=2)
     ax.set_xticks(range(len(groups)), groups)
-    ax.spines[["top", "right"]].set_visible(False)
+    finish(ax)
+    ax.grid(visible=False, axis="x")
     ax.margins(y=0.12)
-    ax.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    legend(ax)
+
+
+def legend(ax: Any, columns: int = 3, below: float = 0.16) -> None:
+    """Add a legend below a panel."""
+    ax.legend(frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -below))
 
 
 def by_kind(profile: dict[str, float]) -> dict[str, float]:
@@ -73,7 +79,8 @@ def training(found: dict, folder: Path) -> str:
         peaks = [f"{pair[side]['peak_bytes'] / 2**30:.1f}" for side in ("ours", "fairseq")]
         share = f"{pair['share_of_matmul_peak']:.0%}"
         rows.append([name, *speeds, f"**{pair['ratio']:.2f}x**", share, *peaks])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    figure = new_figure(12, 4.4)
+    left, right = figure.subplots(1, 2)
     pairs = found["pairs"]
     sides = {"fairseq-sharing": "ours", "stock fairseq": "fairseq"}
     values = {title: [pair[side]["tokens_per_second"] for pair in pairs.values()] for title, side in sides.items()}
@@ -86,14 +93,17 @@ def training(found: dict, folder: Path) -> str:
     # Duration of an update relative to ours.
     lengths = [1.0, pair["ratio"]]
     for kind, color in zip([*KINDS, "other"], set_colors(len(KINDS) + 1), strict=True):
+        if not any(share[kind] for share in shares):
+            continue
         heights = [share[kind] * length for share, length in zip(shares, lengths, strict=True)]
         right.barh(labels, heights, left=bottoms, label=kind, color=color)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     right.set_xlabel("time per update, fairseq-sharing = 1")
     right.set_title(f"time per update by operation, {next(iter(pairs))}")
-    right.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    save(figure, folder / "training.png")
+    finish(right)
+    right.grid(visible=False, axis="y")
+    legend(right)
+    save_figure(figure, folder, "training")
     head = [
         "pair",
         "fairseq-sharing, tokens/s",
@@ -151,15 +161,14 @@ def rows(found: dict, folder: Path) -> str:
     ]
     for line, one in zip(told, found["rows"].values(), strict=True):
         line += [f"{one['relative']:.2f}", "-" if one["paper"] is None else f"{one['paper']:.2f}"]
-    figure, ax = plt.subplots(figsize=(12, 4), layout="constrained")
+    figure = new_figure(12, 4)
+    ax = figure.subplots()
     names = [ROWS[row].title.replace(", ", "\n").replace(" (", "\n(") for row in found["rows"]]
     ours = [one["relative"] for one in found["rows"].values()]
-    bars(
-        ax, names, {"measured here": ours, "the paper": [one["paper"] or 0 for one in found["rows"].values()]}, "{:.2f}"
-    )
+    bars(ax, names, {"measured here": ours, "the paper": [one["paper"] for one in found["rows"].values()]}, "{:.2f}")
     ax.set_ylabel("tokens per second, Vanilla = 1")
     ax.tick_params(axis="x", labelsize=8)
-    save(figure, folder / "rows.png")
+    save_figure(figure, folder, "rows")
     settings = f"{found['precision']}, {found['tokens']:,} tokens per batch, {plural(found['threads'], 'thread')}"
     text = f"{settings}, medians of {found['runs']} alternating runs."
     head = ["row", "parameters", "tokens/s", "relative to Vanilla", "in the paper"]
@@ -175,10 +184,11 @@ def decoding(found: dict, folder: Path) -> str:
     loads = list(dict.fromkeys(row["load"] for row in found["speed"]))
     engines = list(dict.fromkeys(row["engine"] for row in found["speed"]))
     speed = {(row["engine"], row["load"]): row["sentences_per_second"] for row in found["speed"]}
-    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = new_figure(8, 4)
+    ax = figure.subplots()
     bars(ax, loads, {engine: [speed[engine, load] for load in loads] for engine in engines}, "{:.1f}")
     ax.set_ylabel("sentences per second")
-    save(figure, folder / "decoding.png")
+    save_figure(figure, folder, "decoding")
     search, tried = found["search"], found["fairseq_generate"]
     text = (
         f"{found['test']['sentences']:,} sentences of {found['test']['name']}, beam {search['beam']}, length penalty "
@@ -187,18 +197,16 @@ def decoding(found: dict, folder: Path) -> str:
     )
     if found["clock"] == "cpu":
         text += " Both on one thread, in processor time (--clock cpu), because the machine was shared."
+    bleu = found["bleu_of_fairseq_generate"]
     same = [
-        [
-            f"CTranslate2 {kind}",
-            f"{one['same']:.1%}",
-            f"{one['bleu']:.2f}",
-            f"{one['bleu'] - found['bleu_of_fairseq_generate']:+.2f}",
-        ]
+        [f"CTranslate2 {kind}", f"{one['same']:.1%}", f"{one['bleu']:.2f}", f"{one['bleu'] - bleu:+.2f}"]
         for kind, one in found["agreement"].items()
     ]
     head = ["engine", "load", "sentences/s", "range", "ratio"]
-    theirs = f"{found['bleu_of_fairseq_generate']:.2f}"
-    beams = f"Hypotheses identical to those of fairseq-generate, and BLEU (fairseq-generate: {theirs}):"
+    beams = (
+        f"Hypotheses of the model {found['model']['name']} that are identical to those of fairseq-generate, and BLEU"
+        f" (fairseq-generate: {bleu:.2f}). The shares hold for this model only:"
+    )
     return "\n\n".join(
         [text, table(head, told), beams, table(["", "equal", "BLEU", "difference"], same), "![decoding](decoding.png)"]
     )
@@ -232,7 +240,8 @@ def memory(found: dict, folder: Path) -> str:
             longest = f"{one['longest_batch_80_gb_estimated']:,}"
             told.append([model, way, *sizes, f"{estimate['peak'] / 1e9:.2f}", f"{measured['seconds']:.1f}", longest])
             shown[f"{model}, {way}"] = measured
-    figure, ax = plt.subplots(figsize=(10, 5.4), layout="constrained")
+    figure = new_figure(10, 5.6)
+    ax = figure.subplots()
     labels, lefts = list(shown), [0.0] * len(shown)
     for part, color in zip(parts, set_colors(len(parts)), strict=True):
         lengths = [one[part] / 1e9 for one in shown.values()]
@@ -240,9 +249,10 @@ def memory(found: dict, folder: Path) -> str:
         lefts = [left + length for left, length in zip(lefts, lengths, strict=True)]
     ax.invert_yaxis()
     ax.set_xlabel("GB at the peak of an update")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    save(figure, folder / "memory.png")
+    finish(ax)
+    ax.grid(visible=False, axis="y")
+    legend(ax, columns=len(parts), below=0.1)
+    save_figure(figure, folder, "memory")
     head = [
         "model",
         "stored or recomputed",
@@ -362,13 +372,6 @@ def machine(found: dict) -> str:
     return f"{device['name']}, {units}, {memory}; {packages}{load}."
 
 
-def save(figure: Any, file: Path) -> None:
-    """Write a figure."""
-    file.parent.mkdir(exist_ok=True)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-
-
 def main() -> None:
     """Write README.md and the figures into the folder of the JSON files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -380,7 +383,6 @@ def main() -> None:
         help="folder of the JSON files (default: results/speed)",
     )
     args = parser.parse_args()
-    mpl.use("Agg")
     files = {name: args.folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     made = "Written by `python -m benchmarks.speed_page` from the JSON files in this folder."

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import glob
 import gzip
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -49,6 +53,70 @@ def _is_relative(name: str) -> bool:
     return not unusable and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
+_FRESH_SECONDS = 2.0  # the time in which a process locks a temporary file that it has created
+
+
+def remove_stale(found: Iterable[Path]) -> None:
+    """Remove temporary files and folders whose process has ended without doing so; a running one holds a lock.
+
+    Args:
+        found: temporary files, or folders.
+    """
+    for path in found:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > _FRESH_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Create a folder beside another, for a new version of it; the folder is removed unless it was renamed.
+
+    Args:
+        path: the folder that the new one may replace.
+
+    Yields:
+        The new folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stale = path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp")
+    remove_stale(folder for folder in stale if folder.is_dir() and not folder.is_symlink())
+    temporary = _temporary(path)
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield temporary
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give a complete folder its name; a folder that has this name is removed afterwards.
+
+    Args:
+        new: the new folder.
+        path: its name.
+    """
+    if not path.exists():
+        new.rename(path)
+        return
+    old = _temporary(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    old.unlink() if old.is_symlink() else shutil.rmtree(old)
+
+
 def leftovers(path: Path) -> Iterator[Path]:
     """Find the temporary files that killed processes left behind in ``atomic_write``.
 
@@ -63,12 +131,57 @@ def leftovers(path: Path) -> Iterator[Path]:
             yield found
 
 
+def check_output_file(path: Path, flag: str) -> None:
+    """Refuse an output file that could not be written, before the work whose result it is for.
+
+    Args:
+        path: the file; an existing one is replaced.
+        flag: the flag that names it, for errors.
+
+    Raises:
+        SharingError: the path is a folder or a device, or its folder cannot be created or written to.
+    """
+    _check_parent(path, flag)
+    if path.is_dir():
+        raise SharingError(f"{flag} {path}: is a folder; allowed: a file")
+    if path.exists() and not path.is_file():
+        raise SharingError(f"{flag} {path}: is not a regular file; allowed: a file, or omit the flag and redirect")
+
+
+def check_output_folder(path: Path, flag: str) -> None:
+    """Refuse an output folder that could not be written to, before the work whose result it is for.
+
+    Raises:
+        SharingError: the path or a parent of it is a file, or the folder cannot be created or written to.
+    """
+    _check_parent(path / "file", flag)
+
+
+def _check_parent(path: Path, flag: str) -> None:
+    """Check that a file and its temporary file can be created."""
+    try:
+        os.lstat(_temporary(path))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # the name is too long, a folder must not be entered, links form a circle
+        raise SharingError(f"{flag} {path}: {error.strerror}; allowed: a path that can be written") from error
+    parent = next(folder for folder in Path(os.path.abspath(path)).parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise SharingError(f"{flag} {path}: {parent} is a file; allowed: a path below folders")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise SharingError(f"{flag} {path}: no permission to write to {parent}; allowed: a folder of yours")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its name only when it is complete.
 
     Each process writes to its own temporary file, so two processes that write the same file never mix their bytes. The
-    last one to finish wins.
+    last one to finish wins. Temporary files of processes that were killed are removed.
 
     Args:
         path: the file to write; its directory is created if missing.
@@ -77,15 +190,26 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         A binary file object.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
+    remove_stale(leftovers(path))
     try:
         with temporary.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if is_full(error) and error.filename is None:  # a write that fails does not name its file
+            error.filename = os.fspath(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether a file could not be written because of the disk, a quota or a limit on its size."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,6 +236,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+MAX_LINE = 1 << 26
+"""Maximum bytes of a line: a file without line feeds must not fill the memory."""
+
+_MAX_EXPANSION = 100  # text compresses to about a quarter; a file that unpacks to far more is not text
+_FREE_EXPANSION = 1 << 30  # bytes that any archive may unpack to
+
+
 def read_lines(path: Path, member: str = "") -> Iterator[str]:
     """Read the lines of a text file, split at line feeds only.
 
@@ -127,16 +258,31 @@ def read_lines(path: Path, member: str = "") -> Iterator[str]:
         Each line without its line feed.
 
     Raises:
-        SharingError: a line is not UTF-8 or contains a NUL byte, or an archive is damaged or incomplete.
+        SharingError: a line is not UTF-8, contains a NUL byte or is too long, or an archive is damaged or incomplete,
+            or unpacks to far more than its size.
     """
     name = f"{path}: {member}" if member else str(path)
     try:
         with _open(path, member) as file:
-            yield from decode_lines(file, name)
+            limit = max(_FREE_EXPANSION, _MAX_EXPANSION * path.stat().st_size)
+            yield from decode_lines(_limited(file, name, limit), name)
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise SharingError(f"{name}: damaged archive ({error})") from None
     except FileNotFoundError:
         raise SharingError(f"{path}: no such file") from None
+
+
+def _limited(file: IO[bytes], name: str, limit: int) -> Iterator[bytes]:
+    """Read lines until a number of bytes; a longer line arrives in parts."""
+    size = 0
+    while line := file.readline(MAX_LINE + 1):
+        size += len(line)
+        if size > limit:
+            raise SharingError(
+                f"{name}: unpacks to more than {limit >> 20:,} MiB, {_MAX_EXPANSION} times the file's size; "
+                "allowed: archives of text"
+            )
+        yield line
 
 
 def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
@@ -150,9 +296,11 @@ def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
         Each line without its line feed.
 
     Raises:
-        SharingError: a line is not UTF-8 or contains a NUL byte.
+        SharingError: a line is not UTF-8, contains a NUL byte or is too long.
     """
     for number, line in enumerate(file, start=1):
+        if len(line) > MAX_LINE:
+            raise SharingError(f"{name}, line {number}: longer than {MAX_LINE >> 20} MiB; allowed: lines of text")
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -172,15 +320,26 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
         if not member:
             file = stack.enter_context(path.open("rb"))
         elif path.name.endswith(".zip"):
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            if member not in archive.namelist():
-                raise SharingError(f"{path}: contains no file {member}")
-            file = stack.enter_context(archive.open(member))
+            file = _zip_member(stack, path, member)
         else:
             file = _tar_member(stack.enter_context(tarfile.open(path, "r|*")), path, member)
         if (member or path.name).endswith(".gz"):
             file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
         yield file
+
+
+def _zip_member(stack: contextlib.ExitStack, path: Path, member: str) -> IO[bytes]:
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        if member not in archive.namelist():
+            raise SharingError(f"{path}: contains no file {member}")
+        return stack.enter_context(archive.open(member))
+    except (NotImplementedError, RuntimeError) as error:  # damaged flags, or a password
+        raise zipfile.BadZipFile(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a damaged position
+            raise
+        raise zipfile.BadZipFile("invalid position") from error
 
 
 def _tar_member(archive: tarfile.TarFile, path: Path, member: str) -> IO[bytes]:

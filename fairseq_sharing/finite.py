@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
+
+HUGE = 10**9
+"""No option of this package takes a larger number."""
 
 
 def is_number(value: Any) -> bool:
@@ -31,6 +35,34 @@ def finite_number(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
     return number
+
+
+def positive_number(text: str) -> float:
+    """Parse a command-line value as a number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not a number, or it is not above 0, NaN, infinite or absurdly large.
+    """
+    number = finite_number(text)
+    if not 0 < number <= HUGE:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most {HUGE:,}, got {text!r}")
+    return number
+
+
+def whole_number(least: int = 1, most: int = HUGE) -> Callable[[str], int]:
+    """Return a parser of command-line values: whole numbers within limits, in decimal digits.
+
+    Args:
+        least: the least allowed value.
+        most: the largest allowed value, beyond which a value is a mistake and would exhaust the machine.
+    """
+
+    def parse(text: str) -> int:
+        if not re.fullmatch("[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def find_nonfinite(value: Any, field: str = "") -> str | None:

@@ -23,6 +23,7 @@ import fairseq_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.command_line import flag_words
 from fairseq_sharing.experiment.config import SET_ELSEWHERE, BadKeyError
+from fairseq_sharing.experiment.ranges import check_ranges
 
 # Options that fairseq's models and optimizers pass to eval(); only literals are accepted for them.
 _EVALUATED = {
@@ -86,6 +87,7 @@ def parse(train: Mapping[str, Any]) -> argparse.Namespace:
         raise _refusal(train, line[:300]) from error
     except ValueError as error:
         raise _refusal(train, str(error)) from error
+    check_ranges(vars(args))
     parser = _training_parser(train)
     for key, value in train.items():
         # Architectures turn some switches on, and most switches have a flag for only one of their values.

@@ -188,7 +188,7 @@ def agreement(
     """Compare hypotheses in subwords with those of fairseq-generate."""
     return {
         "same": sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted),
-        "bleu": round(score([decode(line) for line in found], references).bleu, 3),
+        "bleu": round(score([decode(line) for line in found], references)["bleu"], 3),
     }
 
 

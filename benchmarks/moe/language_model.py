@@ -24,7 +24,8 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.training_log import summarize
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.reporting.expert_figure import expert_use
-from fairseq_sharing.reporting.figures import DPI
+from fairseq_sharing.reporting.learning_curves import Run, draw_curves
+from fairseq_sharing.reporting.plot_style import plain_styles, save_figure
 from fairseq_sharing.resources import PACKAGE_DIR
 
 
@@ -98,23 +99,20 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_curves(results: list[dict], file: Path) -> None:
-    """Draw validation perplexity against updates."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+def draw(results: list[dict], folder: Path) -> None:
+    """Draw learning curves, and how often each layer chose each expert."""
+    styles = plain_styles(len(results))
+    runs = [
+        Run(f"{result['run']}, seed {result['seed']}", style, [result["valid"]])
+        for result, style in zip(results, styles, strict=True)
+    ]
+    figures = {"language_model_curves": draw_curves(runs)}
     for result in results:
-        valid = result["valid"]
-        axes.plot(valid["updates"], valid["perplexity"], marker="o", label=f"{result['run']}, seed {result['seed']}")
-    axes.set_yscale("log")
-    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis_formatter("{x:.0f}")
-    axes.set_xlabel("updates")
-    axes.set_ylabel("validation perplexity")
-    axes.grid(color="#DDDDDD", linewidth=0.6, which="both")
-    axes.legend(frameon=False)
-    figure.savefig(file, dpi=DPI, metadata={"Software": None})
+        name = f"lm-{result['run']}-seed{result['seed']}-expert-use"
+        figures[name] = expert_use(result["experts"], result["layer_map"])
+    for name, figure in figures.items():
+        if figure is not None:
+            save_figure(figure, folder, name)
 
 
 def main() -> None:
@@ -134,12 +132,9 @@ def main() -> None:
         results.append(result)
         name = f"lm-{result['run']}-seed{result['seed']}"
         (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        figure = expert_use(result["experts"], result["layer_map"])
-        if figure is not None:
-            figure.savefig(args.output / f"{name}-expert-use.png", dpi=DPI, metadata={"Software": None})
     told = table(results)
     (args.output / "language_model.md").write_text(told, encoding="utf-8")
-    draw_curves(results, args.output / "language_model_curves.png")
+    draw(results, args.output)
     print(told)
 
 

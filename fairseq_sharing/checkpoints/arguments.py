@@ -18,6 +18,12 @@ def task_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return plain(cfg["task"] if cfg else checkpoint.get("args") or {})
 
 
+def seed(checkpoint: Mapping[str, Any]) -> int:
+    """Return the seed of the training in a checkpoint."""
+    cfg = checkpoint.get("cfg")
+    return int(plain(cfg["common"] if cfg else checkpoint.get("args") or {}).get("seed", 1))
+
+
 def plain(value: Any) -> Any:
     """Convert Namespaces in a configuration to dicts, which any loader can read."""
     if hasattr(value, "__dict__"):

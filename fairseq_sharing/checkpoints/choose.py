@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,34 @@ from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.errors import SharingError
 
 
-def newest_readable(directory: str | os.PathLike[str], suffix: str = "", optimizer_state: bool = True) -> Path | None:
+def newest_readable(
+    directory: str | os.PathLike[str],
+    suffix: str = "",
+    optimizer_state: bool = True,
+    foreign: Sequence[str | os.PathLike[str]] = (),
+) -> Path | None:
     """Find the newest checkpoint in a folder that a training can resume from.
 
     Args:
         directory, suffix: fairseq's --save-dir and --checkpoint-suffix.
         optimizer_state: whether a file requires the optimizer's state.
+        foreign: files of other trainings, which may be in the folder.
 
     Returns:
-        ``checkpoint_last.pt`` if it is complete, else the complete checkpoint with the most updates among fairseq's
-        epoch, update-interval and best checkpoints. None if there is none.
+        ``checkpoint_last.pt`` if it is complete and its validation loss was finite, else such a checkpoint with the
+        most updates among fairseq's epoch, update-interval and best checkpoints. None if there is none.
     """
     last = Path(directory, f"checkpoint_last{suffix}.pt")
     written = rf"checkpoint(\d+|_\d+_\d+|_best|\.best_.+){re.escape(suffix)}\.pt"
     others = [path for path in Path(directory).glob("checkpoint*.pt") if re.fullmatch(written, path.name)]
     complete: list[tuple[int, Path]] = []
+    others = [path for path in others if path.resolve() not in [Path(name).resolve() for name in foreign]]
     for path in [last, *sorted(others)]:
         try:
             checkpoint = load_checkpoint(path)
         except SharingError:
             continue
-        if not missing_parts(checkpoint, optimizer_state):
+        if not missing_parts(checkpoint, optimizer_state) and not has_diverged(checkpoint):
             if path == last:
                 return last
             complete.append((checkpoint["optimizer_history"][-1]["num_updates"], path))
@@ -50,6 +58,12 @@ def missing_parts(checkpoint: Mapping[str, Any], optimizer_state: bool = True) -
     return [part for part, there in found.items() if not there]
 
 
+def has_diverged(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether the validation loss at a complete checkpoint was NaN or infinite."""
+    loss = checkpoint["extra_state"].get("val_loss")
+    return isinstance(loss, float) and not math.isfinite(loss)
+
+
 def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
     """List the checkpoints to average in a folder, oldest first.
 
@@ -65,6 +79,15 @@ def epoch_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
         if numbered:
             return [numbered[number] for number in sorted(numbered)]
     return []
+
+
+def checkpoints_to_average(directory: str | os.PathLike[str]) -> list[Path]:
+    """List the checkpoints to average, oldest first: those of `epoch_checkpoints`, otherwise the last checkpoint.
+
+    A run that stopped in its first epoch, or has --no-epoch-checkpoints, has only ``checkpoint_last.pt``.
+    """
+    last = Path(directory, "checkpoint_last.pt")
+    return epoch_checkpoints(directory) or ([last] if last.is_file() else [])
 
 
 def last_epochs(directory: str | os.PathLike[str], count: int) -> list[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO, Any, BinaryIO
 
 import torch
 
-from fairseq_sharing.checkpoints.integrity import refuse_damaged
+from fairseq_sharing.checkpoints.integrity import refuse_damaged, refuse_expanded, refuse_expanding
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, explain_unreadable, to_plain
 from fairseq_sharing.checkpoints.recorded_state import refuse_incomplete
 from fairseq_sharing.errors import SharingError
@@ -22,16 +23,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             tensors match its recorded layer maps.
     """
     try:
+        refuse_expanding(path)
         with torch.serialization.safe_globals(NUMPY_READERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
+    except SharingError:
+        raise
     except Exception as error:  # torch's reader raises many exceptions for damaged files
         raise SharingError(f"{path}: {explain_unreadable(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
         raise SharingError(f"{path}: not a fairseq checkpoint: it contains no model")
     refuse_damaged(path)
     try:
+        refuse_expanded(checkpoint["model"])
         refuse_incomplete(checkpoint["model"])
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error
@@ -41,19 +46,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint to a temporary file, flush it to disk and rename it, so that it is never incomplete.
 
+    A missing folder is created.
+
     Raises:
         SharingError: an object in it is neither a tensor nor a plain value, so it could not be read again.
     """
-    temporary = f"{os.fspath(path)}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write_plain(obj, file, path)
-            os.fsync(file.fileno())
-    except SharingError:
-        os.remove(temporary)
-        raise
-    os.replace(temporary, path)
-    flush_directory(path)
+    with _replacing(path) as file:
+        write_plain(obj, file, path)
 
 
 def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None:
@@ -67,7 +66,12 @@ def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None
     Raises:
         SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.
     """
-    torch.save(to_plain(obj), file)
+    try:
+        torch.save(to_plain(obj), file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk, which torch reports as an "unexpected pos"
+            raise OSError(error.__context__.errno, error.__context__.strerror, os.fspath(path)) from None
+        raise
     file.flush()
     if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
         raise SharingError(
@@ -78,18 +82,27 @@ def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None
 
 def copy_atomically(source: str, target: str) -> None:
     """Copy a file atomically, so that the target is never incomplete."""
-    temporary = f"{target}.tmp"
-    with open(source, "rb") as original, open(temporary, "wb") as file:
+    with open(source, "rb") as original, _replacing(target) as file:
         while block := original.read(1 << 24):
             file.write(block)
-        _flush(file)
-    os.replace(temporary, target)
-    flush_directory(target)
 
 
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+@contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file that gets its name when it is complete and on the disk; it is removed after an error."""
+    temporary = f"{os.fspath(path)}.tmp"
+    os.makedirs(os.path.dirname(temporary) or ".", exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+    flush_directory(path)
 
 
 def flush_directory(path: str | os.PathLike[str]) -> None:

@@ -4,8 +4,48 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 
 from fairseq_sharing.errors import SharingError
+
+
+def refuse_expanding(path: str | os.PathLike[str]) -> None:
+    """Reject a file whose records would unpack to more than its size; torch stores every record as it is.
+
+    Args:
+        path: a file, before torch reads it.
+
+    Raises:
+        SharingError: a record is compressed, or records overlap.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+        return  # torch's reader explains it
+    compressed = next((record for record in records if record.compress_type != zipfile.ZIP_STORED), None)
+    if compressed is not None or sum(record.file_size for record in records) > os.path.getsize(path):
+        name = f"the record {compressed.filename} is compressed" if compressed else "its records overlap"
+        raise SharingError(f"{path}: not read, because {name}; allowed: checkpoints as torch writes them")
+
+
+def refuse_expanded(model: Mapping[str, Any]) -> None:
+    """Reject tensors that claim more elements than the file contains, which would exhaust the memory when copied.
+
+    Raises:
+        SharingError: a tensor has more elements than its storage.
+    """
+    for name, tensor in model.items():
+        if torch.is_tensor(tensor) and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise SharingError(
+                f"the checkpoint's tensor {name} has the shape {list(tensor.shape)}, but fewer values; "
+                "allowed: tensors as fairseq writes them"
+            )
 
 
 def refuse_damaged(path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     sizes = {
         name: value.numel()
         for name, value in state.items()
-        if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor"))
+        if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor")) and name not in _copies(args)
     }
     borrowed = [sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()]
     history = checkpoint.get("optimizer_history") or [{}]
@@ -48,3 +49,10 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
         "updates": history[-1].get("num_updates"),
     }
+
+
+def _copies(args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of embeddings that plain fairseq stores although they are those of another name."""
+    if args.get("share_all_embeddings"):
+        return ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+    return ("decoder.output_projection.weight",) if args.get("share_decoder_input_output_embed") else ()

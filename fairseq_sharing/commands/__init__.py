@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
+import os
 import sys
 from importlib import metadata
+from typing import NoReturn
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.interruption import Interruption, interruptible
+from fairseq_sharing.terminal import LogFormatter, one_line
 
 # In the order of a typical workflow. The help of each is its module's HELP.
 COMMANDS = (
     *("describe", "prepare", "train", "average", "evaluate", "export", "tie", "untie", "translate"),
-    *("report", "power", "calibrate"),
+    *("score", "report", "power", "calibrate"),
     *("study", "list", "clean", "flags"),
 )
+MIN_COLUMNS = 20
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -34,6 +40,14 @@ class _PrintVersions(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that prints an error as one line, like every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
@@ -41,9 +55,57 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command-line arguments; those of the process if None.
 
     Returns:
-        The exit status: 0 on success, 2 for bad input (reported in one line on stderr), 130 if interrupted.
+        The exit status: 0 on success, 2 for bad input and for files that cannot be read or written (reported in one
+        line on stderr), 130 if interrupted, 143 if terminated.
     """
-    parser = argparse.ArgumentParser(
+    _adapt_to_terminal()
+    args = _parse(argv)
+    # fairseq and sacrebleu set the root logger to INFO on import; keep their messages out of this command's output.
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    try:
+        with interruptible():
+            args.run(args)
+            sys.stdout.flush()
+    except SharingError as error:
+        return _fail(args, error)
+    except BrokenPipeError:
+        # The reader closed the pipe. Discard buffered output, which Python would flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # the status of a program killed by SIGPIPE
+    except OSError as error:
+        return _fail(args, explain(error))
+    except KeyboardInterrupt as error:
+        what = "terminated" if isinstance(error, Interruption) else "interrupted"
+        print(f"fairseq-sharing {args.command}: {what}; re-run the command to resume", file=sys.stderr)
+        return error.status if isinstance(error, Interruption) else 130
+    return 0
+
+
+def explain(error: OSError) -> str:
+    """Describe an error of the system: the paths and the reason."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None and not isinstance(name, int)]
+    reason = error.strerror or str(error) or type(error).__name__
+    return ": ".join([" -> ".join(names), reason] if names else [reason])
+
+
+def _fail(args: argparse.Namespace, error: object) -> int:
+    print(f"fairseq-sharing {args.command}: error: {one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def _adapt_to_terminal() -> None:
+    """Make any width and encoding of the terminal usable: rich fails at COLUMNS=0, and ASCII has no ± or °."""
+    if not os.environ.get("COLUMNS", "80").isdecimal() or int(os.environ.get("COLUMNS", "80")) < MIN_COLUMNS:
+        del os.environ["COLUMNS"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(
         prog="fairseq-sharing",
         description="Share parameters across the layers of fairseq Transformers: prepare, train, evaluate, compare.",
     )
@@ -59,20 +121,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    args, more = parser.parse_known_args(argv)
-    # argparse accepts no further positional arguments after an option; accept key=value overrides anywhere.
-    if any(word.startswith("-") or "=" not in word for word in more) or (more and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:
-        args.overrides = [*args.overrides, *more]
-    # fairseq and sacrebleu set the root logger to INFO on import; keep their messages out of this command's output.
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        args.run(args)
-    except SharingError as error:
-        print(f"fairseq-sharing {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"fairseq-sharing {args.command}: interrupted; re-run the command to resume", file=sys.stderr)
-        return 130
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] not in subparsers.choices:
+        return parser.parse_args(words)
+    # Arguments and options in any order, which a parser with subcommands does not support.
+    args = subparsers.choices[words[0]].parse_intermixed_args(words[1:])
+    args.command = words[0]
+    return args

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.finite import whole_number
+
 HELP = "average checkpoints into one model"
 
 
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--last",
-        type=int,
+        type=whole_number(),
         metavar="K",
         default=None,
         help="average the K newest epoch checkpoints (checkpointN.pt) of the directory",
@@ -29,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Average the given checkpoints, or the last K epochs of a directory."""
-    from rich.console import Console
-
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
     from fairseq_sharing.checkpoints.choose import last_epochs
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.terminal import Console
 
+    check_output_file(args.output, "--output")
     if args.last is not None:
         if len(args.inputs) != 1 or not args.inputs[0].is_dir():
             raise SharingError(

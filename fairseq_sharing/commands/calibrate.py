@@ -40,10 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the rates of false conclusions; fail if those of the report differ from 5%."""
-    from rich.console import Console
-
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.reporting.calibration import TOLERANCE, is_calibrated, simulate
+    from fairseq_sharing.terminal import Console
 
     for flag, value, least in (("--seeds", args.seeds, 2), ("--rows", args.rows, 2), ("--draws", args.draws, 100)):
         if value < least:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairseq_sharing.finite import finite_number
+from fairseq_sharing.finite import positive_number, whole_number
 
 HELP = "print the layer map, parameter counts, memory and MACs of an experiment"
 
@@ -22,16 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="row=NAME of a study, and overrides, e.g. train.unique_layers=3",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, for its dictionary size")
-    parser.add_argument("--vocabulary", type=int, metavar="SIZE", help="dictionary size, if no data is prepared yet")
+    parser.add_argument(
+        "--vocabulary", type=whole_number(), metavar="SIZE", help="dictionary size, if no data is prepared yet"
+    )
     parser.add_argument(
         "--length",
-        type=int,
+        type=whole_number(most=1_000_000),
         default=25,
         help="source and target tokens per sentence, for MACs and memory",
     )
     parser.add_argument(
         "--memory",
-        type=finite_number,
+        type=positive_number,
         default=80,
         metavar="GB",
         help="device memory, to estimate the longest batch that fits",

@@ -1,4 +1,7 @@
-"""Translate and score a run's test sets with sacreBLEU, or score translation files."""
+"""Average a model's checkpoints, translate its test sets and score them with sacreBLEU; or score translation files.
+
+A language model is evaluated by its perplexity.
+"""
 
 from __future__ import annotations
 
@@ -14,97 +17,188 @@ if TYPE_CHECKING:
 
 HELP = "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
 
-_SETTINGS = ("average_last", "beam", "lenpen", "max_tokens", "tokenize")
+_SETTINGS = (
+    *("average_last", "beam", "lenpen", "max_tokens", "tokenize"),
+    *("tokens_per_sample", "context_window"),
+)
+_CHECKPOINTS = ("data_bin", "test", "detokenizer", "run_name", "dataset")
+_FILES = ("hypothesis", "reference", "target_lang")
+_FORMS = "a RUN, or both --hypothesis and --reference"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``evaluate``."""
-    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
-    run = parser.add_argument_group("evaluate a run")
-    run.add_argument(
-        "evaluated", nargs="?", type=Path, metavar="RUN", help="run directory of train, or a study with row=NAME"
+    _add_run(parser.add_argument_group("evaluate a run"))
+    _add_checkpoints(
+        parser.add_argument_group(
+            "evaluate checkpoints of fairseq-train, with --data of prepare, or with --data-bin and --test"
+        )
     )
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for a study: row=NAME and seed=N only")
-    run.add_argument(
-        "--baseline",
+    _add_files(parser.add_argument_group("score plain files, one detokenized sentence per line (.gz too)"))
+    parser.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help="sacreBLEU tokenizer for BLEU, e.g. char or flores200; chosen by target language if not given; "
+        "overrides evaluate.tokenize",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
+    group.add_argument(
+        "evaluated",
+        nargs="?",
         type=Path,
         metavar="RUN",
-        help="evaluated run to compare with, by paired bootstrap resampling",
+        help="run directory of train, a study with row=NAME, or a directory of checkpoints of fairseq-train",
+    )
+    group.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for a study: row=NAME and seed=N only")
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="copy the result to DIR/<run>-seed<seed>.json, and its hypotheses to DIR/hypotheses",
         **optional,
     )
-    run.add_argument("--out", type=Path, metavar="DIR", help="copy the result to DIR/<run>-seed<seed>.json", **optional)
-    run.add_argument("--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional)
-    overrides = "overrides evaluate."
-    run.add_argument(
-        "--average-last",
-        type=int,
-        metavar="N",
-        help=f"average the last N epoch checkpoints; {overrides}average_last",
+    group.add_argument(
+        "--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional
+    )
+    for name, kind, metavar, text in (
+        ("average_last", int, "N", "average the last N epoch checkpoints"),
+        ("beam", int, "N", "beam size"),
+        ("lenpen", finite_number, "X", "length penalty"),
+        ("max_tokens", int, "N", "tokens per batch"),
+        ("tokens_per_sample", int, "N", "language models: tokens per block of text"),
+        ("context_window", int, "N", "language models: tokens of a block that are only context"),
+    ):
+        group.add_argument(
+            flag_of(name), type=kind, metavar=metavar, help=f"{text}; overrides evaluate.{name}", **optional
+        )
+
+
+def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
+    from fairseq_sharing.preparation.text import TOKENIZERS
+
+    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
+    group.add_argument("--data-bin", type=Path, metavar="DIR", help="output of fairseq-preprocess", **optional)
+    group.add_argument(
+        "--test",
+        action="extend",
+        nargs="+",
+        metavar="NAME=SUBSET,REFERENCE",
+        help="test sets: name in the result, subset of --data-bin (test, test1, ...), file of the raw reference",
         **optional,
     )
-    run.add_argument("--beam", type=int, metavar="N", help=f"beam size; {overrides}beam", **optional)
-    run.add_argument("--lenpen", type=finite_number, metavar="X", help=f"length penalty; {overrides}lenpen", **optional)
-    run.add_argument("--max-tokens", type=int, metavar="N", help=f"tokens per batch; {overrides}max_tokens", **optional)
-    files = parser.add_argument_group("score plain files, one detokenized sentence per line (.gz too)")
-    files.add_argument("--hypothesis", type=Path, metavar="FILE", help="translations to score", **optional)
-    files.add_argument("--reference", type=Path, metavar="FILE", help="raw reference translations", **optional)
-    files.add_argument(
-        "--baseline-hypothesis", type=Path, metavar="FILE", help="translations to compare with", **optional
+    group.add_argument(
+        "--detokenizer",
+        choices=TOKENIZERS,
+        help="how to detokenize hypotheses; default: none for SentencePiece, else moses",
+        **optional,
     )
-    files.add_argument(
+    group.add_argument(
+        "--run", dest="run_name", metavar="NAME", help="name of the run; default: name of the directory", **optional
+    )
+    group.add_argument("--dataset", metavar="NAME", help="name of the data; default: name of --data-bin", **optional)
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
+    group.add_argument(
+        "--hypothesis",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="translations of one or more systems; each is compared with the first",
+        **optional,
+    )
+    group.add_argument(
+        "--reference", type=Path, nargs="+", metavar="FILE", help="one or more raw reference translations", **optional
+    )
+    group.add_argument(
         "--target-lang",
         metavar="LANG",
         help="language code; Chinese, Japanese and Korean have their own BLEU tokenizers",
         **optional,
     )
-    parser.add_argument(
-        "--tokenize",
-        metavar="NAME",
-        help=f"sacreBLEU tokenizer for BLEU, e.g. char or flores200; chosen by target language if not given; "
-        f"{overrides}tokenize",
-        **optional,
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
 
     given = vars(args)
-    _check(given)
     output = Console()
     if args.evaluated is None:
-        from fairseq_sharing.evaluation.scoring import score_files
-
-        scores = score_files(
-            args.hypothesis,
-            args.reference,
-            given.get("baseline_hypothesis"),
-            given.get("target_lang", ""),
-            given.get("tokenize"),
-        ).as_dict()
-        result: dict[str, Any] = scores
-        table = _table(str(args.hypothesis.name), {str(args.reference.name): scores})
-    else:
-        from fairseq_sharing.evaluation.evaluate import evaluate_run
-
-        result = evaluate_run(
-            _find_run(args.evaluated, args.overrides),
-            Console(stderr=True),
-            baseline=given.get("baseline"),
-            data=given.get("data"),
-            out=given.get("out"),
-            overrides={name: given[name] for name in _SETTINGS if name in given},
-        )
-        table = _table(f"{result['run']}, seed {result['seed']}", result["scores"])
+        _refuse(given, (*_CHECKPOINTS, "out", "data", *(name for name in _SETTINGS if name != "tokenize")), "a RUN")
+        _score_files(given, args.json, output)
+        return
+    _refuse(given, _FILES, "plain files (--hypothesis and --reference)")
+    result = _evaluate(args, given)
     if args.json:
         output.print_json(data=result, highlight=output.is_terminal)
         return
-    output.print(table)
-    scored = result.get("scores", {"": result})
-    for signature in sorted({item for score in scored.values() for item in score["signature"].items()}):
-        output.print(": ".join(signature), highlight=False, soft_wrap=True, markup=False)
+    output.print(_table(f"{result['run']}, seed {result['seed']}", result["scores"]))
+    _print_signatures(result["scores"].values(), output)
+
+
+def _score_files(given: dict[str, Any], as_json: bool, output: Any) -> None:
+    from fairseq_sharing.errors import SharingError
+
+    if not ("hypothesis" in given and "reference" in given):
+        raise SharingError(f"give {_FORMS}")
+    from fairseq_sharing.evaluation.file_scores import score_files
+
+    systems = score_files(given["hypothesis"], given["reference"], given.get("target_lang", ""), given.get("tokenize"))
+    if as_json:
+        output.print_json(data=systems[0] if len(systems) == 1 else systems, highlight=output.is_terminal)
+        return
+    names = ", ".join(str(path) for path in given["reference"])
+    scores = {system["hypothesis"]: system for system in systems}
+    output.print(_table(f"{_files(len(systems))}, against {names}", scores, "system"))
+    if len(systems) > 1:
+        output.print(
+            f"p: paired approximate randomization against {systems[0]['hypothesis']}, 10,000 trials. It concerns "
+            f"{_files(len(systems))} only, not the methods that made them: another training run gives other files.",
+            highlight=False,
+            markup=False,
+        )
+    _print_signatures(systems, output)
+
+
+def _files(count: int) -> str:
+    return {1: "this file", 2: "these two files"}.get(count, "these files")
+
+
+def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.evaluation.checkpoint_directory import PlainData, is_checkpoint_directory
+    from fairseq_sharing.evaluation.evaluate import evaluate_checkpoints, evaluate_run
+    from fairseq_sharing.files import check_output_folder
+    from fairseq_sharing.terminal import Console
+
+    console, out = Console(stderr=True), given.get("out")
+    if out is not None:
+        check_output_folder(out, "--out")
+    path = _find_run(args.evaluated, args.overrides)
+    overrides = {name: given[name] for name in _SETTINGS if name in given}
+    if not is_checkpoint_directory(path):
+        _refuse(given, _CHECKPOINTS, "a directory of checkpoints of fairseq-train")
+        return evaluate_run(path, console, given.get("data"), out, overrides)
+    data: Path | PlainData
+    if "data" in given:
+        _refuse(given, [name for name in _CHECKPOINTS if name != "run_name"], "--data", "without")
+        data = given["data"]
+    elif "data_bin" in given and "test" in given:
+        chosen = {name: given[name] for name in ("detokenizer", "dataset") if name in given}
+        data = PlainData(given["data_bin"], given["test"], **chosen)
+    else:
+        raise SharingError(
+            f"{path}: contains checkpoints but no config.yaml of fairseq-sharing train; "
+            "give --data-bin and --test, or --data with a prepared data directory"
+        )
+    return evaluate_checkpoints(path, console, data, given.get("run_name"), out, overrides)
 
 
 def _find_run(named: Path, overrides: list[str]) -> Path:
@@ -123,40 +217,48 @@ def _find_run(named: Path, overrides: list[str]) -> Path:
     return path
 
 
-def _check(given: dict[str, Any]) -> None:
-    """Reject flags of the command's other form."""
+def _refuse(given: dict[str, Any], names: Any, other: str, relation: str = "with") -> None:
+    """Reject flags of another form of the command."""
     from fairseq_sharing.errors import SharingError
 
-    for_files = ("hypothesis", "reference", "baseline_hypothesis", "target_lang")
-    for_runs = ("baseline", "out", "data", *(name for name in _SETTINGS if name != "tokenize"))
-    is_run = given["evaluated"] is not None
-    for name in for_files if is_run else for_runs:
+    for name in names:
         if name in given:
-            other = "plain files (--hypothesis and --reference)" if is_run else "a RUN"
-            raise SharingError(f"{flag_of(name)}: allowed only with {other}")
-    if not is_run and not ("hypothesis" in given and "reference" in given):
-        raise SharingError("give a RUN, or both --hypothesis and --reference")
+            flag = "--run" if name == "run_name" else flag_of(name)
+            raise SharingError(f"{flag}: allowed only {relation} {other}")
 
 
-def _table(title: str, scores: dict[str, dict[str, Any]]) -> Table:
+def _table(title: str, scores: dict[str, dict[str, Any]], first: str = "test set") -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("test set", overflow="fold")
-    for column in ("segments", "BLEU", "95% interval", "chrF", "p"):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    rows = {name: _cells(score) for name, score in scores.items()}
+    for column in next(iter(rows.values()), {}):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, score in scores.items():
-        low, high = score["bleu_interval"]
-        p_value = score["p_value"]
-        table.add_row(
-            name,
-            f"{score['segments']:,}",
-            f"{score['bleu']:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{score['chrf']:.2f}",
-            "-" if p_value is None else f"{p_value:.3f}",
-        )
-    baseline = next((score["baseline"] for score in scores.values() if score["baseline"]), None)
-    if baseline:
-        table.caption = f"p: paired bootstrap of BLEU against {baseline}"
+    for name, cells in rows.items():
+        table.add_row(name, *cells.values())
     return table
+
+
+def _cells(score: dict[str, Any]) -> dict[str, str]:
+    """Format the scores of one row, by the header of their column; p-values are below the scores."""
+    from fairseq_sharing.evaluation.scoring import METRICS
+
+    cells = {"segments": f"{score['segments']:,}"}
+    if "perplexity" in score:
+        cells |= {name: f"{score[name]:,}" for name in ("tokens", "words")}
+        cells["perplexity per subword"] = f"{score['perplexity']:,.2f}"
+        return cells | {"per word": f"{score['word_perplexity']:,.2f}"}
+    low, high = score["bleu_interval"]
+    p_values = score.get("p_value") or {}
+    for name, header in METRICS.items():
+        cells[header] = f"{score[name]:.2f}" + (f"\np={p_values[name]:.4f}" if p_values else "")
+        if name == "bleu":
+            cells["95% interval"] = f"{low:.2f} to {high:.2f}"
+    return cells
+
+
+def _print_signatures(scores: Any, output: Any) -> None:
+    for signature in dict.fromkeys(item for score in scores for item in score.get("signature", {}).items()):
+        output.print(": ".join(signature), highlight=False, soft_wrap=True, markup=False)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from fairseq_sharing.decoding.search import QUANTIZATIONS
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
+
 
 HELP = "export a model to stock fairseq or CTranslate2"
 
@@ -42,18 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the model."""
-    from rich.console import Console
-
     from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.files import check_output_file, check_output_folder
+    from fairseq_sharing.terminal import Console
 
     console = Console(highlight=False, soft_wrap=True)
     if args.materialize:
         for flag in ("quantization", "data"):
             if getattr(args, flag) is not None:
                 raise SharingError(f"--{flag} {getattr(args, flag)}: allowed only with --to ctranslate2")
+        check_output_file(args.output, "--output")
         _materialize(args, console)
         return
+    check_output_folder(args.output, "--output")
     from fairseq_sharing.decoding.ctranslate2_export import export
 
     files = find_model(args.model, args.data, Console(stderr=True))
@@ -74,12 +77,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _materialize(args: argparse.Namespace, console: Console) -> None:
-    from rich.console import Console
-
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.materialize import materialize
     from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.terminal import Console
 
     path = Path(args.model)
     if path.is_dir():

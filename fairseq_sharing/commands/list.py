@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print what is at hand."""
-    from rich.console import Console
-    from rich.markup import escape
+    from fairseq_sharing.terminal import Console
 
     listed = {name: _COLLECT[name](args) for name in args.what or _WHAT}
     output = Console()
@@ -41,11 +40,11 @@ def run(args: argparse.Namespace) -> None:
             output.print(f"data recipes: {', '.join(recipe_names())}\n", highlight=False, soft_wrap=True, markup=False)
         if not entries:
             folder = {"data": args.data, "runs": args.runs}.get(name, "")
-            output.print(f"{name}: none in {folder}\n", highlight=False, markup=False)
+            output.print(f"{name}: none in {folder}\n", highlight=False)
             continue
         table = _table(name, list(entries[0]))
         for entry in entries:
-            table.add_row(*(escape(str(value)) for value in entry.values()))
+            table.add_row(*(str(value) for value in entry.values()))
         output.print(table)
 
 

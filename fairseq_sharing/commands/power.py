@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fairseq_sharing.finite import finite_number
+from fairseq_sharing.finite import positive_number, whole_number
 
 HELP = "how many seeds a comparison of two rows needs"
 _SEEDS = (2, 3, 4, 5, 8, 10, 12)
@@ -13,30 +13,29 @@ _SEEDS = (2, 3, 4, 5, 8, 10, 12)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``power``."""
     parser.add_argument(
-        "--sd", type=finite_number, required=True, help="standard deviation between runs of one row with other seeds"
+        "--sd", type=positive_number, required=True, help="standard deviation between runs of one row with other seeds"
     )
     parser.add_argument(
-        "--difference", type=finite_number, default=0.5, help="difference between the means of two rows to detect"
+        "--difference", type=positive_number, default=0.5, help="difference between the means of two rows to detect"
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=list(_SEEDS), metavar="N", help="numbers of seeds per row to show"
+        "--seeds",
+        type=whole_number(2),
+        nargs="+",
+        default=list(_SEEDS),
+        metavar="N",
+        help="numbers of seeds per row to show",
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the required number of seeds, and the power of each number."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.reporting.power import half_width, least_difference, power, required_seeds
+    from fairseq_sharing.terminal import Console
 
-    for flag, value in (("--sd", args.sd), ("--difference", args.difference)):
-        if value <= 0:
-            raise SharingError(f"{flag}: {value:g}; allowed: a number above 0")
-    if min(args.seeds) < 2:
-        raise SharingError(f"--seeds: {min(args.seeds)}; allowed: whole numbers from 2")
     needed = required_seeds(args.sd, args.difference)
     output = Console()
     output.print(

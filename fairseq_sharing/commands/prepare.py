@@ -9,14 +9,10 @@ import argparse
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.finite import whole_number
 from fairseq_sharing.options import flag_of
-from fairseq_sharing.preparation.recipe import (
-    CLEANING,
-    DEFAULT_SUBWORD_SIZE,
-    files_recipe,
-    load_recipe,
-    recipe_names,
-)
+from fairseq_sharing.preparation.recipe import files_recipe, load_recipe, recipe_names
+from fairseq_sharing.preparation.settings import CLEANING, DEFAULT_SUBWORD_SIZE, SENTENCEPIECE
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 
 HELP = "fetch, clean, tokenize, segment and binarize a dataset"
@@ -34,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", metavar="DIR", help="directory, file:// or http(s):// URL that contains the files to fetch"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: all CPU cores)")
+    parser.add_argument(
+        "--workers", type=whole_number(most=1024), metavar="N", help="number of processes (default: all CPU cores)"
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON on stdout")
 
     files = parser.add_argument_group("your own text (dataset 'files'; PREFIX.en and PREFIX.de, or .en.gz ...)")
@@ -55,9 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--subword", metavar="NAME", help=f"one of {', '.join(SUBWORDS)}")
     settings.add_argument(
         "--subword-size",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help=f"number of BPE merges or SentencePiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
+    )
+    settings.add_argument(
+        "--character-coverage",
+        type=float,
+        metavar="X",
+        help="fraction of the characters for which SentencePiece learns a piece (default: 1.0; 0.9995 for languages "
+        "with many characters)",
+    )
+    settings.add_argument(
+        "--max-sentence-length",
+        type=int,
+        metavar="BYTES",
+        help=f"longest line from which SentencePiece learns (default: {SENTENCEPIECE['max_sentence_length']:,})",
     )
     for name, value in CLEANING.items():
         flag = flag_of(name)
@@ -66,11 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the dataset."""
-    from rich.console import Console
-
     from fairseq_sharing.preparation.prepare import prepare
+    from fairseq_sharing.terminal import Console
 
-    names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *CLEANING)
+    names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *SENTENCEPIECE, *CLEANING)
     settings = {name: getattr(args, name) for name in names}
     if args.dataset == "files":
         recipe = files_recipe(args.train, args.valid, args.test, settings)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairseq_sharing.finite import finite_number
 from fairseq_sharing.reporting.metrics import METRICS
+
+if TYPE_CHECKING:
+    from fairseq_sharing.reporting.segments import RawTexts
 
 HELP = "write the table, plots and HTML page of a directory of results"
 
@@ -61,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DATA",
-        help="prepared data of the study, such as data/multi30k: also cover the choice of test sentences",
+        help="prepared data of the study, such as data/multi30k: intervals that also cover the choice of sentences; "
+        "segments.md, the segments in which rows differ most (quotes the test sets)",
     )
     parser.add_argument("--json", action="store_true", help="print the table and the file names as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the report and print its tables."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -77,13 +81,15 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.reporting.page import examples
     from fairseq_sharing.reporting.report import write_report
     from fairseq_sharing.reporting.tables import sections
+    from fairseq_sharing.terminal import Console
 
-    report = write_report(args.folder, args.runs, vars(args), _references(args.data) if args.data else None)
-    output = Console()
+    report = write_report(args.folder, args.runs, vars(args), _read_tests(args.data) if args.data else None)
+    output = Console(markup=True)
     if args.json:
         tables = {
             section.heading or "table": [dict(zip(section.headers, line, strict=True)) for line in section.cells]
-            for section in sections(report.rows, report.conclusions)[:-1]
+            for section in sections(report.rows, report.conclusions)
+            if not section.detailed
         }
         files = [str(file) for file in report.files]
         output.print_json(data={"table": tables.pop("table"), "comparisons": tables, "files": files}, highlight=False)
@@ -110,13 +116,17 @@ def run(args: argparse.Namespace) -> None:
         output.print(f"  {file}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _references(data: Path) -> dict[str, list[str]]:
-    """Read the raw reference of each test set of prepared data."""
+def _read_tests(data: Path) -> RawTexts:
+    """Read the raw text of the test sets of prepared data."""
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import inside, read_lines
     from fairseq_sharing.preparation.manifest import read_manifest
+    from fairseq_sharing.reporting.segments import RawTexts
 
     tests = read_manifest(data).get("tests")
     if not tests:
         raise SharingError(f"--data {data}: names no test sets; allowed: a directory made by fairseq-sharing prepare")
-    return {test["name"]: list(read_lines(inside(data, test["reference"]))) for test in tests}
+    sources, references = (
+        {test["name"]: list(read_lines(inside(data, test[side]))) for test in tests} for side in ("source", "reference")
+    )
+    return RawTexts(sources, references)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairseq_sharing.finite import finite_number
+from fairseq_sharing.finite import positive_number, whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="rows to run; all if not given")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[], metavar="SEED", help="seeds of every row; the study's if not given"
+        "--seeds",
+        nargs="+",
+        type=whole_number(0),
+        default=[],
+        metavar="SEED",
+        help="seeds of every row; the study's if not given",
     )
     parser.add_argument(
         "--jobs",
@@ -50,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop in time, e.g. 25m or 1h30m: the runs write checkpoints, and finished runs are reported",
     )
     parser.add_argument(
-        "--gpus", type=_positive, metavar="N", help="GPUs per machine for each run, or CPU processes without GPUs"
+        "--gpus", type=whole_number(), metavar="N", help="GPUs per machine for each run, or CPU processes without GPUs"
     )
-    parser.add_argument("--nodes", type=_positive, default=1, metavar="K", help="machines per run, with --slurm")
+    parser.add_argument("--nodes", type=whole_number(), default=1, metavar="K", help="machines per run, with --slurm")
     parser.add_argument(
         "--mirror", metavar="DIR_OR_URL", help="directory or URL of the corpus files, instead of their own servers"
     )
@@ -72,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tflops",
-        type=_rate,
+        type=positive_number,
         metavar="X",
         help="sustained TFLOP/s per GPU, for the estimate; 40 if not given",
     )
@@ -81,11 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the study, submit it to Slurm, or print its state, commands or cost."""
-    from rich.console import Console
-
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.experiment.config import find_study
+    from fairseq_sharing.files import check_output_folder
     from fairseq_sharing.studies.plan import StudyPlan
+    from fairseq_sharing.terminal import Console
 
     if args.nodes > 1 and args.slurm is None:
         raise SharingError(f"--nodes {args.nodes}: needs --slurm; without Slurm, run scripts/train.sh on each machine")
@@ -100,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         mirror=args.mirror,
         out=args.out,
     )
+    check_output_folder(plan.results, "--out")
     output, console = Console(), Console(stderr=True)
     if args.action == "status":
         _print_status(plan, output)
@@ -107,7 +113,8 @@ def run(args: argparse.Namespace) -> None:
         _print_estimate(plan, args.tflops, output)
     elif args.dry_run:
         _print_commands(plan, args.slurm, output)
-        _print_estimate(plan, args.tflops, output)
+        if plan.study.estimate:
+            _print_estimate(plan, args.tflops, output)
     elif args.slurm is not None:
         _submit(plan, args.slurm, console)
     else:
@@ -121,7 +128,8 @@ def _submit(plan: StudyPlan, flags: str, console: Console) -> None:
     from fairseq_sharing.studies.slurm import submit
 
     plan.check()
-    call(plan.prepare(), console)
+    if prepare := plan.prepare():
+        call(prepare, console)
     job = submit(plan, flags, console)
     console.print(
         f"submitted as job {job}, one task per run; when it has ended, re-run the command without --slurm to "
@@ -138,11 +146,12 @@ def _print_commands(plan: StudyPlan, slurm: str | None, output: Console) -> None
 
     if slurm is not None:
         file = jobs.job_file(plan)
-        show(plan.prepare(), output)
+        if prepare := plan.prepare():
+            show(prepare, output)
         show(jobs.submission(plan, file, slurm), output)
-        output.print(f"contents of {file}:", highlight=False, markup=False, soft_wrap=True)
+        output.print(f"contents of {file}:", highlight=False, soft_wrap=True)
         for line in jobs.job_lines(plan):
-            output.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            output.print(f"  {line}", highlight=False, soft_wrap=True)
         output.print("after the job has ended:")
     for stage in plan.stages():
         show(stage, output)
@@ -211,10 +220,9 @@ def _print_estimate(plan: StudyPlan, tflops: float | None, output: Console) -> N
 
 def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in texts:
         table.add_column(name, overflow="fold")
     for name in numbers:
@@ -223,20 +231,7 @@ def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
 
 
 def _jobs(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) < 10_000:
-        raise argparse.ArgumentTypeError(f"{text}: allowed: whole numbers from 1")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    rate = finite_number(text)
-    if rate <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: allowed: numbers above 0")
-    return rate
+    return None if text == "auto" else whole_number()(text)
 
 
 def _seconds(text: str) -> float:

@@ -11,7 +11,7 @@ from fairseq_sharing.checkpoints.initial_values import INITS
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from fairseq_sharing.terminal import Console
 
 HELP = "make a model with shared layers from a trained checkpoint"
 
@@ -66,18 +66,20 @@ def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tied checkpoint and report or measure the validation loss."""
-    from rich.console import Console
-
     import fairseq_sharing
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.tie import tie
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.terminal import Console
 
+    check_output_file(args.output, "--output")
     fairseq_sharing.register()
     data = _binarized(args.data) if args.data is not None else None
     path = _checkpoint_file(args.checkpoint)
     checkpoint = load_checkpoint(path)
-    _check_output(args.output, path)
+    if args.output.exists() and args.output.samefile(path):
+        raise SharingError(f"--output {args.output}: is the checkpoint to tie; allowed: another file")
     try:
         tied = tie(checkpoint, vars(args), args.init, args.align)
     except SharingError as error:
@@ -106,23 +108,12 @@ def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[s
 
 def _checkpoint_file(path: Path) -> Path:
     """Return the checkpoint to tie: the file itself, or the averaged checkpoint of a run."""
-    from rich.console import Console
-
     from fairseq_sharing.decoding.model_files import find_model
+    from fairseq_sharing.terminal import Console
 
     if path.is_dir():
         (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
     return path
-
-
-def _check_output(output: Path, checkpoint: Path) -> None:
-    """Reject an output file that cannot be written, or that is the checkpoint, before any work."""
-    from fairseq_sharing.errors import SharingError
-
-    if output.is_dir() or not output.parent.is_dir():
-        raise SharingError(f"--output {output}: cannot be written; allowed: a file in an existing folder")
-    if output.exists() and output.samefile(checkpoint):
-        raise SharingError(f"--output {output}: is the checkpoint to tie; allowed: another file")
 
 
 def _binarized(data: Path) -> Path:

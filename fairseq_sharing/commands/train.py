@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.finite import whole_number
+
 HELP = "train a model; re-run to resume"
 
 
@@ -34,12 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--devices",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="GPUs per machine, or CPU processes if it has no GPU; all GPUs, or one process, if not given",
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="K", help="number of machines")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="rank of this machine, from 0")
+    parser.add_argument("--nodes", type=whole_number(most=100_000), default=1, metavar="K", help="number of machines")
+    parser.add_argument(
+        "--node-rank", type=whole_number(least=0), default=0, metavar="R", help="rank of this machine, from 0"
+    )
     parser.add_argument(
         "--master", metavar="HOST:PORT", help="address and free port of machine 0; required for several machines"
     )
@@ -63,11 +67,11 @@ def run(args: argparse.Namespace) -> None:
     """Compose the configuration and train."""
     import shlex
 
-    from rich.console import Console
-
     from fairseq_sharing import flags
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import default_directory
+    from fairseq_sharing.files import check_output_folder
+    from fairseq_sharing.terminal import Console
     from fairseq_sharing.training.launch import check_scorer, train
     from fairseq_sharing.training.plan import Machines, make_plan
 
@@ -88,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
         machines=Machines(args.nodes, args.node_rank, args.master),
         fit_memory=args.fit_memory,
     )
+    check_output_folder(plan.run.path, "--out")
     if args.dry_run:
         check_scorer(plan)
         Console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)

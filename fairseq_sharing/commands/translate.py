@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
-from fairseq_sharing.finite import finite_number
+from fairseq_sharing.finite import finite_number, whole_number
+from fairseq_sharing.terminal import visible
 
 HELP = "translate plain text with a run, a checkpoint or an exported model"
 
@@ -39,29 +39,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"CTranslate2 compute type: {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
     )
-    parser.add_argument("--beam", type=int, metavar="N", default=Search.beam, help="beam size")
+    parser.add_argument("--beam", type=whole_number(most=1000), metavar="N", default=Search.beam, help="beam size")
     parser.add_argument("--lenpen", type=finite_number, metavar="X", default=Search.lenpen, help="length penalty")
     parser.add_argument(
         "--nbest",
-        type=int,
+        type=whole_number(most=1000),
         metavar="N",
         default=Search.nbest,
         help="translations per line; above 1, the output is line number, score and text, separated by tabs",
     )
     parser.add_argument(
-        "--max-len-b", type=int, metavar="N", default=Search.max_len_b, help="maximum subwords per translation"
+        "--max-len-b",
+        type=whole_number(),
+        metavar="N",
+        default=Search.max_len_b,
+        help="maximum subwords per translation",
     )
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="source subwords per batch; chosen by the engine if not given"
+        "--max-tokens",
+        type=whole_number(),
+        metavar="N",
+        help="source subwords per batch; chosen by the engine if not given",
     )
     parser.add_argument(
         "--buffer",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="lines to read before translating them; 10,000, or 1 from a terminal, if not given",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads; all cores (with fairseq: all idle cores) if not given"
+        "--threads",
+        type=whole_number(most=1024),
+        metavar="N",
+        help="CPU threads; all cores (with fairseq: all idle cores) if not given",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to translate on")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
@@ -73,12 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Translate the lines."""
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import atomic_write
+    from fairseq_sharing.files import atomic_write, check_output_file
     from fairseq_sharing.preparation.progress import progress
 
     search = Search(**{name: getattr(args, name) for name in ("beam", "lenpen", "nbest", "max_len_b", "max_tokens")})
     if args.buffer is not None and args.buffer < 1:
         raise SharingError(f"--buffer must be at least 1, got {args.buffer}")
+    if args.out:
+        check_output_file(args.out, "--out")
     total = _count(args.input)
     from fairseq_sharing.decoding.translator import Translator
 
@@ -93,18 +105,11 @@ def run(args: argparse.Namespace) -> None:
     )
     terminal = args.input == "-" and sys.stdin.isatty()
     buffer = args.buffer or (1 if terminal else 10_000)
-    try:
-        with (
-            atomic_write(args.out) if args.out else nullcontext(sys.stdout.buffer) as output,
-            nullcontext(None) if terminal else progress("translate", total, "sentences") as advance,
-        ):
-            _translate(translator, search, _lines(args.input), buffer, output, advance)
-    except BrokenPipeError:
-        # The reader closed the pipe. Discard buffered output, which Python would flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)  # the status of a program killed by SIGPIPE
-    except OSError as error:
-        raise SharingError(f"{error.filename or args.out}: {error.strerror or error}") from error
+    with (
+        atomic_write(args.out) if args.out else nullcontext(sys.stdout.buffer) as output,
+        nullcontext(None) if terminal else progress("translate", total, "sentences") as advance,
+    ):
+        _translate(translator, search, _lines(args.input), buffer, output, advance)
 
 
 def _translate(
@@ -116,7 +121,9 @@ def _translate(
             number += 1
             for hypothesis in hypotheses:
                 head = f"{number}\t{hypothesis.score:.6f}\t" if search.nbest > 1 else ""
-                output.write(f"{head}{hypothesis.text}\n".encode())
+                # A vocabulary may contain control characters, which a terminal would execute.
+                text = visible(hypothesis.text) if output.isatty() else hypothesis.text
+                output.write(f"{head}{text}\n".encode())
         output.flush()
 
 

@@ -18,12 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the untied checkpoint."""
-    from rich.console import Console
-
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.files import check_output_file
     from fairseq_sharing.schedules.at_rest import untie
+    from fairseq_sharing.terminal import Console
 
+    check_output_file(args.output, "--output")
     checkpoint = load_checkpoint(args.checkpoint)
     try:
         untied = untie(checkpoint)

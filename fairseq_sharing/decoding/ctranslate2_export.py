@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refu
 from fairseq_sharing.decoding.fairseq_engine import load_models
 from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.files import atomic_write, replace_folder, sha256, temporary_folder
 from fairseq_sharing.options import flag_of
 
 # Maximum difference of a subword's log-probability before quantization. Operations that CTranslate2 lacks cause
@@ -92,19 +91,13 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
     (model,), task = load_models(files)
     with torch.no_grad():
         spec, depth_tensors = convert(model, task, files.name)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
-        try:
+        with temporary_folder(output) as temporary:
             spec.optimize()
             tensors = _count_tensors(spec)
             # Score before quantization, which modifies the weights that the specification shares with the model.
             difference = _save_checked(library, spec, temporary, _Reference.of(model, task, files.name), quantization)
             _write_manifest(temporary, files, model)
-            shutil.rmtree(output, ignore_errors=True)
-            temporary.chmod(0o755)
-            temporary.rename(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            replace_folder(temporary, output)
     return Exported(output, (output / EXPORTED).stat().st_size, tensors, depth_tensors, difference)
 
 

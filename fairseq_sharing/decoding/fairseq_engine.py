@@ -14,6 +14,7 @@ from fairseq_sharing.decoding.forked import inherited
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.command_line import refuse_separator
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     _compute_alone_if_forked()
     assert files.dictionaries is not None
     assert files.languages is not None
+    refuse_separator(files.dictionaries, "data directory")
     for lang in files.languages.values():
         dictionary = files.dictionaries / f"dict.{lang}.txt"
         if not dictionary.is_file():

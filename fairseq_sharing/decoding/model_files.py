@@ -110,7 +110,7 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
             f"{path}: neither a run directory (config.yaml) nor an exported model ({EXPORTED}); "
             "allowed: those, or a checkpoint file"
         )
-    settings = EvaluationSettings.of(run.config().get("evaluate", {}))
+    settings = EvaluationSettings.of_run(run.config())
     data = data or Path(run.record().get("data", ""))
     manifest = read_manifest(data)
     if manifest is None:

@@ -11,14 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import cpu_cores, torch_threads
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.terminal import Console
 
 logger = logging.getLogger(__name__)
 

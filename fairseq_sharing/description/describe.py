@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from fairseq_sharing import flags
 from fairseq_sharing.description.counts import compare, vocabulary_size
 from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.description.step_memory import DEVICES
 from fairseq_sharing.description.tables import bank_table, main_table, map_line
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.files import check_output_file, write_text
+from fairseq_sharing.terminal import Console
 
 
 def describe(
@@ -51,15 +52,18 @@ def describe(
         raise SharingError(f"--length must be at least 1 token, got {length}")
     if memory <= 0:
         raise SharingError(f"--memory must be more than 0 GB, got {memory:g}")
+    if svg is not None:
+        check_output_file(svg, "--svg")
     if device not in DEVICES:
         raise SharingError(f"--device must be one of {', '.join(DEVICES)}, got {device}")
     composed = compose(config, overrides, check=flags.check)
+    EvaluationSettings.of(composed.evaluate)
     args = flags.parse(composed.train)
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
     with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:
-        svg.write_text(draw_maps(models[0].layer_map), encoding="utf-8")
+        write_text(svg, draw_maps(models[0].layer_map))
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
         settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}

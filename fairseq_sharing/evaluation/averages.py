@@ -35,12 +35,12 @@ def finished_average(run: RunDirectory, count: int, console: Console) -> Path | 
     Raises:
         SharingError: a running training deleted a checkpoint.
     """
-    from fairseq_sharing.checkpoints.choose import epoch_checkpoints
+    from fairseq_sharing.checkpoints.choose import checkpoints_to_average
 
     if left := average_left(run, AVERAGE, console):
         return left
     averaged = run.checkpoints / AVERAGE
-    inputs = hashes(epoch_checkpoints(run.checkpoints)[-count:])
+    inputs = hashes(checkpoints_to_average(run.checkpoints)[-count:])
     return averaged if Steps(run.steps_file).is_done(AVERAGE, inputs, averaged) else None
 
 
@@ -52,7 +52,8 @@ def average_left(run: RunDirectory, name: str, console: Console) -> Path | None:
     if epoch_checkpoints(run.checkpoints):
         return None
     for file in (run.checkpoints / name, run.checkpoints / AVERAGE):
-        if file.is_file() and load_checkpoint(file).get("averaged"):
+        names = load_checkpoint(file).get("averaged") if file.is_file() else None
+        if names and not any((run.checkpoints / name).is_file() for name in names):
             console.print(
                 f"{file}: using this existing average, since no epoch checkpoints are left",
                 markup=False,
@@ -93,8 +94,8 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
     """Choose the checkpoints to average: those of the last epochs, by the number in their name.
 
     Args:
-        directory: a run's checkpoints. Best, last and averaged checkpoints are ignored; mid-epoch checkpoints are used
-            only if no epoch has ended.
+        directory: a run's checkpoints. Best and averaged checkpoints are ignored; mid-epoch checkpoints are used only
+            if no epoch has ended, and the last checkpoint only if there is no other.
         count: number of checkpoints.
 
     Returns:
@@ -104,12 +105,12 @@ def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
         SharingError: there is no such checkpoint.
     """
     from fairseq_sharing.checkpoints.choose import (
-        epoch_checkpoints,  # imports torch, which --help and input checks do not need
+        checkpoints_to_average,  # imports torch, which --help and input checks do not need
     )
 
-    files = epoch_checkpoints(directory)
+    files = checkpoints_to_average(directory)
     if not files:
-        raise SharingError(f"{directory}: no epoch checkpoint (checkpoint<epoch>.pt) to evaluate")
+        raise SharingError(f"{directory}: no checkpoint (checkpoint<epoch>.pt or checkpoint_last.pt) to evaluate")
     return files[-count:]
 
 
@@ -138,10 +139,12 @@ def average_last_epochs(
         return left, load_checkpoint(left)["averaged"], {"checkpoint": sha256(left)}
     averaged = run.checkpoints / name
     checkpoints = last_epoch_checkpoints(run.checkpoints, count)
-    if len(checkpoints) < count:
-        number = len(checkpoints)
+    number = len(checkpoints)
+    if checkpoints[0].name == "checkpoint_last.pt":
+        console.print(f"using {checkpoints[0]}: there is no epoch checkpoint", markup=False, soft_wrap=True)
+    elif number < count:
         console.print(
-            f"averaging {number} checkpoints instead of {count}: {run.checkpoints} has no more",
+            f"averaging {number} checkpoint{'s' * (number > 1)} instead of {count}: {run.checkpoints} has no more",
             markup=False,
             soft_wrap=True,
         )

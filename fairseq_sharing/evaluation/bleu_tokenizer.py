@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.preparation.unspaced import is_unspaced, language_and_script
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +19,11 @@ _BY_SCRIPT = {
 }
 _BY_LANGUAGE = {
     **dict.fromkeys(("zh", "zho", "chi", "cmn", "cn", "yue", "wuu", "hak", "gan", "hsn", "lzh"), "zh"),
-    **dict.fromkeys(("ja", "jpn", "jp"), "ja-mecab"),
-    **dict.fromkeys(("ko", "kor"), "ko-mecab"),
+    **dict.fromkeys(("nan", "cdo", "cjy", "cnp", "cpx", "csp", "czh", "czo", "mnp", "och", "ltc"), "zh"),
+    **dict.fromkeys(("chinese", "mandarin", "cantonese"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "jp", "japanese"), "ja-mecab"),
+    **dict.fromkeys(("ko", "kor", "korean"), "ko-mecab"),
 }
-# Thai, Lao, Khmer, Burmese and Shan, Tibetan, Dzongkha: written without spaces between words.
-_UNSPACED_SCRIPTS = ("thai", "laoo", "khmr", "mymr", "tibt")
-_UNSPACED_LANGUAGES = (
-    *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn"),
-    *("bo", "bod", "tib", "dz", "dzo"),
-)
 # Extras that install a tokenizer's packages.
 _EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}
 
@@ -51,7 +47,7 @@ def choose_tokenizer(target_lang: str, tokenize: str | None = None) -> str:
         if tokenize not in list(BLEU.TOKENIZERS):
             raise SharingError(f"tokenize: {tokenize!r}; allowed: {', '.join(sorted(BLEU.TOKENIZERS))}")
         return tokenize
-    language, script = _parts(target_lang)
+    language, script = language_and_script(target_lang)
     by_language = _BY_LANGUAGE.get(language, BLEU.TOKENIZER_DEFAULT)
     return _BY_SCRIPT.get(script, BLEU.TOKENIZER_DEFAULT) if script else by_language
 
@@ -67,21 +63,27 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
         SharingError: no such tokenizer, or a package that it requires is missing.
     """
     make_bleu(target_lang, tokenize)
-    language, script = _parts(target_lang)
-    unspaced = script in _UNSPACED_SCRIPTS if script else language in _UNSPACED_LANGUAGES
-    if unspaced and tokenize is None:
+    language, _ = language_and_script(target_lang)
+    has_tokenizer = choose_tokenizer(target_lang) != choose_tokenizer("")
+    if is_unspaced(target_lang) and not has_tokenizer and tokenize is None:
         logger.warning(
             f"target language {target_lang}: written without spaces, and sacreBLEU has no tokenizer for it, so BLEU "
             "treats whole clauses as words; choose char, flores200 or spm with evaluate --tokenize or evaluate.tokenize"
         )
+    elif tokenize is None and target_lang and language not in _BY_LANGUAGE and not 2 <= len(language) <= 3:
+        logger.warning(
+            f"target language {target_lang}: not a language code of ISO 639, such as en or deu; BLEU uses tokenizer "
+            f"{choose_tokenizer(target_lang)}; choose another one with evaluate --tokenize or evaluate.tokenize"
+        )
 
 
-def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
+def make_bleu(target_lang: str, tokenize: str | None = None, lowercase: bool = False) -> Any:
     """Create sacreBLEU's BLEU metric for a language.
 
     Args:
         target_lang: see `choose_tokenizer`.
         tokenize: see `choose_tokenizer`.
+        lowercase: whether to ignore case.
 
     Returns:
         A ``sacrebleu.metrics.BLEU``.
@@ -93,7 +95,7 @@ def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
 
     name = choose_tokenizer(target_lang, tokenize)
     try:
-        return BLEU(tokenize=name)
+        return BLEU(tokenize=name, lowercase=lowercase)
     # A missing package (RuntimeError, ImportError), a failed model download, or an unexpected dictionary.
     except (RuntimeError, ImportError, OSError, AssertionError) as error:
         if name in _EXTRAS and not isinstance(error, AssertionError):
@@ -105,9 +107,3 @@ def make_bleu(target_lang: str, tokenize: str | None = None) -> Any:
             f"{of}BLEU's tokenizer {name} is not available: {reason}; or choose another one with evaluate "
             "--tokenize or evaluate.tokenize"
         ) from error
-
-
-def _parts(code: str) -> tuple[str, str]:
-    """Split a code into language and script, in lower case; the script is empty if the code has none."""
-    language, *rest = re.split(r"[-_.@]", code.casefold())
-    return language, next((part for part in rest if len(part) == 4 and part.isalpha()), "")

@@ -1,8 +1,9 @@
-"""Evaluate a run: average, translate, score, compare, and write ``result.json``."""
+"""Evaluate a run: average, translate and score, or compute perplexity, and write ``result.json``."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,32 @@ from rich.console import Console
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.averages import average_last_epochs, average_name
-from fairseq_sharing.evaluation.baseline import find_baseline, fingerprint, read_baseline
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
+from fairseq_sharing.evaluation.checkpoint_directory import PlainData, open_checkpoints
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
+from fairseq_sharing.evaluation.file_scores import read_parallel
+from fairseq_sharing.evaluation.generation import read_generated
 from fairseq_sharing.evaluation.hypotheses import RunTranslator
-from fairseq_sharing.evaluation.scoring import read_parallel, score
+from fairseq_sharing.evaluation.kept_hypotheses import keep
+from fairseq_sharing.evaluation.perplexity import TASK, LanguageModelScorer
+from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
+from fairseq_sharing.evaluation.test_data import EvaluationData, Subset, prepared_data
+from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
 from fairseq_sharing.evaluation.training_log import summarize
+from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
-from fairseq_sharing.experiment.direction import direction_of, refuse_other_direction
+from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.finite import find_nonfinite, is_number
-from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus
 _SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
+_TRANSLATION = (*(name for name in _SEARCH if name != "max_tokens"), "compound_split", "tokenize")
+_BLOCKS = ("tokens_per_sample", "context_window")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
 
@@ -37,21 +46,19 @@ _RECORD = ("train_seconds", "device", "versions", "commit")
 def evaluate_run(
     path: Path,
     console: Console,
-    baseline: Path | None = None,
     data: Path | None = None,
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Average a run's last checkpoints, translate and score every test set of its data.
+    """Average a run's last checkpoints and score every test set of its data.
 
     Averaging and translation are skipped if checkpoints, settings and data have not changed since the last evaluation.
 
     Args:
         path: run directory of ``fairseq-sharing train``.
         console: prints commands and progress.
-        baseline: run directory to compare with; by default that of the configuration.
         data: data directory, if it has moved since training.
-        out: directory for a copy of the result, ``<run>-seed<seed>.json``.
+        out: directory for a copy of the result, ``<run>-seed<seed>.json``, and of its hypotheses.
         overrides: values that replace those of the configuration's ``evaluate`` block.
 
     Returns:
@@ -62,11 +69,52 @@ def evaluate_run(
             message names the cause.
     """
     run = RunDirectory(path)
-    own = run.config().get("evaluate", {})
-    settings = EvaluationSettings.of({**own, **(overrides or {})})
-    average = average_name(settings.average_last, EvaluationSettings.of(own).average_last)
+    settings = EvaluationSettings.of_run(run.config(), overrides)
+    average = average_name(settings.average_last, EvaluationSettings.of_run(run.config()).average_last)
+    record = run.record()
+    data = data or Path(record.get("data", ""))
     with run.evaluating():
-        return _evaluate(run, console, settings, average, baseline, data, out)
+        found = prepared_data(data)
+        trained = run.direction()
+        refuse_other_direction(trained, found.direction if trained else None, path, data)
+        refuse_other_dictionaries(record.get("dictionaries"), data, path)
+        if record.get("finished") is None:
+            console.print(
+                f"{path}: training has not finished; evaluating its current checkpoints", markup=False, soft_wrap=True
+            )
+        return _evaluate(run, console, settings, average, found, out)
+
+
+def evaluate_checkpoints(
+    path: Path,
+    console: Console,
+    data: Path | PlainData,
+    name: str | None = None,
+    out: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a translation model of plain ``fairseq-train`` like a run.
+
+    Args:
+        path: its ``--save-dir``, which the averaged checkpoint, the hypotheses and ``result.json`` are written to.
+        console: prints commands and progress.
+        data: a prepared data directory, or the data of a plain fairseq setup.
+        name: name of the run in the result; by default that of the directory.
+        out: see `evaluate_run`.
+        overrides: settings that differ from the defaults of `EvaluationSettings`.
+
+    Returns:
+        The result.
+
+    Raises:
+        SharingError: see `evaluate_run`.
+    """
+    run, found = open_checkpoints(path, data, name)
+    settings = EvaluationSettings.of(overrides or {})
+    refuse_other_direction(run.direction(), found.direction, path, found.binarized)
+    average = average_name(settings.average_last, EvaluationSettings.average_last)
+    with run.evaluating():
+        return _evaluate(run, console, settings, average, found, out)
 
 
 def _evaluate(
@@ -74,52 +122,38 @@ def _evaluate(
     console: Console,
     settings: EvaluationSettings,
     average: str,
-    baseline: Path | None,
-    data: Path | None,
+    data: EvaluationData,
     out: Path | None,
 ) -> dict[str, Any]:
     config, record, path = run.config(), run.record(), run.path
-    data = data or Path(record.get("data", ""))
-    manifest = _read_manifest(data, settings)
-    refuse_other_direction(run.direction(), direction_of(manifest, data / "manifest.json"), path, data)
-    refuse_other_dictionaries(record.get("dictionaries"), data, path)
-    check_tokenizer(manifest["target_lang"], settings.tokenize)
-    if record.get("finished") is None:
-        console.print(
-            f"{path}: training has not finished; evaluating its current checkpoints", markup=False, soft_wrap=True
-        )
-    other = find_baseline(run, config, settings.baseline, baseline, console)
+    task = str(config.get("train", {}).get("task") or "translation")
+    translates = bool(data.direction[1])
+    refuse_separator(path, "run directory")
+    refuse_separator(data.binarized, "data directory")
+    _check(data, settings, task, path)
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
     log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
-    translator = RunTranslator(run, data, manifest, settings, str(config.train.get("task") or "translation"))
+    system = f"{config.run}-seed{config.seed}"
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
-    for test in manifest["tests"]:
-        name, reference = test["name"], data / test["reference"]
-        references = read_parallel(reference, int(test["segments"]), f"{data / 'manifest.json'} records")
-        hypotheses = translator.translate(test, averaged, inputs, steps, console)
-        write_text(run.evaluation / f"{name}.hypothesis", "".join(line + "\n" for line in hypotheses))
-        compared = read_baseline(other, name, reference, len(references))
-        scores[name] = {
-            **score(
-                hypotheses,
-                references,
-                (compared.name, compared.hypotheses) if compared else None,
-                manifest["target_lang"],
-                settings.tokenize,
-            ).as_dict(),
-            "hypothesis_sha256": fingerprint(hypotheses),
-            "baseline_sha256": fingerprint(compared.hypotheses) if compared else None,
-        }
-        if settings.compound_split:
-            bleu = compound_split_bleu(hypotheses, references, manifest["target_lang"])
-            scores[name]["compound_split_bleu"] = round(bleu, 4)
-        if manifest.get("artificial") and not examples:
-            sources = list(read_lines(data / test["source"]))
-            examples = _examples(name, sources, references, hypotheses)
+    if translates:
+        translator = RunTranslator(run, data, settings, config.get("train", {}))
+        for test in data.tests:
+            hypotheses = translator.translate(test, averaged, inputs, steps, console)
+            scores[test.name] = _score(test, hypotheses, data, settings)
+            scores[test.name] |= keep(hypotheses, path, test.name, data.direction, system)
+            if data.lowercase:
+                generated = read_generated(run.evaluation / f"{test.name}.generate.txt", test.segments)
+                scores[test.name]["tokenized_bleu"] = _tokenized_bleu(test, generated, data)
+            if data.artificial and not examples:
+                examples = _examples(test, hypotheses)
+    else:
+        scorer = LanguageModelScorer(averaged, data, settings, inputs)
+        for test in data.tests:
+            scores[test.name] = scorer.score(test, run.evaluation, steps, console)
 
     from fairseq_sharing.checkpoints.summary import describe_checkpoint  # imports torch: after the input checks
 
@@ -128,17 +162,18 @@ def _evaluate(
         "run": str(config.run),
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
-        "epochs": _epoch(names[-1]),
+        "epochs": _epoch(names[-1], averaged),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": record.get("peak_memory_bytes") or None,
         **{name: record.get(name) for name in _RECORD},
+        **({"earlier_devices": record["earlier_devices"]} if record.get("earlier_devices") else {}),
         "command": _portable(record.get("command") or [], config),
         **history,
         "valid": log.valid,
         **({"experts": log.experts} if log.experts else {}),
         "checkpoint": {"averaged": names},
-        "generation": {name: getattr(settings, name) for name in _SEARCH},
+        "generation": {name: getattr(settings, name) for name in (_SEARCH if translates else _BLOCKS)},
         "scores": scores,
         **({"examples": examples} if examples else {}),
     }
@@ -146,8 +181,43 @@ def _evaluate(
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
     write_text(run.result_file, text)
     if out is not None:
-        add_result(text, out)
+        add_result(run.result_file, out)
     return json.loads(text)
+
+
+def _check(data: EvaluationData, settings: EvaluationSettings, task: str, run: Path) -> None:
+    """Check before the work that the settings fit the data and that the texts can be scored."""
+    names = [test.name for test in data.tests]
+    for name in settings.test_lenpen:
+        if name not in names:
+            raise SharingError(f"evaluate.test_lenpen: no test set {name!r}; allowed: {', '.join(names)}")
+    target = data.direction[1]
+    if target:
+        check_tokenizer(target, settings.tokenize)
+    elif task != TASK:
+        raise SharingError(f"{run}: was trained for the task {task}; allowed: translation and {TASK}")
+    models, foreign = ("language models", _BLOCKS) if target else ("translation models", _TRANSLATION)
+    for name in foreign:
+        if getattr(settings, name) != getattr(EvaluationSettings(), name):
+            raise SharingError(f"evaluate.{name}: {getattr(settings, name)}; allowed only for {models}")
+
+
+def _score(
+    test: Subset, hypotheses: Sequence[str], data: EvaluationData, settings: EvaluationSettings
+) -> dict[str, Any]:
+    assert test.reference is not None
+    references = read_parallel(test.reference, test.segments, test.recorded)
+    target = data.direction[1]
+    scores = score(hypotheses, references, target, settings.tokenize, data.lowercase)
+    if settings.compound_split:
+        scores["compound_split_bleu"] = round(compound_split_bleu(hypotheses, references, target), 4)
+    return scores
+
+
+def _tokenized_bleu(test: Subset, generated: Sequence[str], data: EvaluationData) -> float:
+    assert test.reference is not None
+    references = read_parallel(test.reference, test.segments, test.recorded)
+    return round(tokenized_bleu(generated, references, data.pipeline), 4)
 
 
 def _refuse_nonfinite(run: Path, result: Mapping[str, Any]) -> None:
@@ -199,33 +269,26 @@ def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in change.items() if name != "before"}, "gradient_norm": norms}
 
 
-def _epoch(name: str) -> int:
-    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``."""
-    return int(name.removesuffix(".pt").removeprefix("checkpoint").removeprefix("_").partition("_")[0])
+def _epoch(name: str, averaged: Path) -> int:
+    """Return the epoch N of ``checkpointN.pt`` or ``checkpoint_N_UPDATES.pt``; of other names, that of the average."""
+    from fairseq_sharing.checkpoints.files import load_checkpoint
+
+    if found := re.fullmatch(r"checkpoint_?(\d+)(_\d+)?\.pt", name):
+        return int(found[1])
+    place = load_checkpoint(averaged)["extra_state"]["train_iterator"]
+    return place["epoch"] - (place["iterations_in_epoch"] == 0)  # fairseq counts a finished epoch as the next one
 
 
-def _examples(
-    test: str, sources: Sequence[str], references: Sequence[str], hypotheses: Sequence[str]
-) -> list[dict[str, str]]:
+def _examples(test: Subset, hypotheses: Sequence[str]) -> list[dict[str, str]]:
     """Quote sentences spread evenly over a test set."""
+    assert test.source is not None
+    assert test.reference is not None
+    sources, references = list(read_lines(test.source)), list(read_lines(test.reference))
     chosen = range(0, len(references), max(1, len(references) // EXAMPLES))[:EXAMPLES]
     return [
-        {"test": test, "source": sources[i], "reference": references[i], "hypothesis": hypotheses[i]} for i in chosen
+        {"test": test.name, "source": sources[i], "reference": references[i], "hypothesis": hypotheses[i]}
+        for i in chosen
     ]
-
-
-def _read_manifest(data: Path, settings: EvaluationSettings) -> dict[str, Any]:
-    """Read a data directory's manifest and check that it has the test sets named in the settings."""
-    manifest = read_manifest(data, ("source_lang", "target_lang", "tests", "files"))
-    if not manifest:
-        raise SharingError(f"{data / MANIFEST}: no such file; give the prepared data directory with --data")
-    if not manifest["target_lang"]:
-        raise SharingError(f"{data}: contains texts of one language; allowed: data for translation")
-    names = [test["name"] for test in manifest["tests"]]
-    for name in settings.test_lenpen:
-        if name not in names:
-            raise SharingError(f"evaluate.test_lenpen: no test set {name!r}; allowed: {', '.join(names)}")
-    return manifest
 
 
 def _portable(command: Sequence[str], config: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
             errors.open("wb") as stderr,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as process,
             Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("sentences"),
@@ -66,7 +67,8 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
                 process.terminate()
                 raise
         if process.returncode:
-            raise SharingError(f"fairseq-generate failed on {title}: {_last_line(errors)}; full output: {errors}")
+            reason = _too_long(_last_line(errors)) or _last_line(errors)
+            raise SharingError(f"fairseq-generate failed on {title}: {reason}; full output: {errors}")
         copy.flush()
         hypotheses = read_generated(Path(copy.name), segments, f"fairseq-generate on {title}")
     errors.unlink()
@@ -143,6 +145,20 @@ def _is_finite(score: str) -> bool:
 
 def _some(ids: Sequence[int], shown: int = 5) -> str:
     return ", ".join(map(str, ids[:shown])) + (", ..." if len(ids) > shown else "")
+
+
+def _too_long(line: str) -> str | None:
+    """Explain fairseq's message about a sentence that is longer than the model's limit; None for other messages."""
+    found = re.search(r"Size of sample #(\d+) is invalid \(=\((.+)\)\) since max_positions=\((\d+), (\d+)\)", line)
+    if found is None:
+        return None
+    number, max_source, max_target = (int(found[group]) for group in (1, 3, 4))
+    source, target = map(int, re.findall(r"\d+(?=\)?(?:,|$))", found[2]))  # numpy 2 prints np.int32(1101)
+    return (
+        f"line {number + 1} has {source:,} source and {target:,} target subwords with the end of sentence; "
+        f"allowed: at most {max_source:,} and {max_target:,}, the run's train.max_source_positions and "
+        "train.max_target_positions"
+    )
 
 
 def _last_line(path: Path) -> str:

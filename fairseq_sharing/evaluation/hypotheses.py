@@ -11,42 +11,25 @@ from rich.console import Console
 from fairseq_sharing.evaluation.generation import generate, read_generated
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
+from fairseq_sharing.evaluation.test_data import EvaluationData, Subset
 from fairseq_sharing.experiment.command_line import flag_words, path_word
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.options import flag_of
 
 
 class RunTranslator:
-    """Translates the test sets of a data directory with a run's model."""
+    """Translates test sets with a run's model."""
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        data: Path,
-        manifest: Mapping[str, Any],
-        settings: EvaluationSettings,
-        task: str,
-    ):
-        from fairseq_sharing.preparation.text import Pipeline
-
-        self._run, self._data, self._manifest, self._settings = run, data, manifest, settings
-        self._languages = [
-            *flag_words("--source-lang", manifest["source_lang"]),
-            *flag_words("--target-lang", manifest["target_lang"]),
-        ]
-        self._task = task
-        self._pipeline = Pipeline.from_manifest(data)
+    def __init__(self, run: RunDirectory, data: EvaluationData, settings: EvaluationSettings, train: Mapping[str, Any]):
+        self._run, self._data, self._settings, self._task = run, data, settings, task_words(train)
+        source, target = data.direction
+        self._languages = [*flag_words("--source-lang", source), *flag_words("--target-lang", target)]
 
     def translate(
-        self,
-        test: Mapping[str, Any],
-        checkpoint: Path,
-        inputs: Mapping[str, Any],
-        steps: Steps,
-        console: Console,
+        self, test: Subset, checkpoint: Path, inputs: Mapping[str, Any], steps: Steps, console: Console
     ) -> list[str]:
         """Return the detokenized translations of a test set; reuse the last ones if nothing has changed."""
-        name, segments, settings = test["name"], int(test["segments"]), self._settings
+        name, settings = test.name, self._settings
         search = {
             "beam": settings.beam,
             "lenpen": settings.test_lenpen.get(name, settings.lenpen),
@@ -56,14 +39,27 @@ class RunTranslator:
             **({"max_len_b": settings.max_len_b} if settings.max_len_b != EvaluationSettings.max_len_b else {}),
         }
         output = self._run.evaluation / f"{name}.generate.txt"
-        inputs = {**inputs, **search, "subset": test["subset"], "data": self._manifest["files"]}
+        inputs = {**inputs, **search, "subset": test.subset, "data": self._data.files}
         if steps.is_done(name, inputs, output):
-            tokens = read_generated(output, segments)
+            tokens = read_generated(output, test.segments)
         else:
-            words = [path_word(self._data / "bin"), *flag_words("--path", checkpoint)]
-            words += [*flag_words("--gen-subset", test["subset"]), *flag_words("--task", self._task), *self._languages]
+            words = [path_word(self._data.binarized), *flag_words("--path", checkpoint)]
+            words += [*flag_words("--gen-subset", test.subset), *self._task, *self._languages]
             for option, value in search.items():
                 words += [flag_of(option), str(value)]
-            tokens = generate(words, output, segments, name, console)
+            tokens = generate(words, output, test.segments, name, console)
             steps.record(name, inputs, output)
-        return [self._pipeline.decode(line) for line in tokens]
+        return [self._data.pipeline.decode(line) for line in tokens]
+
+
+def task_words(train: Mapping[str, Any]) -> list[str]:
+    """Return the flags of the task that fairseq-generate does not read from the checkpoint.
+
+    Args:
+        train: the ``train`` block of the run.
+    """
+    words = flag_words("--task", train.get("task") or "translation")
+    for name in ("max_source_positions", "max_target_positions"):
+        if train.get(name) is not None:
+            words += [flag_of(name), str(train[name])]
+    return [*words, "--truncate-source"] if train.get("truncate_source") else words

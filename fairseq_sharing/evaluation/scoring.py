@@ -1,165 +1,159 @@
-"""Score translations against raw references with sacreBLEU: BLEU, chrF, confidence intervals and paired tests."""
+"""Score detokenized translations against raw references with sacreBLEU: BLEU, chrF2, chrF++ and TER."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, make_bleu
-from fairseq_sharing.files import read_lines
+from fairseq_sharing.evaluation.bleu_tokenizer import choose_tokenizer, make_bleu
 
 BOOTSTRAP_SAMPLES = 1000  # sacreBLEU's default
+METRICS = {"bleu": "BLEU", "chrf": "chrF2", "chrf++": "chrF++", "ter": "TER"}
+"""Names in results and in tables."""
+
+_BUCKETS = (10, 20, 30, 40, 50, 60)  # maximum reference length of each bucket but the last
+_BUCKET_SEGMENTS = 50  # smaller buckets are merged
+# Without spaces between words, TER edits characters.
+_BY_CHARACTER = ("zh", "ja-mecab")
+
+Statistics = Mapping[str, np.ndarray]
+"""sacreBLEU's sufficient statistics: for each metric, an array with one row per segment. Sums of rows give scores."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """The scores of one test set.
+class Scorer:
+    """Scores systems that translated the same text.
 
-    Attributes:
-        bleu: corpus BLEU (0-100).
-        bleu_interval: lower and upper bound of its 95% bootstrap interval.
-        chrf: corpus chrF2 (0-100).
-        signature: sacreBLEU's signature per metric ("bleu", "chrf").
-        segments: number of segments scored.
-        p_value: p-value of the BLEU difference from the baseline (paired bootstrap); None without a baseline.
-        baseline: name of the baseline.
+    Args:
+        references: one or more reference translations of the text, each with one line per segment.
+        target_lang: language code that determines BLEU's tokenizer: 13a except for Chinese, Japanese and Korean.
+        tokenize: one of sacreBLEU's tokenizers, which overrides the choice.
+        lowercase: whether to ignore case, for models of lower-cased data.
+
+    Raises:
+        SharingError: there is nothing to score, the references differ in length, or the tokenizer is not available.
+
+    Source:
+        Post 2018, "A Call for Clarity in Reporting BLEU Scores"; chrF++: Popović 2017; TER: Snover et al. 2006.
     """
 
-    bleu: float
-    bleu_interval: tuple[float, float]
-    chrf: float
-    signature: dict[str, str]
-    segments: int
-    p_value: float | None = None
-    baseline: str | None = None
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        target_lang: str = "",
+        tokenize: str | None = None,
+        lowercase: bool = False,
+    ):
+        from sacrebleu.metrics import CHRF, TER
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, scores rounded to 4 decimals."""
-        fields = asdict(self)
-        fields["bleu"], fields["chrf"] = round(self.bleu, 4), round(self.chrf, 4)
-        fields["bleu_interval"] = [round(end, 4) for end in self.bleu_interval]
-        fields["p_value"] = None if self.p_value is None else round(self.p_value, 6)
-        return fields
+        self.segments = len(references[0])
+        if not self.segments:
+            raise SharingError("nothing to score: the reference is empty")
+        for reference in references[1:]:
+            if len(reference) != self.segments:
+                raise SharingError(f"references of {self.segments} and {len(reference)} segments cannot be combined")
+        self._references = references
+        asian = choose_tokenizer(target_lang, tokenize) in _BY_CHARACTER
+        self.metrics: dict[str, Any] = {
+            "bleu": make_bleu(target_lang, tokenize, lowercase),
+            "chrf": CHRF(lowercase=lowercase),
+            "chrf++": CHRF(word_order=2, lowercase=lowercase),
+            "ter": TER(case_sensitive=not lowercase, normalized=asian, asian_support=asian),
+        }
+
+    def statistics(self, hypotheses: Sequence[str]) -> Statistics:
+        """Count what the scores are computed from.
+
+        Args:
+            hypotheses: one translation per segment, in the order of the references.
+
+        Raises:
+            SharingError: the number of translations differs from that of the references.
+        """
+        if len(hypotheses) != self.segments:
+            raise SharingError(f"{len(hypotheses)} hypotheses cannot be scored against {self.segments} references")
+        return {
+            name: np.array(metric._extract_corpus_statistics(hypotheses, self._references))
+            for name, metric in self.metrics.items()
+        }
+
+    def value(self, metric: str, statistics: np.ndarray) -> float:
+        """Compute the corpus score of a metric from the statistics of segments."""
+        return float(self.metrics[metric]._aggregate_and_compute(statistics).score)
+
+    def scores(self, hypotheses: Sequence[str], statistics: Statistics | None = None) -> dict[str, Any]:
+        """Score the translations of a system.
+
+        Args:
+            hypotheses: one translation per segment.
+            statistics: their statistics, if known.
+
+        Returns:
+            The fields of a test set in a result file: segments; the score of each metric (percent, 4 decimals);
+            bleu_interval (95%, bootstrap with a fixed seed); signature of each metric; length_ratio (tokens of all
+            translations per reference token); empty (translations without text); over_long (translations with more
+            than twice the tokens of their reference, and at least 10 more); by_length (BLEU by reference length).
+        """
+        from sacrebleu.significance import _bootstrap_resample
+
+        counts = statistics or self.statistics(hypotheses)
+        bleu = self.metrics["bleu"]
+        total = bleu._aggregate_and_compute(counts["bleu"])
+        bleu.n_bootstrap = BOOTSTRAP_SAMPLES
+        bleu.seed, resampled = _bootstrap_resample(counts["bleu"].tolist(), bleu, BOOTSTRAP_SAMPLES)
+        total.estimate_ci(resampled)
+        interval = (max(0.0, total._mean - total._ci), total._mean + total._ci)
+        own, reference = _lengths(counts)
+        return {
+            "segments": self.segments,
+            "bleu": round(float(total.score), 4),
+            "bleu_interval": [round(float(end), 4) for end in interval],
+            **{name: round(self.value(name, counts[name]), 4) for name in self.metrics if name != "bleu"},
+            "signature": {name: str(metric.get_signature()) for name, metric in self.metrics.items()},
+            "length_ratio": round(float(own.sum() / max(1, reference.sum())), 4),
+            "empty": sum(not line.strip() for line in hypotheses),
+            "over_long": int(((own > 2 * reference) & (own >= reference + 10)).sum()),
+            "by_length": [
+                {
+                    "up_to": up_to,
+                    "segments": int(chosen.sum()),
+                    "bleu": round(self.value("bleu", counts["bleu"][chosen]), 4),
+                }
+                for up_to, chosen in _buckets(reference)
+            ],
+        }
 
 
 def score(
     hypotheses: Sequence[str],
     references: Sequence[str],
-    baseline: tuple[str, Sequence[str]] | None = None,
     target_lang: str = "",
     tokenize: str | None = None,
-) -> Score:
-    """Score detokenized translations against raw references.
-
-    Args:
-        hypotheses: one translation per segment.
-        references: one reference per segment, in the same order.
-        baseline: name and translations of the system to compare with by paired bootstrap.
-        target_lang: language code that determines BLEU's tokenizer: 13a except for Chinese, Japanese and Korean.
-        tokenize: one of sacreBLEU's tokenizers, which overrides the choice.
-
-    Returns:
-        The scores. The interval and the p-value are deterministic (fixed seed).
-
-    Raises:
-        SharingError: there is nothing to score, the numbers of segments differ, or the tokenizer is not available.
-
-    Source:
-        Post 2018, "A Call for Clarity in Reporting BLEU Scores"; paired bootstrap: Koehn 2004.
-    """
-    from sacrebleu.metrics import CHRF
-
-    _check_segments("hypotheses", hypotheses, references)
-    bleu = make_bleu(target_lang, tokenize)
-    chrf = CHRF()
-    bleu_score = bleu.corpus_score(hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES)
-    chrf_score = chrf.corpus_score(hypotheses, [references])
-    p_value = None
-    if baseline is not None:
-        _check_segments(f"hypotheses of the baseline {baseline[0]}", baseline[1], references)
-        p_value = _paired_bootstrap(hypotheses, baseline[1], references, make_bleu(target_lang, tokenize))
-    return Score(
-        bleu=float(bleu_score.score),
-        bleu_interval=(max(0.0, bleu_score._mean - bleu_score._ci), bleu_score._mean + bleu_score._ci),
-        chrf=float(chrf_score.score),
-        signature={"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
-        segments=len(references),
-        p_value=p_value,
-        baseline=baseline[0] if baseline else None,
-    )
+    lowercase: bool = False,
+) -> dict[str, Any]:
+    """Score translations against one reference; see `Scorer` and `Scorer.scores`."""
+    return Scorer([references], target_lang, tokenize, lowercase).scores(hypotheses)
 
 
-def _paired_bootstrap(
-    hypotheses: Sequence[str], baseline: Sequence[str], references: Sequence[str], metric: Any
-) -> float:
-    from sacrebleu.significance import PairedTest, Result
-
-    if list(hypotheses) == list(baseline):
-        # sacreBLEU counts resamples that differ more than the systems. Equal systems would get no count and p = 0.001.
-        return 1.0
-    systems = [("baseline", baseline), ("system", hypotheses)]
-    test = PairedTest(systems, {"BLEU": metric}, [references], test_type="bs", n_samples=BOOTSTRAP_SAMPLES)
-    result = test()[1]["BLEU"][1]
-    assert isinstance(result, Result)
-    assert result.p_value is not None
-    return float(result.p_value)
+def _lengths(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of each translation and of its closest reference, by BLEU's tokenizer."""
+    return statistics["bleu"][:, 0], statistics["bleu"][:, 1]
 
 
-def score_files(
-    hypothesis: Path,
-    reference: Path,
-    baseline: Path | None = None,
-    target_lang: str = "",
-    tokenize: str | None = None,
-) -> Score:
-    """Score a plain or gzipped text file against a reference file, one segment per line.
-
-    Args:
-        hypothesis: the translations.
-        reference: the raw reference.
-        baseline: another system's translations of the same text, for the paired test.
-        target_lang: see `score`.
-        tokenize: see `score`.
+def _buckets(lengths: np.ndarray) -> list[tuple[int | None, np.ndarray]]:
+    """Group segments by reference length, at least 50 per bucket if there are as many.
 
     Returns:
-        The scores.
-
-    Raises:
-        SharingError: a file is missing, is not UTF-8 or has a different number of lines than the reference, or the
-            tokenizer is not available.
+        The maximum length of each bucket, None for the last, and the mask of its segments.
     """
-    check_tokenizer(target_lang, tokenize)
-    references = list(read_lines(reference))
-    other = f"its reference {reference} has"
-    hypotheses = read_parallel(hypothesis, len(references), other)
-    compared = None
-    if baseline is not None:
-        compared = (baseline.name, read_parallel(baseline, len(references), other))
-    return score(hypotheses, references, compared, target_lang, tokenize)
-
-
-def read_parallel(path: Path, expected: int, other: str) -> list[str]:
-    """Read a file that must have a given number of lines.
-
-    Args:
-        path: the file; decompressed if its name ends in .gz.
-        expected: number of lines.
-        other: subject and verb for the error message, such as "its reference r.txt has".
-
-    Raises:
-        SharingError: the number of lines differs; the message contains both numbers.
-    """
-    segments = list(read_lines(path))
-    if len(segments) != expected:
-        raise SharingError(f"{path} has {len(segments)} lines, {other} {expected}")
-    return segments
-
-
-def _check_segments(what: str, segments: Sequence[str], references: Sequence[str]) -> None:
-    if not references:
-        raise SharingError("nothing to score: the reference is empty")
-    if len(segments) != len(references):
-        raise SharingError(f"{len(segments)} {what} cannot be scored against {len(references)} references")
+    bounds: list[int] = []
+    done = 0
+    for bound in _BUCKETS:
+        there = int((lengths <= bound).sum())
+        if there - done >= _BUCKET_SEGMENTS and len(lengths) - there >= _BUCKET_SEGMENTS:
+            bounds.append(bound)
+            done = there
+    edges = zip([-1, *bounds], [*bounds, None], strict=True)
+    return [(up, (lengths > low) & (lengths <= (np.inf if up is None else up))) for low, up in edges]

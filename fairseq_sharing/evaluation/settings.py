@@ -8,7 +8,6 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import choose_tokenizer
-from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.finite import is_number
 
 
@@ -21,24 +20,27 @@ class EvaluationSettings:
         beam: beam size.
         lenpen: length penalty; above 1 favors longer translations.
         max_tokens: source tokens per batch, including padding.
-        baseline: run name of the baseline, expected next to the run with the same seed.
         test_lenpen: length penalty per test set, overriding lenpen; null removes an override of the base configuration.
         max_len_a: with max_len_b, limits the length of a translation to max_len_a x source tokens + max_len_b.
         max_len_b: see max_len_a; the defaults are fairseq's.
         compound_split: also compute tokenized BLEU with German compounds split, as in early papers.
         tokenize: sacreBLEU's tokenizer for BLEU; None chooses it by target language.
+        tokens_per_sample: tokens per block of text for language models; None for the number of the training.
+        context_window: for language models, number of tokens of a block that are only context; the same tokens are
+            scored in the previous block.
     """
 
     average_last: int = 10
     beam: int = 5
     lenpen: float = 1.0
     max_tokens: int = 8000
-    baseline: str | None = None
     test_lenpen: Mapping[str, float] = field(default_factory=dict)
     max_len_a: float = 0.0
     max_len_b: int = 200
     compound_split: bool = False
     tokenize: str | None = None
+    tokens_per_sample: int | None = None
+    context_window: int = 0
 
     @classmethod
     def of(cls, block: Mapping[Any, Any]) -> EvaluationSettings:
@@ -54,13 +56,28 @@ class EvaluationSettings:
         lenpens = block.get("test_lenpen") or {}
         return cls(**{**block, "test_lenpen": {test: value for test, value in lenpens.items() if value is not None}})
 
+    @classmethod
+    def of_run(cls, config: Mapping[Any, Any], overrides: Mapping[str, Any] | None = None) -> EvaluationSettings:
+        """Read the ``evaluate`` block of a run directory's configuration.
+
+        Args:
+            config: the configuration. Earlier versions recorded a baseline, which is ignored.
+            overrides: values that replace those of the block.
+
+        Raises:
+            SharingError: an unknown key or an invalid value.
+        """
+        block = {key: value for key, value in (config.get("evaluate") or {}).items() if key != "baseline"}
+        return cls.of({**block, **(overrides or {})})
+
     def __post_init__(self) -> None:
-        for name in ("average_last", "beam", "max_tokens", "max_len_b"):
+        minimum = {"average_last": 1, "beam": 1, "max_tokens": 1, "max_len_b": 1, "context_window": 0}
+        if self.tokens_per_sample is not None:
+            minimum["tokens_per_sample"] = 1
+        for name, least in minimum.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SharingError(f"evaluate.{name} must be an integer >= 1, got {value!r}")
-        if self.baseline is not None:
-            check_name(self.baseline, "evaluate.baseline")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SharingError(f"evaluate.{name} must be an integer >= {least}, got {value!r}")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
             if not is_number(value):
                 raise SharingError(f"evaluate: length penalty {name} must be a finite number, got {value!r}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.documents import read_json
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import sha256, write_text
 
@@ -19,7 +20,7 @@ class Steps:
         file: the file that records them.
 
     Raises:
-        SharingError: the file is not JSON.
+        SharingError: the file is not a record of steps.
     """
 
     def __init__(self, file: Path):
@@ -27,11 +28,9 @@ class Steps:
         self._done: dict[str, dict[str, str]] = {}
         if file.is_file():
             try:
-                self._done = json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise SharingError(f"{file}: not JSON ({error}); remove the file to repeat the evaluation") from error
-            if not isinstance(self._done, dict):
-                raise SharingError(f"{file}: not a record of steps; remove the file to repeat the evaluation")
+                self._done = read_json(file, {}, "a record of steps")
+            except SharingError as error:
+                raise SharingError(f"{error}; remove the file to repeat the evaluation") from error
 
     def is_done(self, step: str, inputs: Mapping[str, Any], output: Path) -> bool:
         """Return whether a step's output exists, is unmodified and was made from these inputs."""

@@ -45,16 +45,18 @@ def summarize(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
     valid: dict[int, tuple[int | None, float | None, float | None]] = {}
     experts: dict[str, dict[str, Any]] = {}
     for _, record in records:
-        if "wps" in record and "num_updates" in record:
-            inner[int(record["num_updates"])] = float(record["wps"])
-        elif "train_wps" in record:
-            epochs[int(record["train_num_updates"])] = float(record["train_wps"])
-        elif "valid_loss" in record:
-            valid[int(record["valid_num_updates"])] = (
-                record.get("epoch"),
-                _finite(record["valid_loss"]),
-                _finite(record.get("valid_ppl")),
-            )
+        updates, speed = _finite(record.get("num_updates")), _finite(record.get("wps"))
+        if updates is not None and speed is not None:
+            inner[int(updates)] = speed
+            continue
+        updates, speed = _finite(record.get("train_num_updates")), _finite(record.get("train_wps"))
+        if updates is not None and speed is not None:
+            epochs[int(updates)] = speed
+            continue
+        updates, epoch = _finite(record.get("valid_num_updates")), _finite(record.get("epoch"))
+        if "valid_loss" in record and updates is not None:
+            losses = _finite(record["valid_loss"]), _finite(record.get("valid_ppl"))
+            valid[int(updates)] = (None if epoch is None else int(epoch), *losses)
             experts = _experts(record)
     speeds = [inner[updates] for updates in sorted(inner)][WARM_UP_ENTRIES:]
     speeds = speeds or [epochs[updates] for updates in sorted(epochs)][1:]
@@ -76,11 +78,21 @@ def _experts(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     experts: dict[str, dict[str, Any]] = {}
     for key, value in record.items():
         if match := re.fullmatch(r"valid_(.+)_(choices|evenness|dead)", key):
-            experts.setdefault(match[1], {})[match[2]] = value if match[2] == "choices" else float(value)
+            read = _choices(value) if match[2] == "choices" else _finite(value)
+            if read is not None:
+                experts.setdefault(match[1], {})[match[2]] = read
     return experts
 
 
 def _finite(value: Any) -> float | None:
-    """Read a number from the log; return None if JSON cannot represent it (a diverged loss)."""
-    number = float("nan") if value is None else float(value)
+    """Read a number from the log; return None if it is none, or if JSON cannot represent it (a diverged loss)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
     return number if math.isfinite(number) else None
+
+
+def _choices(value: Any) -> list[Any] | None:
+    """Read how often each expert was chosen; None if the value is no list of numbers."""
+    return value if isinstance(value, list) and all(_finite(item) is not None for item in value) else None

@@ -23,8 +23,8 @@ from fairseq_sharing.experiment.study import Study, is_study, read_study
 from fairseq_sharing.resources import configs_dir
 
 EVALUATE_KEYS = (
-    *("average_last", "beam", "lenpen", "max_tokens", "baseline", "test_lenpen"),
-    *("max_len_a", "max_len_b", "compound_split", "tokenize"),
+    *("average_last", "beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b"),
+    *("compound_split", "tokenize", "tokens_per_sample", "context_window"),
 )
 # Flags of fairseq-train that the launcher sets.
 SET_ELSEWHERE = {
@@ -40,6 +40,7 @@ SET_ELSEWHERE = {
     ),
 }
 DEFAULTS = {"seed": 1, "train": {}, "evaluate": {}}
+MAX_SEED = 2**31 - 1  # numpy's largest seed, with room for the updates that fairseq adds to it
 _ROW = "row="
 
 # Checks a train block; the second argument lists the keys that have a value in some layer, which a null may remove.
@@ -184,10 +185,10 @@ def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
         raise SharingError(f"{file}: dataset: missing; allowed: the name of a data recipe, for example multi30k")
     config.dataset = check_name(config.dataset, f"{file}: dataset")
     check_name(config.run, f"{file}: run")
-    if config.evaluate.get("baseline") is not None:
-        check_name(config.evaluate.baseline, f"{file}: evaluate.baseline")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
-        raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}")
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed <= MAX_SEED:
+        raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}; at most {MAX_SEED}")
+    if config.get("data") is not None and not isinstance(config.data, str):
+        raise SharingError(f"{file}: data: must be a path, got {config.data!r}")
     for name in ("max_epoch", "max_update", "max_tokens", "patience"):
         value = config.train.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -210,4 +211,4 @@ def _check_flags(config: DictConfig, layers: Sequence[Layer], check: CheckFlags)
 
 def _origin(layers: Sequence[Layer], key: str) -> str:
     """Return the name of the last layer, a file or the overrides, that sets a key of the ``train`` block."""
-    return next(name for name, layer in reversed(layers) if key in layer.get("train", {}))
+    return next((name for name, layer in reversed(layers) if key in layer.get("train", {})), layers[-2][0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ PACKAGES = (
 )
 # NVIDIA, AMD, and NVIDIA under WSL. If none exists, there is no GPU, and torch need not be imported to find out.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+# Instruction sets for which torch's libraries have kernels of their own, as Linux names them.
+_INSTRUCTIONS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "avx_vnni", "bf16", "sve", "sve2", "i8mm")
+_CPU_INFO = Path("/proc/cpuinfo")
 # A core is idle if its load is below this percentage during an interval, in seconds.
 _BUSY, _LOOK = 50.0, 0.2
 
@@ -76,6 +80,30 @@ def device() -> dict[str, Any]:
     }
 
 
+def training_device(threads: int) -> dict[str, Any]:
+    """Return the training device with everything that can change the rounding of its results.
+
+    Args:
+        threads: number of torch threads per process.
+
+    Returns:
+        The entries of `device`, ``threads``, and on a CPU ``instructions``: the instruction set that torch's kernels
+        use, and the sets of the processor for which its libraries have other kernels.
+    """
+    found = {**device(), "threads": threads}
+    if found["kind"] == "cpu":
+        import torch
+
+        sets = [name for name in _INSTRUCTIONS if name in _cpu_flags()]
+        found["instructions"] = " ".join([torch.backends.cpu.get_cpu_capability(), *sets])
+    return found
+
+
+def rounds_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two training devices, as `training_device` returns them, give the same bits."""
+    return all(one.get(key) == other.get(key) for key in ("kind", "name", "threads", "instructions", "cuda"))
+
+
 def cpu_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -96,8 +124,13 @@ def idle_cores() -> int:
 
 def torch_threads() -> int:
     """Return the number of threads for torch: OMP_NUM_THREADS if set, otherwise the number of idle cores."""
+    return chosen_threads() or idle_cores()
+
+
+def chosen_threads() -> int | None:
+    """Return the number of threads that OMP_NUM_THREADS sets; None if it sets none."""
     chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(chosen) if chosen.isdecimal() and int(chosen) else idle_cores()
+    return int(chosen) if chosen.isdecimal() and int(chosen) else None
 
 
 def _cpu() -> dict[str, Any]:
@@ -115,12 +148,21 @@ def _git(*words: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    return (_cpu_info("flags") or _cpu_info("Features")).split()  # x86, Arm
+
+
+def _cpu_info(key: str) -> str:
+    """Return an entry of Linux's description of the first processor; empty if it has none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return ""
+    entries = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in entries if name.strip() == key), "")
 
 
 def _memory_bytes() -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fairseq_sharing import documents
 from fairseq_sharing.errors import SharingError
 
 TOP_LEVEL_KEYS = ("base", "run", "dataset", "data", "seed", "tokens_per_batch", "train", "evaluate")
 BLOCKS = ("train", "evaluate")
-_NAME = re.compile(r"(?![.-])[\w.-]+")
 
 # The origin of a layer, for errors, and its values.
 Layer = tuple[str, DictConfig]
@@ -47,13 +46,22 @@ def read_yaml(file: Path) -> DictConfig:
     Raises:
         SharingError: the file cannot be read, is not YAML, or does not contain a mapping.
     """
-    try:
-        document = OmegaConf.load(file)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SharingError(f"{file}: not readable as YAML: {first_line(error)}") from error
-    if not isinstance(document, DictConfig):
+    content = documents.read_yaml(file)
+    if not isinstance(content, dict):
         raise SharingError(f"{file}: must be a mapping of {', '.join(TOP_LEVEL_KEYS)}")
-    return document
+    return to_config(content, file)
+
+
+def to_config(content: dict[str, Any], name: object) -> DictConfig:
+    """Convert a mapping to a configuration.
+
+    Raises:
+        SharingError: a key or an interpolation is malformed.
+    """
+    try:
+        return OmegaConf.create(content)
+    except OmegaConfBaseException as error:
+        raise SharingError(f"{name}: {first_line(error)}") from error
 
 
 def dotlist(overrides: Sequence[str]) -> DictConfig:
@@ -67,8 +75,12 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         if not equals or not key.strip(".") or key.startswith("-"):
             raise SharingError(f"override {override!r}: must be key=value, for example train.max_epoch=3")
     try:
+        for override in overrides:
+            documents.load_yaml(override.partition("=")[2], f"override {override!r}")
         config = OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, SharingError):
+            raise
         raise SharingError(f"override {' '.join(overrides)!r}: {first_line(error)}") from error
     check_names(config, TOP_LEVEL_KEYS[1:], "override: ")
     tidy_blocks(config, "override: ")
@@ -85,8 +97,8 @@ def check_name(name: Any, what: str) -> str:
     Raises:
         SharingError: the name contains other characters, or starts with a dot or a dash.
     """
-    if not _NAME.fullmatch(str(name)):
-        raise SharingError(f"{what}: {str(name)!r}; allowed: letters, digits and . _ - (not starting with . or -)")
+    if not documents.is_name(name):
+        raise SharingError(f"{what}: {str(name)!r}; allowed: {documents.NAME}")
     return str(name)
 
 

@@ -15,9 +15,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fairseq_sharing.documents import (
+    NAME,
+    Schema,
+    check_document,
+    is_count,
+    is_name,
+    is_quantity,
+    is_text,
+    leaves,
+    list_of,
+    mapping_of,
+    optional,
+    read_json,
+    read_yaml,
+)
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.direction import KEYS, Direction, direction_of
-from fairseq_sharing.experiment.layers import check_name
+from fairseq_sharing.experiment.layers import to_config
 from fairseq_sharing.files import write_text
 
 # Keys that may change when a run is resumed: how long it trains, what it keeps, how it reports. With any other
@@ -47,6 +62,49 @@ CHANGEABLE = (
 _TRAINING, _EVALUATING, _CLAIMED = ".lock", ".evaluate.lock", ".study.lock"
 # Seconds between attempts to lock.
 _WAITS = (0.02, 0.05, 0.1)
+
+
+RECORD_SECONDS = 10.0
+"""Interval at which the training time is written while a run is trained."""
+
+UNWATCHED_SECONDS = 60.0
+"""If a log is newer than the record by more, the training went on without its launcher."""
+
+
+CONFIG: Schema = {
+    "run": (is_name, NAME),
+    "dataset": (is_name, NAME),
+    "study": (is_name, NAME),
+    "map_of": (is_name, NAME),
+    "seed": (is_count, "a whole number from 0"),
+    "data": (optional(is_text), "a path"),
+    "tokens_per_batch": (optional(is_count), "a whole number"),
+    "train": (mapping_of(lambda _: True), "a mapping"),
+    "evaluate": (mapping_of(lambda _: True), "a mapping"),
+}
+
+RECORD: Schema = {
+    "run": (is_name, NAME),
+    "dataset": (is_name, NAME),
+    "data": (is_text, "a path"),
+    "dictionaries": (optional(mapping_of(is_text)), "a mapping from file to SHA-256"),
+    "seed": (is_count, "a whole number from 0"),
+    "source_lang": (optional(is_text), "a language code or null"),
+    "target_lang": (optional(is_text), "a language code or null"),
+    "command": (list_of(is_text), "a list of words"),
+    "versions": (mapping_of(optional(is_text)), "a mapping from package to version"),
+    "commit": (optional(is_text), "a commit or null"),
+    "device": (mapping_of(lambda value: not isinstance(value, list | dict)), "a mapping with kind, name and count"),
+    "world_size": (is_count, "a whole number"),
+    "tokens_per_batch": (optional(is_count), "a whole number or null"),
+    "batch": (is_text, "text"),
+    "started": (optional(is_text), "a time"),
+    "starts": (is_count, "a whole number"),
+    "finished": (optional(is_text), "a time or null"),
+    "exit_status": (optional(lambda value: isinstance(value, int)), "a status or null"),
+    "train_seconds": (optional(is_quantity), "a number of seconds or null"),
+    "peak_memory_bytes": (optional(is_count), "a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -108,16 +166,16 @@ class RunDirectory:
         """Return the composed configuration.
 
         Raises:
-            SharingError: the file is missing, or its run or dataset is a path.
+            SharingError: the file is missing or not a configuration, or its run or dataset is a path.
         """
         if not self.config_file.is_file():
             raise SharingError(f"{self.path}: not a run directory of fairseq-sharing train: config.yaml is missing")
-        config = OmegaConf.load(self.config_file)
-        assert isinstance(config, DictConfig)
-        for key in ("run", "dataset"):  # these become parts of paths
-            if key in config:
-                check_name(config[key], f"{self.config_file}: {key}")
-        return config
+        content = check_document(read_yaml(self.config_file), self.config_file, CONFIG, "the configuration of a run")
+        # The configuration is written resolved; in a received one, ${oc.env:...} would read this environment.
+        for field, value in leaves(content):
+            if isinstance(value, str) and "${" in value:
+                raise SharingError(f"{self.config_file}: {field}: {value!r}; allowed: plain values, no interpolations")
+        return to_config(content, self.config_file)
 
     def direction(self) -> Direction | None:
         """Return the recorded or configured source and target language; None if unknown."""
@@ -125,18 +183,25 @@ class RunDirectory:
             self.config().get("train", {}), self.config_file
         )
 
-    def record(self) -> dict[str, Any]:
+    def record(self, needed: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return ``run.json``; an empty record if the run was never started.
 
+        Its ``train_seconds`` is null if the training went on after its launcher, which measures the time, was killed.
+
+        Args:
+            needed: the required fields.
+
         Raises:
-            SharingError: the file is not JSON.
+            SharingError: the file is not a record.
         """
         if not self.record_file.is_file():
             return {}
-        try:
-            return json.loads(self.record_file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise SharingError(f"{self.record_file}: not JSON ({error})") from error
+        record = read_json(self.record_file, RECORD, "a record of train", needed)
+        if record.get("exit_status") is None and self.log_file.is_file():
+            unwatched = self.log_file.stat().st_mtime - self.record_file.stat().st_mtime
+            if unwatched > UNWATCHED_SECONDS:
+                record["train_seconds"] = None
+        return record
 
     def write_config(self, config: DictConfig) -> None:
         """Write the composed configuration."""
@@ -272,7 +337,9 @@ def parse_log_line(line: str) -> tuple[str, dict[str, Any]] | None:
         return None
     try:
         record = json.loads(brace + tail)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
         return None
     fields = [field.strip() for field in head.split("|")]
     return (fields[2] if len(fields) > 2 else ""), record

@@ -22,9 +22,9 @@ from fairseq_sharing.experiment.layers import (
 from fairseq_sharing.resources import configs_dir
 
 STUDY_KEYS = ("question", "data", "recipe", "rows", "seeds", "row_seeds", "overrides", "compare", "estimate")
-DATA_KEYS = ("name", "recipe", "subword_size")
+DATA_KEYS = ("name", "recipe", "subword_size", "data_bin", "tests")
 ROWS_KEYS = ("from", "only", "add")
-ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of")
+ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of", "checkpoints")
 COMPARE_KEYS = ("baseline", "primary", "metric", "margin")
 METRICS = ("bleu", "chrf", "chrf++", "ter", "perplexity")
 ESTIMATE_KEYS = ("pairs", "tokens", "vocabulary")
@@ -38,11 +38,15 @@ class StudyData:
         name: directory in ``data/``.
         recipe: recipe in ``data-prep/``.
         settings: flags of ``prepare`` that override the recipe.
+        data_bin: output of ``fairseq-preprocess``, for a study of checkpoints only; None for prepared data.
+        tests: with ``data_bin``, the test sets as ``NAME=SUBSET,REFERENCE``.
     """
 
     name: str
     recipe: str
     settings: tuple[str, ...] = ()
+    data_bin: str | None = None
+    tests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,11 @@ class Study:
         file: the study file.
         question: the question that the study answers.
         data: the training data.
-        recipe: the recipe file, which configures the training of every row.
+        recipe: the recipe file, which configures the training of every row; None if no row is trained here.
         rows: for each row, the configuration block in which it differs from the recipe.
         map_of: for a row that trains with the final layer map of another row, that row.
+        checkpoints: for a row that was trained by plain ``fairseq-train``, its checkpoint directories: a path that
+            contains ``{seed}`` if the row has several seeds.
         seeds: the seeds of every row that is not in ``row_seeds``.
         row_seeds: the seeds of single rows.
         overrides: ``key=value`` overrides for every row.
@@ -72,9 +78,10 @@ class Study:
     file: Path
     question: str
     data: StudyData
-    recipe: Path
+    recipe: Path | None
     rows: Mapping[str, DictConfig]
     map_of: Mapping[str, str]
+    checkpoints: Mapping[str, str]
     seeds: tuple[int, ...]
     row_seeds: Mapping[str, tuple[int, ...]]
     overrides: tuple[str, ...]
@@ -96,13 +103,15 @@ class Study:
         """
         if row not in self.rows:
             raise SharingError(f"{self.file}: row: {row!r}; allowed: {', '.join(self.rows)}")
+        if row in self.checkpoints:
+            raise SharingError(f"{self.file}: row {row}: trained elsewhere; allowed: study and evaluate")
         names = {"run": row, "study": self.name, "dataset": self.data.name}
         if row in self.map_of:
             names["map_of"] = self.map_of[row]
-        baseline = self.baseline if self.baseline != row else None
+        assert self.recipe is not None
         return [
             *load_layers(self.recipe),
-            (str(self.file), OmegaConf.create({**names, "evaluate": {"baseline": baseline}})),
+            (str(self.file), OmegaConf.create(names)),
             (f"{self.file}: row {row}", self.rows[row]),
             (f"{self.file}: overrides", dotlist(self.overrides)),
         ]
@@ -125,11 +134,19 @@ def read_study(file: Path) -> Study:
     document = read_yaml(file)
     where = f"{file}: "
     check_names(document, STUDY_KEYS, where)
-    for key in ("data", "recipe", "rows", "seeds"):
+    for key in ("data", "rows", "seeds"):
         if not document.get(key):
             raise SharingError(f"{where}{key}: missing")
-    recipe = _find(str(document.recipe), file, "recipe")
     rows, map_of = _rows(document, file)
+    data, checkpoints = _data(document.data, where), _take_checkpoints(rows, where)
+    trained_here = [row for row in rows if row not in checkpoints]
+    if trained_here and data.data_bin is not None:
+        raise SharingError(
+            f"{where}data.data_bin: row {trained_here[0]} has no checkpoints; allowed: rows with checkpoints"
+        )
+    if trained_here and not document.get("recipe"):
+        raise SharingError(f"{where}recipe: missing")
+    recipe = _find(str(document.recipe), file, "recipe") if document.get("recipe") else None
     compare = _mapping(document, "compare", COMPARE_KEYS, where)
     baseline = compare.get("baseline")
     row_seeds = _mapping(document, "row_seeds", tuple(rows), where)
@@ -150,10 +167,11 @@ def read_study(file: Path) -> Study:
         name=check_name(file.stem, f"{file}: its name"),
         file=file,
         question=str(document.get("question") or ""),
-        data=_data(document.data, where),
+        data=data,
         recipe=recipe,
         rows=rows,
         map_of=map_of,
+        checkpoints=checkpoints,
         seeds=_seeds(document.seeds, f"{where}seeds"),
         row_seeds={row: _seeds(seeds, f"{where}row_seeds.{row}") for row, seeds in row_seeds.items()},
         overrides=tuple(map(str, document.get("overrides") or ())),
@@ -209,6 +227,17 @@ def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig],
     return rows, map_of
 
 
+def _take_checkpoints(rows: dict[str, DictConfig], where: str) -> dict[str, str]:
+    """Remove the checkpoint directories from the rows."""
+    found = {row: str(block.pop("checkpoints")) for row, block in rows.items() if "checkpoints" in block}
+    for row in found:
+        if rows[row]:
+            raise SharingError(
+                f"{where}{row}: checkpoints: trained elsewhere; allowed: no {', '.join(map(str, rows[row]))}"
+            )
+    return found
+
+
 def _data(value: Any, where: str) -> StudyData:
     if isinstance(value, str):
         name = check_name(value, f"{where}data")
@@ -219,6 +248,12 @@ def _data(value: Any, where: str) -> StudyData:
     if not value.get("name"):
         raise SharingError(f"{where}data.name: missing")
     name = check_name(value.name, f"{where}data.name")
+    if value.get("data_bin"):
+        tests = value.get("tests")
+        if not isinstance(tests, DictConfig) or not tests:
+            raise SharingError(f"{where}data.tests: {tests!r}; allowed: a mapping such as newstest: test,raw/test.de")
+        pairs = tuple(f"{test!s}={place}" for test, place in tests.items())
+        return StudyData(name, "", data_bin=str(value.data_bin), tests=pairs)
     size = value.get("subword_size")
     settings = () if size is None else ("--subword-size", str(size))
     return StudyData(name, check_name(value.get("recipe") or name, f"{where}data.recipe"), settings)

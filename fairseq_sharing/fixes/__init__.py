@@ -5,7 +5,12 @@ from __future__ import annotations
 import fairseq
 
 from fairseq_sharing.fixes.checkpoints import fix_checkpoints, fix_meters
-from fairseq_sharing.fixes.data import fix_batches_of_later_epochs, fix_batching, fix_numpy
+from fairseq_sharing.fixes.data import (
+    fix_batches_of_later_epochs,
+    fix_batching,
+    fix_numpy,
+    refuse_unfinished_data,
+)
 from fairseq_sharing.fixes.distributed import fix_broadcast, fix_torchrun
 from fairseq_sharing.fixes.error_messages import print_errors_on_one_line
 from fairseq_sharing.fixes.log import log_maps_for_ties, show_data_wait
@@ -26,6 +31,7 @@ def apply() -> None:
     fix_numpy()
     fix_batching()
     fix_batches_of_later_epochs()
+    refuse_unfinished_data()
     fix_checkpoints()
     fix_meters()
     refuse_nonfinite_search()

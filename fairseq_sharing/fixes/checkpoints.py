@@ -13,7 +13,7 @@ from fairseq.file_io import PathManager
 from fairseq.logging import meters
 
 from fairseq_sharing.checkpoints import files, resuming
-from fairseq_sharing.checkpoints.integrity import refuse_damaged
+from fairseq_sharing.checkpoints.integrity import refuse_damaged, refuse_expanding
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, to_plain
 
 logger = logging.getLogger(__name__)
@@ -47,18 +47,20 @@ def fix_checkpoints() -> None:
             return stock_load(cfg, trainer, **kwargs)
         newest, problem = fallback
         logger.warning(f"{problem}; resuming from {newest}")
-        default = cfg.restore_file
-        # fairseq appends the suffix itself.
+        default, pretrained = cfg.restore_file, cfg.finetune_from_model
+        # fairseq appends the suffix itself, and accepts only one of these options.
         cfg.restore_file = os.fspath(newest).removesuffix(f"{trainer.checkpoint_suffix}.pt") + ".pt"
+        cfg.finetune_from_model = None
         try:
             return stock_load(cfg, trainer, **kwargs)
         finally:
-            cfg.restore_file = default
+            cfg.restore_file, cfg.finetune_from_model = default, pretrained
 
     def reading(stock):
         @functools.wraps(stock)
         def read(path, *args, **kwargs):
             if os.path.isfile(path):
+                refuse_expanding(path)
                 refuse_damaged(path)
             try:
                 with torch.serialization.safe_globals(NUMPY_READERS):

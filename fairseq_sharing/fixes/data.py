@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import argparse
 import functools
+from pathlib import Path
 
 import numpy as np
+from fairseq.data import bucket_pad_length_dataset as bucket_data
 from fairseq.data import data_utils
 from fairseq.tasks import FairseqTask
 
+from fairseq_sharing.preparation.manifest import refuse_unfinished
+
 
 def fix_numpy() -> None:
-    """Add the name to numpy 2 that fairseq's language-model blocks and bucketing still use."""
+    """Replace what numpy 2 removed: a name in language-model blocks and bucketing, an argument in bucketing."""
+    data_utils.get_buckets = bucket_data.get_buckets = get_buckets
     if not hasattr(np, "compat"):
         np.compat = argparse.Namespace(long=np.int64)
+
+
+def get_buckets(sizes: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Return the lengths of --num-batch-buckets, as fairseq does with numpy 1.
+
+    Args:
+        sizes: length of each sentence.
+        num_buckets: number of buckets; equal ones are merged.
+    """
+    return np.unique(np.percentile(sizes, np.linspace(0, 100, num_buckets + 1), method="lower")[1:])
 
 
 def fix_batching() -> None:
@@ -33,6 +48,23 @@ def fix_batching() -> None:
         return batches if kept == len(indices) else [*batches, indices[kept:]]
 
     data_utils.batch_by_size = batch_by_size
+
+
+def refuse_unfinished_data() -> None:
+    """Refuse to read data while fairseq-sharing prepare is running, or before it has finished.
+
+    After a preparation with other settings was killed, new dictionaries may lie beside old binary files.
+    """
+    stock = data_utils.load_indexed_dataset
+
+    @functools.wraps(stock)
+    def load_indexed_dataset(path, *args, **kwargs):
+        folder = Path(path).absolute().parent
+        if folder.name == "bin":  # as prepare names it
+            refuse_unfinished(folder.parent)
+        return stock(path, *args, **kwargs)
+
+    data_utils.load_indexed_dataset = load_indexed_dataset
 
 
 def fix_batches_of_later_epochs() -> None:

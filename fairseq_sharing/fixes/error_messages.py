@@ -10,6 +10,7 @@ from pathlib import Path
 from fairseq import models
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.terminal import one_line
 
 
 def find_sharing_error(error: BaseException | None) -> SharingError | None:
@@ -41,11 +42,13 @@ def print_errors_on_one_line() -> None:
     name = program if program.startswith("fairseq-") else "fairseq-" + module.rpartition(".")[2].replace("_", "-")
 
     def hook(kind, error, traceback):
-        cause = find_sharing_error(error)
+        cause: object = find_sharing_error(error)
+        if cause is None and isinstance(error, OSError) and error.errno and error.filename:
+            cause = f"{error.filename}: {error.strerror}"
         if cause is None:
             stock_hook(kind, error, traceback)
         else:
-            print(f"{name}: error: {cause}", file=sys.stderr)
+            print(f"{name}: error: {one_line(cause)}", file=sys.stderr)
 
     sys.excepthook = hook
     if name == "fairseq-hydra-train":

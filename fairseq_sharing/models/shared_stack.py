@@ -34,7 +34,22 @@ from fairseq_sharing.universal.depth_steps import DepthSteps
 logger = logging.getLogger(__name__)
 
 
-class SharedStack(DepthSteps):
+class NotScriptable:
+    """Mixin for a module that TorchScript cannot compile: layers that share parameters depend on Python objects."""
+
+    def __prepare_scriptable__(self):
+        """Refuse torch.jit.script, which calls this first, also for a module that contains this one.
+
+        Raises:
+            SharingError: always.
+        """
+        raise SharingError(
+            f"torch.jit.script: {type(self).__name__} cannot be compiled; allowed: the stock fairseq model that "
+            "fairseq-sharing export --materialise writes, or torch.compile (--compile)"
+        )
+
+
+class SharedStack(NotScriptable, DepthSteps):
     """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
 
     sharing: StackSharing
@@ -87,7 +102,7 @@ def _divide(gradient: torch.Tensor, by: int) -> torch.Tensor:
     return gradient / by
 
 
-class SharingModel:
+class SharingModel(NotScriptable):
     """Mixin for a fairseq model with shared stacks: state dict, Admin, fast path and training precision.
 
     The state dict contains each shared tensor once, under its first name, and the layer maps. Loading restores the

@@ -8,6 +8,7 @@ from fairseq.models.transformer.transformer_encoder import TransformerEncoderBas
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.shared_stack import SharedStack
 from fairseq_sharing.models.sharing_options import stack_sharing
 from fairseq_sharing.moeut.dense_layer import DenseLayer, DenseSizes
@@ -174,6 +175,17 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
             x = self.project_out_dim(x)
         usage_by_stack = {"encoder": encoder_out["usage"]} if encoder_out and return_usage else {}
         return x, {"attn": [None], "inner_states": states, "usage": {**usage_by_stack, "decoder": usage}}
+
+    def make_generation_fast_(self, need_attn=False, **unused):
+        """Refuse --print-alignment.
+
+        Raises:
+            SharingError: attention weights are requested.
+        """
+        if need_attn:
+            raise SharingError(
+                f"--print-alignment {need_attn}: MoEUT's attention returns no weights; allowed: leave it out"
+            )
 
     def _step(self, keep: Tensor, start: int, encoder_out, count: bool) -> Step:
         """Return the layers' common inputs for the positions from ``start`` on."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import read_lines
 
 # Maximum number of cached words per process; a full cache is cleared.
 _CACHE_WORDS = 200_000
@@ -12,12 +17,39 @@ _CACHE_WORDS = 200_000
 # The library's symbol for characters that are in no merge. Merges are separated by spaces, so none contains a space.
 _UNKNOWN = " "
 
+_FORMAT = "'#version: 0.2', then two symbols per line"
+
+
+def read_codes(codes: Path) -> list[str]:
+    """Read a file of merge operations, for which subword-nmt would end the process if it is malformed.
+
+    Args:
+        codes: the file.
+
+    Returns:
+        Its lines: the version, which files of subword-nmt before 0.2 lack, then the merges.
+
+    Raises:
+        SharingError: the file has another format or contains no merges.
+    """
+    lines = list(read_lines(codes))
+    first = 1 if re.fullmatch(r"#version: \d+\.\d+", (lines or [""])[0]) else 0
+    for number, line in enumerate(lines[first:], start=first + 1):
+        if len(line.split(" ")) != 2 or not all(line.split(" ")) or line != line.strip("\r"):
+            raise SharingError(f"{codes}: not merges of subword-nmt (line {number}); allowed: {_FORMAT}")
+    if len(lines) <= first:
+        raise SharingError(f"{codes}: contains no merges; allowed: {_FORMAT}")
+    return lines
+
 
 class BytePairEncoding:
     """Split words into the same subwords as subword-nmt's apply-bpe, several times as fast.
 
     Args:
         codes: file of merge operations in the format of subword-nmt.
+
+    Raises:
+        SharingError: see `read_codes`.
     """
 
     def __init__(self, codes: Path):
@@ -26,8 +58,7 @@ class BytePairEncoding:
         from subword_nmt.apply_bpe import BPE
         from tokenizers import Tokenizer, models
 
-        with codes.open(encoding="utf-8", newline="\n") as file:
-            self._reference: Any = BPE(file)
+        self._reference: Any = BPE(io.StringIO("\n".join(read_codes(codes))))
         merges = sorted(self._reference.bpe_codes, key=self._reference.bpe_codes.__getitem__)
         self._same = self._reference.version == (0, 2) and same_in_any_order(merges)
         symbols = dict.fromkeys([_UNKNOWN, *(symbol for a, b in merges for symbol in (a, b, a + b))])

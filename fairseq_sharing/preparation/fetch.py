@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, sha256
+from fairseq_sharing.files import atomic_write, inside, is_full, sha256
 from fairseq_sharing.preparation.progress import console, progress
 
 UNKNOWN = "unknown"
@@ -207,6 +207,8 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
                 raise SharingError(f"{url}: the server returned {error.code} {error.reason}") from None
             reason = f"the server returned {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and is_full(error):
+                raise OSError(error.errno, error.strerror, str(part)) from None
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if part.is_file() and part.stat().st_size > before else failures + 1
         if failures == ATTEMPTS:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
+from fairseq_sharing.documents import Schema, is_count, is_flag, is_text, list_of, mapping_of, read_json
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import inside
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
@@ -37,20 +36,29 @@ def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         SharingError: preparation is running or unfinished, or the manifest is damaged or lacks a key.
     """
-    if _is_locked(folder / LOCK):
-        raise SharingError(f"{folder}: fairseq-sharing prepare is running in this folder; wait until it has finished")
+    refuse_unfinished(folder)
     file = folder / MANIFEST
     if not file.is_file():
-        if (folder / UNFINISHED).is_file():
-            raise SharingError(
-                f"{folder}: its preparation has not finished; re-run the same fairseq-sharing prepare command"
-            )
         return {}
     manifest = load_manifest(file)
     for key in needed:
         if key not in manifest:
             raise SharingError(f"{file}: missing {key}; allowed: a manifest of prepare or export")
     return manifest
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse a data directory while it is being prepared, or if its preparation has not finished.
+
+    Raises:
+        SharingError: preparation is running or unfinished.
+    """
+    if _is_locked(folder / LOCK):
+        raise SharingError(f"{folder}: fairseq-sharing prepare is running in this folder; wait until it has finished")
+    if not (folder / MANIFEST).is_file() and (folder / UNFINISHED).is_file():
+        raise SharingError(
+            f"{folder}: its preparation has not finished; re-run the same fairseq-sharing prepare command"
+        )
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
@@ -65,16 +73,7 @@ def load_manifest(file: Path) -> dict[str, Any]:
     Raises:
         SharingError: the file is not a manifest, or it contains a path outside of its folder.
     """
-    problem = f"{file}: not a manifest of prepare or export"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SharingError(f"{problem}: not JSON ({error})") from None
-    if not isinstance(manifest, dict):
-        raise SharingError(f"{problem}: {shortened(manifest)}; allowed: a mapping")
-    for key, (allowed, description) in _FIELDS.items():
-        if key in manifest and not allowed(manifest[key]):
-            raise SharingError(f"{problem}: {key} is {shortened(manifest[key])}; allowed: {description}")
+    manifest = read_json(file, _FIELDS, "a manifest of prepare or export")
     for path in _paths(manifest):
         try:
             inside(file.parent, path)
@@ -110,10 +109,6 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*", value) is not None
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def _is_step(value: object) -> bool:
     return (
         isinstance(value, dict)
@@ -127,45 +122,36 @@ def _is_test(value: object) -> bool:
         isinstance(value, dict)
         and _is_name(value.get("name"))
         and _is_name(value.get("subset"))
-        and _is_count(value.get("segments"))
+        and is_count(value.get("segments"))
         and isinstance(value.get("source"), str)
         and isinstance(value.get("reference", ""), str)
     )
 
 
-def _are_digests(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+_are_digests = mapping_of(is_text)
 
 
 def _is_choice(value: object, names: tuple[str, ...]) -> bool:
     return isinstance(value, dict) and value.get("name") in names
 
 
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dataset": (lambda value: isinstance(value, str), "a name"),
-    "artificial": (lambda value: isinstance(value, bool), "true or false"),
+_FIELDS: Schema = {
+    "dataset": (is_text, "a name"),
+    "artificial": (is_flag, "true or false"),
     "source_lang": (_is_name, "a language code"),
     "target_lang": (lambda value: value == "" or _is_name(value), "a language code; empty for a language model"),
     "tokenizer": (lambda value: _is_choice(value, TOKENIZERS), f"a mapping with name: {' or '.join(TOKENIZERS)}"),
     "subword": (
-        lambda value: _is_choice(value, SUBWORDS) and isinstance(value.get("model", ""), str),
+        lambda value: _is_choice(value, SUBWORDS) and is_text(value.get("model", "")),
         f"a mapping with name: {' or '.join(SUBWORDS)}, and model: FILE",
     ),
-    "tests": (
-        lambda value: isinstance(value, list) and all(map(_is_test, value)),
-        "a list of mappings with name, subset, segments, source and reference",
-    ),
+    "tests": (list_of(_is_test), "a list of mappings with name, subset, segments, source and reference"),
     "files": (_are_digests, "a mapping from file to SHA-256"),
-    "steps": (
-        lambda value: isinstance(value, dict) and all(map(_is_step, value.values())),
-        "a mapping from step to its record",
-    ),
-    "begun": (
-        lambda value: isinstance(value, list) and all(isinstance(file, str) for file in value),
-        "a list of files",
-    ),
+    "steps": (mapping_of(_is_step), "a mapping from step to its record"),
+    "begun": (list_of(is_text), "a list of files"),
     "max_tokens": (
-        lambda value: isinstance(value, dict) and all(_is_count(value.get(side)) for side in ("source", "target")),
+        lambda value: isinstance(value, dict) and all(is_count(value.get(side)) for side in ("source", "target")),
         "a number for source and target",
     ),
+    "sha256": (_are_digests, "a mapping from file to SHA-256"),
 }

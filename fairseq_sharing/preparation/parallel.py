@@ -10,8 +10,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, TypeVar
+
+from fairseq_sharing.errors import SharingError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +52,9 @@ class Workers:
 
         Yields:
             One result per item.
+
+        Raises:
+            SharingError: a process was killed.
         """
         items = iter(items)
         first = list(itertools.islice(items, 2))
@@ -60,9 +66,19 @@ class Workers:
             self._executor = ProcessPoolExecutor(
                 self.processes, multiprocessing.get_context("spawn"), initializer=_follow_parent
             )
+        try:
+            yield from self._results(self._executor, function, itertools.chain(first, items))
+        except BrokenProcessPool:
+            raise SharingError(
+                "a worker process was killed (out of memory?); re-run the command to resume, or use fewer --workers"
+            ) from None
+
+    def _results(
+        self, executor: ProcessPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
         pending: deque[Future[Any]] = deque()
-        for item in itertools.chain(first, items):
-            pending.append(self._executor.submit(function, item))
+        for item in items:
+            pending.append(executor.submit(function, item))
             if len(pending) >= 4 * self.processes:
                 yield pending.popleft().result()
         while pending:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.files import atomic_write, inside, sha256
 from fairseq_sharing.preparation import subwords, toy
 from fairseq_sharing.preparation.binarize import (
@@ -31,9 +32,10 @@ from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.recipe import Recipe
 from fairseq_sharing.preparation.sources import find_texts, identity, refuse_same_names
 from fairseq_sharing.preparation.steps import ResumableSteps, locked
-from fairseq_sharing.preparation.stream import ChunkFunction, process_chunks
+from fairseq_sharing.preparation.stream import ChunkFunction, process_chunks, split_every
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
+from fairseq_sharing.preparation.unspaced import removal_hint, subword_warning
 
 PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "tokenizers", "sentencepiece")
 
@@ -57,11 +59,9 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise SharingError(f"--workers must be at least 1, got {workers}")
-    try:
-        with locked(directory), Workers(workers) as pool:
-            return _Preparation(recipe, ResumableSteps(directory), pool, mirror).run()
-    except OSError as error:
-        raise SharingError(f"{error.filename or directory}: {error.strerror or error}") from error
+    refuse_separator(directory.resolve(), "--out")
+    with locked(directory), Workers(workers) as pool:
+        return _Preparation(recipe, ResumableSteps(directory), pool, mirror).run()
 
 
 class _Preparation:
@@ -83,21 +83,22 @@ class _Preparation:
             )
         if self.mirror is not None:
             refuse_same_names(corpus for corpora in self.recipe.splits.values() for corpus in corpora)
+        if warning := subword_warning(self.languages, self.recipe.subword["name"]):
+            _warn(warning)
         held_out = ["valid", *self.recipe.tests]
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
         clean = {name: self._tokenize(name, raw[name]["lines"], held_out) for name in self.recipe.splits}
+        if self.recipe.valid_every:
+            clean |= self._split(clean["train"])
         lines = {name: clean[name]["lines"] for name in ("train", *held_out)}
-        if not lines["train"]:
-            removed = clean["train"]["removed"]
-            raise SharingError(
-                f"dataset {self.recipe.dataset}: no training pairs left after cleaning; removed: {removed}"
-            )
+        self._report_removed(lines["train"], clean["train"].get("removed", {}))
         model = self._learn(lines["train"])
         for name, number in lines.items():
             self._segment(name, number, model)
         binary = self._binarize(lines)
         manifest = self.steps.finish(self._manifest(raw, clean, binary))
         self._report(manifest)
+        self._report_unexpected(lines)
         return manifest
 
     def _sides(self, folder: str, name: str) -> list[str]:
@@ -149,8 +150,29 @@ class _Preparation:
         settings: dict[str, Any] = {"tokenizer": self.recipe.tokenizer, "cleaning": limits}
         if self.recipe.tokenizer["name"] == "moses":
             settings["sacremoses"] = self.versions["sacremoses"]
-        inputs, outputs = self._sides("raw", name), self._sides("tok", name)
+        inputs = self._sides("raw", name)
+        outputs = self._sides("tok", "train+valid" if name == "train" and self.recipe.valid_every else name)
         return self.steps.run(f"tok/{name}", settings, [*inputs, *excluded], outputs, action)
+
+    def _split(self, clean: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Divide the clean training pairs into training and validation pairs."""
+
+        def action() -> dict[str, Any]:
+            for text, *outputs in zip(*map(self._paths, (whole, *parts)), strict=True):
+                split_every(text, every, *outputs)
+            return {"lines": clean["lines"] - valid, "valid": valid}
+
+        every, whole = self.recipe.valid_every, self._sides("tok", "train+valid")
+        valid = clean["lines"] // every
+        if not valid:
+            raise SharingError(
+                f"dataset {self.recipe.dataset}: {clean['lines']} training pairs after cleaning; allowed: at least "
+                f"{every} (valid_every)"
+            )
+        parts = [self._sides("tok", name) for name in ("train", "valid")]
+        result = self.steps.run("tok/valid", {"valid_every": every}, whole, [*parts[0], *parts[1]], action)
+        train = {"lines": result["lines"], "removed": clean.get("removed", {})}
+        return {"train": train, "valid": {"lines": result["valid"], "empty": 0}}
 
     def _learn(self, lines: int) -> str | None:
         subword = self.recipe.subword
@@ -167,7 +189,7 @@ class _Preparation:
             texts, size = self._paths(inputs), subword["size"]
             if subword["name"] == "bpe":
                 return {"learned": subwords.learn_bpe(texts, size, output, self.pool)}
-            return {"learned": subwords.learn_sentencepiece(texts, size, output, len(texts) * lines)}
+            return {"learned": subwords.learn_sentencepiece(texts, subword, output, len(texts) * lines)}
 
         codes = Path(subword["codes"]) if "codes" in subword else None
         settings = {"subword": subword, package: self.versions[package]}
@@ -185,11 +207,9 @@ class _Preparation:
         settings = {"subword": self.recipe.subword}
         result = self.steps.run(f"bpe/{name}", settings, [*inputs, *([model] if model else [])], outputs, action)
         if result["over_long"] and name != "train":
-            console.print(
-                f"[yellow]warning:[/] {name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} "
-                "subwords; fairseq fails on them unless --max-source-positions and --max-target-positions are higher",
-                soft_wrap=True,
-                highlight=False,
+            _warn(
+                f"{name}: {result['over_long']} pairs have a side longer than {MAX_SUBWORDS} subwords; fairseq fails "
+                "on them unless --max-source-positions and --max-target-positions are higher"
             )
 
     def _binarize(self, lines: dict[str, int]) -> dict[str, Any]:
@@ -263,6 +283,32 @@ class _Preparation:
         done = f"{len(self.steps.ran)} steps done" if self.steps.ran else "nothing to do"
         text = f"{self.directory}: {', '.join(sizes)}; dictionary {manifest['dictionary']:,}; {done}"
         console.print(text, soft_wrap=True, highlight=False)
+
+    def _report_removed(self, kept: int, removed: Mapping[str, int]) -> None:
+        """Refuse a corpus without training pairs, and warn if cleaning removed most pairs."""
+        pairs = kept + sum(removed.values())
+        hint = removal_hint(removed, pairs, self.languages, self.recipe.cleaning) if self.recipe.cleaning else ""
+        if not kept:
+            raise SharingError(
+                f"dataset {self.recipe.dataset}: no training pairs left after cleaning; "
+                + (hint or f"removed: {dict(removed)}")
+            )
+        if hint:
+            _warn(f"dataset {self.recipe.dataset}: {hint}")
+
+    def _report_unexpected(self, lines: Mapping[str, int]) -> None:
+        for name, expected in self.recipe.expected.items():
+            if lines[name] != expected:
+                console.print(
+                    f"warning: {name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}",
+                    style="yellow",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+
+
+def _warn(text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)
 
 
 def _version(package: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from fairseq_sharing.terminal import Console, visible
 
 console = Console(stderr=True)
 
@@ -45,7 +47,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
         A function to call with the number of newly completed units.
     """
     columns = (
-        TextColumn("{task.description:<26}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description:<26}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
         TaskProgressColumn("{task.percentage:>3.0f}%", text_format_no_percentage="{task.completed:,}"),
         _RateColumn(table_column=Column(no_wrap=True)),
@@ -53,7 +55,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=total, unit=unit)
+        task = bar.add_task(escape(visible(description)), total=total, unit=unit)
         pending = 0
         # Updating the display is slower than reading a line.
         batch = 1 if total is None else max(1, total // 200)

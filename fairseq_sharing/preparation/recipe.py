@@ -11,45 +11,55 @@ A recipe is a YAML file, ``data-prep/<dataset>/recipe.yaml``::
           de: {url: https://..., sha256: unknown}                 # recorded at the first download
         - en: {file: text.en.gz, sha256: ...}                     # no URL: requires --mirror
           de: {path: text.de}                                     # local; .gz is decompressed
+          markup: iwslt_xml                                       # optional: the file's format, see markup.py
       valid: {lines: 3000, sacrebleu: wmt13}                      # a test set of sacreBLEU
+    valid_every: 23               # instead of a valid split: every 23rd training pair after cleaning
+    expected: {train: 160239}     # pairs after cleaning; a difference is reported
     generator: toy                # instead of texts: generate them
     exclude_held_out: false       # remove training pairs whose source is in another split
     cleaning: {min_tokens: 1, max_tokens: 250, max_ratio: 1.5, max_word_length: 1000}     # or none
-    tokenizer: {name: moses, aggressive_dashes: false, escape: false}
+    tokenizer: {name: moses, normalize: true, aggressive_dashes: false, escape: false, lowercase: false}
     subword: {name: bpe, size: 10000}           # or {name: bpe, codes: FILE}: merges learned elsewhere
+    # or {name: sentencepiece, size: 8000, character_coverage: 1.0, max_sentence_length: 4192}
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fairseq_sharing.documents import read_yaml
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.fetch import UNKNOWN
-from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
+from fairseq_sharing.preparation.markup import MARKUPS
+from fairseq_sharing.preparation.settings import (
+    check_at_least,
+    check_choice,
+    check_cleaning,
+    check_subword,
+    read_cleaning,
+    read_subword,
+    read_tokenizer,
+)
+from fairseq_sharing.preparation.text import TOKENIZERS
 from fairseq_sharing.resources import recipes_dir
 
-CLEANING = {"min_tokens": 1, "max_tokens": 250, "max_ratio": 1.5, "max_word_length": 1000}
-"""Defaults of Moses' clean-corpus-n.perl, with the length ratio that fairseq's translation examples use."""
-
-DEFAULT_SUBWORD_SIZE = 10_000
-
 _NEEDED = ("source_lang", "splits")
-_OPTIONAL = ("target_lang", "generator", "exclude_held_out", "cleaning", "tokenizer", "subword")
+_OPTIONAL = (
+    *("target_lang", "valid_every", "expected", "generator", "exclude_held_out", "cleaning", "tokenizer", "subword"),
+)
 
 
 @dataclass(frozen=True)
 class Source:
     """One text: a file given by URL, by its name in a mirror, or by local path; ``member`` is a file in that archive.
 
-    ``sha256`` is the checksum of the file; UNKNOWN to record it at the first download.
+    ``markup`` is its format, see `markup.sentences`; empty for one sentence per line. ``sha256`` is the checksum of the
+    file; UNKNOWN to record it at the first download.
     """
 
     url: str = ""
@@ -57,6 +67,7 @@ class Source:
     sha256: str = ""
     path: str = ""
     member: str = ""
+    markup: str = ""
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, str) for value in vars(self).values()):
@@ -94,6 +105,8 @@ class Recipe:
         cleaning: limits for training pairs; None keeps all pairs.
         tokenizer: settings of text.Pipeline.
         subword: settings of text.Pipeline, with "size".
+        valid_every: N to use every Nth training pair after cleaning for validation; 0 if there is a valid split.
+        expected: number of pairs of each split after cleaning, where known.
     """
 
     dataset: str
@@ -105,6 +118,8 @@ class Recipe:
     cleaning: dict[str, Any] | None
     tokenizer: dict[str, Any]
     subword: dict[str, Any]
+    valid_every: int = 0
+    expected: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for side, lang in self.languages.items():
@@ -112,9 +127,20 @@ class Recipe:
                 raise SharingError(f"--{side}-lang must consist of letters, digits and _, such as en, got {lang!r}")
         if self.source_lang == self.target_lang:
             raise SharingError(f"--source-lang and --target-lang must differ, got {self.source_lang!r} twice")
-        for name in ("train", "valid"):
+        for name in ("train",) if self.valid_every else ("train", "valid"):
             if name not in self.splits:
                 raise SharingError(f"dataset {self.dataset}: no {name} split; required: train and valid")
+        if self.valid_every:
+            check_at_least(f"dataset {self.dataset}: valid_every", self.valid_every, 2)
+            if "valid" in self.splits or self.exclude_held_out:
+                raise SharingError(
+                    f"dataset {self.dataset}: valid_every {self.valid_every}; allowed: without a valid split and "
+                    "without exclude_held_out"
+                )
+        counts = self.expected.items() if isinstance(self.expected, dict) else [("expected", self.expected)]
+        for name, count in counts:
+            check_choice(f"dataset {self.dataset}: split of expected", name, ("train", "valid", *self.tests))
+            check_at_least(f"dataset {self.dataset}: expected pairs of {name}", count, 1)
         for name, corpora in self.splits.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise SharingError(f"a test set's name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -127,19 +153,14 @@ class Recipe:
             )
         if self.generator not in (None, "toy"):
             raise SharingError(f"dataset {self.dataset}: generator must be toy, got {self.generator!r}")
-        _choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
-        _choice("--subword", self.subword["name"], SUBWORDS)
-        if "size" in self.subword:
-            _at_least("--subword-size", self.subword["size"], 1)
+        check_choice("--tokenizer", self.tokenizer["name"], TOKENIZERS)
+        check_subword(self.subword)
         if self.cleaning is not None:
-            _at_least("--min-tokens", self.cleaning["min_tokens"], 1)
-            _at_least("--max-tokens", self.cleaning["max_tokens"], self.cleaning["min_tokens"])
-            _at_least("--max-ratio", self.cleaning["max_ratio"], 1, float)
-            _at_least("--max-word-length", self.cleaning["max_word_length"], 1)
+            check_cleaning(self.cleaning)
 
     def _check_corpus(self, name: str, corpus: Corpus) -> None:
         if self.generator or corpus.lines is not None:
-            _at_least(f"dataset {self.dataset}: lines of {name}", corpus.lines, 1)
+            check_at_least(f"dataset {self.dataset}: lines of {name}", corpus.lines, 1)
         if self.generator:
             return
         for lang in () if corpus.sacrebleu else self.languages.values():
@@ -147,6 +168,8 @@ class Recipe:
                 allowed = ", ".join(sorted(corpus.texts))
                 raise SharingError(f"dataset {self.dataset}: {name} has no text in {lang}; allowed: {allowed}")
             source = corpus.texts[lang]
+            if source.markup:
+                check_choice(f"dataset {self.dataset}: markup of {name}.{lang}", source.markup, MARKUPS)
             known = source.sha256 == UNKNOWN or re.fullmatch("[0-9a-f]{64}", source.sha256)
             if [bool(source.path), bool(source.url), bool(source.file)].count(True) != 1 or not (source.path or known):
                 raise SharingError(
@@ -197,11 +220,7 @@ def load_recipe(dataset: str, overrides: Mapping[str, Any] | None = None) -> Rec
         raise SharingError(
             f"DATASET must be one of {', '.join(recipe_names())}, files, or a recipe.yaml, got {dataset!r}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SharingError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
-    return build_recipe(path.resolve().parent.name, content, overrides, path)
+    return build_recipe(path.resolve().parent.name, read_yaml(path), overrides, path)
 
 
 def files_recipe(
@@ -247,8 +266,8 @@ def build_recipe(
     Args:
         dataset: name of the dataset.
         content: mapping in the format shown at the top of this module.
-        overrides: source_lang, target_lang, tokenizer, subword, subword_size and the keys of CLEANING; None
-            values are ignored.
+        overrides: source_lang, target_lang, tokenizer, subword, subword_size, the keys of SENTENCEPIECE and of
+            CLEANING; None values are ignored.
         path: the recipe's file; local paths in it are relative to its folder.
 
     Returns:
@@ -266,7 +285,7 @@ def build_recipe(
         or not isinstance(content["splits"], Mapping)
     ):
         raise SharingError(f"{where}: not a recipe; required: {', '.join(_NEEDED)}; optional: {', '.join(_OPTIONAL)}")
-    subword = _subword(where, content, given, path)
+    subword = read_subword(where, content, given, path)
     return Recipe(
         dataset=dataset,
         source_lang=str(given.get("source_lang", content["source_lang"])),
@@ -274,52 +293,12 @@ def build_recipe(
         splits={name: _corpora(f"{where}: {name}", split, path) for name, split in content["splits"].items()},
         generator=content.get("generator"),
         exclude_held_out=bool(content.get("exclude_held_out", False)),
-        cleaning=_cleaning(where, content, given),
-        tokenizer=_tokenizer(where, content, given, subword["name"]),
+        valid_every=content.get("valid_every", 0),
+        expected=content.get("expected", {}),
+        cleaning=read_cleaning(where, content, given),
+        tokenizer=read_tokenizer(where, content, given, subword["name"]),
         subword=subword,
     )
-
-
-def _cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
-    cleaning = content.get("cleaning", {})
-    if cleaning == "none":
-        if flags := [flag_of(key) for key in CLEANING if key in given]:
-            raise SharingError(f"{flags[0]} cannot be used with {where}, which keeps every line (cleaning: none)")
-        return None
-    if not isinstance(cleaning, Mapping) or set(cleaning) - set(CLEANING):
-        raise SharingError(
-            f"{where}: cleaning must be none or a mapping with keys of {', '.join(CLEANING)}, got {cleaning}"
-        )
-    return {key: given.get(key, cleaning.get(key, default)) for key, default in CLEANING.items()}
-
-
-def _subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    subword = content.get("subword", {})
-    if not isinstance(subword, Mapping) or set(subword) - {"name", "size", "codes"}:
-        raise SharingError(f"{where}: subword must be a mapping with name, and size or codes, got {subword}")
-    name, size = given.get("subword", subword.get("name", "bpe")), given.get("subword_size")
-    ready = name == "bpe" and size is None and subword.get("codes")
-    if ready:
-        return {"name": name, "codes": str((path.parent if path else Path()) / ready)}
-    if name != "none":
-        return {"name": name, "size": subword.get("size", DEFAULT_SUBWORD_SIZE) if size is None else size}
-    if size is not None:
-        raise SharingError(f"--subword-size cannot be used with --subword none, got {size}")
-    return {"name": "none"}
-
-
-def _tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, Any], subword: str) -> dict[str, Any]:
-    if not isinstance(content.get("tokenizer", {}), Mapping):
-        raise SharingError(f"{where}: tokenizer must be a mapping with name and settings, got {content['tokenizer']}")
-    tokenizer = dict(content.get("tokenizer", {}))
-    if "tokenizer" in given:
-        tokenizer["name"] = given["tokenizer"]
-    elif "name" not in tokenizer:
-        # sentencepiece learns from plain text, including spaces, which tokenization would change.
-        tokenizer["name"] = "none" if subword == "sentencepiece" else "moses"
-    if tokenizer["name"] == "moses":
-        return {"aggressive_dashes": False, "escape": False, **tokenizer}
-    return {"name": tokenizer["name"]}
 
 
 def _corpora(where: str, content: Any, path: Path | None) -> tuple[Corpus, ...]:
@@ -337,7 +316,7 @@ def _corpus(where: str, content: Any, path: Path | None) -> Corpus:
     except (TypeError, AttributeError):
         raise SharingError(
             f"{where}: expected lines: N, and sacrebleu: NAME or LANG: {{url: ..., sha256: ...}}, "
-            "{file: ..., sha256: ...} or {path: ...}, these with member: ... for an archive"
+            "{file: ..., sha256: ...} or {path: ...}, these with member: ... for an archive, and markup: ..."
         ) from None
     if path is not None:
         local = {lang: source for lang, source in texts.items() if source.path}
@@ -351,15 +330,3 @@ def _find(prefix: str, lang: str) -> str:
         if Path(path).is_file():
             return path
     raise SharingError(f"{plain}: neither this file nor {plain}.gz exists")
-
-
-def _choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SharingError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _at_least(flag: str, value: object, least: float, kind: type[int] | type[float] = int) -> None:
-    kinds = (int,) if kind is int else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < math.inf:
-        allowed = "integers" if kind is int else "finite numbers"
-        raise SharingError(f"{flag} must be at least {least}, got {value}; allowed: {allowed}")

@@ -10,6 +10,7 @@ from typing import Any
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import read_lines, sha256
 from fairseq_sharing.preparation.fetch import UNKNOWN, fetch, file_name, local_path, recorded_digest
+from fairseq_sharing.preparation.markup import sentences
 from fairseq_sharing.preparation.recipe import Corpus, Source
 
 
@@ -19,6 +20,7 @@ class Text:
 
     path: Path
     member: str = ""
+    markup: str = ""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.member}" if self.member else str(self.path)
@@ -29,8 +31,8 @@ class Text:
         return Path(self.member).name or self.path.name
 
     def lines(self) -> Iterator[str]:
-        """Read the lines; see files.read_lines."""
-        return read_lines(self.path, self.member)
+        """Read the sentences; see files.read_lines and markup.sentences."""
+        return sentences(read_lines(self.path, self.member), self.markup)
 
 
 def identity(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror: str | None) -> dict[str, str]:
@@ -53,10 +55,12 @@ def identity(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror:
 def _identity(source: Source, folder: Path, mirror: str | None) -> str:
     digest: str | None = source.sha256 or sha256(Path(source.path))
     if digest == UNKNOWN:
-        if recorded_digest(source.location, folder) is None:
+        # A local mirror is always read, so that a changed file in it is refused instead of ignored.
+        local = mirror is not None and local_path(mirror) is not None
+        if local or recorded_digest(source.location, folder) is None:
             fetch(source.location, UNKNOWN, folder, mirror)
         digest = recorded_digest(source.location, folder)
-    return f"{digest} {source.member}".strip()
+    return " ".join(filter(None, (digest, source.member, source.markup)))
 
 
 def refuse_same_names(corpora: Iterable[Corpus]) -> None:
@@ -102,7 +106,7 @@ def find_texts(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirro
         (location, digest): fetch(location, digest, folder, mirror)
         for location, digest in {(source.location, source.sha256) for source in sources if source.location}
     }
-    return [Text(fetched.get((s.location, s.sha256), Path(s.path)), s.member) for s in sources]
+    return [Text(fetched.get((s.location, s.sha256), Path(s.path)), s.member, s.markup) for s in sources]
 
 
 def _sacrebleu_set(name: str) -> Any:

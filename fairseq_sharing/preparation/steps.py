@@ -69,7 +69,7 @@ class ResumableSteps:
             self._manifest = load_manifest(source)
             if "steps" not in self._manifest:
                 raise SharingError(f"--out {directory}: {source.name} records no steps; give another directory")
-        elif set(os.listdir(directory)) - {LOCK}:
+        elif set(os.listdir(directory)) - {LOCK, *(path.name for path in leftovers(self._unfinished))}:
             raise SharingError(f"--out {directory}: exists and contains no {MANIFEST}; give a new or empty directory")
         else:
             self._manifest = {}

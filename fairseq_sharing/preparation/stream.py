@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from fairseq_sharing.documents import Schema, is_count, is_text, list_of, mapping_of, read_json
 from fairseq_sharing.files import atomic_write
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
@@ -21,6 +22,14 @@ CHUNK = 1000
 
 SAVE_EVERY = 5.0
 """Maximum seconds of work that a stopped run loses."""
+
+_JOURNAL: Schema = {
+    "key": (is_text, "text"),
+    "lines": (is_count, "a number"),
+    "read": (list_of(is_count), "positions"),
+    "written": (list_of(is_count), "sizes"),
+    "counts": (mapping_of(is_count), "numbers"),
+}
 
 Chunk = tuple[bytes, ...]
 """The same lines from each input."""
@@ -66,7 +75,7 @@ def process_chunks(
         saved = time.monotonic()
         for texts, chunk_counts in pool.map(function, _chunks(sources, sizes)):
             for file, text in zip(files, texts, strict=True):
-                file.write(text)
+                _write(file, text)
             number, *read = sizes.popleft()
             counts.update(chunk_counts)
             advance(number)
@@ -84,6 +93,20 @@ def process_chunks(
     return counts
 
 
+def split_every(text: Path, every: int, others: Path, chosen: Path) -> None:
+    """Divide a text: every Nth line to one file, the others to another.
+
+    Args:
+        text: the text.
+        every: N; the first chosen line is line N.
+        others: file of the other lines.
+        chosen: file of the chosen lines.
+    """
+    with text.open("rb") as file, atomic_write(others) as rest, atomic_write(chosen) as nth:
+        for number, line in enumerate(file, start=1):
+            (rest if number % every else nth).write(line)
+
+
 def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]]) -> Iterator[Chunk]:
     """Read chunks; append the number of lines and the bytes per source of each chunk to ``sizes``."""
     while lines := [list(itertools.islice(source, CHUNK)) for source in sources]:
@@ -96,10 +119,10 @@ def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]]) -> Iterator[Chunk
 
 def _read_journal(journal: Path, parts: list[Path], key: str) -> dict[str, Any] | None:
     try:
-        state = json.loads(journal.read_text(encoding="utf-8"))
+        state = read_json(journal, _JOURNAL, "a journal", tuple(_JOURNAL))
         if state["key"] == key and all(p.stat().st_size >= n for p, n in zip(parts, state["written"], strict=True)):
             return state
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         pass  # The journal is damaged or its files are missing: restart the outputs.
     return None
 
@@ -119,8 +142,17 @@ def _continue(part: Path, size: int) -> Iterator[IO[bytes]]:
         yield file
 
 
+def _write(file: IO[bytes], text: bytes = b"") -> None:
+    try:
+        file.write(text)
+        if not text:
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # does not name the file
+        raise OSError(error.errno, error.strerror, file.name) from None
+
+
 def _sync(file: IO[bytes]) -> int:
     """Flush a file to disk and return its size."""
-    file.flush()
-    os.fsync(file.fileno())
+    _write(file)
     return file.tell()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, read_lines
+from fairseq_sharing.preparation.bpe import read_codes
 from fairseq_sharing.preparation.parallel import Workers
-from fairseq_sharing.preparation.progress import progress
+from fairseq_sharing.preparation.progress import console, progress
+from fairseq_sharing.preparation.settings import SENTENCEPIECE
 
 Item = TypeVar("Item")
 
@@ -54,9 +57,12 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
             learner.learn_bpe(vocabulary, codes, size, is_dict=True)
         finally:
             learner.tqdm = shown
+    merges = codes.getvalue().count("\n") - 1
+    if not merges:
+        raise SharingError(f"{texts[0]}: no two characters occur together twice; use more text or --subword none")
     with atomic_write(output) as file:
         file.write(codes.getvalue().encode("utf-8"))
-    return codes.getvalue().count("\n") - 1
+    return merges
 
 
 def copy_bpe(codes: Path, output: Path) -> int:
@@ -72,20 +78,20 @@ def copy_bpe(codes: Path, output: Path) -> int:
     Raises:
         SharingError: the file has another format.
     """
-    lines = list(read_lines(codes))
-    if lines[:1] != ["#version: 0.2"] or any(len(line.split(" ")) != 2 for line in lines[1:]):
-        raise SharingError(f"{codes}: not merges of subword-nmt; allowed: '#version: 0.2', then two symbols per line")
+    lines = read_codes(codes)
+    if lines[0] != "#version: 0.2":
+        raise SharingError(f"{codes}: merges of another version of subword-nmt; allowed: '#version: 0.2' in line 1")
     with atomic_write(output) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     return len(lines) - 1
 
 
-def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) -> int:
+def learn_sentencepiece(texts: list[Path], subword: Mapping[str, Any], output: Path, lines: int) -> int:
     """Learn a joined unigram model with sentencepiece.
 
     Args:
         texts: texts, tokenized or not.
-        size: number of pieces in the model.
+        subword: size, the number of pieces in the model, and optionally character_coverage and max_sentence_length.
         output: the model file.
         lines: total number of lines in the texts, for the progress bar.
 
@@ -93,13 +99,15 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) 
         Number of pieces in the model.
 
     Raises:
-        SharingError: the texts do not yield that many pieces, or have too many different characters.
+        SharingError: the texts do not yield that many pieces, have too many different characters, or only lines that
+            are too long.
     """
     import sentencepiece
 
-    model = io.BytesIO()
+    settings = {**SENTENCEPIECE, **{key: value for key, value in subword.items() if key in SENTENCEPIECE}}
+    model, size, counts = io.BytesIO(), subword["size"], Counter[str]()
     sentencepiece.set_random_generator_seed(1)
-    sentences = (line for text in texts for line in read_lines(text) if line)
+    sentences = _short_lines(texts, settings["max_sentence_length"], counts)
     with progress("learn sentencepiece", lines) as advance:
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -107,17 +115,49 @@ def learn_sentencepiece(texts: list[Path], size: int, output: Path, lines: int) 
                 model_writer=model,
                 vocab_size=size,
                 model_type="unigram",
-                character_coverage=1.0,
                 input_sentence_size=_SENTENCEPIECE_SENTENCES,
                 shuffle_input_sentence=True,
                 minloglevel=2,
+                **settings,
             )
         except RuntimeError as error:
-            reason = str(error).rpartition("] ")[2] or str(error)
-            raise SharingError(f"--subword-size {size}: rejected by sentencepiece: {reason}") from None
+            raise SharingError(_explain(str(error), size, settings, counts)) from None
+    if counts["long"]:
+        console.print(
+            f"warning: SentencePiece did not learn from {counts['long']:,} of {counts.total():,} lines, which are "
+            f"longer than {settings['max_sentence_length']:,} bytes (--max-sentence-length)",
+            style="yellow",
+            soft_wrap=True,
+        )
     with atomic_write(output) as file:
         file.write(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+
+
+def _short_lines(texts: list[Path], longest: int, counts: Counter[str]) -> Iterator[str]:
+    """Read the lines that SentencePiece does not ignore, and count all lines by length: "long" and "short"."""
+    for line in (line for text in texts for line in read_lines(text) if line):
+        length = "long" if len(line.encode()) > longest else "short"
+        counts[length] += 1
+        if length == "short":
+            yield line
+
+
+def _explain(message: str, size: int, settings: Mapping[str, Any], counts: Counter[str]) -> str:
+    """Explain an error of SentencePiece by the flags of prepare."""
+    if not counts["short"]:
+        return (
+            f"--subword sentencepiece: all {counts['long']:,} lines of the training text are longer than "
+            f"{settings['max_sentence_length']:,} bytes; allowed: shorter lines, or a higher --max-sentence-length"
+        )
+    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        return (
+            f"--subword-size {size}: the training text has too many different characters; allowed: at least "
+            f"{int(found[1]):,} pieces, or a --character-coverage below {settings['character_coverage']:g}"
+        )
+    if found := re.search(r"Vocabulary size too high .* <= (\d+)", message):
+        return f"--subword-size {size}: the training text has too few words; allowed: at most {int(found[1]):,} pieces"
+    return f"--subword-size {size}: rejected by sentencepiece: {message.rpartition('] ')[2] or message}"
 
 
 def count_words(title: str, texts: list[Path], pool: Workers) -> Counter[str]:

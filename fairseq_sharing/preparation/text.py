@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import sha256
 
 TOKENIZERS = ("moses", "none")
 SUBWORDS = ("bpe", "sentencepiece", "none")
@@ -27,7 +28,8 @@ class Pipeline:
 
     Args:
         languages: language code of each side, ``{"source": "en", "target": "de"}``.
-        tokenizer: ``{"name": "moses" or "none", "aggressive_dashes": bool, "escape": bool}``.
+        tokenizer: ``{"name": "moses" or "none", "normalize": bool, "aggressive_dashes": bool, "escape": bool,
+            "lowercase": bool}``; all are optional except for the name, and false except for ``normalize``.
         subword: ``{"name": "bpe", "sentencepiece" or "none"}``.
         model: file of BPE codes or sentencepiece model; not required for tokenization.
     """
@@ -55,7 +57,8 @@ class Pipeline:
             The pipeline with the settings and the subword model of that directory.
 
         Raises:
-            SharingError: the directory has no manifest, or its preparation has not finished.
+            SharingError: the directory has no manifest, its preparation has not finished, or its subword model has
+                changed since.
         """
         from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
@@ -66,6 +69,9 @@ class Pipeline:
                 f"fairseq-sharing prepare DATASET --out {data_dir}"
             )
         model = manifest["subword"].get("model")
+        expected = manifest.get("files", {}).get(model)
+        if expected is not None and (file := Path(data_dir) / model).is_file() and sha256(file) != expected:
+            raise SharingError(f"{file}: changed since its preparation; re-run fairseq-sharing prepare")
         languages = {"source": manifest["source_lang"], "target": manifest["target_lang"]}
         return cls(
             {side: lang for side, lang in languages.items() if lang},
@@ -115,11 +121,13 @@ class Pipeline:
         if self.tokenizer["name"] == "moses":
             normalizer, tokenizer = self._tokenizers[side]
             line = tokenizer.tokenize(
-                normalizer.normalize(line),
+                normalizer.normalize(line) if self.tokenizer.get("normalize", True) else line,
                 aggressive_dash_splits=self.tokenizer.get("aggressive_dashes", False),
                 escape=self.tokenizer.get("escape", False),
                 return_str=True,
             )
+        if self.tokenizer.get("lowercase", False):
+            line = line.lower()
         return " ".join(line.split())
 
     def segment(self, line: str) -> str:
@@ -176,7 +184,10 @@ class Pipeline:
     def _sentencepiece(self) -> Any:
         from sentencepiece import SentencePieceProcessor
 
-        return SentencePieceProcessor(model_file=str(self._model_file()))
+        try:
+            return SentencePieceProcessor(model_file=str(self._model_file()))
+        except (OSError, RuntimeError) as error:
+            raise SharingError(f"{self.model}: not a model of sentencepiece; re-run fairseq-sharing prepare") from error
 
     def _model_file(self) -> Path:
         if self.model is None or not self.model.is_file():

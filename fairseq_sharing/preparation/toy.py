@@ -11,8 +11,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
+from fairseq_sharing.documents import read_yaml
 from fairseq_sharing.files import sha256
 from fairseq_sharing.preparation import toy_grammar, toy_words
 from fairseq_sharing.resources import recipes_dir
@@ -40,7 +39,7 @@ def generate(sizes: Mapping[str, int], seed: int = SEED) -> dict[str, list[dict[
     Returns:
         For each split, a list of ``{"en": sentence, "de": sentence}``.
     """
-    grammar = toy_grammar.Grammar(yaml.safe_load(_grammar_file().read_text(encoding="utf-8")), random.Random(seed))
+    grammar = toy_grammar.Grammar(read_yaml(_grammar_file()), random.Random(seed))
     held_out = grammar.choose_held_out(HELD_OUT)
     corpus: dict[str, list[dict[str, str]]] = {name: [] for name in sizes}
     seen: set[str] = set()

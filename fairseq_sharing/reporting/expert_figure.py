@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.reporting.plot_style import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -19,8 +21,8 @@ _KINDS = {
     "encoder_attn_output": "cross-attention, outputs",
     "ffn": "feed-forward",
 }
-_MOST = 3.0  # upper end of the color scale, relative to uniform choices
 _ROW = 0.22  # height per layer, in inches
+_COLUMNS = 2  # panels side by side, so that the page shows their text at its size
 
 
 def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str, Sequence[int]]) -> Figure | None:
@@ -34,24 +36,38 @@ def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str
     Returns:
         The figure; None if no choices were logged.
     """
-    from matplotlib.figure import Figure
-
     panels = _panels(experts)
     if not panels:
         return None
-    columns = min(3, len(panels))
+    columns = min(_COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     tallest = max(len(routers) for routers in panels.values())
-    figure = Figure(figsize=(4.6 * columns, lines * (_ROW * tallest + 0.9) + 0.5), layout="constrained")
+    shares = {key: {layer: _shares(router) for layer, router in panels[key].items()} for key in panels}
+    most = max(share for routers in shares.values() for line in routers.values() for share in line)
+    figure = new_figure(5.4 * columns + 0.9, lines * (_ROW * tallest + 0.75) + 0.2)
     axes = figure.subplots(lines, columns, squeeze=False)
     for place, ((stack, kind), routers) in zip(axes.flat, panels.items(), strict=False):
-        image = _panel(place, f"{stack}: {_KINDS[kind]}", routers, layer_maps.get(stack, ()))
+        image = place.imshow(
+            list(shares[stack, kind].values()),
+            aspect="auto",
+            interpolation="nearest",
+            cmap="viridis",
+            vmin=0,
+            vmax=most,
+        )
+        _finish(place, f"{stack}: {_KINDS[kind]}", routers, layer_maps.get(stack, ()), tallest)
     for place in list(axes.flat)[len(panels) :]:
         place.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="max")
-    bar.set_label("choices, relative to uniform use", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01)
+    bar.set_label("choices, relative to uniform use", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _shares(router: Mapping[str, Any]) -> list[float]:
+    """Return how often each expert was chosen, relative to uniform use."""
+    choices = router["choices"]
+    return [len(choices) * count / max(1, sum(choices)) for count in choices]
 
 
 def _panels(experts: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
@@ -68,17 +84,15 @@ def _panels(experts: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], d
     }
 
 
-def _panel(axes: Axes, title: str, routers: Mapping[int, Mapping[str, Any]], layer_map: Sequence[int]) -> Any:
+def _finish(
+    axes: Axes, title: str, routers: Mapping[int, Mapping[str, Any]], layer_map: Sequence[int], tallest: int
+) -> None:
+    """Add the texts of a panel; all panels have the height of the tallest, so that their lines are equally high."""
     from matplotlib.ticker import MaxNLocator
 
-    shares = []
-    for router in routers.values():
-        choices = router["choices"]
-        shares.append([len(choices) * count / max(1, sum(choices)) for count in choices])
-    image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=_MOST)
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel("expert", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("expert", fontsize=9)
+    axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_yticks(range(len(routers)), [_line(number, layer_map) for number in routers])
     details = axes.secondary_yaxis("right")
@@ -89,8 +103,11 @@ def _panel(axes: Axes, title: str, routers: Mapping[int, Mapping[str, Any]], lay
             for router in routers.values()
         ],
     )
-    details.tick_params(labelsize=6, length=0)
-    return image
+    details.tick_params(labelsize=8, length=0)
+    axes.set_ylim(tallest - 0.5, -0.5)
+    axes.spines["bottom"].set_position(("data", len(routers) - 0.5))
+    for spine in (*axes.spines.values(), *details.spines.values()):
+        spine.set_visible(False)
 
 
 def _line(number: int, layer_map: Sequence[int]) -> str:

@@ -1,25 +1,25 @@
-"""Draw the figures of a study: BLEU against size and speed, learning curves, layer maps."""
+"""Draw the figures of a study: scores against size and speed, learning curves, layer maps."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairseq_sharing.files import inside
-from fairseq_sharing.reporting.bleu_figures import bleu_by_parameters, bleu_by_speed
 from fairseq_sharing.reporting.expert_figure import expert_use
 from fairseq_sharing.reporting.layer_map_figure import layer_maps
 from fairseq_sharing.reporting.learning_curves import learning_curves
 from fairseq_sharing.reporting.map_history import draw_map_history
+from fairseq_sharing.reporting.metrics import METRICS
+from fairseq_sharing.reporting.plot_style import SUFFIXES, save_figure
 from fairseq_sharing.reporting.results import Row
+from fairseq_sharing.reporting.score_figures import score_by_parameters, score_by_speed
 from fairseq_sharing.reporting.tables import machine, titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DPI = 160
 
 
 def require_matplotlib() -> None:
@@ -31,54 +31,59 @@ def require_matplotlib() -> None:
     import matplotlib  # noqa: F401
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
-    """Write a PNG file for each figure that the results have data for.
+def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[str, str]]:
+    """Write a PNG, PDF and SVG file for each figure that the results have data for.
 
     Args:
         rows: the experiments, in order.
         folder: the output directory.
+        metric: key of ``METRICS``.
 
     Returns:
-        File name and caption of each figure.
+        PNG file name and caption of each figure.
     """
-    measured, name = _on_one_machine(rows)
-    only = "" if len(measured) == len(rows) else f" Only runs trained on {name}; other speeds are not comparable."
-    bars = "Error bars: standard deviation over seeds, or the 95% bootstrap interval of a single seed."
+    measured, place = _on_one_machine(rows)
+    only = "" if len(measured) == len(rows) else f" Only runs trained on {place}; other speeds are not comparable."
+    score, stem = METRICS[metric].label, re.sub(r"\W", "", metric)
+    numbers = f"Numbers are those of the legend; points that coincide share a label. {_bars(rows)}"
+    changing = ", at the end of training" if any(row.schedule for row in rows) else ""
     pictures: list[tuple[str, Callable[[Sequence[Row]], Figure | None], str]] = [
         (
-            "bleu_by_parameters.png",
-            bleu_by_parameters,
-            f"BLEU against unique parameters, per test set. {bars} Models of similar size are drawn side by side.",
+            f"{stem}_by_parameters",
+            lambda rows: score_by_parameters(rows, metric),
+            f"{score} against unique parameters{changing}, per test set. {numbers}",
         ),
         (
-            "bleu_by_speed.png",
-            lambda rows: bleu_by_speed(measured, len(rows)),
-            f"BLEU against training speed, per test set.{only} {bars} Models of similar speed are drawn side by side.",
+            f"{stem}_by_speed",
+            lambda rows: score_by_speed(rows, metric, {row.run for row in measured}),
+            f"{score} against training speed, per test set.{only} {numbers}",
         ),
         (
-            "learning_curves.png",
+            "learning_curves",
             learning_curves,
-            "Validation loss against updates, one line per seed. The first 10% of the updates may exceed the axis.",
+            "Validation loss and perplexity against updates, one line per seed. Large ratios of perplexity have a"
+            " logarithmic axis.",
         ),
         (
-            "layer_maps.png",
+            "layer_maps",
             layer_maps,
             "The parameter set of each layer, with the input at the left. Layers with the same number and color share"
             " their parameters. Encoder and decoder have separate sets. If the seeds have different maps, the map of"
             " the first seed is shown.",
         ),
         (
-            "map_history.png",
+            "map_history",
             draw_map_history,
             "Changes of the layer maps during training. At each update, layers with the same color share their"
-            " parameters; each group has the color of its first layer. Gray: not trained yet.",
+            " parameters; each group has the color of its first layer. Gray: not trained yet. White: after the end of"
+            " a shorter training.",
         ),
     ]
     for row, title in zip(rows, titles(rows), strict=True):
         if row.results[0].get("experts"):
             pictures.append(
                 (
-                    f"expert_use_{row.run}.png",
+                    f"expert_use_{row.run}",
                     lambda _, row=row: expert_use(row["experts"], row["layer_map"]),  # type: ignore[misc]
                     f"How often each layer chose each expert in the last validation: {title}, first seed. Several"
                     " layers can use the same set. Dead experts were never chosen.",
@@ -88,10 +93,27 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
     for name, make, caption in pictures:
         figure = make(rows)
         if figure is not None:
-            # Omit version and date, so that equal results give identical files.
-            figure.savefig(inside(folder, name), dpi=DPI, metadata={"Software": None})
-            written.append((name, caption))
+            save_figure(figure, folder, name)
+            written.append((f"{name}.png", caption))
     return written
+
+
+def all_formats(pictures: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the file names of figures in all formats, the PNG files first.
+
+    Args:
+        pictures: PNG file name and caption of each figure, as ``draw`` returns them.
+    """
+    return [name.removesuffix(".png") + suffix for suffix in SUFFIXES for name, _ in pictures]
+
+
+def _bars(rows: Sequence[Row]) -> str:
+    """Explain the error bars."""
+    seeds = {len(row.results) for row in rows}
+    if max(seeds) == 1:
+        return "No error bars: one seed per row."
+    few = " Rows with one seed have none." if 1 in seeds else ""
+    return f"Error bars: standard deviation over seeds.{few}"
 
 
 def _on_one_machine(rows: Sequence[Row]) -> tuple[list[Row], str]:

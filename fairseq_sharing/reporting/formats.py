@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fairseq_sharing.reporting.conclusions import Conclusions
+from fairseq_sharing.reporting.latex import ascii_latex
 from fairseq_sharing.reporting.metrics import METRICS
 from fairseq_sharing.reporting.notes import notes
 from fairseq_sharing.reporting.recipes import differences
@@ -35,22 +36,25 @@ def markdown(rows: Sequence[Row], conclusions: Conclusions, title: str, pictures
         pictures: file name and caption of each figure.
     """
     first, *others = sections(rows, conclusions)
-    detailed = others.pop()
     parts = [f"# {title}", _table(first, "github")]
-    parts += [part for section in others for part in (f"## {section.heading}", _table(section, "github"))]
+    parts += [_headed(section) for section in others if not section.detailed]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes(rows, conclusions))]
-    parts += [f"## {detailed.heading}", _table(detailed, "github")]
+    parts += [_headed(section) for section in others if section.detailed]
     for file, caption in pictures:
         parts += [f"![{file.removesuffix('.png').replace('_', ' ')}]({file})", caption]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(rows: Sequence[Row], conclusions: Conclusions) -> str:
-    """Format the tables for LaTeX (booktabs), except for that of single runs, with the notes as comments above."""
-    *shown, _ = sections(rows, conclusions)
+    """Format the tables for LaTeX (booktabs), except for the detailed ones, with the notes as comments above."""
+    shown = [section for section in sections(rows, conclusions) if not section.detailed]
     comments = "".join(f"% {note}\n" for note in notes(rows, conclusions))
     tables = (f"% {one.heading}\n" * bool(one.heading) + _table(one, "latex_booktabs") + "\n" for one in shown)
-    return comments + "\n".join(tables)
+    return ascii_latex(comments + "\n".join(tables))
+
+
+def _headed(section: Section) -> str:
+    return f"## {section.heading}\n\n{_table(section, 'github')}"
 
 
 def _table(section: Section, form: str) -> str:
@@ -114,6 +118,11 @@ def _rich(section: Section, title: str, rows: Sequence[Row]) -> RichTable:
         header = section.headers[index].replace(" ", "\n").replace("_", "_\n")
         table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for line in section.cells:
-        cells = (line[i].replace(" ±", "\n±").replace(" to ", "\nto ").replace(" [", "\n[") for i in shown)
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(_stacked(line[index], section.headers[index])) for index in shown))
     return table
+
+
+def _stacked(cell: str, header: str) -> str:
+    """Break a cell into several lines, to save width."""
+    cell = cell.replace(" ±", "\n±").replace(" to ", "\nto ").replace(" [", "\n[")
+    return cell.replace(", ", ",\n") if header == "With sentences" else cell

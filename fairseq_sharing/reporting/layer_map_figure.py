@@ -6,65 +6,70 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fairseq_sharing.colors import ink, set_colors
-from fairseq_sharing.reporting.plot_style import new_figure
+from fairseq_sharing.reporting.plot_style import new_figure, widest
 from fairseq_sharing.reporting.results import STACKS, Row
 from fairseq_sharing.reporting.tables import titles
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_GAP = 1.5  # cells between the stacks
+_LINE = 1.35  # cells per row
+_LARGEST_CELL = 0.34  # inches
+_WIDTH = 12.0  # inches, at most, unless the names need more
+_NAME_SIZE = 9  # typographic points
 
 
 def layer_maps(rows: Sequence[Row]) -> Figure | None:
     """Draw the parameter set of each layer, one line per row; return None if no row has a map."""
-    from matplotlib.patches import Rectangle
-
     stacks = [stack for stack in STACKS if any(row["layer_map"].get(stack) for row in rows)]
     if not stacks:
         return None
     longest = {stack: max(len(row["layer_map"].get(stack, ())) for row in rows) for stack in stacks}
     names = titles(rows)
-    gap = 1.5  # cells between the stacks
-    cells = sum(longest.values()) + gap * (len(stacks) - 1)
-    cell = min(0.34, 11.0 / cells)  # inches
-    margin = 0.082 * max(map(len, names)) + 0.15  # inches, for the names
-    width, height = margin + cell * cells + 0.15, cell * 1.35 * len(rows) + 0.75
+    cells = sum(longest.values()) + _GAP * (len(stacks) - 1)
+    margin = widest(names, _NAME_SIZE) + 0.3  # inches, for the names
+    cell = min(_LARGEST_CELL, max(4.0, _WIDTH - margin - 0.15) / cells)
+    # A stack's title needs more room than a few cells offer.
+    width, height = margin + max(cell * cells, 1.6) + 0.15, cell * _LINE * len(rows) + 0.65
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((margin / width, 0.08 / height, cell * cells / width, 1 - 0.62 / height))
+    axes = figure.add_axes((margin / width, 0.08 / height, cell * cells / width, 1 - 0.58 / height))
     left = 0.0
     for stack in stacks:
-        axes.text(left + longest[stack] / 2, -0.95, stack, ha="center", va="bottom", fontsize=10)
-        for layer in range(longest[stack]):
-            if cell > 0.2 or (layer + 1) % 6 == 0 or layer == 0:
-                axes.text(
-                    left + layer + 0.5,
-                    -0.12,
-                    str(layer + 1),
-                    ha="center",
-                    va="bottom",
-                    fontsize=7,
-                    color="#555555",
-                )
-        for line, row in enumerate(rows):
-            labels = row["layer_map"].get(stack, ())
-            colors = set_colors(max(labels, default=-1) + 1)
-            for layer, label in enumerate(labels):
-                place = (left + layer, line * 1.35)
-                axes.add_patch(Rectangle(place, 1, 1, facecolor=colors[label], edgecolor="white", linewidth=1.2))
-                if cell > 0.15:
-                    axes.text(
-                        place[0] + 0.5,
-                        place[1] + 0.52,
-                        str(label),
-                        ha="center",
-                        va="center",
-                        fontsize=min(9.0, 30 * cell),
-                        color=ink(colors[label]),
-                    )
-        left += longest[stack] + gap
+        _stack(axes, [row["layer_map"].get(stack, ()) for row in rows], stack, left, longest[stack], cell)
+        left += longest[stack] + _GAP
     for line, name in enumerate(names):
-        axes.text(-0.35, line * 1.35 + 0.52, name, ha="right", va="center", fontsize=9)
+        place = (-0.1 / cell, line * _LINE + 0.52)
+        axes.text(*place, name, ha="right", va="center", fontsize=_NAME_SIZE)
     axes.set_xlim(0, cells)
-    axes.set_ylim(1.35 * len(rows), -0.15)
+    axes.set_ylim(_LINE * len(rows), -0.15)
     axes.set_axis_off()
     return figure
+
+
+def _stack(axes: Axes, maps: Sequence[Sequence[int]], title: str, left: float, longest: int, cell: float) -> None:
+    """Draw the maps of one stack, from a cell on; a cell is ``cell`` inches wide."""
+    from matplotlib.patches import Rectangle
+
+    centered = {"ha": "center", "va": "bottom"}
+    axes.text(left + longest / 2, -0.3 / cell, title, fontsize=10, **centered)  # type: ignore[arg-type]
+    for layer in range(longest):
+        if cell > 0.2 or (layer + 1) % 6 == 0 or layer == 0:
+            axes.text(
+                left + layer + 0.5,
+                -0.1 / cell,
+                str(layer + 1),
+                fontsize=7,
+                color="#555555",
+                **centered,  # type: ignore[arg-type]
+            )
+    for line, labels in enumerate(maps):
+        colors = set_colors(max(labels, default=-1) + 1)
+        for layer, label in enumerate(labels):
+            x, y = left + layer, line * _LINE
+            axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colors[label], edgecolor="white", linewidth=1.2))
+            if cell > 0.15:
+                size, color = min(9.0, 30 * cell), ink(colors[label])
+                axes.text(x + 0.5, y + 0.52, str(label), ha="center", va="center", fontsize=size, color=color)

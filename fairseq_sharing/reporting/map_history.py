@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.colors import set_colors
+from fairseq_sharing.reporting.plot_style import new_figure
 from fairseq_sharing.reporting.results import Row
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ _FROZEN = "#DDDDDD"
 
 def draw_map_history(rows: Sequence[Row]) -> Figure | None:
     """Draw the maps of every run that changed its map; return None if there is no such run."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     runs = [result for row in rows for result in row.results if (result.get("map_history") or {}).get("changes")]
@@ -24,8 +24,8 @@ def draw_map_history(rows: Sequence[Row]) -> Figure | None:
         return None
     stacks = list(dict.fromkeys(stack for result in runs for stack in result["layers"]))
     deepest = max(max(result["layers"].values()) for result in runs)
-    figure = Figure(figsize=(4.2 * len(stacks) + 0.8, (0.16 * deepest + 0.75) * len(runs) + 0.3), layout="constrained")
-    panels = figure.subplots(len(runs), len(stacks), squeeze=False)
+    figure = new_figure(4.8 * len(stacks) + 0.8, (0.16 * deepest + 0.42) * len(runs) + 0.6)
+    panels = figure.subplots(len(runs), len(stacks), squeeze=False, sharex=True)
     for line, result in zip(panels, runs, strict=True):
         for panel, stack in zip(line, stacks, strict=True):
             layers = result["layers"].get(stack, 0)
@@ -41,11 +41,13 @@ def draw_map_history(rows: Sequence[Row]) -> Figure | None:
                     facecolors=[_FROZEN if root is None else colors[root] for _, _, root in spans],
                 )
             panel.set_ylim(layers + 0.5, 0.5)
-            panel.set_xlim(0, result["updates"])
             panel.yaxis.set_major_locator(MaxNLocator(min(layers, 12), integer=True))
-            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             panel.set_title(f"{result['run']}, seed {result['seed']}: {stack}", fontsize=9)
             panel.tick_params(labelsize=8)
+            for side in ("top", "right"):
+                panel.spines[side].set_visible(False)
+    panels[0][0].set_xlim(0, max(result["updates"] for result in runs))
+    panels[0][0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for panel in panels[-1]:
         panel.set_xlabel("updates", fontsize=9)
     for line in panels:

@@ -20,7 +20,7 @@ class Metric:
 
 METRICS = {
     "bleu": Metric("BLEU"),
-    "chrf": Metric("chrF"),
+    "chrf": Metric("chrF2"),
     "chrf++": Metric("chrF++"),
     "ter": Metric("TER", lower_is_better=True),
     "perplexity": Metric("perplexity", lower_is_better=True),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fairseq_sharing.reporting import figures
 from fairseq_sharing.reporting.conclusions import Conclusions
 from fairseq_sharing.reporting.notes import notes
+from fairseq_sharing.reporting.plot_style import DPI
 from fairseq_sharing.reporting.results import Row
 from fairseq_sharing.reporting.tables import TEXT_COLUMNS, sections, titles
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 # Pixels per inch of the displayed figures: all at the same scale, at most as wide as the page.
 _SCREEN_DPI = 100
@@ -27,13 +31,13 @@ _TEMPLATE = """\
 <style>
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem;
-       margin: 2rem auto; padding: 0 1rem; }
+       margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
+th, td { padding: .3rem .4rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
-td:not(.text) { white-space: pre; }
+td:not(.text) { white-space: pre-line; }
 .text { text-align: left; }
 tbody tr:hover { background: #f4f6f8; }
 .notes { font-size: .85rem; color: #444; padding-left: 1.2rem; overflow-wrap: anywhere; }
@@ -51,14 +55,16 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 <thead><tr>
 {%- for header in headers %}
 <th scope="col"{% if header in text_columns %} class="text"{% endif %}>
-{{- header|e|replace("_", "_<wbr>"|safe) -}}
+{{- header|breakable -}}
 </th>
 {%- endfor %}</tr></thead>
 <tbody>
 {%- for line in cells %}
 <tr>
 {%- for cell in line %}
-<td{% if headers[loop.index0] in text_columns %} class="text"{% endif %}>{{ cell }}</td>
+<td{% if headers[loop.index0] in text_columns %} class="text"{% endif %}>
+{{- cell|breakable -}}
+</td>
 {%- endfor %}
 </tr>
 {%- endfor %}
@@ -81,8 +87,10 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {%- endfor %}
-<h2>{{ detailed.heading }}</h2>
-{{ table(detailed.headers, detailed.cells) }}
+{%- for section in detailed %}
+<h2>{{ section.heading }}</h2>
+{{ table(section.headers, section.cells) }}
+{%- endfor %}
 {%- if examples %}
 <h2>Example translations</h2>
 <p>Sentences from an artificial corpus.</p>
@@ -131,13 +139,14 @@ def write_page(
     """
     from jinja2 import Environment, StrictUndefined
 
-    first, *comparisons, detailed = sections(rows, conclusions)
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE)
-    return template.render(
+    first, *others = sections(rows, conclusions)
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["breakable"] = _breakable
+    return environment.from_string(_TEMPLATE).render(
         title=title,
         first=first,
-        comparisons=comparisons,
-        detailed=detailed,
+        comparisons=[section for section in others if not section.detailed],
+        detailed=[section for section in others if section.detailed],
         notes=notes(rows, conclusions),
         text_columns=TEXT_COLUMNS,
         pictures=[_picture(folder / name, caption) for name, caption in pictures],
@@ -146,10 +155,18 @@ def write_page(
     )
 
 
+def _breakable(text: str) -> Markup:
+    """Let a cell break inside of names, such as newstest2014, but not between ± and its number."""
+    from markupsafe import Markup, escape
+
+    kept = str(escape(text)).replace("± ", "±&nbsp;")
+    return Markup(re.sub(r"_|(?<=[a-z])(?=\d{4})", r"\g<0><wbr>", kept))
+
+
 def _picture(file: Path, caption: str) -> dict[str, Any]:
     data = file.read_bytes()
     pixels = int.from_bytes(data[16:20], "big")  # the width in the PNG header
-    width = pixels * _SCREEN_DPI // figures.DPI
+    width = pixels * _SCREEN_DPI // DPI
     return {"data": base64.b64encode(data).decode(), "caption": caption, "width": width}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.layers import check_names, read_yaml
+from fairseq_sharing.experiment.layers import check_name, check_names, read_yaml
 from fairseq_sharing.reporting.metrics import METRICS, Metric
 from fairseq_sharing.reporting.results import Row, scored_sets
 
@@ -33,6 +33,7 @@ class Plan:
         paired_seeds: compare runs with equal seeds.
         seeds: declared seeds per row.
         remarks: sentences for the notes of the report.
+        study: the declared name of the study.
     """
 
     baseline: str | None
@@ -44,6 +45,7 @@ class Plan:
     paired_seeds: bool = False
     seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    study: str | None = None
 
     @property
     def of(self) -> Metric:
@@ -62,7 +64,7 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Pl
     Raises:
         SharingError: a malformed declaration, or a row, test set, metric or margin that does not exist.
     """
-    declared, seeds, earlier = _declaration(folder / DECLARATION)
+    study, declared, seeds, earlier = _declaration(folder / DECLARATION)
     given = {key: flags[key] for key in COMPARE_KEYS if flags.get(key) is not None}
     chosen = {**declared, **given}
     remarks = [f"The comparison was changed after runs had finished; earlier: {block}." for block in earlier]
@@ -94,13 +96,14 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Pl
         paired_seeds=bool(flags.get("paired_seeds")),
         seeds=seeds,
         remarks=tuple(remarks),
+        study=study,
     )
 
 
-def _declaration(file: Path) -> tuple[dict[str, Any], dict[str, list[int]], list[str]]:
-    """Read the compare block, the seeds per row and earlier compare blocks; all are empty without a file."""
+def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list[int]], list[str]]:
+    """Read the study's name, compare block, seeds per row and earlier compare blocks; empty without a file."""
     if not file.is_file():
-        return {}, {}, []
+        return None, {}, {}, []
     document = OmegaConf.to_container(read_yaml(file))
     assert isinstance(document, dict)
     compare, seeds = document.get("compare") or {}, document.get("seeds") or {}
@@ -111,8 +114,20 @@ def _declaration(file: Path) -> tuple[dict[str, Any], dict[str, list[int]], list
         isinstance(numbers, list) and all(isinstance(seed, int) for seed in numbers) for numbers in seeds.values()
     ):
         raise SharingError(f"{file}: seeds: {seeds!r}; allowed: a mapping of rows to lists of whole numbers")
-    earlier = [", ".join(f"{key} {value}" for key, value in block.items()) for block in document.get("earlier") or ()]
-    return compare, seeds, earlier
+    for row in (*seeds, *(name for name in (compare.get("baseline"),) if name is not None)):
+        check_name(str(row), f"{file}: row")
+    name = document.get("study")
+    if name is not None:
+        name = check_name(str(name), f"{file}: study")
+    return name, compare, seeds, [_earlier(block, file) for block in document.get("earlier") or ()]
+
+
+def _earlier(block: Any, file: Path) -> str:
+    """Describe an earlier compare block."""
+    if not isinstance(block, dict):
+        raise SharingError(f"{file}: earlier: {block!r}; allowed: a list of compare blocks")
+    check_names(OmegaConf.create(block), COMPARE_KEYS, f"{file}: earlier: ")
+    return ", ".join(f"{key} {check_name(str(value), f'{file}: earlier: {key}')}" for key, value in block.items())
 
 
 def _default_metric(rows: Sequence[Row]) -> str:

@@ -24,6 +24,7 @@ _BANKS = re.compile(
 )
 _NAMES = {"embed-dim": "width", "ffn-embed-dim": "FFN width", "attention-heads": "heads"}
 
+_LONGEST = 40  # characters of a value
 _UNUSUAL = object()
 
 Settings = dict[str, str | None]
@@ -75,11 +76,17 @@ def _shown(settings: Settings, usual: Mapping[str, object]) -> list[str]:
         if name not in settings or settings[name] == common:
             continue
         value = settings[name]
-        found.append(_label(name) if value in (None, "profile") else f"{_label(name)} {value}")
+        found.append(_label(name) if value in (None, "profile") else f"{_label(name)} {_plain(value)}")
     return found
 
 
+def _plain(text: object) -> str:
+    """Replace characters that Markdown, LaTeX or HTML could interpret, and shorten long values such as paths."""
+    return re.sub(r"[^\w .,:()+-]", "?", str(text))[:_LONGEST]
+
+
 def _label(name: str) -> str:
+    name = _plain(name)
     stack, dash, rest = name.partition("-")
     if name == "admin":
         return "Admin"

@@ -10,11 +10,12 @@ from typing import Any
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import write_text
 from fairseq_sharing.reporting import comparison_tables, formats, paper
+from fairseq_sharing.reporting.breakdown import differing_segments
 from fairseq_sharing.reporting.comparability import check_decoding, check_signatures, check_test_sets
 from fairseq_sharing.reporting.conclusions import Conclusions, conclude
 from fairseq_sharing.reporting.plan import make_plan
-from fairseq_sharing.reporting.results import Row, add_result, read_result, read_rows, scored_sets
-from fairseq_sharing.reporting.segments import References, segment_errors
+from fairseq_sharing.reporting.results import Row, add_result, read_rows, scored_sets
+from fairseq_sharing.reporting.segments import RawTexts, segment_errors
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def write_report(
     folder: Path,
     runs: Iterable[Path] = (),
     flags: Mapping[str, Any] | None = None,
-    references: References | None = None,
+    texts: RawTexts | None = None,
 ) -> Report:
     """Write table.md, table.csv, table.tex, the figures and index.html of a study.
 
@@ -42,7 +43,8 @@ def write_report(
         folder: the result files, one JSON file per run; the report is written to this folder.
         runs: run directories, or directories of them, whose results are copied to the folder first.
         flags: flags of ``report`` that override the study's declaration (`plan.make_plan`).
-        references: raw references by test set, to estimate the part of the error that comes from the sentences.
+        texts: the raw test sets, to estimate the part of the error that comes from the sentences, and to write
+            segments.md, the segments in which rows differ most.
 
     Returns:
         The rows, their comparison and the files written.
@@ -65,32 +67,41 @@ def write_report(
     check_signatures(results, folder)
     check_test_sets(results, folder)
     check_decoding(rows, folder)
-    conclusions = _conclude(folder, rows, flags or {}, references)
-    title = f"Sharing parameters across layers: {rows[0]['dataset']}"
-    pictures = figures.draw(rows, folder)
-    texts: dict[str, Callable[[], str]] = {
+    conclusions = _conclude(folder, rows, flags or {}, texts)
+    title = f"Sharing parameters across layers: {_name(folder, conclusions, rows[0]['dataset'])}"
+    pictures = figures.draw(rows, folder, conclusions.plan.metric)
+    pages: dict[str, Callable[[], str]] = {
         "table.md": lambda: formats.markdown(rows, conclusions, title, pictures),
         "table.csv": lambda: formats.comma_separated(rows),
         "table.tex": lambda: formats.latex(rows, conclusions),
         "index.html": lambda: page.write_page(rows, conclusions, title, folder, pictures),
     }
     if conclusions.family:
-        texts["comparison.csv"] = lambda: comparison_tables.comma_separated(conclusions)
+        pages["comparison.csv"] = lambda: comparison_tables.comma_separated(conclusions)
+    if texts and conclusions.pairs:
+        pages["segments.md"] = lambda: differing_segments(rows, conclusions.pairs, folder, texts)
     if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
-        texts["paper.md"] = lambda: paper.markdown(rows, title)
-    for name, make in texts.items():
+        pages["paper.md"] = lambda: paper.markdown(rows, title)
+    for name, make in pages.items():
         write_text(folder / name, make())
-    return Report(title, rows, conclusions, [folder / name for name in (*texts, *(file for file, _ in pictures))])
+    return Report(title, rows, conclusions, [folder / name for name in (*pages, *figures.all_formats(pictures))])
 
 
-def _conclude(
-    folder: Path, rows: Sequence[Row], flags: Mapping[str, Any], references: References | None
-) -> Conclusions:
+def _name(folder: Path, conclusions: Conclusions, dataset: str) -> str:
+    """Name the study: as declared, else by its folder below ``results`` or ``runs``; and its dataset."""
+    parts = folder.resolve().parts
+    start = max((i for i, part in enumerate(parts[:-1]) if part in ("results", "runs")), default=len(parts) - 2)
+    below = parts[start + 1 :]
+    study = conclusions.plan.study or "/".join(below[:-1] if len(below) > 1 and below[-1] == "report" else below)
+    return study if dataset in study.split("/") else f"{study} ({dataset})"
+
+
+def _conclude(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any], texts: RawTexts | None) -> Conclusions:
     conclusions = conclude(rows, make_plan(folder, rows, flags))
-    if references is None or conclusions.family is None:
+    if texts is None or conclusions.family is None:
         return conclusions
     pairs = [comparison.pair for comparison in conclusions.family.comparisons]
-    errors = segment_errors(rows, folder, references, conclusions.tests, conclusions.plan.metric, pairs)
+    errors = segment_errors(rows, folder, texts.references, conclusions.tests, conclusions.plan.metric, pairs)
     return replace(conclusions, segments=errors)
 
 
@@ -102,5 +113,4 @@ def _collect(run: Path, folder: Path) -> None:
             f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"
         )
     for file in files:
-        read_result(file)
-        add_result(file.read_text(encoding="utf-8"), folder)
+        add_result(file, folder)

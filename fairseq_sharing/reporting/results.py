@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.documents import read_json
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import inside, write_text
-from fairseq_sharing.finite import find_nonfinite
+from fairseq_sharing.files import atomic_write, inside
+from fairseq_sharing.reporting.result_schema import RESULT
 
 # Names of the strategies and schedules in a table, in the order of its rows.
 LABELS = {
@@ -208,47 +208,46 @@ def read_result(file: Path) -> dict[str, Any]:
     Raises:
         SharingError: the file is not a result; the message names the missing or invalid field.
     """
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SharingError(f"{file}: not JSON ({error})") from error
-    missing = [name for name in _NEEDED if not isinstance(result, dict) or name not in result]
-    if missing:
-        raise SharingError(f"{file}: not a result of evaluate; missing: {', '.join(missing)}")
-    # Both become part of file names.
-    for name in ("run", "seed"):
-        if "/" in str(result[name]):
-            raise SharingError(f"{file}: {name} is {result[name]!r}; allowed: a name without /")
-    nonfinite = find_nonfinite(result)
-    if nonfinite is not None:
-        raise SharingError(f"{file}: {nonfinite}; allowed: finite numbers, as evaluate writes them")
+    result = read_json(file, RESULT, "a result of evaluate", _NEEDED)
     if not result["scores"]:
         raise SharingError(f"{file}: contains no scores; allowed: scores of at least one test set")
     return result
 
 
-def add_result(text: str, folder: Path) -> None:
-    """Copy a result to a folder of results, over an earlier one of the same experiment.
+def add_result(file: Path, folder: Path) -> None:
+    """Copy a result and its hypotheses to a folder of results, over an earlier one of the same experiment.
 
     Args:
-        text: the content of a result file.
+        file: the result file.
         folder: the folder.
 
     Raises:
-        SharingError: the folder has the result of another experiment with the same name and seed.
+        SharingError: the file is not a result, a file of hypotheses is missing, or the folder has the result of another
+            experiment with the same name and seed.
     """
-    result = json.loads(text)
-    file = inside(folder, f"{result['run']}-seed{result['seed']}.json")
-    if file.is_file():
-        other = read_result(file)
+    result = read_result(file)
+    copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
+    if copy.is_file():
+        other = read_result(copy)
         for name in _COMMON:
             of_a_map = name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values())
             if other[name] != result[name] and not of_a_map:
                 raise SharingError(
-                    f"{file}: the result of another experiment with this name ({name} differs); "
+                    f"{copy}: the result of another experiment with this name ({name} differs); "
                     "allowed: a run name of its own (train with run=NAME), or another folder"
                 )
-    write_text(file, text)
+    for score in result["scores"].values():
+        if hypotheses := score.get("hypotheses"):
+            _copy(inside(file.parent, hypotheses), inside(folder, hypotheses))
+    _copy(file, copy)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise SharingError(f"{source}: no such file; evaluate the run again")
+    if source.resolve() != target.resolve():
+        with atomic_write(target) as file:
+            file.write(source.read_bytes())
 
 
 def scored_sets(rows: Iterable[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,18 @@ RESAMPLES = 1000
 _SEED = 12345
 _ROUNDING = 1e-3  # results record four decimals
 
-# Raw references, by test set.
-References = Mapping[str, Sequence[str]]
+
+@dataclass(frozen=True)
+class RawTexts:
+    """The raw text of test sets.
+
+    Attributes:
+        sources: the source segments by test set.
+        references: the reference segments by test set.
+    """
+
+    sources: Mapping[str, Sequence[str]]
+    references: Mapping[str, Sequence[str]]
 
 
 class SegmentStatistics:
@@ -44,7 +55,12 @@ class SegmentStatistics:
 
 
 def segment_errors(
-    rows: Sequence[Row], folder: Path, references: References, tests: Sequence[str], metric: str, pairs: Sequence[Pair]
+    rows: Sequence[Row],
+    folder: Path,
+    references: Mapping[str, Sequence[str]],
+    tests: Sequence[str],
+    metric: str,
+    pairs: Sequence[Pair],
 ) -> dict[Pair, float]:
     """Estimate the standard error of differences between rows that comes from the choice of test sentences.
 
@@ -84,13 +100,18 @@ def segment_errors(
     return {pair: float(np.std(means[pair[0]] - means[pair[1]], ddof=1)) for pair in pairs}
 
 
+def read_hypotheses(score: Mapping[str, Any], folder: Path) -> list[str]:
+    """Read the hypotheses of a test set of a result, whose path is relative to the folder of the result."""
+    return list(read_lines(inside(folder, score["hypotheses"])))
+
+
 def _resampled(
     result: Mapping[str, Any], test: str, folder: Path, references: Sequence[str], metric: str, counts: np.ndarray
 ) -> np.ndarray:
     """Return the score of a run on each resample of the segments."""
     score = result["scores"][test]
-    file = inside(folder, score["hypotheses"])
-    hypotheses = list(read_lines(file))
+    file = folder / score["hypotheses"]
+    hypotheses = read_hypotheses(score, folder)
     if len(hypotheses) != len(references):
         raise SharingError(f"{file} has {len(hypotheses)} lines, its references have {len(references)}")
     statistics = SegmentStatistics(make_metric(metric, score["signature"][metric]), references)
@@ -119,9 +140,15 @@ def make_metric(metric: str, signature: str) -> Any:
 
     settings = dict(part.partition(":")[::2] for part in signature.split("|"))
     if metric == "bleu":
-        return BLEU(tokenize=settings["tok"], smooth_method=settings["smooth"], lowercase=settings["case"] == "lc")
+        # The names of some tokenizers are followed by the version of their dictionary.
+        names = [name for name in BLEU.TOKENIZERS if f"{settings['tok']}-".startswith(f"{name}-")]
+        if not names:
+            raise SharingError(f"--data: unknown tokenizer in the signature {signature}")
+        tokenize = max(names, key=len)
+        return BLEU(tokenize=tokenize, smooth_method=settings["smooth"], lowercase=settings["case"] == "lc")
     if metric in ("chrf", "chrf++"):
         return CHRF(word_order=int(settings["nw"]))
     if metric == "ter":
-        return TER(case_sensitive=settings["case"] == "mixed")
+        asian, normalized = (settings[name] == "yes" for name in ("asian", "norm"))
+        return TER(case_sensitive=settings["case"] == "mixed", normalized=normalized, asian_support=asian)
     raise SharingError(f"--data: {metric}; allowed: bleu, chrf, chrf++ or ter")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fairseq_sharing.reporting.breakdown import by_length, lengths
 from fairseq_sharing.reporting.comparison_tables import by_test, comparison
 from fairseq_sharing.reporting.conclusions import Conclusions
 from fairseq_sharing.reporting.equal_cost import equal_cost
@@ -27,12 +29,14 @@ class Section:
         headers: the names of its columns.
         cells: its lines.
         in_terminal: whether the terminal shows it too.
+        detailed: whether it comes after the notes.
     """
 
     heading: str
     headers: list[str]
     cells: Cells
     in_terminal: bool = False
+    detailed: bool = False
 
 
 def sections(rows: Sequence[Row], conclusions: Conclusions) -> list[Section]:
@@ -48,7 +52,12 @@ def sections(rows: Sequence[Row], conclusions: Conclusions) -> list[Section]:
         Section(f"Comparison{against}: {conclusions.score_name}", *comparison(conclusions), in_terminal=True),
         Section(f"Differences per test set, {conclusions.plan.of.label}", *by_test(conclusions)),
         Section("Comparisons at equal cost with rows without sharing", *equal_cost(rows, conclusions)),
-        Section("Results per run", *by_run(rows)),
+        *(
+            Section(f"BLEU by reference length (segments): {test}", *by_length(rows, test), detailed=True)
+            for test in scored_sets(rows)
+        ),
+        Section("Lengths of the outputs, mean per run", *lengths(rows), detailed=True),
+        Section("Results per run", *by_run(rows), detailed=True),
     ]
     return [section for section in found if section.cells]
 
@@ -91,12 +100,17 @@ def summary(rows: Sequence[Row], metric: str = "bleu") -> tuple[list[str], Cells
 
 def names(rows: Sequence[Row]) -> list[str]:
     """Name each row by its strategy; add the run name if strategy, M and N are ambiguous."""
-    return [f"{row.label}, {row.run}" if _is_ambiguous(row, rows) else row.label for row in rows]
+    return [f"{row.label}, {row.run}" if _needs_run(row, rows) else row.label for row in rows]
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
     """Name each row in a legend by strategy, M and N; add the run name if these are ambiguous."""
-    return [f"{row.title}, {row.run}" if _is_ambiguous(row, rows) else row.title for row in rows]
+    return [f"{row.title}, {row.run}" if _needs_run(row, rows) else row.title for row in rows]
+
+
+def _needs_run(row: Row, rows: Sequence[Row]) -> bool:
+    """Return whether the run name must be added; not if it only repeats the label, as in "Vanilla, vanilla"."""
+    return _is_ambiguous(row, rows) and re.sub(r"\W+", "_", row.label.lower()).strip("_") != row.run
 
 
 def _is_ambiguous(row: Row, rows: Sequence[Row]) -> bool:

@@ -58,7 +58,8 @@ def estimate_rows(plan: StudyPlan) -> list[RowEstimate]:
     given = plan.study.estimate
     if "vocabulary" not in given or not {"pairs", "tokens"} & given.keys():
         raise SharingError(f"{plan.study.file}: estimate: required: vocabulary, and pairs or tokens per epoch")
-    return [_estimate(row, plan) for row in plan.chosen_rows() if row not in plan.study.map_of]
+    skipped = {*plan.study.map_of, *plan.study.checkpoints}
+    return [_estimate(row, plan) for row in plan.chosen_rows() if row not in skipped]
 
 
 def data_bytes(study: Study) -> int:

@@ -100,11 +100,20 @@ class StudyPlan:
         """The runs seed by seed, so that a study that is stopped early is complete for the finished seeds."""
         seeds = {row: self.seeds or self.study.seeds_of(row) for row in self.chosen_rows()}
         return [
-            PlannedRun(row, seed, RunDirectory(self.directory / f"{row}-seed{seed}"))
+            PlannedRun(row, seed, RunDirectory(self._directory(row, seed)))
             for seed in sorted({seed for of_row in seeds.values() for seed in of_row})
             for row, of_row in seeds.items()
             if seed in of_row
         ]
+
+    def _directory(self, row: str, seed: int) -> Path:
+        if row in self.study.checkpoints:
+            return Path(self.study.checkpoints[row].replace("{seed}", str(seed)))
+        return self.directory / f"{row}-seed{seed}"
+
+    def is_trained_elsewhere(self, run: PlannedRun) -> bool:
+        """Return whether a run is a checkpoint directory of plain ``fairseq-train``."""
+        return run.row in self.study.checkpoints
 
     def origin(self, run: PlannedRun) -> RunDirectory | None:
         """Return the run whose final layer map a run trains with; None for a row without ``map_of``."""
@@ -132,13 +141,17 @@ class StudyPlan:
         from fairseq_sharing import flags  # imports torch, which a plan alone does not need
 
         for row in self.chosen_rows():
+            if row in self.study.checkpoints:
+                continue
             # The final map of another row is unknown until that row is trained.
             check = None if row in self.study.map_of else flags.check
             compose(self.study.file, [f"row={row}", *self.overrides], check=check)
 
-    def prepare(self) -> list[str]:
-        """Return the command that prepares the data."""
+    def prepare(self) -> list[str] | None:
+        """Return the command that prepares the data; None if it is prepared elsewhere."""
         data = self.study.data
+        if data.data_bin is not None:
+            return None
         words = ["fairseq-sharing", "prepare", data.recipe, "--out", f"data/{data.name}", *data.settings]
         return [*words, *(["--mirror", self.mirror] if self.mirror else [])]
 
@@ -149,7 +162,14 @@ class StudyPlan:
 
     def evaluate(self, run: PlannedRun) -> list[str]:
         """Return the command that averages, translates and scores a run."""
-        return ["fairseq-sharing", "evaluate", str(run.directory.path), "--out", str(self.results)]
+        words = ["fairseq-sharing", "evaluate", str(run.directory.path), "--out", str(self.results)]
+        if not self.is_trained_elsewhere(run):
+            return words
+        data = self.study.data
+        words += ["--run", run.row]
+        if data.data_bin is None:
+            return [*words, "--data", f"data/{data.name}"]
+        return [*words, "--dataset", data.name, "--data-bin", data.data_bin, "--test", *data.tests]
 
     def report(self) -> list[str]:
         """Return the command that writes the report."""
@@ -157,9 +177,11 @@ class StudyPlan:
 
     def stages(self) -> Iterator[list[str]]:
         """Yield all commands in order; each skips completed work."""
-        yield self.prepare()
+        if prepare := self.prepare():
+            yield prepare
         for run in self.runs:
-            yield self.train(run)
+            if not self.is_trained_elsewhere(run):
+                yield self.train(run)
             yield self.evaluate(run)
         yield self.report()
 

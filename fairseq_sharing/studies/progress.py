@@ -28,7 +28,7 @@ class StudyProgress:
         self._began = time.monotonic()
         self._work_before: float | None = None
         self._bars = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True), markup=False),
             BarColumn(bar_width=16),
             TextColumn("{task.percentage:.0f}%"),
             TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True), markup=False),

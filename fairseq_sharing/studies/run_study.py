@@ -32,7 +32,8 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
         KeyboardInterrupt, SystemExit: after a signal, when all runs have stopped.
     """
     plan.check()
-    call(plan.prepare(), console)
+    if prepare := plan.prepare():
+        call(prepare, console)
     write_declaration(plan)
     with (
         open_slots(plan, jobs, console) as slots,

@@ -128,6 +128,8 @@ def _gpu_peak(plan: StudyPlan, row: str, memory: int) -> int:
     from fairseq_sharing import flags  # imports torch
     from fairseq_sharing.description.step_memory import TrainingStep
 
+    if plan.is_trained_elsewhere(runs[0]):
+        return 0
     args = flags.parse(plan.compose(runs[0]).train)
     tokens = getattr(args, "max_tokens", None) or _LENGTH * args.batch_size
     try:

@@ -12,7 +12,7 @@ from rich.console import Console
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import write_text
 from fairseq_sharing.resources import PACKAGE_DIR
-from fairseq_sharing.studies.plan import StudyPlan, show
+from fairseq_sharing.studies.plan import PlannedRun, StudyPlan, show
 
 SBATCH = PACKAGE_DIR.parent / "scripts" / "slurm" / "train.sbatch"
 # CPU cores per GPU: one that launches kernels and one for the data loader.
@@ -30,7 +30,11 @@ def job_file(plan: StudyPlan) -> Path:
 
 def job_lines(plan: StudyPlan) -> list[str]:
     """Return one shell command per run; ``train.sbatch`` sets ``$MACHINES``."""
-    return [f"{shlex.join(plan.train(run))} $MACHINES" for run in plan.runs]
+    return [f"{shlex.join(plan.train(run))} $MACHINES" for run in _trained_here(plan)]
+
+
+def _trained_here(plan: StudyPlan) -> list[PlannedRun]:
+    return [run for run in plan.runs if not plan.is_trained_elsewhere(run)]
 
 
 def submission(plan: StudyPlan, file: Path, flags: str) -> list[str]:
@@ -48,7 +52,7 @@ def submission(plan: StudyPlan, file: Path, flags: str) -> list[str]:
         raise SharingError(f"--slurm: {SBATCH} is missing; run the command in a clone of the repository")
     gpus = ["--gpus-per-node", str(plan.devices)] if plan.devices else []
     cores = ["--cpus-per-task", str(CORES_PER_GPU * (plan.devices or 0) or 1)]
-    array = [f"--array=1-{len(plan.runs)}", "--nodes", str(plan.nodes), *gpus, *cores]
+    array = [f"--array=1-{len(_trained_here(plan))}", "--nodes", str(plan.nodes), *gpus, *cores]
     return ["sbatch", "--parsable", *array, *shlex.split(flags), str(SBATCH), str(file)]
 
 

@@ -62,6 +62,8 @@ class RunState:
 
 def read_state(plan: StudyPlan, run: PlannedRun) -> RunState:
     """Read the state of a run from disk."""
+    if plan.is_trained_elsewhere(run):
+        return _read_checkpoints(run.directory, plan.results)
     return read_directory(run.directory, plan.compose(run), plan.results)
 
 
@@ -94,6 +96,17 @@ def read_directory(run: RunDirectory, wanted: DictConfig | None, results: Path |
     if result is None:
         return RunState(State.TRAINED, **progress, seconds=seconds)
     return RunState(State.FINISHED, **progress, seconds=seconds, scores=result["scores"])
+
+
+def _read_checkpoints(run: RunDirectory, results: Path) -> RunState:
+    """Read the state of a checkpoint directory of plain ``fairseq-train``."""
+    if run.is_evaluating():
+        return RunState(State.EVALUATING, 1.0)
+    result = _result(run, None, results)
+    if result is not None:
+        return RunState(State.FINISHED, 1.0, scores=result["scores"])
+    # Without checkpoints, evaluate reports what is missing.
+    return RunState(State.TRAINED, 1.0)
 
 
 def last_records(run: RunDirectory) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,8 +143,8 @@ def _has_other_settings(run: RunDirectory, wanted: DictConfig) -> bool:
     return bool(changed)
 
 
-def _result(run: RunDirectory, record: Mapping[str, Any], results: Path | None) -> dict[str, Any] | None:
-    """Return the result of a run if it is that of its last training and, if asked for, in the results directory."""
+def _result(run: RunDirectory, record: Mapping[str, Any] | None, results: Path | None) -> dict[str, Any] | None:
+    """Return the result if it is copied to the results and, given a record, is of the last training."""
     if not run.result_file.is_file():
         return None
     try:
@@ -139,7 +152,8 @@ def _result(run: RunDirectory, record: Mapping[str, Any], results: Path | None) 
         copied = results is None or _same(run.result_file, results / f"{result['run']}-seed{result['seed']}.json")
     except (SharingError, json.JSONDecodeError):
         return None
-    return result if copied and result.get("train_seconds") == record.get("train_seconds") else None
+    current = record is None or result.get("train_seconds") == record.get("train_seconds")
+    return result if copied and current else None
 
 
 def _same(file: Path, copy: Path) -> bool:

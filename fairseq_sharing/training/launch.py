@@ -16,11 +16,15 @@ from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.dictionaries import dictionary_hashes, refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import refuse_other_direction
-from fairseq_sharing.experiment.run_directory import config_changes, refuse_changed
+from fairseq_sharing.experiment.run_directory import RECORD_SECONDS, RunDirectory, config_changes, refuse_changed
+from fairseq_sharing.interruption import Interruption
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
-from fairseq_sharing.training.processes import forwarded_signals, spawn, wait
+from fairseq_sharing.training.processes import end, forwarded_signals, spawn, wait
 from fairseq_sharing.training.progress import TrainingProgress
+
+NEEDED = ("tokens_per_batch", "batch", "finished", "exit_status")  # fields of a record to resume from
+STATUS_OF_FAILURE = 2  # the command itself failed, with one line on stderr
 
 
 def train(plan: Plan, console: Console) -> None:
@@ -46,7 +50,7 @@ def train(plan: Plan, console: Console) -> None:
         return
     with run.locked() as lock:
         # Until a run has a checkpoint, its configuration may still be corrected.
-        record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
+        record = run.record(NEEDED) if any(run.checkpoints.glob("checkpoint*.pt")) else {}
         if record:
             refuse_changed(run, plan.config)
             refuse_other_direction(run.direction(), plan.direction(), run.path, plan.data)
@@ -65,17 +69,18 @@ def train(plan: Plan, console: Console) -> None:
             run.log_file.unlink(missing_ok=True)
         run.write_config(plan.config)
         command = plan.command()
-        record = _start(plan, record)
+        before, record = record, _start(plan, record)
         run.write_record(record)
         _print_start(plan, command, console)
+        _print_other_device(before, record, console)
         _follow(plan, command, record, lock, console)
 
 
 def check_scorer(plan: Plan) -> None:
     """Check before training that the translations can be scored afterwards."""
-    target_lang = plan.manifest().get("target_lang")
+    settings, target_lang = EvaluationSettings.of(plan.config.evaluate), plan.manifest().get("target_lang")
     if target_lang:
-        check_tokenizer(target_lang, EvaluationSettings.of(plan.config.evaluate).tokenize)
+        check_tokenizer(target_lang, settings.tokenize)
 
 
 def _is_finished(plan: Plan, record: dict[str, Any]) -> bool:
@@ -87,7 +92,7 @@ def _is_finished(plan: Plan, record: dict[str, Any]) -> bool:
 def _join(plan: Plan, console: Console) -> None:
     """Run this machine's ranks. Only the first machine writes the record."""
     run, command = plan.run, plan.command()
-    record = run.record() if any(run.checkpoints.glob("checkpoint*.pt")) else {}
+    record = run.record(NEEDED) if any(run.checkpoints.glob("checkpoint*.pt")) else {}
     if record and _is_finished(plan, record):
         console.print(f"{run.path}: finished {record['finished']}; nothing to do", highlight=False, soft_wrap=True)
         return
@@ -107,6 +112,10 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a run that is being started or resumed."""
     command = ["fairseq-train", *plan.words()]
     source, target = plan.direction() or (None, None)
+    device = environment.training_device(plan.threads())
+    earlier = before.get("earlier_devices", [])
+    if before and not environment.rounds_alike(before["device"], device):
+        earlier = [*earlier, before["device"]]
     return {
         "run": plan.config.run,
         "dataset": plan.config.dataset,
@@ -118,7 +127,8 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
         "command": command,
         "versions": environment.versions(),
         "commit": environment.commit(),
-        "device": environment.device(),
+        "device": device,
+        "earlier_devices": earlier,
         "world_size": plan.world_size,
         "tokens_per_batch": plan.tokens_per_batch(),
         "batch": plan.batch(),
@@ -142,28 +152,84 @@ def _print_start(plan: Plan, command: list[str], console: Console) -> None:
     )
 
 
+def _print_other_device(before: dict[str, Any], record: dict[str, Any], console: Console) -> None:
+    """Report a resumed run whose results will differ by rounding from those of an uninterrupted run."""
+    if before and not environment.rounds_alike(before["device"], record["device"]):
+        console.print(
+            f"resuming on {_describe_device(record['device'])}; the run was last trained on "
+            f"{_describe_device(before['device'])}, so its results differ by rounding from an uninterrupted run's",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _describe_device(device: dict[str, Any]) -> str:
+    return ", ".join(
+        [str(device["name"]), f"{device.get('threads', 'unknown')} threads"]
+        + [str(device[key]) for key in ("instructions", "cuda") if device.get(key)]
+    )
+
+
 def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, console: Console) -> None:
     """Run the training process until it ends and complete the record."""
-    run, began, before = plan.run, time.monotonic(), record["train_seconds"]
-    with (
-        run.log_file.open("ab") as output,
-        TrainingProgress(console, plan.config.run, plan.config) as progress,
-    ):
-        tail = LogTail(run.log_file, progress)
-        process = spawn(command, output.fileno(), (lock,), plan.variables())
-        with forwarded_signals(process) as received:
-            status = wait(process, record, tail.read, received)
-        tail.read()
-    record["train_seconds"] = round(before + time.monotonic() - began, 1)
+    run, clock = plan.run, _Clock(plan.run, record)
+    try:
+        with (
+            run.log_file.open("ab") as output,
+            TrainingProgress(console, plan.config.run, plan.config) as progress,
+        ):
+            tail = LogTail(run.log_file, progress)
+
+            def poll() -> None:
+                tail.read()
+                clock.tick()
+
+            process = spawn(command, output.fileno(), (lock,), plan.variables())
+            try:
+                with forwarded_signals(process) as received:
+                    status = wait(process, record, poll, received)
+            finally:
+                end(process)
+            tail.read()
+    except BaseException as error:
+        record["exit_status"] = error.status if isinstance(error, Interruption) else STATUS_OF_FAILURE
+        clock.stop()
+        raise
     if plan.cuda:
         record["peak_memory_bytes"] = tail.peak_gpu_bytes(record["device"]["memory_bytes"])
     record["exit_status"] = status
     record["finished"] = _now() if status == 0 else None
-    run.write_record(record)
+    clock.stop()
     _raise_failure(status, received, tail, run.log_file)
     if not plan.config.train.get("no_save") and not any(run.checkpoints.glob("checkpoint*.pt")):
         raise SharingError(f"{run.path}: fairseq-train succeeded but wrote no checkpoint (log: {run.log_file})")
     console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
+
+
+class _Clock:
+    """Measures the training time of a run and writes it into its record, also in case this process is killed.
+
+    Args:
+        run: the run.
+        record: its record; a time of null, because an earlier part was not measured, stays null.
+    """
+
+    def __init__(self, run: RunDirectory, record: dict[str, Any]):
+        self._run, self._record, self._before = run, record, record["train_seconds"]
+        self._began = self._written = time.monotonic()
+
+    def tick(self) -> None:
+        """Write the record if it is time."""
+        if time.monotonic() - self._written >= RECORD_SECONDS:
+            self.stop()
+
+    def stop(self) -> None:
+        """Write the record."""
+        self._written = time.monotonic()
+        if self._before is not None:
+            self._record["train_seconds"] = round(self._before + self._written - self._began, 1)
+        self._run.write_record(self._record)
 
 
 def _raise_failure(status: int, received: list[int], tail: LogTail, log: Any) -> None:

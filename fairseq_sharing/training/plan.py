@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment import config as configuration
 from fairseq_sharing.experiment import environment
-from fairseq_sharing.experiment.command_line import path_word
+from fairseq_sharing.experiment.command_line import path_word, refuse_separator
 from fairseq_sharing.experiment.direction import (
     KEYS,
     Direction,
@@ -27,6 +28,7 @@ from fairseq_sharing.resources import PACKAGE_DIR
 
 # The module that torchrun starts for each rank: checks the other ranks, then runs fairseq-train.
 _FIRST_START_ONLY = (*("restore_file", "reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader"),)
+MAX_PORT = 65535
 RANK_MODULE = "fairseq_sharing.training.rank"
 
 
@@ -58,8 +60,8 @@ class Machines:
             raise SharingError(f"--nodes {self.nodes}: needs --master HOST:PORT, the address of machine 0")
         if self.master is not None:
             host, _, port = self.master.rpartition(":")
-            if not host or not port.isdigit():
-                raise SharingError(f"--master must be HOST:PORT, got {self.master}")
+            if not host or not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= MAX_PORT:
+                raise SharingError(f"--master must be HOST:PORT, got {self.master}; allowed: ports 1 to {MAX_PORT}")
 
     def master_address(self) -> tuple[str, str]:
         """Return the host and port where the ranks rendezvous."""
@@ -130,12 +132,26 @@ class Plan:
             *("-m", RANK_MODULE, *self.words()),
         ]
 
+    def threads(self) -> int:
+        """Return the number of torch threads per process, which determines the rounding of results on a CPU.
+
+        It is that of OMP_NUM_THREADS if set, otherwise that of the run's last start if there are enough cores.
+        """
+        if (chosen := environment.chosen_threads()) is not None:
+            return chosen
+        before = self.run.record().get("device", {}).get("threads") or 0
+        if 0 < before * self.devices <= environment.cpu_cores():
+            return before
+        if self.devices > 1:  # processes on GPUs get a single thread, as from torchrun
+            return 1 if self.cuda else max(1, environment.cpu_cores() // self.devices)
+        import torch
+
+        return torch.get_num_threads()
+
     def variables(self) -> dict[str, str]:
-        """Return the environment of the processes; on a CPU, OMP_NUM_THREADS divides the cores unless it is set."""
-        variables = dict(os.environ)
-        if not self.cuda and self.devices > 1:
-            variables.setdefault("OMP_NUM_THREADS", str(max(1, environment.cpu_cores() // self.devices)))
-        return variables
+        """Return the environment of the processes, with the number of threads."""
+        # torch follows MKL's number if both are set.
+        return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads()))}
 
     def tokens_per_batch(self) -> int | None:
         """Return the maximum number of tokens per update; None if batches are counted in sentences."""
@@ -221,6 +237,9 @@ def make_plan(
             f"--devices must be between 1 and {most} ({'GPUs' if cuda else 'CPU cores'} here), got {devices}"
         )
     data = data or Path(config.get("data") or Path("data") / config.dataset)
+    directory = run or default_directory(config, runs)
+    refuse_separator(directory, "run directory")
+    refuse_separator(data.resolve(), "data directory")  # evaluation uses the recorded absolute path
     read_manifest(data)
     if fit_memory:
         from fairseq_sharing.description.fit import fit_max_tokens  # imports torch, which only this option needs
@@ -228,7 +247,6 @@ def make_plan(
         memory = here["memory_bytes"] if cuda else here["memory_bytes"] // devices
         config = fit_max_tokens(config, devices * machines.nodes, memory, data, "cuda" if cuda else "cpu")
     configuration.update_freq(config, devices * machines.nodes)
-    directory = run or default_directory(config, runs)
     plan = Plan(config, RunDirectory(directory), data, devices, cuda, machines)
     refuse_other_languages(config.train, plan.manifest(), data)
     return plan

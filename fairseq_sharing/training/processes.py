@@ -73,6 +73,15 @@ def wait(process: Process, record: dict[str, Any], read: Callable[[], None], rec
     return status
 
 
+def end(process: Process) -> None:
+    """Kill a process that is still running, because its caller failed; otherwise it would train unwatched."""
+    if process.returncode is None:
+        signal_all(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, 0)
+        process.returncode = -signal.SIGKILL
+
+
 def poll(process: Process, record: dict[str, Any]) -> int | None:
     """Return a process's exit status, or None while it runs; add its peak memory to the record."""
     if process.returncode is None:

@@ -13,10 +13,12 @@ from rich.table import Column
 
 # The bar estimates speed over this many seconds, so that validation and saving between epochs do not distort it.
 SPEED_PERIOD = 600.0
+# Outside of a terminal, seconds between the lines within an epoch.
+LINE_PERIOD = 60.0
 
 
 class TrainingProgress:
-    """Show a progress bar on a terminal, or print one line per epoch elsewhere.
+    """Show a progress bar on a terminal; elsewhere print a line per minute within an epoch, and one after it.
 
     Args:
         console: where to show it.
@@ -31,17 +33,18 @@ class TrainingProgress:
         self._epoch = 0
         self._latest: dict[str, Any] = {}
         self._valid = ""
-        self._started = time.monotonic()
+        self._within = ""  # the part of the epoch that is done
+        self._started = self._printed = time.monotonic()
         self._log_interval = int(config.train.get("log_interval") or 100)
         self._begun: float | None = None  # the fraction done before this run was resumed
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             TextColumn("{task.percentage:.0f}%"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             # In the last column and with the most important value first, because a narrow terminal truncates it.
-            TextColumn("left | {task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
+            TextColumn("left | {task.fields[state]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             expand=True,
             speed_estimate_period=SPEED_PERIOD,
@@ -67,15 +70,20 @@ class TrainingProgress:
             record: its values, as written by fairseq.
         """
         self._epoch = int(record.get("epoch") or self._epoch)
+        self._within = ""
         if "valid_loss" in record:
             bleu = f", BLEU {float(record['valid_bleu']):.2f}" if "valid_bleu" in record else ""
             self._valid = f", valid {float(record['valid_loss']):.3f}{bleu}"
-            self._print_epoch()
+            self._print_state()
         elif kind == "train_inner":
             self._latest = record
+            if "update" in record:  # in epochs
+                self._within = f", {100 * (float(record['update']) - self._epoch + 1):.0f}%"
             if self._begun is None:
                 new = self._log_interval / max(1, int(record.get("num_updates") or 0))
                 self._begun = self._fraction() * max(0.0, 1 - new)
+            if time.monotonic() - self._printed >= LINE_PERIOD:
+                self._print_state()
         self._bar.update(self._task, completed=self._fraction(), state=self._state())
 
     def print_line(self, text: str) -> None:
@@ -96,12 +104,13 @@ class TrainingProgress:
             return epoch + self._valid
         loss, speed = float(self._latest["loss"]), float(self._latest.get("wps") or 0)
         updates = f"{int(self._latest['num_updates']):,}" + (f"/{self._max_update:,}" if self._max_update else "")
-        return f"{epoch} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s | update {updates}"
+        return f"{epoch}{self._within} | loss {loss:.3f}{self._valid} | {speed:,.0f} tokens/s | update {updates}"
 
-    def _print_epoch(self) -> None:
+    def _print_state(self) -> None:
         if self._console.is_terminal:
             return
-        seconds, done = time.monotonic() - self._started, self._fraction()
+        self._printed = time.monotonic()
+        seconds, done = self._printed - self._started, self._fraction()
         gained = done - (self._begun or 0)
         left = f", about {_duration(seconds * (1 - done) / gained)} left" if gained > 0 and done < 1 else ""
         self._console.print(f"  {self._state()} | {_duration(seconds)}{left}", highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,10 +153,49 @@ def _program(command: list[str], output: int, variables: dict[str, str]) -> None
     _become(PROGRAMS[command[0]], command[1:])
 
 
+def fork_generation() -> None:
+    """Make ``evaluate`` in this process start fairseq-generate as a fork with all modules imported."""
+    from fairseq_sharing.evaluation import generation
+
+    generation.subprocess = SimpleNamespace(Popen=_ForkedGeneration, PIPE=None)
+
+
+class _ForkedGeneration:
+    """The part of subprocess.Popen that evaluation uses."""
+
+    def __init__(self, command: list[str], stdout: object, stderr: Any, env: dict[str, str]):
+        read, write = os.pipe()
+        self.stdout = open(read, "rb")  # noqa: SIM115
+        self.returncode = None
+        target = partial(_generate, command, write, stderr.fileno(), env)
+        self._process = multiprocessing.get_context("fork").Process(target=target)
+        self._process.start()
+        os.close(write)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def __enter__(self) -> _ForkedGeneration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdout.close()
+        self._process.join()
+        self.returncode = self._process.exitcode
+
+
+def _generate(command: list[str], output: int, errors: int, env: dict[str, str]) -> None:
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    os.closerange(3, 1000)  # as subprocess does; a lock of the evaluation would stay locked otherwise
+    os.environ.update(env)
+    _become(command[3], command[4:])
+
+
 @contextmanager
 def generate_in_fork(commands: Commands, command: list[str], **_: object) -> Iterator[SimpleNamespace]:
     """Run ``python -P -m fairseq_cli.generate ...`` to its end, as a replacement for subprocess.Popen in evaluation."""
-    done = commands.run(*command[3:])
+    done = commands.run(*command[3:], cwd=Path.cwd())
     with Path(f"{done.log}.out").open("rb") as output:
         yield SimpleNamespace(stdout=output, returncode=0)
 

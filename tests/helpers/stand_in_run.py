@@ -64,7 +64,7 @@ def train(study: str, row: str, seed: str, *more: str) -> int:
         return status
 
 
-def evaluate(path: str, _: str, out: str) -> int:
+def evaluate(path: str, *flags: str) -> int:
     from evaluation_results import result
 
     from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -74,9 +74,11 @@ def evaluate(path: str, _: str, out: str) -> int:
     run = RunDirectory(Path(path))
     with run.evaluating():
         name, _, seed = run.path.name.rpartition("-seed")
-        text = json.dumps(result(name, seed=int(seed), train_seconds=1.5))
-        write_text(run.result_file, text)
-        add_result(text, Path(out))
+        if "--run" in flags:
+            name = flags[flags.index("--run") + 1]
+            (run.path / "flags").write_text(" ".join(flags))
+        write_text(run.result_file, json.dumps(result(name, seed=int(seed), train_seconds=1.5)))
+        add_result(run.result_file, Path(flags[flags.index("--out") + 1]))
     return 0
 
 

@@ -62,10 +62,10 @@ def train(commands, train_words):
 
 @pytest.fixture(scope="session")
 def train_on_ranks(commands, train_words):
-    """Train with one process per rank; return the log of the first."""
+    """Train with one process per rank; return the log of the first. The arguments are also those of ``train_words``."""
 
-    def run(save_dir: Path, ranks: int, *more: object) -> str:
-        words = train_words(save_dir, *more)
+    def run(save_dir: Path, ranks: int, *more: object, **choices) -> str:
+        words = train_words(save_dir, *more, **choices)
         if ranks > 1:
             words += [*distributed(ranks), "--distributed-no-spawn", "--distributed-rank"]
         started = [commands.start("fairseq_cli.train", *words, *([rank] if ranks > 1 else [])) for rank in range(ranks)]

@@ -39,17 +39,38 @@ def test_published_scores_of_newstest2017(system, bleu, chrf, capsys):
         assert f"{scores['chrf']:.{len(chrf.split('.')[1])}f}" == chrf
 
 
-@mirror
-def test_table_and_p_value_against_a_baseline():
-    files = ["--hypothesis", _system("uedin-nmt.4722"), "--reference", str(NEWSTEST / "newstest2017.de.gz")]
-    command = [sys.executable, "-m", "fairseq_sharing", "evaluate", *files]
-    done = subprocess.run(
-        [*command, "--baseline-hypothesis", _system("C-3MA.4959")], capture_output=True, text=True, check=True
-    )
-    assert "28.30" in done.stdout
-    assert "0.001" in done.stdout, "5.6 BLEU on 3,004 segments are significant"
-    assert "C-3MA" in done.stdout
-    assert "bleu: nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:" in done.stdout
+def test_systems_are_compared_under_a_heading_that_names_the_files(tmp_path, capsys):
+    text = ["Ein kleiner Hund läuft.", "Zwei Männer sitzen auf einer Bank.", "Eine Frau spielt Geige.", "Er wartet."]
+    files = {
+        "a": text,
+        "b": ["Ein Hund läuft.", "Zwei Männer auf der Bank.", "Frau spielt Geige.", "Er wartet."],
+        "c": text,
+        "r1": text,
+        "r2": ["Ein Hund rennt.", "Zwei Männer auf einer Bank.", "Eine Frau geigt.", "Er wartet noch."],
+    }
+    paths = {name: _write(tmp_path / name, "".join(f"{line}\n" for line in lines)) for name, lines in files.items()}
+    references = ["--reference", paths["r1"], paths["r2"]]
+    assert main(["evaluate", "--hypothesis", paths["a"], paths["b"], paths["c"], *references, "--json"]) == 0
+    first, second, third = json.loads(capsys.readouterr().out)
+    assert [system["hypothesis"] for system in (first, second, third)] == [paths["a"], paths["b"], paths["c"]]
+    assert first["p_value"] is None
+    assert third["p_value"] == {"bleu": 1.0, "chrf": 1.0, "chrf++": 1.0, "ter": 1.0}
+    assert 0.05 < second["p_value"]["bleu"] < 1
+    assert first["signature"]["ter"].startswith("nrefs:2|case:mixed")
+
+    def table(*names):
+        assert main(["evaluate", "--hypothesis", *(paths[name] for name in names), *references]) == 0
+        return capsys.readouterr().out
+
+    both = table("a", "b")
+    assert both.startswith("these two files, against")
+    assert "p: paired approximate randomization against" in both
+    assert "these two files only" in " ".join(both.split())
+    assert "chrf++: nrefs:2" in both
+    assert table("a", "b", "c").startswith("these files, against")
+    single = table("a")
+    assert single.startswith("this file, against")
+    assert "paired" not in single
 
 
 def _write(path, text):

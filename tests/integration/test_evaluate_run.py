@@ -1,8 +1,10 @@
 """Prepare, train and evaluate two tiny models through the real commands."""
 
+import gzip
 import hashlib
 import json
 import random
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from fairseq_processes import fork_trainings, generate_in_fork
 from rich.console import Console
+from sacrebleu import corpus_bleu
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.model_files import find_model
@@ -46,7 +49,6 @@ train:
 evaluate:
   average_last: 2
   beam: 2
-  baseline: vanilla
 """
 
 
@@ -92,17 +94,12 @@ def _evaluate(place, run, *flags):
     return json.loads((path / "result.json").read_text(encoding="utf-8"))
 
 
-def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in_forks):
-    early = _evaluate(place, "universal")
-    assert early["scores"]["five"]["p_value"] is None
-    assert "has not been evaluated; evaluate it" in capsys.readouterr().err
+def test_runs_are_evaluated_and_reported_with_their_hypotheses(place, capsys, translations_in_forks):
+    universal = _evaluate(place, "universal")
     translations_in_forks()
-    vanilla, universal = _evaluate(place, "vanilla"), _evaluate(place, "universal")
+    vanilla = _evaluate(place, "vanilla")
 
     assert {name: score["segments"] for name, score in vanilla["scores"].items()} == {"five": 5, "more": 21}
-    assert vanilla["scores"]["five"]["p_value"] is None
-    assert 0 < universal["scores"]["more"]["p_value"] <= 1
-    assert universal["scores"]["more"]["baseline"] == "vanilla-seed1"
     assert universal["layer_map"] == {"encoder": [0, 0], "decoder": [0, 0]}
     assert universal["unique_layers"] == {"encoder": 1, "decoder": 1}
     assert universal["parameters"]["effective"] == vanilla["parameters"]["unique"]
@@ -116,19 +113,89 @@ def test_runs_are_evaluated_compared_and_reported(place, capsys, translations_in
     assert universal["tokens_per_second"] > 0
     assert str(place) not in json.dumps(universal), "a published result must not contain local directories"
 
-    files = [place / f"runs/{run}-seed1/evaluate/more.hypothesis" for run in ("universal", "vanilla")]
-    assert files[0].read_text(encoding="utf-8").count("\n") == 21
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     more = universal["scores"]["more"]
-    assert [more["hypothesis_sha256"], more["baseline_sha256"]] == digests
-    assert vanilla["scores"]["more"]["hypothesis_sha256"] == digests[1]
-    assert vanilla["scores"]["more"]["baseline_sha256"] is None
-    copied = (place / "results/universal-seed1.json").read_text(encoding="utf-8")
-    assert json.loads(copied) == universal
+    assert not {"p_value", "baseline", "baseline_sha256"} & set(more)
+    assert more["hypotheses"] == "hypotheses/more.fr-en.hyp.universal-seed1.en.gz"
+    kept = place / "runs/universal-seed1" / more["hypotheses"]
+    text = gzip.decompress(kept.read_bytes())
+    assert text.count(b"\n") == 21
+    assert hashlib.sha256(text).hexdigest() == more["hypothesis_sha256"]
+    assert kept.read_bytes()[4:8] == bytes(4), "no time stamp"
+    references = (place / "data" / "raw" / "more.en").read_text(encoding="utf-8").splitlines()
+    theirs = corpus_bleu(text.decode().splitlines(), [references])
+    assert more["bleu"] == pytest.approx(theirs.score, abs=1e-4)
+    assert more["length_ratio"] == pytest.approx(theirs.ratio, abs=1e-4)
+    assert [bucket["segments"] for bucket in more["by_length"]] == [21]
 
+    copied = place / "results/universal-seed1.json"
+    assert json.loads(copied.read_text(encoding="utf-8")) == universal
+    assert (place / "results" / more["hypotheses"]).read_bytes() == kept.read_bytes()
+    capsys.readouterr()
     assert main(["report", str(place / "results"), "--json"]) == 0
-    table = json.loads(capsys.readouterr().out.split("\n{", 1)[-1].join(["{", ""]))["table"]
+    table = json.loads(capsys.readouterr().out)["table"]
     assert [row["Model"] for row in table] == ["Vanilla", "Universal"]
+
+
+def test_scores_are_recomputed_from_the_kept_hypotheses(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / "data" / "tiny").symlink_to(place / "data")  # data/<dataset>
+    results = place / "rescored"
+    assert main(["report", str(results), "--runs", str(place / "runs")]) == 0
+    before = {file.name: file.read_bytes() for file in results.glob("*.json")}
+    capsys.readouterr()
+    assert main(["score", "rescored"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"rescored/{name}: unchanged" for name in sorted(before)]
+    assert {file.name: file.read_bytes() for file in results.glob("*.json")} == before
+
+    file = results / "vanilla-seed1.json"
+    result = json.loads(before[file.name])
+    bleu = result["scores"]["five"]["bleu"]
+    result["scores"]["five"] |= {"bleu": 1.5, "p_value": 0.5, "baseline": "x"}
+    del result["scores"]["more"]["chrf++"], result["scores"]["more"]["hypotheses"]
+    file.write_text(json.dumps(result), encoding="utf-8")
+    assert main(["score", "rescored", "--data", str(place / "data"), "--json"]) == 0
+    universal, vanilla = json.loads(capsys.readouterr().out)
+    assert universal["changes"] == []
+    assert vanilla["changes"] == [
+        f"five: bleu 1.5 -> {bleu}",
+        "five: p_value 0.5 -> none",
+        'five: baseline "x" -> none',
+    ]
+    assert vanilla["without_hypotheses"] == ["more"]
+    rewritten = json.loads(file.read_text(encoding="utf-8"))
+    assert rewritten["scores"]["five"] == json.loads(before[file.name])["scores"]["five"]
+    assert "chrf++" not in rewritten["scores"]["more"], "no hypotheses, so it is left"
+
+    assert main(["score", "rescored", "--tokenize", "char"]) == 0
+    assert "five: signature" in capsys.readouterr().out
+    assert "|tok:char|" in file.read_text(encoding="utf-8")
+    assert main(["score", "rescored"]) == 0
+    assert "unchanged" in capsys.readouterr().out, "the tokenizer is that of the signature"
+
+
+def test_other_hypotheses_and_references_are_refused_by_name(place, capsys, tmp_path):
+    results = tmp_path / "results"
+    assert main(["report", str(results), "--runs", str(place / "runs/vanilla-seed1")]) == 0
+    before = (results / "vanilla-seed1.json").read_bytes()
+    kept = results / "hypotheses/five.fr-en.hyp.vanilla-seed1.en.gz"
+
+    def error(*flags):
+        capsys.readouterr()
+        assert main(["score", str(results), *flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line.removeprefix("fairseq-sharing score: error: ")
+
+    assert error("--data", str(tmp_path)).startswith(f"{tmp_path}: has no reference of five; give the prepared data")
+    reference = tmp_path / "reference"
+    reference.write_text("one\ntwo\n", encoding="utf-8")
+    flags = ["--data", str(place / "data"), "--reference", f"five={reference}"]
+    assert error(*flags) == f"{kept} has 5 lines, its reference {reference} has 2"
+    assert error("--reference", "five") == "--reference five: must be TEST=FILE"
+    kept.write_bytes(gzip.compress(b"a\n" * 5))
+    assert error("--data", str(place / "data")).startswith(f"{kept}: not the translations of the result (its SHA-256")
+    kept.unlink()
+    assert error("--data", str(place / "data")) == f"{kept}: no such file"
+    assert (results / "vanilla-seed1.json").read_bytes() == before
 
 
 def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, translations_in_forks):
@@ -183,13 +250,56 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch,
     assert not list((place / "runs/vanilla-seed1").rglob("*.tmp"))
 
 
+def test_lower_cased_data_are_scored_on_tokens_and_without_case(place, tmp_path, translations_in_forks):
+    translations_in_forks()
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"]["lowercase"] = True
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    scores = _evaluate(place, "vanilla", "--data", str(data), "--out", str(tmp_path / "results"))["scores"]
+    assert all("case:lc" in scores[test]["signature"]["bleu"] for test in ("five", "more"))
+    assert all(0 <= scores[test]["tokenized_bleu"] <= 100 for test in ("five", "more"))
+    assert "tokenized_bleu" not in _evaluate(place, "vanilla")["scores"]["five"]
+
+
+def test_a_run_that_stopped_in_its_first_epoch_translates_lines_as_long_as_its_model_allows(
+    tmp_path, commands, capsys, translations_in_forks
+):
+    translations_in_forks()
+    texts = [_texts(tmp_path, name, 60, seed) for seed, name in enumerate(("train", "valid", "long"))]
+    for lang in (SOURCE, TARGET):
+        with open(f"{texts[2]}.{lang}", "a") as file:
+            file.write("the " * 1100 + "\n")
+    words = ["--source-lang", SOURCE, "--target-lang", TARGET, "--subword", "none", "--workers", "1"]
+    words += ["--train", texts[0], "--valid", texts[1], "--test", f"long={texts[2]}", "--out", str(tmp_path / "data")]
+    assert main(["prepare", "files", *words]) == 0
+    (tmp_path / "a.yaml").write_text(CONFIG.format(run="a", sharing="universal"))
+    long = ["train.max_source_positions=1200", "train.max_target_positions=1200"]
+    for run, overrides in (("long", long), ("short", [])):
+        words = ["train", tmp_path / "a.yaml", "--data", tmp_path / "data", "--out", tmp_path / run]
+        small = ["train.max_update=1", "train.max_tokens=100", "evaluate.max_len_b=5"]
+        commands.run("fairseq_sharing", *words, *small, *overrides, before=fork_trainings)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "long"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["epochs"], result["checkpoint"]) == (1, {"averaged": ["checkpoint_last.pt"]})
+    assert result["scores"]["long"]["segments"] == 61
+    assert result["device"]["threads"] == 1
+    assert "checkpoint_last.pt: there is no epoch checkpoint" in err
+    with pytest.raises(AssertionError, match="Size of sample #60 is invalid"):  # as fairseq-generate in a fork ends
+        main(["evaluate", str(tmp_path / "short")])
+
+
 def test_failures_are_reported_in_one_line(place, tmp_path, capsys):
     run = place / "runs" / "universal-seed1"
     assert main(["evaluate", str(run), "--data", str(tmp_path)]) == 2
     assert "manifest.json: no such file" in capsys.readouterr().err
-    assert main(["evaluate", str(run), "--baseline", str(tmp_path)]) == 2
-    assert "no five.hypothesis; evaluate the baseline first" in capsys.readouterr().err.split("\n")[-2]
     assert main(["evaluate", str(run), "--tokenize", "moses"]) == 2
     assert capsys.readouterr().err.startswith(
         "fairseq-sharing evaluate: error: tokenize: 'moses'; allowed: 13a, char, "
+    )
+    assert main(["evaluate", str(run), "--context-window", "8"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "fairseq-sharing evaluate: error: evaluate.context_window: 8; allowed only for language models"
     )

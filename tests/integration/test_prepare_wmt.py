@@ -1,8 +1,5 @@
 """Prepare recipes from a mirror of archives that have the right names and members but small texts."""
 
-import hashlib
-import io
-import tarfile
 import zipfile
 from collections import defaultdict
 from dataclasses import replace
@@ -11,30 +8,15 @@ from pathlib import Path
 import numpy
 import pytest
 import sacrebleu.dataset.base
+from archives import of_any_content, write_archive
 from sacrebleu.dataset import DATASETS
 
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation import toy
-from fairseq_sharing.preparation.fetch import UNKNOWN
 from fairseq_sharing.preparation.prepare import prepare
-from fairseq_sharing.preparation.recipe import Corpus, Recipe, load_recipe
+from fairseq_sharing.preparation.recipe import Recipe, load_recipe
 
 PAIRS = 60
-
-
-def write_archive(path: Path, members: dict[str, str]) -> str:
-    """Write a .tgz and return its MD5, which sacreBLEU checks."""
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content.encode())
-            archive.addfile(entry, io.BytesIO(content.encode()))
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def of_any_content(corpus: Corpus) -> Corpus:
-    texts = {lang: replace(source, sha256=UNKNOWN) for lang, source in corpus.texts.items()}
-    return replace(corpus, texts=texts, lines=None)
 
 
 @pytest.fixture(params=["wmt16_en_de", "wmt14_en_de"])

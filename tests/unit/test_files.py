@@ -1,11 +1,13 @@
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from fairseq_sharing import files
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, inside, read_lines, sha256, write_text
 
@@ -187,3 +189,67 @@ def test_reading_a_member_writes_nothing_and_follows_no_link(tmp_path: Path, kin
         with pytest.raises(SharingError, match=f"contains no file {name}"):
             list(read_lines(archive, name))
     assert sorted(path.name for path in tmp_path.rglob("*")) == [archive.name, "folder", "secret"]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz", "gz"])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(files, "_FREE_EXPANSION", 1 << 20)
+    path, content = tmp_path / f"a.{suffix}", b"a\n" * (1 << 22)
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("text", content)
+    elif suffix == "gz":
+        path.write_bytes(gzip.compress(content))
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            entry = tarfile.TarInfo("text")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    lines = files.read_lines(path, "" if suffix == "gz" else "text")
+    with pytest.raises(SharingError, match=r"unpacks to more than 1 MiB, 100 times the file's size"):
+        assert sum(1 for _ in lines) < 1 << 20
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
+    (tmp_path / "a").write_bytes(b"x\n" + b"a" * 5000)
+    with pytest.raises(SharingError, match=r"a, line 2: longer than 0 MiB; allowed: lines of text$"):
+        list(files.read_lines(tmp_path / "a"))
+    (tmp_path / "a").write_bytes(b"a" * 999 + b"\n" + b"b" * 1000)
+    assert [len(line) for line in files.read_lines(tmp_path / "a")] == [999, 1000]
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path, monkeypatch):
+    stale, other = tmp_path / "a.0123abcd.tmp", tmp_path / "b.0123abcd.tmp"
+    for path in (stale, other):
+        path.write_bytes(b"half")
+    with files.atomic_write(tmp_path / "a") as running:
+        assert stale.exists(), "it may be that of a process that is just starting"
+        for path in tmp_path.iterdir():
+            os.utime(path, (1, 1))
+        files.write_text(tmp_path / "a", "second")
+        assert not stale.exists()
+        assert Path(running.name).exists()
+        running.write(b"first")
+    assert (tmp_path / "a").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.0123abcd.tmp"]
+
+
+def test_folders_of_killed_processes_are_removed_and_a_failed_one_leaves_the_old(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    stale = tmp_path / "a.0123abcd.tmp"
+    (stale / "b").mkdir(parents=True)
+    os.utime(stale, (1, 1))
+
+    def fail(new: Path) -> None:
+        (new / "new").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), files.temporary_folder(tmp_path / "a") as new:
+        fail(new)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+    with files.temporary_folder(tmp_path / "a") as new:
+        (new / "new").touch()
+        files.replace_folder(new, tmp_path / "a")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/new"]

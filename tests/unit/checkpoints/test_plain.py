@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fairseq_sharing.checkpoints.averaging import average_checkpoints
 from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
 from fairseq_sharing.checkpoints.plain import to_plain
 from fairseq_sharing.errors import SharingError
@@ -131,3 +132,10 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     )
     assert load_checkpoint(path) == {"model": {"weight": 1}}
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint_last.pt"]
+
+
+def test_a_missing_folder_is_created(tmp_path):
+    save_atomically({"model": {}}, tmp_path / "new" / "folder" / "a.pt")
+    assert load_checkpoint(tmp_path / "new" / "folder" / "a.pt")["model"] == {}
+    average_checkpoints([tmp_path / "new" / "folder" / "a.pt"], tmp_path / "other" / "b.pt")
+    assert (tmp_path / "other" / "b.pt").is_file()

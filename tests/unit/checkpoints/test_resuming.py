@@ -149,7 +149,6 @@ def test_another_source_of_weights_is_used_as_asked_for(interrupted):
 @pytest.mark.parametrize(
     "options",
     [
-        {"finetune_from_model": "checkpoint_1_1.pt"},
         {"reset_optimizer": True},
         {"reset_lr_scheduler": True},
         {"reset_meters": True},
@@ -163,6 +162,33 @@ def test_no_other_checkpoint_is_taken_when_the_options_name_what_to_load(interru
     options = {k: v.format(last=interrupted.last) if k == "restore_file" else v for k, v in options.items()}
     with pytest.raises(SharingError, match=rf"^{interrupted.last}: not a readable checkpoint \(.*\)$"):
         interrupted.resume(**options)
+
+
+@pytest.mark.parametrize("option", ["finetune_from_model", "continue_once"])
+def test_fine_tuning_whose_last_checkpoint_is_truncated_resumes_from_its_own_checkpoints(interrupted, caplog, option):
+    """The model that a fine-tuning starts from is no checkpoint of it, wherever it is and whatever its name."""
+    damage(interrupted.last)
+    pretrained = interrupted.folder / "checkpoint9.pt"
+    save_atomically({**load_checkpoint(interrupted.folder / "checkpoint_1_2.pt")}, pretrained)
+    assert interrupted.resume(**{option: str(pretrained)}) == 2
+    assert f"; resuming from {interrupted.folder / 'checkpoint_1_2.pt'}" in caplog.text
+    interrupted.last.unlink()
+    caplog.clear()
+    interrupted.resume(**{option: str(pretrained)})
+    assert "resuming from" not in caplog.text
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_training_does_not_resume_from_a_checkpoint_that_validated_as_nan(interrupted, caplog, loss):
+    diverged = load_checkpoint(interrupted.last)
+    diverged["extra_state"]["val_loss"] = loss
+    save_atomically(diverged, interrupted.last)
+    assert interrupted.resume() == 2
+    assert f"{interrupted.last}: its validation loss is {loss}; resuming from " in caplog.text
+    for path in interrupted.folder.glob("checkpoint_1_*.pt"):
+        save_atomically(diverged, path)
+    with pytest.raises(SharingError, match=f"its validation loss is {loss}; .* has no other checkpoint to resume from"):
+        interrupted.resume()
 
 
 def test_no_other_checkpoint_is_taken_for_fairseq_s_own_models(interrupted):

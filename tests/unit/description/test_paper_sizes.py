@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
+from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_sharing import flags
 from fairseq_sharing.description import counts
@@ -52,3 +55,16 @@ def test_language_model_rows_have_the_parameters_of_the_closed_form_and_of_the_p
     expected = inputs + 2 * d + num_unique(model.layer_map["decoder"]) * layer  # 2 d: the two bands' own outputs
     assert sum(model.unique.values()) == expected
     assert round(expected / 1e6) == 121
+
+
+def test_iwslt_has_the_size_and_settings_of_fairseqs_architecture():
+    """As in fairseq's training command for this task."""
+    ours = flags.parse(compose("iwslt14_de_en", ["row=vanilla"]).train)
+    stock = Namespace()
+    ARCH_CONFIG_REGISTRY["transformer_iwslt_de_en"](stock)
+    size = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads", "normalize_before", "learned_pos")
+    for name in [f"{stack}_{part}" for stack in ("encoder", "decoder") for part in size]:
+        assert getattr(ours, name) == getattr(stock, name), name
+    assert (ours.dropout, ours.attention_dropout, ours.activation_dropout) == (0.3, 0.0, 0.0)
+    assert (ours.lr, ours.warmup_updates, ours.max_tokens, ours.weight_decay) == ([0.0005], 4000, 4096, 0.0001)
+    assert (ours.share_decoder_input_output_embed, ours.share_all_embeddings) == (True, False)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fairseq_sharing.decoding import model_files
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.evaluation import averages
+from fairseq_sharing.evaluation import averages, evaluate
 from fairseq_sharing.evaluation.averages import (
     AVERAGE,
     average_last_epochs,
@@ -42,10 +42,39 @@ def test_mid_epoch_checkpoints_are_used_if_no_epoch_has_ended(tmp_path):
     assert names == ["checkpoint_1_500.pt", "checkpoint_1_1000.pt"]
 
 
-def test_no_epoch_checkpoint_is_an_error(tmp_path):
-    _touch(tmp_path, "checkpoint_last.pt")
-    with pytest.raises(SharingError, match="no epoch checkpoint"):
+def test_no_checkpoint_is_an_error(tmp_path):
+    _touch(tmp_path, "checkpoint_best.pt", "checkpoint_average.pt")
+    with pytest.raises(SharingError, match="no checkpoint"):
         last_epoch_checkpoints(tmp_path, 10)
+
+
+def test_a_run_that_stopped_in_its_first_epoch_uses_its_last_checkpoint(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.checkpoints.mkdir()
+    for weight in (1.0, 2.0):  # the run is resumed and stops in its first epoch again
+        torch.save({"model": {"weight": torch.tensor([weight])}}, run.checkpoints / "checkpoint_last.pt")
+        console = Console(file=io.StringIO(), width=500)
+        assert finished_average(run, 10, console) is None
+        averaged, names, _ = average_last_epochs(run, 10, Steps(run.steps_file), console)
+        assert names == ["checkpoint_last.pt"]
+        assert "checkpoint_last.pt: there is no epoch checkpoint" in console.file.getvalue()
+        assert torch.load(averaged)["model"]["weight"].item() == weight
+        assert finished_average(run, 10, console) == averaged
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "epoch"),
+    [
+        ("checkpoint12.pt", (1, 0), 12),
+        ("checkpoint_3_450.pt", (1, 0), 3),
+        ("checkpoint_last.pt", (1, 7), 1),
+        ("checkpoint_last.pt", (3, 0), 2),  # --no-epoch-checkpoints: the second epoch has ended
+    ],
+)
+def test_the_epoch_of_a_result_is_that_of_its_newest_checkpoint(tmp_path, name, place, epoch):
+    place = dict(zip(("epoch", "iterations_in_epoch"), place, strict=True))
+    torch.save({"model": {}, "extra_state": {"train_iterator": place}}, tmp_path / "checkpoint_average.pt")
+    assert evaluate._epoch(name, tmp_path / "checkpoint_average.pt") == epoch
 
 
 def test_an_average_is_reused_if_its_checkpoints_were_removed(tmp_path):
@@ -164,6 +193,13 @@ def test_bad_settings_are_named(block, message):
     with pytest.raises(SharingError) as caught:
         EvaluationSettings.of(block)
     assert str(caught.value).startswith(message)
+
+
+def test_the_baseline_that_an_earlier_version_recorded_is_ignored():
+    config = {"run": "a", "evaluate": {"beam": 4, "baseline": "vanilla"}}
+    assert EvaluationSettings.of_run(config, {"lenpen": 0.5}) == EvaluationSettings(beam=4, lenpen=0.5)
+    with pytest.raises(SharingError, match="evaluate: unknown key 'baseline'"):
+        EvaluationSettings.of(config["evaluate"])
 
 
 def test_null_removes_a_length_penalty_of_the_base():

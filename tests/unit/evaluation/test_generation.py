@@ -8,6 +8,7 @@ from rich.console import Console
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import generation
 from fairseq_sharing.evaluation.generation import generate, parse_generated, read_generated
+from fairseq_sharing.evaluation.hypotheses import task_words
 
 # As fairseq-generate writes it: in the order of its batches, log lines between.
 OUTPUT = """\
@@ -106,3 +107,24 @@ def test_incomplete_output_does_not_replace_the_last_one(program, tmp_path, code
         generate([], output, 1, "test", Console(file=io.StringIO()))
     assert output.read_text() == "of the last time"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["test.generate.txt", *left]
+
+
+@pytest.mark.parametrize("sizes", ["1101, 7", "np.int32(1101), np.int32(7)"])
+def test_a_sentence_that_is_too_long_is_named_with_the_limits(sizes):
+    line = (
+        f"Exception: Size of sample #3 is invalid (=({sizes})) since max_positions=(1024, 512), skip this example with"
+    )
+    assert generation._too_long(f"{line} --skip-invalid-size-inputs-valid-test") == (
+        "line 4 has 1,101 source and 7 target subwords with the end of sentence; allowed: at most 1,024 and 512, the "
+        "run's train.max_source_positions and train.max_target_positions"
+    )
+    assert generation._too_long("RuntimeError: Size of tensor a") is None
+
+
+def test_the_task_of_the_run_is_that_of_the_evaluation():
+    assert task_words({}) == ["--task", "translation"]
+    train = {"task": "translation_sharing", "max_source_positions": 2000, "max_target_positions": 99, "lr": 0.1}
+    expected = ["--task", "translation_sharing", "--max-source-positions", "2000", "--max-target-positions", "99"]
+    assert task_words(train) == expected
+    assert task_words({"truncate_source": True}) == ["--task", "translation", "--truncate-source"]
+    assert task_words({"truncate_source": False}) == ["--task", "translation"]

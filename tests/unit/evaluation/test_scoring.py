@@ -1,15 +1,21 @@
 import gzip
+import itertools
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sacrebleu
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation import scoring
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer, choose_tokenizer
-from fairseq_sharing.evaluation.scoring import score, score_files
+from fairseq_sharing.evaluation.file_scores import TRIALS, score_files
+from fairseq_sharing.evaluation.scoring import METRICS, Scorer, score
+from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
+from fairseq_sharing.preparation.text import Pipeline
 
 REFERENCES = [
     "Ein kleiner Hund läuft über die Wiese.",
@@ -55,62 +61,103 @@ def _resampled(hypotheses, samples):
     )
 
 
-def test_scores_equal_sacrebleu():
+def test_scores_and_signatures_equal_sacrebleu_s():
     result = score(HYPOTHESES, REFERENCES)
-    assert result.bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
-    assert result.chrf == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score)
-    assert result.segments == len(REFERENCES)
-    assert result.p_value is None
+    assert result["segments"] == len(REFERENCES)
     version = sacrebleu.__version__
-    assert result.signature == {
+    case = "nrefs:1|case:mixed|eff:yes|nc:6"
+    assert result["signature"] == {
         "bleu": f"nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}",
-        "chrf": f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}",
+        "chrf": f"{case}|nw:0|space:no|version:{version}",
+        "chrf++": f"{case}|nw:2|space:no|version:{version}",
+        "ter": f"nrefs:1|case:mixed|tok:tercom|norm:no|punct:yes|asian:no|version:{version}",
     }
+    expected = {
+        "bleu": sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]),
+        "chrf": sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]),
+        "chrf++": sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES], word_order=2),
+        "ter": sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES], case_sensitive=True),
+    }
+    assert list(expected) == list(METRICS)
+    for name, theirs in expected.items():
+        assert result[name] == pytest.approx(theirs.score, abs=1e-4), name
+    assert result["length_ratio"] == pytest.approx(expected["bleu"].ratio, abs=1e-4)
 
 
-def test_interval_and_p_value_equal_a_bootstrap_over_sentences(monkeypatch):
+def test_ter_is_case_sensitive():
+    assert score([line.lower() for line in REFERENCES], REFERENCES)["ter"] > 20
+    assert score(REFERENCES, REFERENCES)["ter"] == 0
+
+
+def test_interval_equals_a_bootstrap_over_sentences(monkeypatch):
     monkeypatch.setattr(scoring, "BOOTSTRAP_SAMPLES", 200)
-    result = score(HYPOTHESES, REFERENCES, ("other", BASELINE))
-    ours, theirs = _resampled(HYPOTHESES, 200), _resampled(BASELINE, 200)
+    ours = _resampled(HYPOTHESES, 200)
     low, high = np.sort(ours)[[5, 194]]  # 2.5% cut off at either end
     center, half = ours.mean(), (high - low) / 2
-    assert result.bleu_interval == pytest.approx((center - half, center + half), abs=1e-3)
-    real = abs(
-        sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score - sacrebleu.corpus_bleu(BASELINE, [REFERENCES]).score
-    )
-    differences = np.abs(ours - theirs)
-    expected = (np.sum(differences - differences.mean() > real) + 1) / 201
-    assert result.p_value == pytest.approx(expected)
-    assert result.baseline == "other"
+    assert score(HYPOTHESES, REFERENCES)["bleu_interval"] == pytest.approx([center - half, center + half], abs=1e-3)
 
 
-def test_equal_translations_do_not_differ_significantly():
-    assert score(HYPOTHESES, REFERENCES, ("same", list(HYPOTHESES))).p_value == 1.0
+def test_scoring_again_gives_the_same_scores():
+    scorer = Scorer([REFERENCES])
+    assert scorer.scores(HYPOTHESES) == scorer.scores(HYPOTHESES) == score(HYPOTHESES, REFERENCES)
 
 
-def test_scoring_again_gives_the_same_interval_and_p_value():
-    first = score(HYPOTHESES, REFERENCES, ("other", BASELINE))
-    assert score(HYPOTHESES, REFERENCES, ("other", BASELINE)) == first
+def test_empty_and_over_long_hypotheses_are_counted():
+    repeated = " ".join(["noch"] * 18)  # 18 tokens, and 8 in its reference
+    hypotheses = ["", " ", f"{repeated} ein", f"{repeated} .", "Drei " * 17, *REFERENCES[5:]]
+    found = score(hypotheses, REFERENCES)
+    # References 3 to 5 have 9, 9 and 7 tokens: only the third hypothesis of 17 has 10 more and more than twice as many.
+    assert [len(REFERENCES[i].replace(".", " .").split()) for i in (2, 3, 4)] == [9, 9, 7]
+    assert (found["empty"], found["over_long"]) == (2, 3)
+    assert score(["Drei " * 16, *REFERENCES[1:]], ["Drei " * 7, *REFERENCES[1:]])["over_long"] == 0
+
+
+def _sentences(length, count):
+    return [" ".join(f"w{(i * 7 + j * (i + 3)) % 50}" for j in range(length)) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({5: 60, 10: 10, 15: 50, 25: 49, 35: 51, 70: 50}, [(10, 70), (20, 50), (40, 100), (None, 50)]),
+        ({5: 60, 61: 49}, [(None, 109)]),
+        ({5: 49, 15: 50}, [(None, 99)]),
+        ({30: 3}, [(None, 3)]),
+    ],
+)
+def test_bleu_by_reference_length_merges_small_buckets(sizes, expected):
+    references = [line for length, count in sizes.items() for line in _sentences(length, count)]
+    hypotheses = [line.replace("w1", "v1") for line in references]
+    buckets = score(hypotheses, references)["by_length"]
+    assert [(bucket["up_to"], bucket["segments"]) for bucket in buckets] == expected
+    start = 0
+    for bucket in buckets:  # the sentences are sorted by length
+        end = start + bucket["segments"]
+        theirs = sacrebleu.corpus_bleu(hypotheses[start:end], [references[start:end]]).score
+        assert bucket["bleu"] == pytest.approx(theirs, abs=1e-4)
+        start = end
+    assert start == len(references)
 
 
 def test_empty_and_tabbed_hypotheses_are_scored():
     hypotheses = ["", "Zwei\tMänner sitzen auf einer Bank im Park.", *HYPOTHESES[2:]]
     result = score(hypotheses, REFERENCES)
-    assert result.bleu == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [REFERENCES]).score)
-    assert score([""] * 8, REFERENCES).bleu == 0.0
+    assert result["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [REFERENCES]).score, abs=1e-4)
+    empty = score([""] * 8, REFERENCES)
+    assert (empty["bleu"], empty["ter"], empty["length_ratio"], empty["empty"]) == (0.0, 100.0, 0.0, 8)
 
 
 def test_chinese_is_scored_by_its_own_tokenizer():
-    assert "tok:zh" in score(["一只小狗在跑"], ["一只狗在跑"], target_lang="zh").signature["bleu"]
-    assert "tok:13a" in score(HYPOTHESES, REFERENCES, target_lang="de").signature["bleu"]
+    assert "tok:zh" in score(["一只小狗在跑"], ["一只狗在跑"], target_lang="zh")["signature"]["bleu"]
+    assert "tok:13a" in score(HYPOTHESES, REFERENCES, target_lang="de")["signature"]["bleu"]
 
 
 @pytest.mark.parametrize("code", ["zh", "zh_CN", "ZH-hant", "zho_Hans", "zho", "cmn", "chi", "yue_Hant", "zh-Hant-TW"])
 def test_chinese_is_scored_equally_for_every_code(code):
     hypotheses, references = ["一只小狗在跑步", "两个人"], ["一只狗在跑步", "两个男人"]
     assert score(hypotheses, references, target_lang=code) == score(hypotheses, references, target_lang="zh")
-    assert score(hypotheses, references, target_lang=code).bleu == pytest.approx(
-        sacrebleu.corpus_bleu(hypotheses, [references], tokenize="zh").score
+    assert score(hypotheses, references, target_lang=code)["bleu"] == pytest.approx(
+        sacrebleu.corpus_bleu(hypotheses, [references], tokenize="zh").score, abs=1e-4
     )
 
 
@@ -130,11 +177,18 @@ def test_codes_and_scripts_choose_the_tokenizer(codes, name):
 
 def test_the_user_s_tokenizer_overrides_that_of_the_language():
     hypotheses, references = ["หมาวิ่งเร็ว"], ["หมาวิ่งช้า"]
-    assert score(hypotheses, references, target_lang="th").bleu == 0.0
-    by_characters = score(hypotheses, references, ("other", references), "th", "char")
-    assert by_characters.bleu == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char").score)
-    assert by_characters.bleu > 30
-    assert "tok:char" in by_characters.signature["bleu"]
+    assert score(hypotheses, references, "th")["bleu"] == 0.0
+    found = score(hypotheses, references, "th", "char")
+    theirs = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char").score
+    assert found["bleu"] == pytest.approx(theirs, abs=1e-4)
+    assert found["bleu"] > 30
+    assert "tok:char" in found["signature"]["bleu"]
+
+
+def test_ter_of_chinese_edits_characters():
+    found = score(["一只小狗在跑步"], ["一只狗在跑步"], "zh")
+    assert found["ter"] == pytest.approx(100 / 6, abs=1e-4)
+    assert "norm:yes|punct:yes|asian:yes" in found["signature"]["ter"]
 
 
 @pytest.mark.parametrize("name", ["foo", "ZH", ""])
@@ -175,8 +229,8 @@ def test_a_missing_package_is_named_with_its_extra(code, extra, module, monkeypa
 def test_numbers_of_segments_must_agree():
     with pytest.raises(SharingError, match="7 hypotheses cannot be scored against 8 references"):
         score(HYPOTHESES[:7], REFERENCES)
-    with pytest.raises(SharingError, match=r"6 hypotheses of the baseline old .* 8 references"):
-        score(HYPOTHESES, REFERENCES, ("old", BASELINE[:6]))
+    with pytest.raises(SharingError, match="references of 8 and 6 segments cannot be combined"):
+        Scorer([REFERENCES, BASELINE[:6]])
     with pytest.raises(SharingError, match="reference is empty"):
         score([], [])
 
@@ -191,29 +245,104 @@ def test_line_separators_inside_a_line_do_not_misalign(tmp_path):
     inside = ["Ein\u2028kleiner Hund läuft.", "Zwei\x85Männer\x0bsitzen.", "Eine Frau\rspielt Geige."]
     hypothesis = _file(tmp_path / "h.txt", [*inside, *HYPOTHESES[3:]])
     reference = _file(tmp_path / "r.txt.gz", REFERENCES)
-    result = score_files(hypothesis, reference)
-    assert result.segments == 8
-    assert result.bleu == pytest.approx(score([*inside, *HYPOTHESES[3:]], REFERENCES).bleu)
+    (result,) = score_files([hypothesis], [reference])
+    assert result == {"hypothesis": str(hypothesis), **score([*inside, *HYPOTHESES[3:]], REFERENCES)}
 
 
 def test_file_without_final_line_end_keeps_its_last_line(tmp_path):
     (tmp_path / "h").write_text("\n".join(HYPOTHESES), encoding="utf-8")
-    assert score_files(tmp_path / "h", _file(tmp_path / "r", REFERENCES)).segments == 8
+    (result,) = score_files([tmp_path / "h"], [_file(tmp_path / "r", REFERENCES)])
+    assert result["segments"] == 8
 
 
 def test_unequal_files_are_refused_with_both_numbers(tmp_path):
     hypothesis, reference = _file(tmp_path / "h", HYPOTHESES[:5]), _file(tmp_path / "r", REFERENCES)
     with pytest.raises(SharingError) as caught:
-        score_files(hypothesis, reference)
+        score_files([reference, hypothesis], [reference])
     assert str(caught.value) == f"{hypothesis} has 5 lines, its reference {reference} has 8"
-    with pytest.raises(SharingError, match=r"h has 5 lines, its reference .* has 8"):
-        score_files(reference, reference, hypothesis)
+    with pytest.raises(SharingError, match=r"h has 5 lines, the reference .*r has 8"):
+        score_files([reference], [reference, hypothesis])
 
 
 def test_missing_and_undecodable_files_are_named(tmp_path):
     reference = _file(tmp_path / "r", REFERENCES)
     with pytest.raises(SharingError, match="absent: no such file"):
-        score_files(tmp_path / "absent", reference)
+        score_files([tmp_path / "absent"], [reference])
     (tmp_path / "latin").write_bytes(b"eins\nf\xfcnf\n")
     with pytest.raises(SharingError, match="latin, line 2: not UTF-8"):
-        score_files(tmp_path / "latin", reference)
+        score_files([tmp_path / "latin"], [reference])
+
+
+def _systems(tmp_path, *systems):
+    files = [_file(tmp_path / f"{number}.txt", lines) for number, lines in enumerate(systems)]
+    return score_files(files, [_file(tmp_path / "r", REFERENCES)])
+
+
+def test_several_systems_are_compared_with_the_first_like_sacrebleu_does(tmp_path):
+    first, second = _systems(tmp_path, HYPOTHESES, BASELINE)
+    assert first == {"hypothesis": str(tmp_path / "0.txt"), **score(HYPOTHESES, REFERENCES), "p_value": None}
+    assert {**second, "p_value": None} == {
+        **{"hypothesis": str(tmp_path / "1.txt"), "p_value": None},
+        **score(BASELINE, REFERENCES),
+    }
+    metrics = {"bleu": BLEU(), "chrf": CHRF(), "chrf++": CHRF(word_order=2)}
+    _, theirs = PairedTest([("0", HYPOTHESES), ("1", BASELINE)], metrics, [REFERENCES], test_type="ar")()
+    for name, their_name in (("bleu", "BLEU"), ("chrf", "chrF2"), ("chrf++", "chrF2++")):
+        # With 8 segments, one trial in 128 swaps all or none of them; sacreBLEU's test does not count it.
+        assert 1 / 256 < second["p_value"][name] - theirs[their_name][1].p_value < 1 / 64, name
+
+
+def test_p_value_is_the_share_of_all_exchanges_that_differ_as_much(tmp_path):
+    _, second = _systems(tmp_path, HYPOTHESES, BASELINE)
+    differences = {"bleu": [], "ter": []}
+    for swaps in itertools.product((False, True), repeat=8):
+        pairs = [(b, a) if swap else (a, b) for a, b, swap in zip(HYPOTHESES, BASELINE, swaps, strict=True)]
+        one, other = (list(lines) for lines in zip(*pairs, strict=True))
+        bleu = [sacrebleu.corpus_bleu(lines, [REFERENCES]).score for lines in (one, other)]
+        ter = [sacrebleu.corpus_ter(lines, [REFERENCES], case_sensitive=True).score for lines in (one, other)]
+        for name, (mine, theirs) in (("bleu", bleu), ("ter", ter)):
+            differences[name].append(abs(mine - theirs))
+    for name, values in differences.items():
+        exact = np.mean(np.array(values) >= values[0] - 1e-9)
+        assert second["p_value"][name] == pytest.approx(exact, abs=0.02), name
+
+
+def test_equal_translations_have_p_1_and_so_have_those_that_differ_in_one_segment(tmp_path):
+    _, same, nearly = _systems(tmp_path, HYPOTHESES, HYPOTHESES, [*HYPOTHESES[:7], REFERENCES[7]])
+    assert same["p_value"] == dict.fromkeys(METRICS, 1.0)
+    assert nearly["bleu"] > same["bleu"]
+    assert nearly["p_value"] == dict.fromkeys(METRICS, 1.0), "either system is equally likely to have this segment"
+    assert TRIALS == 10_000
+
+
+def test_several_references_raise_the_scores_like_sacrebleu_s(tmp_path):
+    files = [_file(tmp_path / name, lines) for name, lines in (("r1", REFERENCES), ("r2", BASELINE))]
+    (found,) = score_files([_file(tmp_path / "h", HYPOTHESES)], files)
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES, BASELINE]).score, abs=1e-4)
+    assert found["ter"] == pytest.approx(
+        sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES, BASELINE], case_sensitive=True).score, abs=1e-4
+    )
+    assert found["signature"]["bleu"].startswith("nrefs:2|")
+
+
+def test_case_is_ignored_for_models_of_lower_cased_data():
+    lower = [line.lower() for line in HYPOTHESES]
+    ignoring = score(lower, REFERENCES, lowercase=True)
+    assert ignoring["bleu"] == pytest.approx(sacrebleu.corpus_bleu(lower, [REFERENCES], lowercase=True).score, abs=1e-4)
+    exact = score(lower, REFERENCES)
+    assert ignoring["bleu"] > exact["bleu"] + 1
+    assert ignoring["chrf"] > exact["chrf"] + 1
+    assert ignoring["ter"] < exact["ter"] - 1
+    assert all("case:lc" in signature for signature in ignoring["signature"].values())
+
+
+def test_tokenized_bleu_compares_the_tokens_of_the_data():
+    tokenizer = {"name": "moses", "normalize": False, "lowercase": True}
+    pipeline = Pipeline({"source": "en", "target": "de"}, tokenizer, {"name": "bpe"})
+    generated = ["ein kle@@ iner hund läuft über eine wiese .", "zwei männer sitzen auf einer bank ."]
+    tokens = ["ein kleiner hund läuft über die wiese .", "zwei männer sitzen auf einer bank im park ."]
+    expected = sacrebleu.corpus_bleu(
+        [line.replace("@@ ", "") for line in generated], [tokens], tokenize="none", smooth_method="none", force=True
+    )
+    assert tokenized_bleu(generated, REFERENCES[:2], pipeline) == pytest.approx(expected.score)
+    assert 50 < expected.score < 90

@@ -26,6 +26,45 @@ def test_device_has_kind_count_and_memory():
     assert device["memory_bytes"] > 2**28
 
 
+CPU_INFO = """processor\t: 0
+model name\t: Some CPU @ 2.60GHz
+flags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile amx_bf16
+
+processor\t: 1
+model name\t: Other CPU
+"""
+
+
+def test_a_training_device_tells_processor_threads_and_instruction_sets(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(CPU_INFO)
+    monkeypatch.setattr(environment, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(environment, "GPU_DRIVERS", ())
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    device = environment.training_device(3)
+    assert device["kind"] == "cpu"
+    assert device["name"] == "Some CPU @ 2.60GHz"
+    assert device["threads"] == 3
+    assert device["instructions"] == "AVX512 avx512_bf16 amx_bf16"
+    (tmp_path / "cpuinfo").unlink()
+    assert environment.training_device(1)["instructions"] == "AVX512"
+
+
+@pytest.mark.parametrize(
+    ("change", "alike"),
+    [
+        ({}, True),
+        ({"count": 8, "memory_bytes": 2}, True),
+        ({"threads": 2}, False),
+        ({"name": "Other CPU"}, False),
+        ({"instructions": "AVX2"}, False),
+        ({"kind": "cuda"}, False),
+    ],
+)
+def test_devices_round_alike_with_equal_processor_threads_and_instructions(change, alike):
+    device = {"kind": "cpu", "name": "CPU", "count": 4, "memory_bytes": 1, "threads": 1, "instructions": "AVX512"}
+    assert environment.rounds_alike(device, device | change) == alike
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
 @pytest.mark.parametrize(("busy", "idle"), [([3.0, 0.0, 98.0], 2), ([99.0, 20.0, 0.0], 1), ([100.0, 80.0, 0.0], 1)])
 def test_idle_cores_are_those_of_this_process_that_nothing_uses(monkeypatch, busy, idle):

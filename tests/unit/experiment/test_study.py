@@ -54,9 +54,8 @@ def test_row_is_recipe_then_row_then_overrides_of_the_study_then_of_the_user(stu
         "dataset": "mine",
         "tokens_per_batch": 64,
         "train": {"dropout": 0.1, "max_epoch": 7, "sharing": "cycle", "fast": True},
-        "evaluate": {"beam": 4, "baseline": "plain"},
+        "evaluate": {"beam": 4},
     }
-    assert compose(study, ["row=plain"]).evaluate.baseline is None
     assert compose(study, ["row=copy"]).map_of == "shared"
     assert compose(study, ["row=plain", "train.max_epoch=1"]).train.max_epoch == 1
     assert "study" not in compose(study, ["row=plain", "dataset=other"]), "its runs are not those of the study"
@@ -101,7 +100,7 @@ def test_a_row_must_be_named_once(study, overrides, message):
         ("seeds: [1, 2]\n", "seeds: 1\n", "seeds: 1; allowed: a list of whole numbers from 0"),
         ("row_seeds: {plain", "row_seeds: {plan", "row_seeds: unknown key 'plan'; allowed: shared, plain"),
         ("baseline: plain", "baseline: plan", "compare.baseline: no row 'plan'; allowed: shared, plain"),
-        ("margin: 0.5", "margin: .nan", "compare.margin: nan; allowed: a number of BLEU points above 0"),
+        ("margin: 0.5", "margin: .nan", "compare.margin: nan; allowed: finite numbers"),
         ("pairs: 10", "pairs: -1", "estimate.pairs: -1; allowed: a whole number from 1"),
         ("overrides: [train.max_epoch=7]", "overrides: [max_epoch=7]", "unknown key 'max_epoch'"),
     ],
@@ -122,5 +121,5 @@ def test_an_experiment_is_no_study(study):
 
 
 def test_a_name_that_does_not_exist_lists_the_studies():
-    with pytest.raises(SharingError, match=r"multi40k: no such file.*; studies: changing_sharing, moeut, "):
+    with pytest.raises(SharingError, match=r"multi40k: no such file.*; studies: changing_sharing, iwslt14_de_en, "):
         find_study("multi40k")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import data_utils, iterators
+from fairseq.data import ListDataset, bucket_pad_length_dataset, data_utils, iterators
 from fairseq.data.data_utils_fast import batch_by_size_vec
 from fairseq.logging import metrics
 from sharing_cases import BY_NAME
@@ -28,6 +28,18 @@ STOCK_BATCH_BY_SIZE = data_utils.batch_by_size.__wrapped__
 
 
 # Batching.
+
+
+def test_buckets_are_percentiles_of_the_lengths():
+    """--num-batch-buckets: with numpy 1, fairseq takes the lower of two lengths."""
+    sizes = np.array([1, 2, 3, 4, 5, 6, 7, 8, 50])
+    for get_buckets in (data_utils.get_buckets, bucket_pad_length_dataset.get_buckets):
+        assert get_buckets(sizes, 4).tolist() == [3, 5, 7, 50]
+        assert get_buckets(np.array([5, 5, 5, 9]), 4).tolist() == [5, 9]
+    dataset = bucket_pad_length_dataset.BucketPadLengthDataset(
+        ListDataset([torch.ones(size) for size in sizes], sizes), sizes, 4, pad_idx=0, left_pad=False
+    )
+    assert [len(dataset[index]) for index in range(9)] == [3, 3, 3, 5, 5, 7, 7, 50, 50]
 
 
 def lengths(sentences: int) -> np.ndarray:

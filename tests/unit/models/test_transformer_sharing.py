@@ -236,3 +236,15 @@ def test_half_precision_model_shares_and_computes():
         assert (model.bfloat16()(**batch())[0].float() - expected).abs().max() < 0.5
     names = dict(model.named_parameters(remove_duplicate=False))
     assert names["encoder.layers.5.fc1.weight"] is names["encoder.layers.0.fc1.weight"]
+
+
+def test_torchscript_is_refused_by_name(model):
+    """Also for a part of the model, and for a module that contains it, such as fairseq's search."""
+    for module, name in (
+        (model, "TransformerSharingModel"),
+        (model.decoder, "SharedTransformerDecoder"),
+        (torch.nn.Sequential(model), "TransformerSharingModel"),
+    ):
+        with pytest.raises(SharingError) as error:
+            torch.jit.script(module)
+        assert str(error.value).startswith(f"torch.jit.script: {name} cannot be compiled; allowed: the stock fairseq")

@@ -305,3 +305,14 @@ def test_half_precision_keeps_what_is_shared():
     ties = find_aliases(model)
     assert (model.bfloat16()(**batch())[0].float() - expected).abs().mean() < 0.5
     assert find_aliases(model) == ties
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_alignments_are_refused_by_name(kind):
+    model = build_moeut_case(BY_NAME["cycle"])
+    with pytest.raises(SharingError) as error:
+        model.make_generation_fast_(need_attn=kind)
+    assert str(error.value) == (
+        f"--print-alignment {kind}: MoEUT's attention returns no weights; allowed: leave it out"
+    )
+    model.make_generation_fast_(need_attn=None)

@@ -5,6 +5,8 @@ import pytest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.recipe import build_recipe, files_recipe, load_recipe, recipe_names
 
+ONE_TEXT = {"source_lang": "en", "splits": {"train": {"en": {"path": "text.en"}}}}
+
 
 def test_every_recipe_loads_and_has_a_readme():
     assert {"multi30k", "toy"} <= set(recipe_names())
@@ -52,6 +54,17 @@ def test_sentencepiece_reads_plain_text_by_default(flags: dict, tokenizer: str, 
     assert (recipe.tokenizer["name"], recipe.subword["name"]) == (tokenizer, subword)
 
 
+def test_sentencepiece_has_settings_of_its_own():
+    flags = {"subword": "sentencepiece", "character_coverage": 0.9995, "max_sentence_length": 9000}
+    size = {"name": "sentencepiece", "size": 10_000}
+    own = {"character_coverage": 0.9995, "max_sentence_length": 9000}
+    assert load_recipe("multi30k", flags).subword == {**size, **own}
+    assert load_recipe("multi30k", {"subword": "sentencepiece"}).subword == size
+    content = {**ONE_TEXT, "valid_every": 2, "subword": {**size, "character_coverage": 0.99}}
+    assert build_recipe("mine", content).subword == {**size, "character_coverage": 0.99}
+    assert build_recipe("mine", content, {"subword": "bpe"}).subword == {"name": "bpe", "size": 10_000}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -69,6 +82,16 @@ def test_sentencepiece_reads_plain_text_by_default(flags: dict, tokenizer: str, 
         ({"min_tokens": 1.5}, "--min-tokens must be at least 1, got 1.5; allowed: integers"),
         ({"max_word_length": float("nan")}, "--max-word-length must be at least 1, got nan; allowed: integers"),
         ({"subword_size": 7.5}, "--subword-size must be at least 1, got 7.5; allowed: integers"),
+        ({"character_coverage": 0.99}, "--character-coverage cannot be used with --subword bpe, got 0.99"),
+        ({"max_sentence_length": 9}, "--max-sentence-length cannot be used with --subword bpe, got 9"),
+        (
+            {"subword": "sentencepiece", "character_coverage": 0.5},
+            "--character-coverage must be between 0.98 and 1, got 0.5",
+        ),
+        (
+            {"subword": "sentencepiece", "max_sentence_length": 0},
+            "--max-sentence-length must be at least 1, got 0; allowed: integers",
+        ),
         ({"target_lang": "en"}, "--source-lang and --target-lang must differ, got 'en' twice"),
         ({"target_lang": "fr"}, "train has no text in fr; allowed: de, en"),
         ({"source_lang": "../en"}, "--source-lang must consist of letters, digits and _, such as en, got '../en'"),
@@ -122,6 +145,32 @@ def test_the_toy_corpus_has_fixed_languages():
             {"source_lang": "en", "splits": {}, "tokenizer": "none"},
             "dataset mine: tokenizer must be a mapping with name and settings, got none",
         ),
+        (
+            {"source_lang": "en", "splits": {}, "tokenizer": {"lower_case": True}},
+            "dataset mine: tokenizer: lower_case: True; allowed: name, and true or false for normalize, "
+            "aggressive_dashes, escape, lowercase",
+        ),
+        ({"source_lang": "en", "splits": {}, "tokenizer": {"escape": "no"}}, "tokenizer: escape: no; allowed: name"),
+        ({**ONE_TEXT, "valid_every": 1}, "dataset mine: valid_every must be at least 2, got 1; allowed: integers"),
+        ({**ONE_TEXT, "valid_every": "23"}, "valid_every must be at least 2, got 23; allowed: integers"),
+        ({**ONE_TEXT, "valid_every": 23, "exclude_held_out": True}, "valid_every 23; allowed: without a valid split"),
+        ({**ONE_TEXT, "expected": {"test": 5}}, "no valid split"),
+        (
+            {**ONE_TEXT, "valid_every": 23, "expected": {"test": 5}},
+            "split of expected must be one of train, valid, got 'test'",
+        ),
+        (
+            {**ONE_TEXT, "valid_every": 23, "expected": {"train": "many"}},
+            "expected pairs of train must be at least 1, got many; allowed: integers",
+        ),
+        (
+            {**ONE_TEXT, "valid_every": 23, "expected": 5},
+            "split of expected must be one of train, valid, got 'expected'",
+        ),
+        (
+            {"source_lang": "en", "splits": {"train": {"en": {"path": "x", "markup": "tmx"}}}, "valid_every": 2},
+            "markup of train.en must be one of iwslt_tags, iwslt_xml, got 'tmx'",
+        ),
     ],
 )
 def test_bad_recipes_are_refused(content: dict, message: str):
@@ -131,7 +180,9 @@ def test_bad_recipes_are_refused(content: dict, message: str):
 
 
 def test_unknown_dataset_names_the_known_ones():
-    with pytest.raises(SharingError, match=r"DATASET must be one of multi30k, .*files, or a recipe\.yaml, got 'wmt99'"):
+    with pytest.raises(
+        SharingError, match=r"DATASET must be one of iwslt14_de_en, .*files, or a recipe\.yaml, got 'wmt99'"
+    ):
         load_recipe("wmt99")
 
 
@@ -204,6 +255,6 @@ def test_existing_merges_are_a_file_next_to_the_recipe(tmp_path: Path):
     assert build_recipe("mine", content, {"subword_size": 5}, path).subword == {"name": "bpe", "size": 5}
     content["subword"] = {"merges": 3}
     with pytest.raises(
-        SharingError, match=r"subword must be a mapping with name, and size or codes, got \{'merges': 3\}"
+        SharingError, match=r"subword must be a mapping with name, and size or codes, .*, got \{'merges': 3\}"
     ):
         build_recipe("mine", content)

@@ -89,3 +89,18 @@ def test_files_with_equal_names_and_unknown_checksums_are_refused_with_a_mirror(
         SharingError, match=r"--mirror: http://x\.invalid/en/text and .*de/text have the same file name"
     ):
         refuse_same_names([corpus("http://x.invalid/en/text", "http://x.invalid/de/text")])
+
+
+def test_a_changed_file_in_a_local_mirror_is_refused(tmp_path: Path):
+    """Its checksum was recorded at the first preparation, so nothing else would notice the change."""
+    mirror, folder = tmp_path / "mirror", tmp_path / "download"
+    mirror.mkdir()
+    (mirror / "a.en").write_text("one\n")
+    corpus = Corpus({"en": Source(url="https://example.invalid/a.en", sha256="unknown")}, 1)
+    first = identity(corpus, {"source": "en"}, folder, str(mirror))
+    assert first == {"en": hashlib.sha256(b"one\n").hexdigest()}
+    assert identity(corpus, {"source": "en"}, folder, str(mirror)) == first
+    assert identity(corpus, {"source": "en"}, folder, None) == first
+    (mirror / "a.en").write_text("two\n")
+    with pytest.raises(SharingError, match=rf"a\.en: SHA-256 is {hashlib.sha256(b'two' + bytes([10])).hexdigest()}"):
+        identity(corpus, {"source": "en"}, folder, mirror.as_uri())

@@ -76,7 +76,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path):
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(SharingError, match="not a manifest of prepare"):
+    with pytest.raises(SharingError, match=r"manifest\.json: not JSON"):
         ResumableSteps(tmp_path)
 
 
@@ -169,3 +169,12 @@ def test_a_record_that_lacks_an_output_is_done_again(tmp_path: Path):
     manifest["steps"]["one"]["outputs"] = {}
     file.write_text(json.dumps(manifest))
     assert work(tmp_path) == ["one"]
+
+
+def test_a_directory_whose_first_preparation_was_killed_at_its_first_write_is_used_again(tmp_path: Path):
+    (tmp_path / "manifest.unfinished.json.0123abcd.tmp").write_text("{")
+    (tmp_path / ".lock").touch()
+    assert ResumableSteps(tmp_path).dataset is None
+    (tmp_path / "notes.0123abcd.tmp").touch()
+    with pytest.raises(SharingError, match="exists and contains no manifest"):
+        ResumableSteps(tmp_path)

@@ -49,7 +49,7 @@ def _notes(folder, **flags):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda rows, folder: [])
+    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda *_: [])
 
 
 def test_verdicts_follow_the_simultaneous_intervals(tmp_path):
@@ -216,6 +216,9 @@ def test_declaration_of_the_study_is_followed_and_missing_runs_are_listed(tmp_pa
         ("compare: {base: cycle}", r"study\.yaml: compare: unknown key 'base'; allowed: baseline, primary, metric"),
         ("compare: 3", r"study\.yaml: compare: 3; allowed: a mapping"),
         ("seeds: [1]", r"study\.yaml: seeds: \[1\]; allowed: a mapping of rows to lists of whole numbers"),
+        ("compare: {baseline: 'a|b'}", r"study\.yaml: row: 'a\|b'; allowed: letters, digits"),
+        ("earlier: [3]", r"study\.yaml: earlier: 3; allowed: a list of compare blocks"),
+        ("earlier: [{baseline: 'a|b'}]", r"study\.yaml: earlier: baseline: 'a\|b'; allowed: letters, digits"),
         ("compare: {margin: wide}", "margin: 'wide'; allowed: a number above 0 and below 100"),
         ("compare: {metric: rouge}", "metric: 'rouge'; allowed: bleu, chrf"),
     ],

@@ -50,6 +50,13 @@ def test_equal_batches_and_recipes_have_no_difference(tmp_path):
     assert _differences(tmp_path, [four, None]) == ["", "unknown"]
 
 
+def test_text_of_a_command_cannot_break_a_table(tmp_path):
+    evil = ["--dropout", "0.1 | <b>\\n\n= x", "--arch|<b>", "1"]
+    (text, _) = _differences(tmp_path, [evil, []])
+    assert text == "dropout 0.1 ? ?b??n?? x, arch??b? 1"
+    assert len(_differences(tmp_path, [["--dropout", "9" * 99], []])[0]) == len("dropout ") + 40
+
+
 def test_sizes_of_moeut_s_banks_are_not_differences_from_other_models(tmp_path):
     banks = ["--arch", "transformer_moeut_tiny", "--ffn-experts", "8"]
     assert _differences(tmp_path / "a", [[], banks]) == [

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from evaluation_results import BLEU_SIGNATURE, result, write
 
@@ -95,7 +93,7 @@ def test_files_that_are_not_results_are_refused(tmp_path):
     with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate; missing: dataset, sharing"):
         read_rows(tmp_path)
     (tmp_path / "notes.json").write_text("[1, 2]")
-    with pytest.raises(SharingError, match="missing: run, dataset"):
+    with pytest.raises(SharingError, match=r"notes\.json: not a result of evaluate: \[1, 2\]; allowed: a mapping"):
         read_rows(tmp_path)
     (tmp_path / "notes.json").write_text("{")
     with pytest.raises(SharingError, match=r"notes\.json: not JSON"):
@@ -109,11 +107,37 @@ def test_the_same_run_and_seed_twice_is_refused(tmp_path):
         read_rows(tmp_path)
 
 
+def _add(content, folder, tmp_path):
+    (file,) = write(tmp_path / content["sharing"]["encoder"], content).glob("*.json")
+    add_result(file, folder)
+
+
 def test_a_result_does_not_replace_that_of_another_experiment(tmp_path):
-    add_result(json.dumps(result("vanilla")), tmp_path)
-    add_result(json.dumps(result("vanilla", bleu=31.0)), tmp_path)
-    (score,) = read_rows(tmp_path)[0].results[0]["scores"].values()
+    folder = tmp_path / "study"
+    _add(result("vanilla"), folder, tmp_path)
+    _add(result("vanilla", bleu=31.0), folder, tmp_path)
+    (score,) = read_rows(folder)[0].results[0]["scores"].values()
     assert score["bleu"] == 31.0
     with pytest.raises(SharingError, match=r"vanilla-seed1\.json: the result of another experiment with this name"):
-        add_result(json.dumps(result("vanilla", "cycle")), tmp_path)
-    assert read_rows(tmp_path)[0].strategy == "none"
+        _add(result("vanilla", "cycle"), folder, tmp_path)
+    assert read_rows(folder)[0].strategy == "none"
+
+
+def test_hypotheses_are_copied_with_a_result(tmp_path):
+    content = result("vanilla")
+    name = "hypotheses/test_2016_flickr.en-de.hyp.vanilla-seed1.de.gz"
+    content["scores"]["test_2016_flickr"] |= {"hypotheses": name, "hypothesis_sha256": "0"}
+    run, folder = tmp_path / "none", tmp_path / "study"
+    with pytest.raises(SharingError) as caught:
+        _add(content, folder, tmp_path)
+    assert str(caught.value) == f"{run / name}: no such file; evaluate the run again"
+    assert not list(folder.glob("*.json")), "no result without its hypotheses"
+    (run / "hypotheses").mkdir()
+    (run / name).write_bytes(b"compressed")
+    _add(content, folder, tmp_path)
+    assert (folder / name).read_bytes() == b"compressed"
+    add_result(folder / "vanilla-seed1.json", folder)
+    assert (folder / name).read_bytes() == b"compressed", "onto itself"
+    content["scores"]["test_2016_flickr"]["hypotheses"] = "../outside.gz"
+    with pytest.raises(SharingError, match=r"path '\.\./outside\.gz': not inside"):
+        _add(content, folder, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.reporting import segments
+from fairseq_sharing.reporting.breakdown import by_length, differing_segments, lengths
 from fairseq_sharing.reporting.report import write_report
 from fairseq_sharing.reporting.results import read_rows
-from fairseq_sharing.reporting.segments import SegmentStatistics, segment_errors
+from fairseq_sharing.reporting.segments import RawTexts, SegmentStatistics, segment_errors
 
 WORDS = ["ein", "Mann", "steht", "auf", "der", "Straße", "und", "eine", "Frau", "sieht", "den", "Hund", "im", "Garten"]
 TEST = "test_2016_flickr"
@@ -60,7 +62,8 @@ def _study(folder, seeds=(1, 2)):
     return references
 
 
-def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch, seeds):
     """For the mean of a score per segment, the standard error is known: sd(d) / sqrt(S)."""
 
     class Mean:
@@ -72,14 +75,14 @@ def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch):
         def _compute_score_from_stats(self, stats):
             return type("Score", (), {"score": stats[0] / stats[1]})
 
-    references = _study(tmp_path, seeds=(1,))
+    references = _study(tmp_path, seeds)
     monkeypatch.setattr(segments, "make_metric", lambda metric, signature: Mean())
     monkeypatch.setattr(segments, "_ROUNDING", 1000)
     monkeypatch.setattr(segments, "RESAMPLES", 2000)
     pair = ("cycle", "vanilla")
     errors = segment_errors(read_rows(tmp_path), tmp_path, {TEST: references}, [TEST], "bleu", [pair])
     values = [
-        np.array([len(set(line.split())) for line in _texts(1 + 10 * len(run), noise=noise)[1]])
+        np.mean([[len(set(line.split())) for line in _texts(s + 10 * len(run), noise=noise)[1]] for s in seeds], axis=0)
         for run, noise in (("cycle", 0.2), ("vanilla", 0.3))
     ]
     expected = np.std(values[0] - values[1], ddof=1) / len(references) ** 0.5
@@ -89,11 +92,11 @@ def test_error_over_segments_is_that_of_a_linear_metric(tmp_path, monkeypatch):
 def test_report_covers_the_sentences_where_hypotheses_and_references_are_at_hand(tmp_path, monkeypatch):
     references = _study(tmp_path)
     monkeypatch.setattr(segments, "RESAMPLES", 200)
-    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda rows, folder: [])
-    report = write_report(tmp_path, references={TEST: references})
+    monkeypatch.setattr("fairseq_sharing.reporting.figures.draw", lambda *_: [])
+    report = write_report(tmp_path, texts=RawTexts({TEST: references}, {TEST: references}))
     (error,) = report.conclusions.segments.values()
     assert error > 0
-    again = write_report(tmp_path, references={TEST: references})
+    again = write_report(tmp_path, texts=RawTexts({TEST: references}, {TEST: references}))
     assert again.conclusions.segments == report.conclusions.segments, "the generator is fixed"
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     low, high = report.conclusions.family.comparisons[0].widened(error)
@@ -117,3 +120,63 @@ def test_other_references_are_refused(tmp_path):
         segment_errors(*arguments, {TEST: references[1:]}, [TEST], "bleu", pairs)
     with pytest.raises(SharingError, match=f"--data: no test set {TEST}"):
         segment_errors(*arguments, {}, [TEST], "bleu", pairs)
+
+
+def test_segments_in_which_rows_differ_most_are_quoted_with_all_seeds(tmp_path, monkeypatch):
+    references = _study(tmp_path)
+    sources = [f"source {number}" for number in range(1, 61)]
+    file = tmp_path / "hypotheses" / "cycle-seed1.de.gz"
+    for name in ("cycle-seed1", "cycle-seed2", "vanilla-seed1", "vanilla-seed2"):
+        file = tmp_path / "hypotheses" / f"{name}.de.gz"
+        lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+        lines[6] = references[6] if name.startswith("cycle") else "xyz"
+        lines[7] = "xyz" if name == "cycle-seed2" else references[7]
+        file.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode()))
+    texts = RawTexts({TEST: sources}, {TEST: references})
+    page = differing_segments(read_rows(tmp_path), [("cycle", "vanilla")], tmp_path, texts)
+    first, last = re.findall(r"### Segment (\d+): ([+-][\d.]+)", page)[::9]
+    assert first == ("7", "+100.0")
+    assert last[0] != "7"
+    quoted = page.split("### Segment 7: ")[1].split("###")[0]
+    assert "- source: source 7\n" in quoted
+    assert f"- reference: {references[6]}\n" in quoted
+    assert f"- cycle, seed 2 (100.0): {references[6]}\n" in quoted
+    assert "- vanilla, seed 1 (0.0): xyz\n" in quoted
+    assert "### Segment 8: -50.0" in page
+
+
+def test_scores_by_reference_length_and_output_lengths_are_means_over_seeds(tmp_path):
+    buckets = [{"up_to": 10, "segments": 600, "bleu": 40.0}, {"up_to": None, "segments": 400, "bleu": 30.0}]
+    results = []
+    for seed in (1, 2):
+        content = result("vanilla", "none", seed)
+        mine = [{**bucket, "bleu": bucket["bleu"] + seed} for bucket in buckets]
+        content["scores"][TEST] |= {"by_length": mine, "length_ratio": 0.9 + seed / 100, "empty": seed, "over_long": 0}
+        results.append(content)
+    rows = read_rows(write(tmp_path, *results, result("cycle", "cycle")))
+    assert by_length(rows, TEST) == (
+        ["Row", "up to 10 (600)", "above 10 (400)"],
+        [["vanilla", "41.50 ± 0.71", "31.50 ± 0.71"]],
+    )
+    assert lengths(rows)[1] == [["vanilla", TEST, "0.915 ± 0.007", "1.5 ± 0.7", "0.0 ± 0.0"]]
+    old = read_rows(write(tmp_path / "old", result("vanilla")))
+    assert (by_length(old, TEST)[1], lengths(old)[1]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("metric", "signature"),
+    [
+        ("bleu", "nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:2.6.0"),
+        ("chrf++", "nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0"),
+        ("ter", "nrefs:1|case:mixed|tok:tercom|norm:yes|punct:yes|asian:yes|version:2.6.0"),
+    ],
+)
+def test_metrics_are_made_from_their_signatures(metric, signature):
+    found = segments.make_metric(metric, signature)
+    found.corpus_score(["a b c d"], [["a b c d"]])
+    version = re.compile(r"version:.*")
+    assert version.sub("", str(found.get_signature())) == version.sub("", signature)
+    with pytest.raises(SharingError, match="--data: perplexity; allowed: bleu, chrf"):
+        segments.make_metric("perplexity", signature)
+    with pytest.raises(SharingError, match="--data: unknown tokenizer in the signature"):
+        segments.make_metric("bleu", "nrefs:1|case:mixed|tok:mine|smooth:exp")

@@ -165,10 +165,13 @@ def test_power_command_answers_in_both_directions(capsys):
     lines = [line.split() for line in told.splitlines()]
     assert ["5", "0.58", "41%", "0.81"] in lines
     assert ["12", "0.34", "83%", "0.48"] in lines
-    assert main(["power", "--sd", "0"]) == 2
-    assert capsys.readouterr().err == "fairseq-sharing power: error: --sd: 0; allowed: a number above 0\n"
-    assert main(["power", "--sd", "0.4", "--seeds", "1"]) == 2
-    assert "--seeds: 1; allowed: whole numbers from 2" in capsys.readouterr().err
+    for words, message in (
+        (["--sd", "0"], "argument --sd: must be a number above 0"),
+        (["--sd", "0.4", "--seeds", "1"], "argument --seeds: must be a whole number from 2"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["power", *words])
+        assert message in capsys.readouterr().err
 
 
 def test_the_report_is_calibrated_and_the_test_of_single_seeds_is_not():

@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -170,7 +171,11 @@ def test_act_block_is_accepted_by_fairseq_train():
     assert (config.train.act, config.train.admin) == ("both", "off" if isinstance(config.train.admin, str) else False)
 
 
-@pytest.mark.parametrize(("page", "command"), [c for c in _commands("fairseq-train ") if " ... " not in c[1]])
+# tests/integration/test_from_fairseq.py runs those of from_fairseq.md.
+PARSED = [(page, command) for page, command in _commands("fairseq-train ") if " ... " not in command]
+
+
+@pytest.mark.parametrize(("page", "command"), [found for found in PARSED if found[0] != "from_fairseq"])
 def test_fairseq_train_command_parses_with_the_plugin(page, command):
     _, *words = shlex.split(command.replace("--user-dir fairseq_sharing", f"--user-dir {PACKAGE}"))
     args = options.parse_args_and_arch(options.get_training_parser(), words)
@@ -396,3 +401,12 @@ def test_faq_quotes_messages_and_links_to_threads():
 
 def test_package_is_the_one_of_the_repository():
     assert Path(fairseq_sharing.__file__).parent == PACKAGE
+
+
+def test_agreement_of_int8_is_stated_with_its_model():
+    measured = json.loads((ROOT / "results/speed/decoding.json").read_text(encoding="utf-8"))
+    model, bleu = measured["model"]["name"], measured["bleu_of_fairseq_generate"]
+    page = " ".join((ROOT / "docs/decoding.md").read_text(encoding="utf-8").split())
+    share = f"{measured['agreement']['int8']['same']:.0%}"
+    assert f"only {share} of the translations of this model (`{model}`, {bleu:.2f} BLEU)" in page
+    assert f"model {model} that are identical" in (ROOT / "results/speed/README.md").read_text(encoding="utf-8")

@@ -108,6 +108,58 @@ def test_a_run_with_other_settings_is_trained_further(commands):
     assert read_state(plan, plan.runs[0]).state == State.TRAINED, "the result is that of an earlier training"
 
 
+ELSEWHERE = """
+question: How do models of another setup compare?
+data: {name: news, data_bin: data-bin/news, tests: {newstest: "test,raw/test.de"}}
+rows:
+  theirs: {checkpoints: "checkpoints/vanilla-seed{seed}"}
+  shared: {checkpoints: "checkpoints/cycle-seed{seed}"}
+seeds: [1, 2]
+compare: {baseline: theirs}
+"""
+
+
+def test_checkpoints_of_another_setup_are_evaluated_and_reported(commands, capsys):
+    Path("mine.yaml").write_text(ELSEWHERE)
+    for row in ("vanilla", "cycle"):
+        for seed in (1, 2):
+            Path(f"checkpoints/{row}-seed{seed}").mkdir(parents=True)
+    told = run_all()
+    assert "training on" not in told
+    assert told.count("finished, BLEU: ") == 4
+    assert commands.read_text().splitlines() == ["report runs/mine/report"], "nothing is prepared"
+    assert {file.name for file in Path("runs/mine/report").glob("*.json")} == {
+        f"{row}-seed{seed}.json" for row in ("theirs", "shared") for seed in (1, 2)
+    }
+    assert Path("checkpoints/cycle-seed2/flags").read_text() == (
+        "--out runs/mine/report --run shared --dataset news --data-bin data-bin/news --test newstest=test,raw/test.de"
+    )
+    assert "finished, BLEU" not in run_all()
+    assert main(["study", "run", "mine.yaml", "--dry-run", "--rows", "theirs"]) == 0
+    assert "fairseq-sharing train" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            ELSEWHERE.replace('{checkpoints: "checkpoints/vanilla-seed{seed}"}', "{train: {}}"),
+            "data.data_bin: row theirs has",
+        ),
+        (
+            ELSEWHERE.replace('seed{seed}"}\n  shared', 'seed{seed}", train: {lr: 1}}\n  shared'),
+            "theirs: checkpoints: trained els",
+        ),
+        (ELSEWHERE.replace(', tests: {newstest: "test,raw/test.de"}', ""), "data.tests: None; allowed: a mapping"),
+        (STUDY.replace("recipe: recipes/toy.yaml", ""), "recipe: missing"),
+    ],
+)
+def test_mistakes_in_rows_of_checkpoints_are_refused(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SharingError, match=f"mine.yaml: {message}"):
+        find_study(tmp_path / "mine.yaml")
+
+
 def test_status_and_estimate_are_printed_from_disk(commands, capsys):
     run_all(rows=("vanilla",), seeds=(1,))
     assert main(["study", "status", "mine.yaml"]) == 0
@@ -172,9 +224,9 @@ def test_clean_keeps_what_results_need(commands, capsys):
     [
         (["--budget", "soon"], "argument --budget: soon: allowed: a time above 0 such as 25m, 1h30m or 90s"),
         (["--budget", "0m"], "argument --budget: 0m: allowed: a time above 0"),
-        (["--jobs", "0"], "argument --jobs: 0: allowed: whole numbers from 1"),
-        (["--gpus", "-1"], "argument --gpus: -1: allowed: whole numbers from 1"),
-        (["--tflops", "0"], "argument --tflops: 0: allowed: numbers above 0"),
+        (["--jobs", "0"], "argument --jobs: must be a whole number from 1"),
+        (["--gpus", "-1"], "argument --gpus: must be a whole number from 1"),
+        (["--tflops", "0"], "argument --tflops: must be a number above 0"),
         (["--seeds", "-5"], "--seeds"),
         (["--seeds", "1", "1"], "--seeds 1 1: allowed: whole numbers from 0, each once"),
         (["--nodes", "2"], "--nodes 2: needs --slurm"),
