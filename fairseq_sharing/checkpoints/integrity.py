@@ -28,6 +28,8 @@ def refuse_expanding(path: str | os.PathLike[str]) -> None:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
         return  # torch's reader explains it
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        return  # a TorchScript program, whose code is compressed; torch's reader refuses it
     compressed = next((record for record in records if record.compress_type != zipfile.ZIP_STORED), None)
     if compressed is not None or sum(record.file_size for record in records) > os.path.getsize(path):
         name = f"the record {compressed.filename} is compressed" if compressed else "its records overlap"
