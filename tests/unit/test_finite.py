@@ -72,7 +72,7 @@ def test_numbers_that_are_none(value):
         ("--lenpen", ["translate", "model"]),
         ("--lenpen", ["evaluate", "run"]),
         ("--memory", ["describe", "config.yaml"]),
-        ("--tflops", ["table", "wmt16_en_de"]),
+        ("--tflops", ["study", "estimate", "wmt16_en_de"]),
     ],
 )
 def test_commands_refuse_such_options_before_any_work(flag, words, text, capsys):

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,20 @@ NEEDED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """Handle signals as in a terminal; in the background, a shell ignores SIGINT and nohup ignores SIGHUP."""
+    defaults = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_signals_end_every_command_like_an_interrupt(command, number, status, capfd, monkeypatch, tmp_path):
@@ -186,7 +201,7 @@ def test_signals_end_every_command_like_an_interrupt(command, number, status, ca
         with atomic_write(tmp_path / "file") as file:
             file.write(b"half")
             os.kill(os.getpid(), number)
-            signal.pause()
+            time.sleep(10)  # the signal interrupts it
 
     monkeypatch.setattr(f"fairseq_sharing.commands.{command}.run", run)
     before = signal.getsignal(number)
@@ -239,7 +254,7 @@ def test_a_forked_process_ends_at_a_signal():
         if not child:
             try:
                 signal.raise_signal(signal.SIGTERM)
-                signal.pause()
+                time.sleep(10)  # the signal interrupts it
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
