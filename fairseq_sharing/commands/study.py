@@ -161,8 +161,9 @@ def _print_commands(plan: StudyPlan, slurm: str | None, output: Console) -> None
 def _print_status(plan: StudyPlan, output: Console) -> None:
     """Print the state of every run, from disk."""
     from fairseq_sharing.studies.listing import scores_in_words
-    from fairseq_sharing.studies.progress import StudyProgress, duration
+    from fairseq_sharing.studies.progress import StudyProgress
     from fairseq_sharing.studies.states import read_state
+    from fairseq_sharing.training.progress import duration
 
     table = _table(f"{plan.study.name}: {plan.study.question}", ("row",), ("seed", "state", "done", "tokens/s", "time"))
     table.add_column("score")

@@ -12,6 +12,7 @@ from rich.table import Column
 
 from fairseq_sharing.studies.plan import PlannedRun
 from fairseq_sharing.studies.states import RunState, State
+from fairseq_sharing.training.progress import duration
 
 
 class StudyProgress:
@@ -98,10 +99,3 @@ class StudyProgress:
         gained = work / total - self._work_before
         seconds = (time.monotonic() - self._began) * (1 - work / total) / gained if gained > 0.001 else None
         return work / total, seconds
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fairseq_sharing.studies.plan import PlannedRun, StudyPlan
-from fairseq_sharing.studies.progress import StudyProgress, duration
+from fairseq_sharing.studies.progress import StudyProgress
 from fairseq_sharing.studies.slots import Slot
 from fairseq_sharing.studies.states import RunState, State, read_state
 from fairseq_sharing.training.processes import END_WITH_PARENT
+from fairseq_sharing.training.progress import duration
 
 _POLL_SECONDS = 0.2
 # Seconds between looks at the logs, and at runs that another process has claimed.

@@ -112,11 +112,12 @@ class TrainingProgress:
         self._printed = time.monotonic()
         seconds, done = self._printed - self._started, self._fraction()
         gained = done - (self._begun or 0)
-        left = f", about {_duration(seconds * (1 - done) / gained)} left" if gained > 0 and done < 1 else ""
-        self._console.print(f"  {self._state()} | {_duration(seconds)}{left}", highlight=False, soft_wrap=True)
+        left = f", about {duration(seconds * (1 - done) / gained)} left" if gained > 0 and done < 1 else ""
+        self._console.print(f"  {self._state()} | {duration(seconds)}{left}", highlight=False, soft_wrap=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
