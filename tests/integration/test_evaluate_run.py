@@ -252,7 +252,7 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch,
 
 def test_lower_cased_data_are_scored_on_tokens_and_without_case(place, tmp_path, translations_in_forks):
     translations_in_forks()
-    data = shutil.copytree(place / "data", tmp_path / "data")
+    data = shutil.copytree(place / "data", tmp_path / "data", symlinks=True)
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["tokenizer"]["lowercase"] = True
     (data / "manifest.json").write_text(json.dumps(manifest))
