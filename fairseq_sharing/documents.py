@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -11,7 +12,6 @@ from reprlib import repr as shortened
 from typing import Any
 
 import yaml
-from omegaconf._utils import get_yaml_loader
 
 from fairseq_sharing.errors import SharingError
 
@@ -27,7 +27,6 @@ MAX_DEPTH = 100
 """Maximum nesting."""
 
 TOO_DEEP = "..."
-_LOADER = get_yaml_loader()  # 1e-4 is a number, dates are text, keys are unique
 _NAME = re.compile(r"(?![.-])[\w.-]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -142,10 +141,10 @@ def load_yaml(text: str, name: object) -> Any:
     """
     try:
         _refuse_nested(text)
-        node = yaml.compose(text, Loader=_LOADER)
+        node = yaml.compose(text, Loader=_loader())
         if node is not None and _expanded(node, {}, 0) > MAX_NODES:
             raise SharingError(f"{name}: not readable as YAML: its aliases expand to more than {MAX_NODES:,} values")
-        return yaml.load(text, Loader=_LOADER)
+        return yaml.load(text, Loader=_loader())
     except SharingError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:  # also of int() and of a merged scalar
@@ -186,7 +185,7 @@ def _text(file: Path, limit: int, language: str) -> str:
 def _refuse_nested(text: str) -> None:
     """Refuse deep nesting before the parser, which is slow and recursive, has read all of it."""
     depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=_loader()):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
@@ -241,6 +240,14 @@ def leaves(content: Any, field: str = "", depth: int = 0) -> Iterator[tuple[str,
             yield from leaves(value, f"{field}.{number}".lstrip("."), depth + 1)
     else:
         yield field, content
+
+
+@functools.cache
+def _loader() -> Any:
+    """Return omegaconf's loader: 1e-4 is a number, dates are text, keys are unique."""
+    from omegaconf._utils import get_yaml_loader  # not needed by --help
+
+    return get_yaml_loader()
 
 
 def _reason(error: BaseException) -> str:

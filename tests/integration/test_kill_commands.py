@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -174,6 +175,7 @@ def test_evaluate(kills, commands, run, tmp_path):
         if not (out / "result.json").is_file():
             return None
         result = json.loads((out / "result.json").read_text())
-        return result["scores"], (out / "evaluate" / "five.hypothesis").read_text()
+        (kept,) = (out / "hypotheses").glob("five.*")
+        return result["scores"], gzip.decompress(kept.read_bytes())
 
     kill_at_moments(commands, words, tmp_path, kills, whole)

@@ -120,7 +120,8 @@ def test_file_that_could_execute_code_is_refused_in_one_line(tmp_path, train, co
     assert done.stderr.splitlines()[-1] == f"fairseq-generate: error: {last}: {reason}"
     assert "weights_only" not in done.stderr
     done = train(tmp_path, "--finetune-from-model", last, "--max-update", "1", status=None)
-    assert done.stderr.splitlines()[-1] == f"fairseq-train: error: {last}: {reason}"
+    refused = f"fairseq-train: error: {last}: {reason}; {tmp_path} has no other checkpoint to resume from"
+    assert done.stderr.splitlines()[-1] == refused
     done = train(tmp_path, "--max-update", "1", status=None)
     assert done.stderr.splitlines()[-1] == (
         f"fairseq-train: error: {last}: {reason}; {tmp_path} has no other checkpoint to resume from"

@@ -1,5 +1,6 @@
 """Prepare recipes from a mirror of archives that have the right names and members but small texts."""
 
+import re
 import zipfile
 from collections import defaultdict
 from dataclasses import replace
@@ -11,6 +12,7 @@ import sacrebleu.dataset.base
 from archives import of_any_content, write_archive
 from sacrebleu.dataset import DATASETS
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.preparation.prepare import prepare
@@ -57,9 +59,9 @@ def test_three_corpora_and_the_sets_of_sacrebleu(recipe: Recipe, tmp_path: Path)
     assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"]
     archive = tmp_path / "mirror" / news
     archive.write_bytes(archive.read_bytes() + b"\0")
-    assert prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)["files"] == manifest["files"], (
-        "a finished directory needs its archives no more"
-    )
+    with pytest.raises(SharingError, match=rf"{re.escape(news)}: SHA-256 is \w+, expected"):
+        prepare(recipe, out, mirror=str(tmp_path / "mirror"), workers=1)
+    assert prepare(recipe, out, workers=1)["files"] == manifest["files"], "a finished directory needs no archives"
 
 
 def test_wikitext_keeps_every_line_and_word(tmp_path: Path):
