@@ -6,7 +6,7 @@ usage() {
   cat <<'USAGE'
 usage: bash scripts/quickstart.sh [--data toy|multi30k] [--mirror DIR] [--dry-run]
 
-  --data NAME    toy (default): a built-in artificial corpus, about six minutes on 2 CPU cores;
+  --data NAME    toy (default): a built-in artificial corpus, two to six minutes on 2 CPU cores;
                  multi30k: 29,000 downloaded image captions, two and a half hours on 2 CPU cores
   --mirror DIR   directory or URL of the corpus files, for a machine that cannot download them
   --dry-run      print the commands and stop
