@@ -135,13 +135,14 @@ def test_job_that_cannot_start_is_explained(slurm, place):
     assert f"job {job} cannot start with these resources (PartitionConfig)" in told
 
 
+@pytest.mark.slow
 def test_study_is_stopped_at_its_time_limit_requeued_and_resumed(slurm, place):
-    # Slurm sends SIGTERM up to a minute early: 10 to 70 seconds after the start.
-    long = ["train.max_tokens=64"]
-    told = study(slurm, place, "--slurm", "--time 3 --signal=B:TERM@110", "--gpus", "1", *long)
+    # Slurm sends SIGTERM up to a minute early: 60 to 120 seconds after the start, when the training runs.
+    long = ["train.max_tokens=64", "train.max_epoch=50"]
+    told = study(slurm, place, "--slurm", "--time 4 --signal=B:TERM@120", "--gpus", "1", *long)
     job = re.search(r"submitted as job (\d+)", told)[1]
     assert "--gpus-per-node 1 --cpus-per-task 2" in told
-    wait_until(lambda: "Restarts=1" in ask(slurm, "scontrol", "show", "job", job), 120)
+    wait_until(lambda: "Restarts=1" in ask(slurm, "scontrol", "show", "job", job), 180)
     ask(slurm, "scancel", job)
     runs = [RunDirectory(path) for path in place.glob("runs/mine/*-seed1")]
     wait_until(lambda: not any(run.is_training() for run in runs), 60)
