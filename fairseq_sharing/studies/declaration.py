@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from fairseq_sharing.documents import read_yaml
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.files import write_text
 from fairseq_sharing.studies.plan import StudyPlan
@@ -46,5 +48,7 @@ def _comparison(study: Study) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return found if isinstance(found, dict) else {}
+    found = read_yaml(file) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise SharingError(f"{file}: not the declaration of a study; allowed: a mapping")
+    return found

@@ -88,6 +88,17 @@ def test_a_changed_comparison_is_kept(commands):
     assert (declared["compare"]["margin"], [earlier["margin"] for earlier in declared["earlier"]]) == (1.0, [0.5])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n", "not the declaration of a study"), ("a: [", "not readable as YAML")]
+)
+def test_a_damaged_declaration_is_refused_in_one_line(commands, text, message):
+    Path("runs/mine/report").mkdir(parents=True)
+    Path("runs/mine/report/study.yaml").write_text(text)
+    with pytest.raises(SharingError, match=f"study.yaml: {message}"):
+        run_all(rows=("vanilla",), seeds=(1,))
+    assert Path("runs/mine/report/study.yaml").read_text() == text
+
+
 def test_failed_runs_are_listed_at_the_end(commands):
     Path("runs/mine/cycle-seed2").mkdir(parents=True)
     Path("runs/mine/cycle-seed2/fail").touch()
