@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         output.print_json(data=result, highlight=output.is_terminal)
         return
-    output.print(_table(f"{result['run']}, seed {result['seed']}", result["scores"]))
+    output.print(_table(f"{result['run']}, seed {result['seed']}", [*result["scores"].items()]))
     _print_signatures(result["scores"].values(), output)
 
 
@@ -155,7 +155,7 @@ def _score_files(given: dict[str, Any], as_json: bool, output: Any) -> None:
         output.print_json(data=systems[0] if len(systems) == 1 else systems, highlight=output.is_terminal)
         return
     names = ", ".join(str(path) for path in given["reference"])
-    scores = {system["hypothesis"]: system for system in systems}
+    scores = [(system["hypothesis"], system) for system in systems]
     output.print(_table(f"{_files(len(systems))}, against {names}", scores, "system"))
     if len(systems) > 1:
         output.print(
@@ -227,16 +227,16 @@ def _refuse(given: dict[str, Any], names: Any, other: str, relation: str = "with
             raise SharingError(f"{flag}: allowed only {relation} {other}")
 
 
-def _table(title: str, scores: dict[str, dict[str, Any]], first: str = "test set") -> Table:
+def _table(title: str, scores: list[tuple[str, dict[str, Any]]], first: str = "test set") -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold")
-    rows = {name: _cells(score) for name, score in scores.items()}
-    for column in next(iter(rows.values()), {}):
+    rows = [(name, _cells(score)) for name, score in scores]
+    for column in rows[0][1]:
         table.add_column(column, justify="right", no_wrap=True)
-    for name, cells in rows.items():
+    for name, cells in rows:
         table.add_row(name, *cells.values())
     return table
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         return
     for name, entries in listed.items():
         if name == "data":
-            from fairseq_sharing.studies.listing import recipe_names
+            from fairseq_sharing.preparation.recipe import recipe_names
 
             output.print(f"data recipes: {', '.join(recipe_names())}\n", highlight=False, soft_wrap=True, markup=False)
         if not entries:

@@ -161,7 +161,7 @@ def _print_commands(plan: StudyPlan, slurm: str | None, output: Console) -> None
 def _print_status(plan: StudyPlan, output: Console) -> None:
     """Print the state of every run, from disk."""
     from fairseq_sharing.studies.listing import scores_in_words
-    from fairseq_sharing.studies.progress import StudyProgress
+    from fairseq_sharing.studies.progress import fraction_done
     from fairseq_sharing.studies.states import read_state
     from fairseq_sharing.training.progress import duration
 
@@ -180,7 +180,7 @@ def _print_status(plan: StudyPlan, output: Console) -> None:
             scores_in_words(state.scores),
         )
     output.print(table)
-    done, _ = StudyProgress(output, plan.study.name, 1).remaining(plan.runs, states)
+    done = fraction_done(plan.runs, states)
     finished = sum(state.scores is not None for state in states.values())
     output.print(f"{finished} of {len(plan.runs)} runs finished, {done:.0%} of the training done", highlight=False)
 

@@ -45,7 +45,7 @@ class NotScriptable:
         """
         raise SharingError(
             f"torch.jit.script: {type(self).__name__} cannot be compiled; allowed: the stock fairseq model that "
-            "fairseq-sharing export --materialise writes, or torch.compile (--compile)"
+            "fairseq-sharing export --materialize writes, or torch.compile (--compile)"
         )
 
 

@@ -1,4 +1,4 @@
-"""List what is at hand: studies, data recipes, prepared data, and runs with their state, scores and disk use."""
+"""List what is at hand: studies, prepared data, and runs with their state, scores and disk use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.experiment.study import Study, read_study
 from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
-from fairseq_sharing.resources import configs_dir, recipes_dir
+from fairseq_sharing.resources import configs_dir
 from fairseq_sharing.studies.states import RunState, read_directory
 
 
@@ -51,11 +51,6 @@ class ListedData:
 def studies() -> list[Study]:
     """Read the package's own studies."""
     return [read_study(file) for file in sorted((configs_dir() / "studies").glob("*.yaml"))]
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the data recipes."""
-    return sorted(file.parent.name for file in recipes_dir().glob("*/recipe.yaml"))
 
 
 def prepared_data(folder: Path) -> list[ListedData]:

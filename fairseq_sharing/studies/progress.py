@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console
@@ -21,13 +22,12 @@ class StudyProgress:
     Args:
         console: where to show it.
         title: the name of the study.
-        slots: number of runs at once.
     """
 
-    def __init__(self, console: Console, title: str, slots: int) -> None:
-        self._console, self._slots = console, slots
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
         self._began = time.monotonic()
-        self._work_before: float | None = None
+        self._done_before: float | None = None
         self._bars = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True), markup=False),
             BarColumn(bar_width=16),
@@ -61,7 +61,7 @@ class StudyProgress:
             states: the state of each run by its name.
             current: names of the runs that this process trains or evaluates.
         """
-        done, left = self.remaining(runs, states)
+        done, left = fraction_done(runs, states), self.seconds_left(runs, states)
         finished = sum(state.state == State.FINISHED for state in states.values())
         text = f"{finished} of {len(runs)} runs finished" + (f", about {duration(left)} left" if left else "")
         self._bars.update(self._study, completed=done, state=text)
@@ -76,26 +76,33 @@ class StudyProgress:
                 self._tasks[name], completed=state.fraction, state=f"{state.state}, epoch {state.epoch}{speed}"
             )
 
-    def remaining(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState]) -> tuple[float, float | None]:
-        """Estimate the fraction of the study that is done, and the seconds left.
+    def seconds_left(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState]) -> float | None:
+        """Estimate the seconds left from what was done since the start; None while it is too little.
 
-        A run weighs as long as a finished run of its row took, or the mean of all finished runs.
-
-        Returns:
-            The fraction, 0 to 1, and the seconds; None for the seconds while nothing has been trained.
+        Args: those of ``update`` and of `fraction_done`.
         """
-        known: dict[str, list[float]] = {}
-        for run in runs:
-            state = states[run.name]
-            if state.fraction == 1 and state.seconds:
-                known.setdefault(run.row, []).append(state.seconds)
-        rows = {row: sum(times) / len(times) for row, times in known.items()}
-        mean = sum(rows.values()) / len(rows) if rows else 1.0
-        weights = {run.name: rows.get(run.row, mean) for run in runs}
-        total = sum(weights.values())
-        work = sum(weights[run.name] * states[run.name].fraction for run in runs)
-        if self._work_before is None:
-            self._work_before = work / total
-        gained = work / total - self._work_before
-        seconds = (time.monotonic() - self._began) * (1 - work / total) / gained if gained > 0.001 else None
-        return work / total, seconds
+        done = fraction_done(runs, states)
+        if self._done_before is None:
+            self._done_before = done
+        gained = done - self._done_before
+        return (time.monotonic() - self._began) * (1 - done) / gained if gained > 0.001 else None
+
+
+def fraction_done(runs: Sequence[PlannedRun], states: Mapping[str, RunState]) -> float:
+    """Return the fraction of a study's training that is done, 0 to 1.
+
+    A run weighs as long as a finished run of its row took, or the mean of all finished rows.
+
+    Args:
+        runs: all runs of the study.
+        states: the state of each run by its name.
+    """
+    known: dict[str, list[float]] = {}
+    for run in runs:
+        state = states[run.name]
+        if state.fraction == 1 and state.seconds:
+            known.setdefault(run.row, []).append(state.seconds)
+    rows = {row: fmean(times) for row, times in known.items()}
+    mean = fmean(rows.values()) if rows else 1.0
+    weights = {run.name: rows.get(run.row, mean) for run in runs}
+    return sum(weights[run.name] * states[run.name].fraction for run in runs) / sum(weights.values())

@@ -37,7 +37,7 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
     write_declaration(plan)
     with (
         open_slots(plan, jobs, console) as slots,
-        StudyProgress(console, plan.study.name, len(slots)) as progress,
+        StudyProgress(console, plan.study.name) as progress,
     ):
         progress.say(f"{len(plan.runs)} runs, {len(slots)} at once; logs: {plan.directory}/*/study.log")
         runner = StudyRunner(plan, slots, progress, budget)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq_sharing.studies.plan import PlannedRun, StudyPlan
 from fairseq_sharing.studies.progress import StudyProgress
@@ -43,7 +43,6 @@ class _Job:
     process: subprocess.Popen
     stage: str
     updates: int
-    began: float = field(default_factory=time.monotonic)
 
 
 class StudyRunner:
@@ -194,12 +193,9 @@ class StudyRunner:
         scores = {test: score.get("bleu", score.get("perplexity")) for test, score in (state.scores or {}).items()}
         metric = "BLEU" if any("bleu" in score for score in (state.scores or {}).values()) else "perplexity"
         text = ", ".join(f"{test} {value:.2f}" for test, value in scores.items() if value is not None)
-        _, left = self._progress.remaining(self._plan.runs, {**self._all_states(), job.run.name: state})
+        left = self._progress.seconds_left(self._plan.runs, self._states)
         more = f"; about {duration(left)} left" if left else ""
         self._progress.say(f"{job.run.name}: finished, {metric}: {text}{more}")
-
-    def _all_states(self) -> dict[str, RunState]:
-        return {run.name: self._states.get(run.name, RunState(State.WAITING)) for run in self._plan.runs}
 
     def _say_failed(self, job: _Job, state: RunState, status: int) -> None:
         """Try again if the run was killed or has made progress; otherwise record its last error."""
@@ -225,7 +221,9 @@ class StudyRunner:
             self._signal_all(signal.SIGTERM)
             if self._jobs:
                 reason = "stopping" if self._signals else "the budget is used"
-                self._progress.say(f"{reason}: waiting for {len(self._jobs)} runs to write their checkpoints")
+                self._progress.say(
+                    f"{reason}: waiting for the current runs ({len(self._jobs)}) to write their checkpoints"
+                )
         elif self._stopped_at is not None and (now - self._stopped_at > self._grace or len(self._signals) > 1):
             self._signal_all(signal.SIGKILL)
 

@@ -49,7 +49,7 @@ def cpu_slots(jobs: int, cores: Sequence[int], processes: int | None = None) -> 
     each = len(cores) // jobs
     threads = {name: str(each) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if (processes or 1) == 1 else {}
     shares = [cores[number * each : (number + 1) * each] for number in range(jobs)]
-    return [Slot(f"{_list('core', share)}", frozenset(share), threads) for share in shares]
+    return [Slot(_list("core", share), frozenset(share), threads) for share in shares]
 
 
 def gpu_slots(jobs: int, gpus: int, each: int) -> list[Slot]:
@@ -60,15 +60,14 @@ def gpu_slots(jobs: int, gpus: int, each: int) -> list[Slot]:
         gpus: number of GPUs.
         each: GPUs per run.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
     slots = []
     for number in range(jobs):
         first = number * each % (gpus - gpus % each)
-        share = [*range(first, first + each)]
-        visible = (
-            os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if "CUDA_VISIBLE_DEVICES" in os.environ else None
-        )
-        names = [visible[gpu] if visible else str(gpu) for gpu in share]
-        slots.append(Slot(_list("GPU", share), variables={"CUDA_VISIBLE_DEVICES": ",".join(names)}))
+        share = range(first, first + each)
+        variables = {"CUDA_VISIBLE_DEVICES": ",".join(names[gpu] for gpu in share)}
+        slots.append(Slot(_list("GPU", share), variables=variables))
     return slots
 
 

@@ -46,7 +46,7 @@ class RunState:
         fraction: fraction of the training that is done, 0 to 1.
         epoch: the current epoch; 0 before the first log record.
         updates: the updates so far.
-        tokens_per_second: the last logged training speed; 0 if unknown.
+        tokens_per_second: the result's training speed, before the evaluation the last logged one; 0 if unknown.
         seconds: recorded training time; 0 if unknown.
         scores: the result's scores per test set; empty before the evaluation.
     """
@@ -95,6 +95,7 @@ def read_directory(run: RunDirectory, wanted: DictConfig | None, results: Path |
     result = _result(run, record, results)
     if result is None:
         return RunState(State.TRAINED, **progress, seconds=seconds)
+    progress["tokens_per_second"] = float(result["tokens_per_second"] or 0)
     return RunState(State.FINISHED, **progress, seconds=seconds, scores=result["scores"])
 
 

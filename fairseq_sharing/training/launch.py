@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -99,8 +100,11 @@ def _join(plan: Plan, console: Console) -> None:
     _print_start(plan, command, console)
     log = run.path / f"train.node{plan.machines.node_rank}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output, TrainingProgress(console, plan.config.run, plan.config) as progress:
-        tail = LogTail(log, progress)
+    with (
+        log.open("ab") as output,
+        TrainingProgress(console, plan.config.run, plan.config) as progress,
+        closing(LogTail(log, progress)) as tail,
+    ):
         process = spawn(command, output.fileno(), (), plan.variables())
         with forwarded_signals(process) as received:
             status = wait(process, {"peak_memory_bytes": 0}, tail.read, received)
@@ -178,8 +182,8 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
         with (
             run.log_file.open("ab") as output,
             TrainingProgress(console, plan.config.run, plan.config) as progress,
+            closing(LogTail(run.log_file, progress)) as tail,
         ):
-            tail = LogTail(run.log_file, progress)
 
             def poll() -> None:
                 tail.read()

@@ -38,6 +38,10 @@ class LogTail:
         self._killed = ""
         self._other = ""
 
+    def close(self) -> None:
+        """Close the file; the summary remains available."""
+        self._log.close()
+
     def read(self) -> None:
         """Process the lines written since the last call."""
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")

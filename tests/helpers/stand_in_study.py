@@ -21,7 +21,7 @@ def make_runner(study: str, jobs: int, budget: float | None = None, slots: list[
     runner._LOOK_SECONDS = 0.2
     plan = StudyPlan(find_study(study), study, **settings)
     slots = slots or cpu_slots(jobs, sorted(os.sched_getaffinity(0)) * jobs)
-    progress = StudyProgress(Console(stderr=True), plan.study.name, jobs)
+    progress = StudyProgress(Console(stderr=True), plan.study.name)
     return runner.StudyRunner(plan, slots, progress, budget), plan
 
 

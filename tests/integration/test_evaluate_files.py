@@ -39,6 +39,16 @@ def test_published_scores_of_newstest2017(system, bleu, chrf, capsys):
         assert f"{scores['chrf']:.{len(chrf.split('.')[1])}f}" == chrf
 
 
+def test_a_file_that_is_given_twice_has_two_rows(tmp_path, capsys):
+    for name, text in (("one", "Ein Hund läuft.\nEr wartet.\n"), ("other", "Ein Hund rennt.\nSie wartet.\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    assert main(["evaluate", "--hypothesis", one, other, one, "--reference", one]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("100.00" in line for line in lines) == 2
+    assert sum("p=" in line for line in lines) == 2, "the second and the third, not the baseline"
+
+
 def test_systems_are_compared_under_a_heading_that_names_the_files(tmp_path, capsys):
     text = ["Ein kleiner Hund läuft.", "Zwei Männer sitzen auf einer Bank.", "Eine Frau spielt Geige.", "Er wartet."]
     files = {

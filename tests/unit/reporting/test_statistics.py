@@ -156,6 +156,15 @@ def test_power_has_its_known_answers():
     assert required_seeds(1e9, 1e-9) is None
 
 
+def test_adjusted_p_values_are_never_below_the_others():
+    """Far in the tail, the error of scipy's integral is larger than the p-value."""
+    samples = {"a": (36.0, 36.2), "b": (20.0, 20.4), "c": (19.8, 20.3), "d": (36.1, 36.5)}
+    family = against_baseline(samples, "a")
+    raw = [comparison.p for comparison in family.comparisons]
+    assert min(raw) < 1e-4
+    assert all(adjusted >= p for adjusted, p in zip(family.adjusted, raw, strict=True))
+
+
 def test_power_command_answers_in_both_directions(capsys):
     assert main(["power", "--sd", "0.4", "--difference", "0.5", "--seeds", "5", "12"]) == 0
     told = capsys.readouterr().out

@@ -179,6 +179,7 @@ def test_status_and_estimate_are_printed_from_disk(commands, capsys):
     rows = [line.split() for line in told.splitlines() if line.split()[:1] in (["vanilla"], ["cycle"])]
     assert rows[0][:4] == ["vanilla", "1", "finished", "100%"]
     assert rows[0][-2:] == ["BLEU", "30.00"]
+    assert rows[0][4] == "12,100", "the speed of the result, not the last one of the log"
     assert [row[2] for row in rows] == ["finished", "waiting", "waiting", "waiting"]
     assert "1 of 4 runs finished, 25% of the training done" in told
     assert main(["study", "estimate", "mine.yaml"]) == 0

@@ -16,7 +16,6 @@ from sacrebleu.tokenizers import tokenizer_ja_mecab
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.experiment.dictionaries import dictionary_hashes
 from fairseq_sharing.training import launch, processes
@@ -29,12 +28,6 @@ from fairseq_sharing.training.rank import check_places, check_settings
 
 CPU = {"kind": "cpu", "name": "cpu", "count": 4, "memory_bytes": 1}
 GPUS = {"kind": "cuda", "name": "gpu", "count": 4, "memory_bytes": 80 * 1024**3}
-
-
-@pytest.fixture(params=[CPU], ids=["cpu"])
-def machine(request, monkeypatch):
-    monkeypatch.setattr(environment, "device", lambda: request.param)
-    monkeypatch.setattr(environment, "cpu_cores", lambda: 4)
 
 
 def _flag(command, name):

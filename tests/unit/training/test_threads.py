@@ -8,19 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from fairseq_sharing.experiment import environment
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.training import launch
 from fairseq_sharing.training.plan import make_plan
 
 CPU = {"kind": "cpu", "name": "cpu", "count": 4, "memory_bytes": 1}
 GPUS = {"kind": "cuda", "name": "gpu", "count": 4, "memory_bytes": 80 * 1024**3}
-
-
-@pytest.fixture(params=[CPU], ids=["cpu"])
-def machine(request, monkeypatch):
-    monkeypatch.setattr(environment, "device", lambda: request.param)
-    monkeypatch.setattr(environment, "cpu_cores", lambda: 4)
 
 
 @pytest.fixture
