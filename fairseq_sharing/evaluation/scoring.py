@@ -9,9 +9,10 @@ import numpy as np
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import choose_tokenizer, make_bleu
+from fairseq_sharing.reporting import metrics
 
 BOOTSTRAP_SAMPLES = 1000  # sacreBLEU's default
-METRICS = {"bleu": "BLEU", "chrf": "chrF2", "chrf++": "chrF++", "ter": "TER"}
+METRICS = {name: metrics.METRICS[name].label for name in ("bleu", "chrf", "chrf++", "ter")}
 """Names in results and in tables."""
 
 _BUCKETS = (10, 20, 30, 40, 50, 60)  # maximum reference length of each bucket but the last

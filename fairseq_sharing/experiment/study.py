@@ -26,7 +26,7 @@ DATA_KEYS = ("name", "recipe", "subword_size", "data_bin", "tests")
 ROWS_KEYS = ("from", "only", "add")
 ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of", "checkpoints")
 COMPARE_KEYS = ("baseline", "primary", "metric", "margin")
-METRICS = ("bleu", "chrf", "chrf++", "ter", "perplexity")
+METRICS = ("bleu", "chrf", "chrf++", "ter", "perplexity", "word_perplexity")
 ESTIMATE_KEYS = ("pairs", "tokens", "vocabulary")
 
 

@@ -26,12 +26,12 @@ def save_when_terminated() -> None:
 
     @functools.wraps(stock_iterator)
     def get_train_iterator(self, *args, **kwargs):
+        _listen()
         self._train_iterator = stock_iterator(self, *args, **kwargs)
         return self._train_iterator
 
     @functools.wraps(stock_step)
     def train_step(self, samples, raise_oom=False):
-        _listen()
         output = stock_step(self, samples, raise_oom)
         iterator = getattr(self, "_train_iterator", None)
         # At the end of an epoch, fairseq is about to validate and save.

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.layers import check_name, check_names, read_yaml
+from fairseq_sharing.experiment.study import COMPARE_KEYS
 from fairseq_sharing.reporting.metrics import METRICS, Metric
 from fairseq_sharing.reporting.results import Row, scored_sets
 
 DECLARATION = "study.yaml"
 MEAN = "mean"
-COMPARE_KEYS = ("baseline", "primary", "metric", "margin")
 
 
 @dataclass(frozen=True)

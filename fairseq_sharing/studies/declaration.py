@@ -11,9 +11,8 @@ from fairseq_sharing.documents import read_yaml
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.files import write_text
+from fairseq_sharing.reporting.plan import DECLARATION
 from fairseq_sharing.studies.plan import StudyPlan
-
-FILE = "study.yaml"
 
 
 def write_declaration(plan: StudyPlan) -> None:
@@ -21,7 +20,7 @@ def write_declaration(plan: StudyPlan) -> None:
 
     If the comparison has changed since a result was written, the earlier one is kept under ``earlier``.
     """
-    file = plan.results / FILE
+    file = plan.results / DECLARATION
     before = _read(file)
     compare = _comparison(plan.study)
     earlier = list(before.get("earlier") or [])

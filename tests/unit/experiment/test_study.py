@@ -7,7 +7,9 @@ from omegaconf import OmegaConf
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose, find_study
+from fairseq_sharing.experiment.study import METRICS as DECLARABLE
 from fairseq_sharing.experiment.study import StudyData, read_study
+from fairseq_sharing.reporting.metrics import METRICS
 
 RECIPE = "dataset: other\nseed: 5\ntrain: {dropout: 0.3, max_epoch: 9}\nevaluate: {beam: 4}\n"
 ROWS = "plain: {train: {sharing: none}}\nshared: {train: {sharing: cycle, dropout: 0.1}, tokens_per_batch: 64}\n"
@@ -123,3 +125,7 @@ def test_an_experiment_is_no_study(study):
 def test_a_name_that_does_not_exist_lists_the_studies():
     with pytest.raises(SharingError, match=r"multi40k: no such file.*; studies: changing_sharing, iwslt14_de_en, "):
         find_study("multi40k")
+
+
+def test_a_study_can_declare_every_metric_of_reports():
+    assert tuple(METRICS) == DECLARABLE
