@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _conclusions(folder: Path) -> Conclusions:
+    from fairseq_sharing.reporting.comparison_plan import make_plan
     from fairseq_sharing.reporting.conclusions import conclude
-    from fairseq_sharing.reporting.plan import make_plan
     from fairseq_sharing.reporting.results import read_rows
 
     rows = read_rows(folder)

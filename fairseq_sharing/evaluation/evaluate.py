@@ -19,7 +19,6 @@ from fairseq_sharing.evaluation.compound_split import compound_split_bleu
 from fairseq_sharing.evaluation.file_scores import read_parallel
 from fairseq_sharing.evaluation.generation import read_generated
 from fairseq_sharing.evaluation.hypotheses import RunTranslator
-from fairseq_sharing.evaluation.kept_hypotheses import keep
 from fairseq_sharing.evaluation.perplexity import TASK, LanguageModelScorer
 from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.evaluation.settings import EvaluationSettings
@@ -33,6 +32,7 @@ from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.finite import find_nonfinite, is_number
+from fairseq_sharing.reporting.kept_hypotheses import keep
 from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
-from fairseq_sharing.evaluation.kept_hypotheses import read_kept
 from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.files import read_lines, write_text
 from fairseq_sharing.preparation.manifest import read_manifest
+from fairseq_sharing.reporting.kept_hypotheses import read_kept
 from fairseq_sharing.reporting.results import read_result
+from fairseq_sharing.reporting.signatures import ignores_case, tokenizer_of
 
 # Comparisons of single runs, which earlier versions wrote.
 _OBSOLETE = ("p_value", "baseline", "baseline_sha256")
@@ -107,28 +107,17 @@ def _rescore(file: Path, references: References, tokenize: str | None) -> tuple[
         if len(hypotheses) != len(lines):
             kept = file.parent / before["hypotheses"]
             raise SharingError(f"{kept} has {len(hypotheses)} lines, its reference {reference} has {len(lines)}")
+        signature = before["signature"]["bleu"]
         target = before["hypotheses"].removesuffix(".gz").rpartition(".")[2]
         after = {
             **{name: value for name, value in before.items() if name not in _OBSOLETE},
-            **score(
-                hypotheses, lines, target, tokenize or _tokenizer(before), "case:lc" in before["signature"]["bleu"]
-            ),
+            **score(hypotheses, lines, target, tokenize or tokenizer_of(signature), ignores_case(signature)),
         }
         if "compound_split_bleu" in before:
             after["compound_split_bleu"] = round(compound_split_bleu(hypotheses, lines, target), 4)
         changes += [f"{test}: {change}" for change in _changes(before, after)]
         result["scores"][test] = after
     return Rescored(file, changes, without), result
-
-
-def _tokenizer(score: Mapping[str, Any]) -> str | None:
-    """Return the BLEU tokenizer of a signature, which may add a version to the name (``ja-mecab-0.996-IPA``)."""
-    from sacrebleu.metrics import BLEU
-
-    found = re.search(r"\btok:([^|]+)", score.get("signature", {}).get("bleu", ""))
-    if not found:
-        return None
-    return next((name for name in BLEU.TOKENIZERS if f"{found[1]}-".startswith(f"{name}-")), found[1])
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

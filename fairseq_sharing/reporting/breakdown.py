@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_sharing.reporting.kept_hypotheses import read_kept
 from fairseq_sharing.reporting.results import Row, Spread, scored_sets
-from fairseq_sharing.reporting.segments import RawTexts, SegmentStatistics, make_metric, read_hypotheses
+from fairseq_sharing.reporting.segments import RawTexts, SegmentStatistics, make_metric
 
 Cells = list[list[str]]
 
@@ -103,7 +104,7 @@ def _outputs(row: Row, test: str, folder: Path) -> dict[int, list[str]]:
     scores = {result["seed"]: result["scores"].get(test, {}) for result in row.results}
     if any("hypotheses" not in score for score in scores.values()):
         return {}
-    return {seed: read_hypotheses(score, folder) for seed, score in scores.items()}
+    return {seed: read_kept(score, folder) for seed, score in scores.items()}
 
 
 def _scores(row: Row, test: str, outputs: Mapping[int, Sequence[str]], references: Sequence[str]) -> np.ndarray:

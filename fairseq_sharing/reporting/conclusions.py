@@ -9,7 +9,7 @@ from itertools import combinations
 from statistics import fmean
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.reporting.plan import MEAN, Plan
+from fairseq_sharing.reporting.comparison_plan import MEAN, ComparisonPlan
 from fairseq_sharing.reporting.power import required_seeds
 from fairseq_sharing.reporting.results import Row, Spread, scored_sets
 from fairseq_sharing.reporting.statistics import (
@@ -43,7 +43,7 @@ class Conclusions:
         segments: standard error over segments of each compared pair, where hypotheses and references are at hand.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     tests: tuple[str, ...]
     runs: Runs
     family: Family | None
@@ -91,7 +91,7 @@ class Conclusions:
         return [f"Warning: {text}." for text in outliers(_samples(self.runs))]
 
 
-def conclude(rows: Sequence[Row], plan: Plan) -> Conclusions:
+def conclude(rows: Sequence[Row], plan: ComparisonPlan) -> Conclusions:
     """Compare the rows of a study as planned.
 
     Args:
@@ -145,13 +145,13 @@ def _samples(runs: Runs) -> dict[str, list[float]]:
     return {run: list(scores.values()) for run, scores in runs.items()}
 
 
-def _pairs(plan: Plan, runs: Runs) -> list[Pair]:
+def _pairs(plan: ComparisonPlan, runs: Runs) -> list[Pair]:
     if plan.pairs:
         return list(plan.pairs)
     return [(run, plan.baseline) for run in runs if run != plan.baseline] if plan.baseline else []
 
 
-def _compare(runs: Runs, plan: Plan) -> Family | None:
+def _compare(runs: Runs, plan: ComparisonPlan) -> Family | None:
     pairs = [pair for pair in _pairs(plan, runs) if set(pair) <= set(runs)]
     samples = _samples(runs)
     if plan.paired_seeds:
@@ -165,7 +165,7 @@ def _compare(runs: Runs, plan: Plan) -> Family | None:
     return against_baseline(samples, plan.baseline)
 
 
-def _verdict(comparison: Comparison, plan: Plan, sizes: Sequence[int]) -> str:
+def _verdict(comparison: Comparison, plan: ComparisonPlan, sizes: Sequence[int]) -> str:
     low, high = comparison.interval
     if low > 0 or high < 0:
         return "better" if (high < 0) == plan.of.lower_is_better else "worse"

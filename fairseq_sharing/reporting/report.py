@@ -12,8 +12,8 @@ from fairseq_sharing.files import write_text
 from fairseq_sharing.reporting import comparison_tables, formats, paper
 from fairseq_sharing.reporting.breakdown import differing_segments
 from fairseq_sharing.reporting.comparability import check_decoding, check_signatures, check_test_sets
+from fairseq_sharing.reporting.comparison_plan import make_plan
 from fairseq_sharing.reporting.conclusions import Conclusions, conclude
-from fairseq_sharing.reporting.plan import make_plan
 from fairseq_sharing.reporting.results import Row, add_result, read_rows, scored_sets
 from fairseq_sharing.reporting.segments import RawTexts, segment_errors
 
@@ -42,7 +42,7 @@ def write_report(
     Args:
         folder: the result files, one JSON file per run; the report is written to this folder.
         runs: run directories, or directories of them, whose results are copied to the folder first.
-        flags: flags of ``report`` that override the study's declaration (`plan.make_plan`).
+        flags: flags of ``report`` that override the study's declaration (`comparison_plan.make_plan`).
         texts: the raw test sets, to estimate the part of the error that comes from the sentences, and to write
             segments.md, the segments in which rows differ most.
 

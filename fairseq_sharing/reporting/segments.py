@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import inside, read_lines
+from fairseq_sharing.reporting.kept_hypotheses import read_kept
 from fairseq_sharing.reporting.results import Row
+from fairseq_sharing.reporting.signatures import ignores_case, settings_of, tokenizer_of
 from fairseq_sharing.reporting.statistics import Pair
 
 RESAMPLES = 1000
@@ -100,18 +101,13 @@ def segment_errors(
     return {pair: float(np.std(means[pair[0]] - means[pair[1]], ddof=1)) for pair in pairs}
 
 
-def read_hypotheses(score: Mapping[str, Any], folder: Path) -> list[str]:
-    """Read the hypotheses of a test set of a result, whose path is relative to the folder of the result."""
-    return list(read_lines(inside(folder, score["hypotheses"])))
-
-
 def _resampled(
     result: Mapping[str, Any], test: str, folder: Path, references: Sequence[str], metric: str, counts: np.ndarray
 ) -> np.ndarray:
     """Return the score of a run on each resample of the segments."""
     score = result["scores"][test]
     file = folder / score["hypotheses"]
-    hypotheses = read_hypotheses(score, folder)
+    hypotheses = read_kept(score, folder)
     if len(hypotheses) != len(references):
         raise SharingError(f"{file} has {len(hypotheses)} lines, its references have {len(references)}")
     statistics = SegmentStatistics(make_metric(metric, score["signature"][metric]), references)
@@ -138,17 +134,15 @@ def make_metric(metric: str, signature: str) -> Any:
     """
     from sacrebleu.metrics import BLEU, CHRF, TER
 
-    settings = dict(part.partition(":")[::2] for part in signature.split("|"))
+    settings, lowercase = settings_of(signature), ignores_case(signature)
     if metric == "bleu":
-        # The names of some tokenizers are followed by the version of their dictionary.
-        names = [name for name in BLEU.TOKENIZERS if f"{settings['tok']}-".startswith(f"{name}-")]
-        if not names:
+        tokenize = tokenizer_of(signature)
+        if tokenize not in BLEU.TOKENIZERS:
             raise SharingError(f"--data: unknown tokenizer in the signature {signature}")
-        tokenize = max(names, key=len)
-        return BLEU(tokenize=tokenize, smooth_method=settings["smooth"], lowercase=settings["case"] == "lc")
+        return BLEU(tokenize=tokenize, smooth_method=settings["smooth"], lowercase=lowercase)
     if metric in ("chrf", "chrf++"):
-        return CHRF(word_order=int(settings["nw"]))
+        return CHRF(word_order=int(settings["nw"]), lowercase=lowercase)
     if metric == "ter":
         asian, normalized = (settings[name] == "yes" for name in ("asian", "norm"))
-        return TER(case_sensitive=settings["case"] == "mixed", normalized=normalized, asian_support=asian)
+        return TER(case_sensitive=not lowercase, normalized=normalized, asian_support=asian)
     raise SharingError(f"--data: {metric}; allowed: bleu, chrf, chrf++ or ter")

@@ -11,7 +11,7 @@ from fairseq_sharing.documents import read_yaml
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.files import write_text
-from fairseq_sharing.reporting.plan import DECLARATION
+from fairseq_sharing.reporting.comparison_plan import DECLARATION
 from fairseq_sharing.studies.plan import StudyPlan
 
 

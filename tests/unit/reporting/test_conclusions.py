@@ -10,9 +10,9 @@ from evaluation_results import result, write
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.reporting.comparison_plan import ComparisonPlan, make_plan
 from fairseq_sharing.reporting.conclusions import conclude
 from fairseq_sharing.reporting.notes import notes
-from fairseq_sharing.reporting.plan import Plan, make_plan
 from fairseq_sharing.reporting.report import write_report
 from fairseq_sharing.reporting.results import read_rows
 
@@ -304,5 +304,5 @@ def test_report_s_flags_reach_the_comparison(tmp_path, capsys):
 
 
 def test_plan_knows_the_direction_of_its_metric():
-    assert Plan("vanilla", "ter").of.lower_is_better
-    assert not Plan("vanilla", "chrf++").of.lower_is_better
+    assert ComparisonPlan("vanilla", "ter").of.lower_is_better
+    assert not ComparisonPlan("vanilla", "chrf++").of.lower_is_better

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from evaluation_results import result, write
 
+from fairseq_sharing.reporting.comparison_plan import ComparisonPlan
 from fairseq_sharing.reporting.conclusions import conclude
 from fairseq_sharing.reporting.equal_cost import equal_cost
-from fairseq_sharing.reporting.plan import Plan
 from fairseq_sharing.reporting.recipes import differences
 from fairseq_sharing.reporting.results import read_rows
 
@@ -87,7 +87,7 @@ def _study(folder, **changes):
         ),
     )
     found = read_rows(folder)
-    return equal_cost(found, conclude(found, Plan("vanilla", "bleu")))
+    return equal_cost(found, conclude(found, ComparisonPlan("vanilla", "bleu")))
 
 
 CPU = {"kind": "cpu", "name": "Some CPU", "count": 2, "threads": 2}
@@ -127,4 +127,4 @@ def test_macs_of_half_the_updates_or_of_moeut_are_not_equal(tmp_path):
 def test_single_seeds_are_not_compared_at_equal_cost(tmp_path, seeds):
     write(tmp_path, *(result(run, sharing, seeds) for run, sharing in (("vanilla", "none"), ("cycle", "cycle"))))
     rows = read_rows(tmp_path)
-    assert equal_cost(rows, conclude(rows, Plan("vanilla", "bleu")))[1] == []
+    assert equal_cost(rows, conclude(rows, ComparisonPlan("vanilla", "bleu")))[1] == []

@@ -11,11 +11,11 @@ from rich.console import Console
 from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.reporting import figures, tables
+from fairseq_sharing.reporting.comparison_plan import ComparisonPlan
 from fairseq_sharing.reporting.conclusions import conclude
 from fairseq_sharing.reporting.expert_figure import expert_use
 from fairseq_sharing.reporting.formats import terminal
 from fairseq_sharing.reporting.notes import notes
-from fairseq_sharing.reporting.plan import Plan
 from fairseq_sharing.reporting.recipes import differences
 from fairseq_sharing.reporting.report import write_report
 from fairseq_sharing.reporting.results import read_rows
@@ -227,7 +227,7 @@ def test_p_values_of_old_results_are_ignored(tmp_path, no_pictures):
 def test_different_decoding_of_rows_is_described(study):
     write(study, result("universal", "universal", generation={"beam": 4, "lenpen": 0.6, "test_lenpen": {"b": 1}}))
     rows = read_rows(study)
-    lines = notes(rows, conclude(rows, Plan("vanilla", "bleu")))
+    lines = notes(rows, conclude(rows, ComparisonPlan("vanilla", "bleu")))
     assert any(
         line.startswith("universal: Decoded with") and "beam 4, length penalty 0.6, 1 for b" in line for line in lines
     )
@@ -318,7 +318,7 @@ def test_terminal_table_fits_eighty_columns(study):
             write(study, content)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     rows = read_rows(study)
-    for table in terminal(rows, conclude(rows, Plan("vanilla", "bleu")), "A study"):
+    for table in terminal(rows, conclude(rows, ComparisonPlan("vanilla", "bleu")), "A study"):
         console.print(table)
     text = console.export_text()
     assert "…" not in text

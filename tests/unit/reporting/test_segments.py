@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.reporting import segments
 from fairseq_sharing.reporting.breakdown import by_length, differing_segments, lengths
+from fairseq_sharing.reporting.kept_hypotheses import fingerprint
 from fairseq_sharing.reporting.report import write_report
 from fairseq_sharing.reporting.results import read_rows
 from fairseq_sharing.reporting.segments import RawTexts, SegmentStatistics, segment_errors
@@ -55,6 +57,7 @@ def _study(folder, seeds=(1, 2)):
             content["scores"][TEST] |= {
                 "bleu": round(bleu.corpus_score(hypotheses, [references]).score, 4),
                 "hypotheses": f"hypotheses/{file.name}",
+                "hypothesis_sha256": fingerprint(hypotheses),
                 "segments": len(references),
             }
             results.append(content)
@@ -104,6 +107,23 @@ def test_report_covers_the_sentences_where_hypotheses_and_references_are_at_hand
     assert "With sentences" not in (write_report(tmp_path), (tmp_path / "table.md").read_text(encoding="utf-8"))[1]
 
 
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "chrf++", "ter"])
+def test_metric_of_a_signature_is_the_one_that_gave_it(metric):
+    for options in ({}, {"lowercase": True}):
+        made = {
+            "bleu": BLEU(tokenize="intl", **options),
+            "chrf": CHRF(**options),
+            "chrf++": CHRF(word_order=2, **options),
+            "ter": TER(case_sensitive=not options),
+        }[metric]
+        references, hypotheses = _texts(1)
+        made.corpus_score(hypotheses, [references])
+        signature = str(made.get_signature())
+        again = segments.make_metric(metric, signature)
+        again.corpus_score(hypotheses, [references])
+        assert str(again.get_signature()) == signature
+
+
 def test_results_without_hypotheses_have_no_part_of_the_sentences(tmp_path):
     folder = write(tmp_path, result("vanilla"), result("cycle", "cycle"))
     assert segment_errors(read_rows(folder), folder, {}, [TEST], "bleu", [("cycle", "vanilla")]) == {}
@@ -132,6 +152,9 @@ def test_segments_in_which_rows_differ_most_are_quoted_with_all_seeds(tmp_path, 
         lines[6] = references[6] if name.startswith("cycle") else "xyz"
         lines[7] = "xyz" if name == "cycle-seed2" else references[7]
         file.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode()))
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        content["scores"][TEST]["hypothesis_sha256"] = fingerprint(lines)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     texts = RawTexts({TEST: sources}, {TEST: references})
     page = differing_segments(read_rows(tmp_path), [("cycle", "vanilla")], tmp_path, texts)
     first, last = re.findall(r"### Segment (\d+): ([+-][\d.]+)", page)[::9]

@@ -20,7 +20,7 @@ MEAN = "mean"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """The comparison of a study.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
         return METRICS[self.metric]
 
 
-def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Plan:
+def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> ComparisonPlan:
     """Combine the study's declaration in the folder, if any, with the flags of ``report``.
 
     Args:
@@ -86,7 +86,7 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Pl
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
         raise SharingError(f"margin: {margin!r}; allowed: a number above 0 and below 100")
     family = flags.get("family") or "rows"
-    return Plan(
+    return ComparisonPlan(
         baseline=baseline,
         metric=metric,
         primary=primary,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.direction import Direction
 from fairseq_sharing.files import atomic_write, inside, read_lines
 
 FOLDER = "hypotheses"
@@ -20,7 +19,7 @@ def fingerprint(hypotheses: Sequence[str]) -> str:
     return hashlib.sha256(_text(hypotheses)).hexdigest()
 
 
-def keep(hypotheses: Sequence[str], folder: Path, test: str, direction: Direction, system: str) -> dict[str, str]:
+def keep(hypotheses: Sequence[str], folder: Path, test: str, direction: tuple[str, str], system: str) -> dict[str, str]:
     """Write the translations of a test set.
 
     Equal translations give equal files: gzip's time stamp is 0.
@@ -54,7 +53,7 @@ def read_kept(score: Mapping[str, Any], folder: Path) -> list[str]:
     """
     path = inside(folder, score["hypotheses"])
     hypotheses = list(read_lines(path))
-    if fingerprint(hypotheses) != score["hypothesis_sha256"]:
+    if fingerprint(hypotheses) != score.get("hypothesis_sha256"):
         raise SharingError(
             f"{path}: not the translations of the result (its SHA-256 differs from hypothesis_sha256); "
             "allowed: the file that evaluate wrote with the result"
