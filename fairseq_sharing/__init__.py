@@ -20,6 +20,7 @@ def register() -> None:
         fused_label_smoothed_cross_entropy,  # noqa: F401
     )
     from fairseq_sharing.models import roberta_sharing, transformer_lm_sharing, transformer_sharing  # noqa: F401
+    from fairseq_sharing.models.shared_stack import SharingModel
     from fairseq_sharing.moeut import (
         moe_cross_entropy,  # noqa: F401
         transformer_lm_moeut,  # noqa: F401
@@ -28,7 +29,14 @@ def register() -> None:
     from fairseq_sharing.schedules import tasks as sharing_tasks  # noqa: F401
     from fairseq_sharing.universal import ponder  # noqa: F401
 
+    SharingModel.open_run = staticmethod(_open_run)
     fixes.apply()
+
+
+def _open_run(*arguments: Any) -> Any:
+    from fairseq_sharing.decoding.text_hub import from_pretrained
+
+    return from_pretrained(*arguments)
 
 
 def __getattr__(name: str) -> Any:

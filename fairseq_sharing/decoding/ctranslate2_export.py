@@ -89,7 +89,7 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
         raise SharingError(f"{files.name}: cannot export several checkpoints; allowed: one (average them first)")
     if output.exists() and not (output / EXPORTED).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise SharingError(f"--output {output}: exists and is not an exported model; give another folder")
-    (model,), task = load_models(files)
+    (model,), task, _ = load_models(files)
     with torch.no_grad():
         spec, depth_tensors = convert(model, task, files.name)
         output.parent.mkdir(parents=True, exist_ok=True)

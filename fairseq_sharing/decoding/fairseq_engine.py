@@ -17,14 +17,14 @@ from fairseq_sharing.errors import SharingError
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS = 8000  # per batch, as in the evaluations of the configurations
+MAX_TOKENS = 8000  # per batch, as in the evaluations of the configurations
 
 
-def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
+def load_models(files: ModelFiles) -> tuple[list[Any], Any, Any]:
     """Load the models of checkpoints and the task with their dictionaries.
 
     Returns:
-        The models, in evaluation mode on the CPU, and fairseq's task.
+        The models, in evaluation mode on the CPU, fairseq's task, and the configuration of the last checkpoint.
 
     Raises:
         SharingError: a dictionary or option is missing, or the weights do not fit the model or are NaN or infinite.
@@ -45,7 +45,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     overrides |= {f"{side}_lang": lang for side, lang in files.languages.items()}
     names = [str(path) for path in files.checkpoints]
     try:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides=overrides)
+        models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides=overrides)
     except Exception as error:
         cause = find_sharing_error(error)
         if cause is None:
@@ -54,7 +54,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     for path, model in zip(files.checkpoints, models, strict=True):
         refuse_nonfinite_weights(model.state_dict(), path)
         model.eval()
-    return models, task
+    return models, task, cfg
 
 
 def _compute_alone_if_forked() -> None:
@@ -76,7 +76,7 @@ class FairseqEngine:
     def __init__(self, files: ModelFiles, threads: int, device: str):
         if device == "cuda" and not torch.cuda.is_available():
             raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
-        self._models, self._task = load_models(files)
+        self._models, self._task, _ = load_models(files)
         self._device = device
         if not inherited():
             torch.set_num_threads(threads)
@@ -129,7 +129,7 @@ class FairseqEngine:
             for words in sentences
         ]
         dataset = self._task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
-        limit = max(search.max_tokens or _MAX_TOKENS, max(map(len, tokens)))
+        limit = max(search.max_tokens or MAX_TOKENS, max(map(len, tokens)))
         for indices in dataset.batch_by_size(dataset.ordered_indices(), max_tokens=limit):
             batch = dataset.collater([dataset[index] for index in indices])
             yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
