@@ -7,6 +7,7 @@ import fairseq
 from fairseq_sharing.fixes.checkpoints import fix_checkpoints, fix_meters
 from fairseq_sharing.fixes.data import fix_batches_of_later_epochs, fix_batching, fix_numpy
 from fairseq_sharing.fixes.distributed import fix_broadcast, fix_torchrun
+from fairseq_sharing.fixes.ema import fix_ema
 from fairseq_sharing.fixes.error_messages import print_errors_on_one_line
 from fairseq_sharing.fixes.log import log_maps_for_ties, show_data_wait
 from fairseq_sharing.fixes.processor import avoid_cudnn_attention, avoid_unusable_amx
@@ -28,6 +29,7 @@ def apply() -> None:
     fix_batches_of_later_epochs()
     fix_checkpoints()
     fix_meters()
+    fix_ema()
     refuse_nonfinite_search()
     show_data_wait()
     fix_recomputation()

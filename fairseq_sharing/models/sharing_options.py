@@ -123,7 +123,6 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         _refuse(args, "quant_noise_pq", "noise would be applied to a shared weight once per layer", 0)
         _refuse(args, "quant_noise_scalar", "noise would be applied to a shared weight once per layer", 0)
         _refuse(args, "base_layers", "expert layers change the layer numbering", 0)
-        _refuse(args, "store_ema", "it stores copies by name and would miss the shared parameters", False)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
         raise SharingError(
             "--ddp-backend fully_sharded cannot shard layers that share parameters; "
