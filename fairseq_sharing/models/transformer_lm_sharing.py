@@ -13,8 +13,9 @@ from fairseq.modules import AdaptiveInput
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
 
 
@@ -48,7 +49,7 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.
         """
-        refuse_hydra(args, "transformer_lm_sharing")
+        args = as_namespace(args)
         transformer_lm_sharing(args)
         if args.decoder_layers_to_keep:
             args.decoder_layers = len(args.decoder_layers_to_keep.split(","))

@@ -19,7 +19,6 @@ from tiny_models import (
     vanilla_copy,
 )
 
-from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
@@ -206,14 +205,6 @@ def test_bad_options_in_python_are_a_value_error_with_the_command_line_s_text():
     text = r"^--unique-layers must be between 1 and the number of layers \(6\), got 7$"
     with pytest.raises(ValueError, match=text):
         build(sharing="cycle", unique_layers=7)
-
-
-def test_hydra_configuration_is_refused_by_name():
-    from omegaconf import OmegaConf
-
-    text = "^fairseq-hydra-train cannot build transformer_sharing; use fairseq-train or fairseq-sharing train$"
-    with pytest.raises(SharingError, match=text):
-        TransformerSharingModel.build_model(OmegaConf.create({"encoder_layers": 2}), None)
 
 
 @pytest.mark.parametrize(
