@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.registration import call_after_imports
@@ -48,5 +49,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+# On import, fairseq advises to install tensorboardX, which its text tasks and this package do not use.
+logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 # Do not import fairseq here: fairseq-sharing --help must need neither fairseq nor torch.
 call_after_imports(register)

@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    args, more = parser.parse_known_args(argv)
-    # argparse accepts no further positional arguments after an option; accept key=value overrides anywhere.
-    if any(word.startswith("-") or "=" not in word for word in more) or (more and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:
-        args.overrides = [*args.overrides, *more]
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in subparsers.choices:
+        # Accept options and positional arguments in any order, which argparse does not do for subcommands.
+        args = subparsers.choices[words[0]].parse_intermixed_args(words[1:], argparse.Namespace(command=words[0]))
+    else:
+        args = parser.parse_args(words)
     # fairseq and sacrebleu set the root logger to INFO on import; keep their messages out of this command's output.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
