@@ -15,7 +15,7 @@ import torch
 from fairseq_sharing.admin.folding import fold_admin
 from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refuse_forked
 from fairseq_sharing.decoding.fairseq_engine import load_models
-from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
+from fairseq_sharing.decoding.model_files import EXPORTED, SEVERAL_DIRECTIONS, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, sha256
 from fairseq_sharing.options import flag_of
@@ -125,6 +125,11 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
     from ctranslate2.converters import fairseq as converter
     from ctranslate2.specs import transformer_spec
 
+    if hasattr(task, "data_manager"):
+        raise SharingError(
+            f"{name}: CTranslate2 does not add the languages that {SEVERAL_DIRECTIONS} adds to sentences; "
+            "translate this model with --engine fairseq"
+        )
     cfg = model.cfg
     _refuse_unknown(model, name, converter._SUPPORTED_ACTIVATIONS)
     common = {

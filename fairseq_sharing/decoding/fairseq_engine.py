@@ -88,7 +88,9 @@ class FairseqEngine:
     @property
     def max_source(self) -> int:
         """Maximum number of subwords of a source, without the end of the sentence."""
-        return min(model.max_positions()[0] for model in self._models) - 1
+        # A task for several directions may add the language as a word.
+        marked = bool(getattr(getattr(self._task, "args", None), "encoder_langtok", None))
+        return min(model.max_positions()[0] for model in self._models) - 1 - marked
 
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
@@ -109,6 +111,7 @@ class FairseqEngine:
         settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
         generator = self._task.build_generator(self._models, settings)
         dictionary = self._task.target_dictionary
+        ignored = getattr(generator, "symbols_to_strip_from_output", None)  # the word for the target language
         for batch in self._batches(sentences, search):
             try:
                 found = self._task.inference_step(generator, self._models, batch)
@@ -118,7 +121,7 @@ class FairseqEngine:
                     "allowed: a model whose log-probabilities are finite"
                 ) from error
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
-                yield sentence, [_hypothesis(one, dictionary) for one in hypotheses[: search.nbest]]
+                yield sentence, [_hypothesis(one, dictionary, ignored) for one in hypotheses[: search.nbest]]
 
     def _batches(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[dict[str, Any]]:
         from fairseq import utils
@@ -135,6 +138,7 @@ class FairseqEngine:
             yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
 
 
-def _hypothesis(found: dict[str, Any], dictionary: Any) -> Hypothesis:
+def _hypothesis(found: dict[str, Any], dictionary: Any, ignored: set[int] | None) -> Hypothesis:
     tokens = found["tokens"].int().cpu()
-    return Hypothesis(dictionary.string(tokens), float(found["score"]), len(tokens) - 1)
+    text = dictionary.string(tokens, extra_symbols_to_ignore=ignored)
+    return Hypothesis(text, float(found["score"]), len(tokens) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.command_line import flag_words, path_word
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.options import flag_of
+
+# Flags of fairseq's task for several directions that decoding needs too.
+SEVERAL_DIRECTIONS = (
+    *("lang_pairs", "langs", "lang_dict", "source_dict", "target_dict", "fixed_dictionary", "lang_tok_style"),
+    *("encoder_langtok", "decoder_langtok", "lang_tok_replacing_bos_eos", "langtoks_specs", "langtoks"),
+)
 
 
 class RunTranslator:
@@ -34,6 +40,10 @@ class RunTranslator:
             *flag_words("--source-lang", manifest["source_lang"]),
             *flag_words("--target-lang", manifest["target_lang"]),
         ]
+        train = run.config().get("train", {})
+        for option in SEVERAL_DIRECTIONS if train.get("lang_pairs") else ():
+            if (value := train.get(option)) is not None and value is not False:
+                self._languages += [flag_of(option), *([] if value is True else [_word(value)])]
         self._task = task
         self._pipeline = Pipeline.from_manifest(data)
 
@@ -67,3 +77,7 @@ class RunTranslator:
             tokens = generate(words, output, segments, name, console)
             steps.record(name, inputs, output)
         return [self._pipeline.decode(line) for line in tokens]
+
+
+def _word(value: Any) -> str:
+    return str(value) if isinstance(value, str) or not isinstance(value, Sequence) else ",".join(map(str, value))
