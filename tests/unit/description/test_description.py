@@ -121,6 +121,18 @@ def test_expert_banks_and_active_parameters_are_printed(tmp_path, capsys):
     assert "decoder.layers.1.encoder_attn.output" in told
 
 
+def test_projections_of_an_expert_language_model_are_counted():
+    sizes = {"decoder_layers": 2, "decoder_embed_dim": D, "decoder_attention_heads": 2, "head_dim": 8, "ffn_experts": 4}
+    sizes |= {"attention_experts": 2, "ffn_top_k": 2, "expert_dim": 8}
+    train = {"task": "language_modeling", "arch": "transformer_lm_moeut", **sizes}
+    plain, wide = (
+        counts.compare("ours", flags.parse({**train, **widths}), V, LENGTH)[0]
+        for widths in ({}, {"decoder_input_dim": 3 * D, "decoder_output_dim": 2 * D})
+    )
+    assert sum(wide.unique.values()) - sum(plain.unique.values()) == 3 * D * D + 2 * D * D + V * (2 + 1) * D
+    assert wide.macs - plain.macs == LENGTH * (3 * D * D + 2 * D * D + V * D)
+
+
 def test_both_gates_of_attention_with_one_expert_are_counted():
     """With one expert per head, nothing is chosen, but values and outputs are still weighted by sigmoids."""
     banks = {"head_dim": 8, "attention_top_k": 1, "ffn_experts": 6, "ffn_top_k": 2, "expert_dim": 8}
