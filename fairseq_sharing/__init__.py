@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.registration import call_after_imports
@@ -20,6 +21,7 @@ def register() -> None:
         fused_label_smoothed_cross_entropy,  # noqa: F401
     )
     from fairseq_sharing.models import roberta_sharing, transformer_lm_sharing, transformer_sharing  # noqa: F401
+    from fairseq_sharing.models.shared_stack import SharingModel
     from fairseq_sharing.moeut import (
         moe_cross_entropy,  # noqa: F401
         transformer_lm_moeut,  # noqa: F401
@@ -28,7 +30,14 @@ def register() -> None:
     from fairseq_sharing.schedules import tasks as sharing_tasks  # noqa: F401
     from fairseq_sharing.universal import ponder  # noqa: F401
 
+    SharingModel.open_run = staticmethod(_open_run)
     fixes.apply()
+
+
+def _open_run(*arguments: Any) -> Any:
+    from fairseq_sharing.decoding.text_hub import from_pretrained
+
+    return from_pretrained(*arguments)
 
 
 def __getattr__(name: str) -> Any:
@@ -40,5 +49,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+# On import, fairseq advises to install tensorboardX, which its text tasks and this package do not use.
+logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 # Do not import fairseq here: fairseq-sharing --help must need neither fairseq nor torch.
 call_after_imports(register)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from fairseq_sharing.checkpoints.arguments import model_arguments, plain
@@ -59,14 +61,30 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
         state[name] = state[owner]
     plain_args = {key: value for key, value in model_args.items() if not _SHARING_OPTION.fullmatch(key)}
     stock = arch.replace("transformer_sharing", "transformer")
-    plain_args.update(arch=stock, _name=stock)
-    refuse_unfit(plain_args, state)
-    cfg = {**plain(checkpoint["cfg"]), "model": plain_args}
+    plain_args.update(arch=stock, _name=stock, user_dir=None)
+    cfg = plain(checkpoint["cfg"])
     cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
-    for part in ("criterion", "optimizer"):
-        if str((cfg.get(part) or {}).get("_name", "")).startswith(FUSED):
-            cfg[part] = {**cfg[part], "_name": cfg[part]["_name"].removeprefix(FUSED)}
-    kept: dict[str, Any] = {
-        key: checkpoint[key] for key in ("args", "optimizer_history", "task_state") if key in checkpoint
-    }
-    return {**kept, "cfg": cfg, "model": state, "extra_state": {}}
+    for part in ("task", "criterion", "optimizer"):
+        if name := (cfg.get(part) or {}).get("_name"):
+            cfg[part] = {**cfg[part], "_name": _stock_name(name)}
+            plain_args[part] = _stock_name(name)
+    refuse_unfit(plain_args, state)
+    cfg["model"] = _with_attributes({**(cfg.get("task") or {}), **plain_args})
+    kept: dict[str, Any] = {key: checkpoint[key] for key in ("optimizer_history", "task_state") if key in checkpoint}
+    return {**kept, "args": None, "cfg": cfg, "model": state, "extra_state": {}}
+
+
+def _stock_name(name: str) -> str:
+    """Name the stock task, criterion or optimizer that one of this package is based on."""
+    return name.removeprefix(FUSED).removesuffix("_sharing")
+
+
+def _with_attributes(arguments: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Make a dict of arguments whose items are also attributes.
+
+    fairseq reads the items; CTranslate2's converter reads attributes, as of a Namespace. torch reads both without
+    executing code: unlike a Namespace, an OrderedDict with attributes is allowed by its safe reader.
+    """
+    made = OrderedDict(arguments)
+    made.__dict__.update(arguments)
+    return made

@@ -70,7 +70,6 @@ def tie(
     arguments = _tied_arguments(model_arguments(checkpoint), options)
     model = model_on_meta({**arguments, "fast": False, "compile": False}, state)
     _refuse_other_stacks(options, model.sharing)
-    _refuse_other_norm(arguments, model)
     tied = {
         **checkpoint,
         "model": _tied_state(state, model, init, align),
@@ -128,21 +127,6 @@ def _refuse_other_stacks(options: Mapping[str, Any], stacks: Iterable[str]) -> N
         stack = name.split("_")[0]
         if options.get(name) is not None and stack in STACKS and stack not in has:
             raise SharingError(f"{flag_of(name)} {options[name]}: the model has no {stack}; allowed: {', '.join(has)}")
-
-
-def _refuse_other_norm(arguments: Mapping[str, Any], model: Any) -> None:
-    """Reject a model with post-norm layers whose counterpart in this package always has pre-norm layers."""
-    for stack in model.sharing:
-        option = f"{stack.split('.')[0]}_normalize_before"
-        trained = arguments.get(option)
-        built = getattr(model.get_submodule(f"{stack}.layers")[0], "normalize_before", None)
-        if trained is None or built is None or bool(trained) == built:
-            continue
-        kinds = {False: "post-norm", True: "pre-norm"}
-        raise SharingError(
-            f"the checkpoint's {stack} has {kinds[bool(trained)]} layers ({flag_of(option)} {trained}), but --arch "
-            f"{arguments['arch']} has {kinds[bool(built)]} layers; allowed: {kinds[bool(built)]}"
-        )
 
 
 def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) -> dict[str, Any]:

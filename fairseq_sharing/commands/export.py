@@ -93,4 +93,5 @@ def _materialize(args: argparse.Namespace, console: Console) -> None:
         raise SharingError(f"{path}: {error}") from error
     save_atomically(stock, args.output)
     size = args.output.stat().st_size
-    console.print(f"{args.output}: {size:,} bytes; translate with: fairseq-generate DATA --path {args.output}")
+    command = f"fairseq-generate DATA --path {args.output} --required-batch-size-multiple 1"
+    console.print(f"{args.output}: {size:,} bytes; translate with: {command}", markup=False)

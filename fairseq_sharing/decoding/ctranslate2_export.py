@@ -14,7 +14,7 @@ import torch
 from fairseq_sharing.admin.folding import fold_admin
 from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refuse_forked
 from fairseq_sharing.decoding.fairseq_engine import load_models
-from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles, read_manifest
+from fairseq_sharing.decoding.model_files import EXPORTED, SEVERAL_DIRECTIONS, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, replace_folder, sha256, temporary_folder
 from fairseq_sharing.options import flag_of
@@ -88,7 +88,7 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
         raise SharingError(f"{files.name}: cannot export several checkpoints; allowed: one (average them first)")
     if output.exists() and not (output / EXPORTED).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise SharingError(f"--output {output}: exists and is not an exported model; give another folder")
-    (model,), task = load_models(files)
+    (model,), task, _ = load_models(files)
     with torch.no_grad():
         spec, depth_tensors = convert(model, task, files.name)
         with temporary_folder(output) as temporary:
@@ -118,6 +118,11 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
     from ctranslate2.converters import fairseq as converter
     from ctranslate2.specs import transformer_spec
 
+    if hasattr(task, "data_manager"):
+        raise SharingError(
+            f"{name}: CTranslate2 does not add the languages that {SEVERAL_DIRECTIONS} adds to sentences; "
+            "translate this model with --engine fairseq"
+        )
     cfg = model.cfg
     _refuse_unknown(model, name, converter._SUPPORTED_ACTIVATIONS)
     common = {

@@ -18,14 +18,14 @@ from fairseq_sharing.experiment.command_line import refuse_separator
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS = 8000  # per batch, as in the evaluations of the configurations
+MAX_TOKENS = 8000  # per batch, as in the evaluations of the configurations
 
 
-def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
+def load_models(files: ModelFiles) -> tuple[list[Any], Any, Any]:
     """Load the models of checkpoints and the task with their dictionaries.
 
     Returns:
-        The models, in evaluation mode on the CPU, and fairseq's task.
+        The models, in evaluation mode on the CPU, fairseq's task, and the configuration of the last checkpoint.
 
     Raises:
         SharingError: a dictionary or option is missing, or the weights do not fit the model or are NaN or infinite.
@@ -47,7 +47,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     overrides |= {f"{side}_lang": lang for side, lang in files.languages.items()}
     names = [str(path) for path in files.checkpoints]
     try:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides=overrides)
+        models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides=overrides)
     except Exception as error:
         cause = find_sharing_error(error)
         if cause is None:
@@ -56,7 +56,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any]:
     for path, model in zip(files.checkpoints, models, strict=True):
         refuse_nonfinite_weights(model.state_dict(), path)
         model.eval()
-    return models, task
+    return models, task, cfg
 
 
 def _compute_alone_if_forked() -> None:
@@ -78,7 +78,7 @@ class FairseqEngine:
     def __init__(self, files: ModelFiles, threads: int, device: str):
         if device == "cuda" and not torch.cuda.is_available():
             raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
-        self._models, self._task = load_models(files)
+        self._models, self._task, _ = load_models(files)
         self._device = device
         if not inherited():
             torch.set_num_threads(threads)
@@ -90,7 +90,9 @@ class FairseqEngine:
     @property
     def max_source(self) -> int:
         """Maximum number of subwords of a source, without the end of the sentence."""
-        return min(model.max_positions()[0] for model in self._models) - 1
+        # A task for several directions may add the language as a word.
+        marked = bool(getattr(getattr(self._task, "args", None), "encoder_langtok", None))
+        return min(model.max_positions()[0] for model in self._models) - 1 - marked
 
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
@@ -111,6 +113,7 @@ class FairseqEngine:
         settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
         generator = self._task.build_generator(self._models, settings)
         dictionary = self._task.target_dictionary
+        ignored = getattr(generator, "symbols_to_strip_from_output", None)  # the word for the target language
         for batch in self._batches(sentences, search):
             try:
                 found = self._task.inference_step(generator, self._models, batch)
@@ -120,7 +123,7 @@ class FairseqEngine:
                     "allowed: a model whose log-probabilities are finite"
                 ) from error
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
-                yield sentence, [_hypothesis(one, dictionary) for one in hypotheses[: search.nbest]]
+                yield sentence, [_hypothesis(one, dictionary, ignored) for one in hypotheses[: search.nbest]]
 
     def _batches(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[dict[str, Any]]:
         from fairseq import utils
@@ -131,12 +134,13 @@ class FairseqEngine:
             for words in sentences
         ]
         dataset = self._task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
-        limit = max(search.max_tokens or _MAX_TOKENS, max(map(len, tokens)))
+        limit = max(search.max_tokens or MAX_TOKENS, max(map(len, tokens)))
         for indices in dataset.batch_by_size(dataset.ordered_indices(), max_tokens=limit):
             batch = dataset.collater([dataset[index] for index in indices])
             yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
 
 
-def _hypothesis(found: dict[str, Any], dictionary: Any) -> Hypothesis:
+def _hypothesis(found: dict[str, Any], dictionary: Any, ignored: set[int] | None) -> Hypothesis:
     tokens = found["tokens"].int().cpu()
-    return Hypothesis(dictionary.string(tokens), float(found["score"]), len(tokens) - 1)
+    text = dictionary.string(tokens, extra_symbols_to_ignore=ignored)
+    return Hypothesis(text, float(found["score"]), len(tokens) - 1)

@@ -22,6 +22,7 @@ from fairseq_sharing.preparation import manifest as manifests
 
 logger = logging.getLogger(__name__)
 
+SEVERAL_DIRECTIONS = "translation_multi_simple_epoch"  # fairseq's task for them
 EXPORTED = "model.bin"  # its presence marks a folder as an exported model
 
 
@@ -145,12 +146,14 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
     from fairseq_sharing.checkpoints.files import load_checkpoint
 
     trained: Direction | None = None
+    directions: set[Direction] = set()  # of a model for several
     for path in paths:
         task = task_arguments(load_checkpoint(path))
-        if "source_lang" not in task or task.get("lang_pairs"):
-            kind = task.get("_name") or task.get("task")
+        kind = task.get("_name") or task.get("task")
+        if "source_lang" not in task or (task.get("lang_pairs") and kind != SEVERAL_DIRECTIONS):
             raise SharingError(f"{path}: was trained for the task {kind}; allowed: translation models")
-        stored = direction_of(task, path)
+        directions |= _directions(task)
+        stored = next(iter(directions)) if len(directions) == 1 else direction_of(task, path)
         if trained and stored and stored != trained:
             raise SharingError(
                 f"{path}: was trained for {'-'.join(stored)}, {paths[0]} for {'-'.join(trained)}; "
@@ -172,6 +175,11 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
             f"{name}: the checkpoint does not contain its languages, and {binarized} has no file that names them; "
             "give the prepared data directory with --data"
         )
+    if directions and direction not in directions:
+        raise SharingError(
+            f"{prepared}: direction {'-'.join(direction)}; {name} was trained for "
+            f"{', '.join(sorted(map('-'.join, directions)))}; allowed: data of one of them, with --data"
+        )
     return ModelFiles(
         name,
         checkpoints=paths,
@@ -179,6 +187,13 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
         dictionaries=binarized,
         languages=dict(zip(("source", "target"), direction, strict=True)),
     )
+
+
+def _directions(task: dict[str, Any]) -> set[Direction]:
+    """Return the directions of a model for several; none for any other model."""
+    pairs = task.get("lang_pairs") or []
+    names = pairs.split(",") if isinstance(pairs, str) else pairs
+    return {(source, target) for source, _, target in (name.partition("-") for name in names)}
 
 
 def read_manifest(directory: Path, needed: tuple[str, ...] = ("source_lang", "target_lang")) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from fairseq.data import Dictionary
+from fairseq.modules import AdaptiveInput
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
@@ -145,7 +146,7 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
     encoder, decoder = getattr(model, "encoder", None), model.decoder
     with torch.device("meta"):
         memory = None
-        x = torch.zeros(length, sentences, model.cfg.decoder.embed_dim)  # T x B x C
+        x = _input(decoder, model.cfg.decoder.embed_dim, length, sentences)
         if encoder is not None:
             memory = torch.zeros(length, sentences, model.cfg.encoder.embed_dim)
             for layer in encoder.layers:
@@ -153,16 +154,29 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         for layer in decoder.layers:
             x = layer(x, memory, None, self_attn_mask=torch.zeros(length, length))[0]
         x = x.transpose(0, 1)
+        if decoder.project_out_dim is not None:
+            x = decoder.project_out_dim(x)
         if decoder.adaptive_softmax is not None:
             return decoder.adaptive_softmax.get_log_prob(x, None)
         return decoder.output_layer(x)
 
 
+def _input(decoder: Any, width: int, length: int, sentences: int) -> torch.Tensor:
+    """Project embeddings to the width of the layers: T x B x C."""
+    projection = decoder.project_in_dim
+    if isinstance(decoder.embed_tokens, AdaptiveInput):
+        # Each token is in one band. The first is the widest and contains the most frequent words.
+        _, projection = decoder.embed_tokens.embeddings[0]
+    if projection is None:
+        return torch.zeros(length, sentences, width)
+    return projection(torch.zeros(length, sentences, projection.in_features))
+
+
 def count_macs(model: Any, length: int) -> int:
     """Count the MACs of one forward pass over one sentence pair.
 
-    Only matrix products are counted: the layers of both stacks and the output projection (every band of an adaptive
-    softmax).
+    Only matrix products are counted: the layers of both stacks, the projections before and after the decoder (of an
+    adaptive input, the first band for every token) and the output projection (every band of an adaptive softmax).
 
     Args:
         model: a model on the meta device; a language model has only the target side.

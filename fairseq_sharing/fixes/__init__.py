@@ -12,10 +12,17 @@ from fairseq_sharing.fixes.data import (
     refuse_unfinished_data,
 )
 from fairseq_sharing.fixes.distributed import fix_broadcast, fix_torchrun
+from fairseq_sharing.fixes.ema import fix_ema
 from fairseq_sharing.fixes.error_messages import print_errors_on_one_line
 from fairseq_sharing.fixes.log import log_maps_for_ties, show_data_wait
 from fairseq_sharing.fixes.processor import avoid_cudnn_attention, avoid_unusable_amx
 from fairseq_sharing.fixes.search import refuse_nonfinite_search
+from fairseq_sharing.fixes.stock_options import (
+    fix_combined_subsets,
+    fix_valid_subsets,
+    refuse_broken_flags,
+    refuse_skipped_blocks,
+)
 from fairseq_sharing.fixes.termination import save_when_terminated
 from fairseq_sharing.fixes.trainer import fix_recomputation, fix_trainer
 
@@ -34,7 +41,12 @@ def apply() -> None:
     refuse_unfinished_data()
     fix_checkpoints()
     fix_meters()
+    fix_ema()
     refuse_nonfinite_search()
+    fix_valid_subsets()
+    fix_combined_subsets()
+    refuse_broken_flags()
+    refuse_skipped_blocks()
     show_data_wait()
     fix_recomputation()
     fix_trainer()

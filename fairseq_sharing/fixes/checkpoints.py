@@ -56,27 +56,23 @@ def fix_checkpoints() -> None:
         finally:
             cfg.restore_file, cfg.finetune_from_model = default, pretrained
 
-    def reading(stock):
-        @functools.wraps(stock)
-        def read(path, *args, **kwargs):
-            if os.path.isfile(path):
-                refuse_expanding(path)
-                refuse_damaged(path)
-            try:
-                with torch.serialization.safe_globals(NUMPY_READERS):
-                    return stock(path, *args, **kwargs)
-            except Exception:
-                files.load_checkpoint(
-                    PathManager.get_local_path(path)
-                )  # raises a SharingError if the file is the cause
-                raise
+    stock_read = checkpoint_utils.load_checkpoint_to_cpu
 
-        return read
+    @functools.wraps(stock_read)
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        if os.path.isfile(path):
+            refuse_expanding(path)
+            refuse_damaged(path)
+        try:
+            with torch.serialization.safe_globals(NUMPY_READERS):
+                return stock_read(path, *args, **kwargs)
+        except Exception:
+            files.load_checkpoint(PathManager.get_local_path(path))  # raises a SharingError if the file is the cause
+            raise
 
     checkpoint_utils.torch_persistent_save = torch_persistent_save
     checkpoint_utils.load_checkpoint = load_checkpoint
-    checkpoint_utils.load_checkpoint_to_cpu = reading(checkpoint_utils.load_checkpoint_to_cpu)
-    checkpoint_utils.load_ema_from_checkpoint = reading(checkpoint_utils.load_ema_from_checkpoint)
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     checkpoint_utils.PathManager = _AtomicPathManager
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import re
 import sys
 from pathlib import Path
-
-from fairseq import models
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.terminal import one_line
@@ -52,17 +50,4 @@ def print_errors_on_one_line() -> None:
 
     sys.excepthook = hook
     if name == "fairseq-hydra-train":
-        models.build_model = _exit_on_sharing_error(models.build_model, name)
-
-
-def _exit_on_sharing_error(stock, name: str):
-    """Raise SystemExit for a SharingError: Hydra handles other exceptions before they reach the hook."""
-
-    @functools.wraps(stock)
-    def function(*args, **kwargs):
-        try:
-            return stock(*args, **kwargs)
-        except SharingError as error:
-            sys.exit(f"{name}: error: {error}")
-
-    return function
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise, errors do not reach the hook

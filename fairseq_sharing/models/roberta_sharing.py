@@ -10,8 +10,9 @@ from fairseq.models.transformer import TransformerConfig
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerEncoder
 from fairseq_sharing.options import flag_of
 
@@ -58,7 +59,7 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.
         """
-        refuse_hydra(args, "roberta_sharing")
+        args = as_namespace(args)
         roberta_sharing(args)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fairseq_sharing.checkpoints.sharing_state import (
     recorded_sharing,
 )
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.fast.attention import use_fast_attention
 from fairseq_sharing.fast.compiled_layer import compile_layers
 from fairseq_sharing.fast.dropout import use_fast_dropout
@@ -113,6 +115,8 @@ class SharingModel(NotScriptable):
     stack_names: tuple[str, ...] = STACKS
     # Whether Admin's residual weights must still be set from the first training batch.
     admin_pending: bool = False
+    # Opens a run directory for from_pretrained. The package sets it, because it needs the layers above this one.
+    open_run: Callable[..., Any]
     # What changed the initial maps, recorded in the checkpoint; None if they are unchanged.
     map_changed_by: str | None = None
 
@@ -120,6 +124,29 @@ class SharingModel(NotScriptable):
     def hub_models(cls) -> dict[str, str]:
         """Return an empty dict: no pretrained models are published."""
         return {}
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path, checkpoint_file=None, data_name_or_path=None, **options):
+        """Load a model and its text preparation from a run directory, or as fairseq does.
+
+        Args:
+            model_name_or_path: a run directory of ``fairseq-sharing train``; or fairseq's directory of a model.
+            checkpoint_file: a file in it; for a run directory, the average of its last epochs if not given.
+            data_name_or_path: as in fairseq; for a run directory, its prepared data if they moved.
+            options: as in fairseq, which then uses only the text preparation that they give.
+
+        Returns:
+            fairseq's hub interface. That of a run directory translates plain text as ``fairseq-sharing translate``.
+
+        Raises:
+            SharingError: the run has no checkpoints, or its data moved.
+        """
+        is_run = RunDirectory(Path(model_name_or_path)).config_file.is_file()
+        if is_run and not options and (checkpoint_file is None or data_name_or_path is None):
+            return cls.open_run(model_name_or_path, checkpoint_file, data_name_or_path)
+        return super().from_pretrained(
+            model_name_or_path, checkpoint_file or "model.pt", data_name_or_path or ".", **options
+        )
 
     def watch_state_dict(self) -> None:
         """Remove aliases when saving and restore them when loading. Call this when the model is built."""

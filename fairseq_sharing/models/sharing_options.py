@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from fairseq_sharing.checkpoints.materialize import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
+from fairseq_sharing.models.hydra import flags_of
 from fairseq_sharing.options import flag_of, option_field
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
@@ -123,7 +124,6 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         _refuse(args, "quant_noise_pq", "noise would be applied to a shared weight once per layer", 0)
         _refuse(args, "quant_noise_scalar", "noise would be applied to a shared weight once per layer", 0)
         _refuse(args, "base_layers", "expert layers change the layer numbering", 0)
-        _refuse(args, "store_ema", "it stores copies by name and would miss the shared parameters", False)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
         raise SharingError(
             "--ddp-backend fully_sharded cannot shard layers that share parameters; "
@@ -186,20 +186,6 @@ def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
             )
 
 
-def refuse_hydra(args: Any, model: str) -> None:
-    """Reject a configuration of fairseq-hydra-train, which lacks the flags of this package's models.
-
-    Args:
-        args: the argument of ``build_model``.
-        model: the registered model.
-
-    Raises:
-        SharingError: if it is such a configuration.
-    """
-    if isinstance(args, DictConfig):
-        raise SharingError(f"fairseq-hydra-train cannot build {model}; use fairseq-train or fairseq-sharing train")
-
-
 def register_size(
     model: str, name: str, size: Callable[[Namespace], None], check: Callable[[Namespace], object]
 ) -> Callable[[Namespace], None]:
@@ -215,7 +201,13 @@ def register_size(
         The architecture's function. It completes the arguments in place and checks them.
     """
 
-    def architecture(args: Namespace) -> None:
+    def architecture(args: Any) -> None:
+        if isinstance(args, DictConfig):
+            if "arch" not in args:  # a checkpoint contains complete arguments
+                flags = flags_of(args, model)
+                architecture(flags)
+                args.update(vars(flags))
+            return
         size(args)
         set_defaults(args)
         check(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import fields
 
 from fairseq import options
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -12,14 +13,15 @@ from fairseq.modules import AdaptiveInput
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerDecoder
 
 
 @register_model("transformer_lm_sharing")
 class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLanguageModel):
-    """fairseq's ``transformer_lm`` with layer sharing: pre-norm, with optional adaptive input and softmax.
+    """fairseq's ``transformer_lm`` with layer sharing, and with its defaults.
 
     Source: Takase & Kiyono 2023, Section 4.4 (WikiText-103).
     """
@@ -47,8 +49,10 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.
         """
-        refuse_hydra(args, "transformer_lm_sharing")
+        args = as_namespace(args)
         transformer_lm_sharing(args)
+        if args.decoder_layers_to_keep:
+            args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = getattr(args, "tokens_per_sample", DEFAULT_MAX_TARGET_POSITIONS)
         embed_tokens = cls._build_inputs(args, task.source_dictionary)
@@ -66,6 +70,8 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
             args.adaptive_input_factor,
             args.decoder_embed_dim,
             options.eval_str_list(args.adaptive_input_cutoff, type=int),
+            args.quant_noise_pq,
+            args.quant_noise_pq_block_size,
         )
 
     def forward(self, src_tokens, **kwargs):
@@ -74,7 +80,20 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
             return self.with_ponder(super().forward(src_tokens, **kwargs))
 
 
+def _stock_defaults(args: Namespace) -> None:
+    """Complete the arguments as fairseq does for ``--arch transformer_lm``: post-norm, and 512 for each width.
+
+    fairseq's ``base_lm_architecture`` sets other defaults; only its larger architectures use it.
+    """
+    for option in fields(transformer_lm.TransformerLanguageModelConfig):
+        # Options of the task, which start with a dollar sign, are not those of the model.
+        if not hasattr(args, option.name) and not str(option.default).startswith("$"):
+            setattr(args, option.name, option.default)
+
+
 def _check(args: Namespace) -> None:
+    if getattr(args, "admin", "off") != "off":
+        raise SharingError(f"--admin {args.admin} is not supported by transformer_lm_sharing; allowed: off")
     validate(args, ("decoder",))
     if args.character_embeddings:
         raise SharingError(
@@ -83,6 +102,11 @@ def _check(args: Namespace) -> None:
     if args.tie_adaptive_weights:
         if not args.adaptive_input:
             raise SharingError("--tie-adaptive-weights requires --adaptive-input")
+        if args.decoder_input_dim != args.decoder_output_dim:
+            raise SharingError(
+                "--tie-adaptive-weights requires equal --decoder-input-dim and --decoder-output-dim, "
+                f"got {args.decoder_input_dim} and {args.decoder_output_dim}"
+            )
         for name in ("cutoff", "factor"):
             given, softmax = getattr(args, f"adaptive_input_{name}"), getattr(args, f"adaptive_softmax_{name}")
             if given != softmax:
@@ -93,7 +117,7 @@ def _check(args: Namespace) -> None:
 
 
 _SIZES = {
-    "transformer_lm_sharing": transformer_lm.base_lm_architecture,
+    "transformer_lm_sharing": _stock_defaults,
     "transformer_lm_sharing_big": transformer_lm.transformer_lm_big,
     "transformer_lm_sharing_wiki103": transformer_lm.transformer_lm_baevski_wiki103,
 }

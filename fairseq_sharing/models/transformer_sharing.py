@@ -11,10 +11,10 @@ from fairseq.models.transformer.transformer_encoder import TransformerEncoderBas
 
 from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.fast.attention import one_pass
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
 from fairseq_sharing.models.sharing_options import (
     add_sharing_args,
-    refuse_hydra,
     register_size,
     stack_sharing,
     validate,
@@ -90,7 +90,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.
         """
-        refuse_hydra(args, "transformer_sharing")
+        args = as_namespace(args)
         transformer_sharing(args)
         return super().build_model(args, task)
 

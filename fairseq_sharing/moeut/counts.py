@@ -50,12 +50,15 @@ class MoECounts:
     def count_macs(self, length: int) -> int:
         """Count the multiply-accumulate operations (MACs) of a forward pass over a sentence (pair) with full attention.
 
-        Only matrix products count: routers, selected experts, attention and the output projection.
+        Only matrix products count: routers, selected experts, attention, and the projections before and after the
+        decoder.
 
         Args:
             length: number of source tokens and of target tokens.
         """
         total = length * self.decoder.output_embed_dim * len(self.decoder.dictionary)
+        for projection in (self.decoder.project_in_dim, self.decoder.project_out_dim):
+            total += length * projection.weight.numel() if projection is not None else 0
         for stack in self.sharing:
             layers = getattr(self, stack).layers
             cross_weights = set()

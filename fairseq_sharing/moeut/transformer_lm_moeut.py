@@ -8,8 +8,9 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, transformer_lm
 from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerConfig
 
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import (
     add_moe_args,
@@ -55,7 +56,7 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
         Raises:
             SharingError: if the options give no layer map or no valid expert banks.
         """
-        refuse_hydra(args, "transformer_lm_moeut")
+        args = as_namespace(args)
         _architectures.get(getattr(args, "arch", None), transformer_lm_moeut)(args)
         if args.layer_type != "dense":
             warn_without_balance(args)

@@ -8,8 +8,9 @@ from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
-from fairseq_sharing.models.sharing_options import add_sharing_args, refuse_hydra, register_size, validate
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import add_moe_args, check_moe, fill, warn_without_balance
 from fairseq_sharing.moeut.stacks import MoEUTDecoder, MoEUTEncoder
@@ -47,7 +48,7 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
         Raises:
             SharingError: if the options give no layer map or no valid expert banks.
         """
-        refuse_hydra(args, "transformer_moeut")
+        args = as_namespace(args)
         _architectures.get(getattr(args, "arch", None), transformer_moeut)(args)
         warn_without_balance(args)
         return super().build_model(args, task)

@@ -102,7 +102,15 @@ class Pipeline:
         Returns:
             The detokenized sentence.
         """
-        text = self.join(line)
+        return self.detokenize(self.join(line), side)
+
+    def detokenize(self, text: str, side: str = "target") -> str:
+        """Convert tokens to a plain sentence.
+
+        Args:
+            text: tokens separated by spaces.
+            side: "source" or "target".
+        """
         if self.tokenizer["name"] == "none":
             return text
         return self._detokenizers[side].detokenize(text.split(), unescape=self.tokenizer.get("escape", False))

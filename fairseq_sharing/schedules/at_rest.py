@@ -15,6 +15,8 @@ from fairseq_sharing.errors import SharingError
 
 # Buffers of fairseq's modules.
 _BUFFERS = ("version", "_float_tensor")
+# Moving averages of the weights, of --store-ema.
+_AVERAGES = ("ema", "ema_fp32_params")
 _SHARING_VALUES = re.compile(r"((encoder|decoder)_)?(unique_layers|layer_map|sharing_scope)|(encoder|decoder)_sharing")
 
 
@@ -47,20 +49,31 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     frozen = {f"{stack}.layers.{layer}." for stack, layers in extra.get("frozen", {}).items() for layer in layers}
     trained = [name for name in named if not name.startswith(tuple(frozen))]
     order = _in_order(named, list(sharing), aliases)
-    for name, owner in aliases.items():
-        state[name] = state[owner].clone()
-    for name, owner in extra.get("aliases", {}).items():
-        state[name] = state[owner]
+    _add_layers(state, aliases, extra)
     optimizer = _spread(checkpoint["last_optimizer_state"], trained, order, aliases, state)
     untied = {**checkpoint, "model": state, "last_optimizer_state": optimizer}
     untied["extra_state"] = {
-        name: value
+        name: _untied_average(value, aliases, extra) if name in _AVERAGES else value
         for name, value in checkpoint["extra_state"].items()
         if not (isinstance(value, Mapping) and "schedule" in value)
     }
     if checkpoint.get("cfg"):
         untied["cfg"] = {**checkpoint["cfg"], "model": _without_sharing(checkpoint["cfg"]["model"])}
     return untied
+
+
+def _add_layers(state: dict[str, Any], aliases: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+    for name, owner in aliases.items():
+        state[name] = state[owner].clone()
+    for name, owner in extra.get("aliases", {}).items():
+        state[name] = state[owner]
+
+
+def _untied_average(averaged: Mapping[str, Any], aliases: Mapping[str, str], extra: Mapping[str, Any]) -> Any:
+    """Untie the moving average of the weights (``--store-ema``)."""
+    state = {name: value for name, value in averaged.items() if name != EXTRA_STATE}
+    _add_layers(state, aliases, extra)
+    return state
 
 
 def _in_order(named: list[str], stacks: list[str], aliases: Mapping[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.schedules.build import build_schedule
 from fairseq_sharing.schedules.engine import Engine
@@ -27,10 +28,11 @@ class SharingTask:
             SharingError: if an option is invalid or cannot be combined with a schedule, or if the architecture does not
                 support sharing.
         """
+        model = super().build_model(cfg, from_checkpoint)  # completes a configuration of fairseq-hydra-train
+        cfg = as_namespace(cfg)
         options = read_options(self._configuration, getattr(cfg, "seed", 1))
         if options.sharing_schedule and not from_checkpoint:
             check_training(cfg)
-        model = super().build_model(cfg, from_checkpoint)
         if options.sharing_schedule and not from_checkpoint:
             self._train_subset = getattr(cfg, "train_subset", "train")
             if not isinstance(model, SharingModel):

@@ -196,7 +196,8 @@ class Plan:
             raise SharingError(
                 f"train.task: {train.get('task')}; allowed: a translation task, because {self.data} is parallel data"
             )
-        return dict(zip(KEYS, direction, strict=True))
+        # A task for several directions trains only one if it is given these flags.
+        return {} if train.get("lang_pairs") else dict(zip(KEYS, direction, strict=True))
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest of the data directory; empty if it has none."""

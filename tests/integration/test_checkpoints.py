@@ -55,7 +55,9 @@ def test_averages_of_different_maps_are_refused(trained, tmp_path, train, comman
 
 def test_stock_fairseq_translates_a_materialized_model_identically(trained, tmp_path, commands, translate):
     plain = tmp_path / "plain.pt"
-    commands.run("fairseq_sharing", "export", trained / "checkpoint_last.pt", "--materialize", "--output", plain)
+    words = ("export", trained / "checkpoint_last.pt", "--materialize", "--output", plain)
+    hint = commands.run("fairseq_sharing", *words).stdout
+    assert hint.endswith(f"fairseq-generate DATA --path {plain} --required-batch-size-multiple 1\n")
     # torch reads the file safely, without any fairseq class.
     state = torch.load(plain, weights_only=True)
     assert state["cfg"]["model"]["arch"] == "transformer"

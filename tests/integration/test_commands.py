@@ -176,16 +176,21 @@ def test_finetuning_starts_from_a_vanilla_model(tmp_path, train, model, owners):
             assert torch.equal(value, before[key]), key
 
 
-def test_hydra_train_is_refused_by_name(tmp_path, commands, data):
-    done = commands.run(
-        *("fairseq_cli.hydra_train", f"common.user_dir={PLUGIN}", "common.cpu=true", "task=translation"),
-        *(f"task.data={data}", "+model._name=transformer_sharing", "optimizer=adam", "optimization.lr=[0.1]"),
-        *("dataset.batch_size=8", "checkpoint.no_save=true"),
-        status=None,
-        cwd=tmp_path,
-    )
+def test_hydra_train_trains_and_refuses_in_one_line(tmp_path, commands, data, translate):
+    words = [f"common.user_dir={PLUGIN}", "common.cpu=true", "task=translation", f"task.data={data}", "optimizer=adam"]
+    words += ["optimization.lr=[0.1]", "optimization.max_update=3", "dataset.batch_size=8"]
+    words += ["criterion=cross_entropy", f"checkpoint.save_dir={tmp_path}", "+model._name=transformer_sharing_tiny"]
+    commands.run("fairseq_cli.hydra_train", *words, "+model.sharing=universal", cwd=tmp_path)
+    last = tmp_path / "checkpoint_last.pt"
+    state = load_checkpoint(last)
+    assert state["optimizer_history"][-1]["num_updates"] == 3
+    assert state["model"]["_extra_state"]["stacks"]["decoder"]["layer_map"] == [0, 0]
+    assert sorted(translate(last)["H"]) == list(range(SUBSETS["test1"]))
+
+    done = commands.run("fairseq_cli.hydra_train", *words, "+model.sharing=none", status=None, cwd=tmp_path)
     assert done.stderr.splitlines()[-1] == (
-        "fairseq-hydra-train: error: fairseq-hydra-train cannot build transformer_sharing; "
-        "use fairseq-train or fairseq-sharing train"
+        f"fairseq-hydra-train: error: {last}: the checkpoint's encoder has the layer map 0,0 (layer), but the options "
+        "--encoder-layers and --sharing give 0,1 (layer); allowed: the options of its training, or "
+        "--finetune-from-model with a vanilla checkpoint of 2 layers"
     )
     assert "Traceback" not in done.stdout + done.stderr

@@ -27,6 +27,7 @@ TRAININGS = {
     "BLEU, tokenized": (CYCLE_REV, [*BLEU, "--eval-tokenized-bleu", "--lr-scheduler", "reduce_lr_on_plateau"]),
     "BLEU, fast": (CYCLE_REV, [*BLEU, "--fast", "--criterion", "fused_label_smoothed_cross_entropy"]),
     "BLEU, fairseq's model, EMA": (VANILLA, [*BLEU, "--store-ema", "--ema-fp32"]),
+    "EMA": (CYCLE_REV, ["--store-ema", "--ema-fp32", "--ema-decay", "0.9", "--fast"]),
     "accuracy": (CYCLE_REV, ["--report-accuracy", "--lr-scheduler", "inverse_sqrt"]),
     "dynamic": (NO_SHARING, ["--task", "translation_sharing", "--sharing-schedule", "dynamic", *BLEU]),
     "ACT": (CYCLE_REV, ["--act", "both", "--criterion", "label_smoothed_cross_entropy_with_ponder", *BLEU]),

@@ -63,6 +63,24 @@ def test_both_engines_find_what_fairseq_generate_finds(commands, model, corpus, 
         assert added == pytest.approx([added[0] if engine == "ctranslate2" else 0.0] * len(added), abs=1e-3)
 
 
+def test_model_for_several_directions_translates_as_fairseq_generate_does(
+    commands, train, translate, data, corpus, tmp_path
+):
+    several = ["--task", "translation_multi_simple_epoch", "--lang-pairs", "en-de,de-en", "--langs", "en,de"]
+    several += ["--decoder-langtok", "--encoder-langtok", "tgt"]
+    train(tmp_path, *several, "--max-epoch", "2", "--no-epoch-checkpoints", "--disable-validation")
+    model = tmp_path / "checkpoint_last.pt"
+    wanted = translate(model, *several, "-s", "en", "-t", "de", subset="test")["H"]
+    words = ["--prepared", "--data", data, "--beam", 3, "--max-len-b", 9, "--out", tmp_path / "out"]
+    commands.run("fairseq_sharing", "translate", model, corpus / "test.en", *words)
+    assert (tmp_path / "out").read_text().splitlines() == [wanted[number][1] for number in range(len(wanted))]
+
+    done = commands.run(
+        *("fairseq_sharing", "export", model, "--to", "ctranslate2", "--output", tmp_path / "model"), status=2
+    )
+    assert "CTranslate2 does not add the languages that translation_multi_simple_epoch adds" in done.stderr
+
+
 def test_language_model_is_refused_in_one_line(commands, data, tmp_path):
     (tmp_path / "bin").mkdir()
     for file in data.glob("*.en-de.en.*"):

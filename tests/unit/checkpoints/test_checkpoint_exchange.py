@@ -102,12 +102,14 @@ def test_materialized_file_is_fairseq_s_own_transformer_and_translates_the_same(
     assert_same_translations(*([found[:compared] for found in translate([model])] for model in (stock, ours)))
 
 
-def test_materialized_file_names_fairseq_s_own_loss_and_optimizer(trained):
+def test_materialized_file_names_fairseq_s_own_task_loss_and_optimizer(trained):
     fused = load_checkpoint(trained.path)
     fused["cfg"]["criterion"]["_name"] = "fused_label_smoothed_cross_entropy"
     fused["cfg"]["optimizer"]["_name"] = "fused_adam"
+    fused["cfg"]["task"]["_name"] = "translation_sharing"
     cfg = materialize(fused)["cfg"]
-    assert (cfg["criterion"]["_name"], cfg["optimizer"]["_name"]) == ("label_smoothed_cross_entropy", "adam")
+    stock = {"task": "translation", "criterion": "label_smoothed_cross_entropy", "optimizer": "adam"}
+    assert {part: cfg[part]["_name"] for part in stock} == {part: cfg["model"][part] for part in stock} == stock
 
 
 def test_materialized_file_is_of_plain_things_and_no_larger(trained, materialized):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import ctranslate2
 import numpy as np
 import pytest
 import torch
+from ctranslate2.converters import FairseqConverter
 from ctranslate2.specs import transformer_spec
 from sharing_cases import BY_NAME
 from tiny_models import EMBED, make_trainer, save, train_step
 
+from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+from fairseq_sharing.checkpoints.materialize import materialize
 from fairseq_sharing.decoding import ctranslate2_export
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.ctranslate2_export import export
@@ -68,6 +72,29 @@ def checkpoint(data_dir, tmp_path):
         return files_of(save(trainer, tmp_path / "checkpoint1.pt"), data_dir)
 
     return write
+
+
+@contextmanager
+def stock_reader():
+    """Read files like a process without this package, which allows Namespace in them."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("cycle_rev", "pre"), ("custom", "post")])
+def test_materialized_file_is_read_by_the_converter_of_ctranslate2(name, norm, checkpoint, data_dir, tmp_path):
+    files = checkpoint(name, norm)
+    save_atomically(materialize(load_checkpoint(files.checkpoints[0])), tmp_path / "stock.pt")
+    with stock_reader():
+        converted = FairseqConverter(str(tmp_path / "stock.pt"), str(data_dir)).convert(str(tmp_path / "converted"))
+    (model,), task, _ = ctranslate2_export.load_models(files)
+    with torch.no_grad():
+        reference = ctranslate2_export._Reference.of(model, task, name)
+    assert reference.compare(ctranslate2, Path(converted)).largest < 2e-5
 
 
 def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm, data_dir, tmp_path):
@@ -147,9 +174,9 @@ def test_other_layers_are_refused(checkpoint, tmp_path, monkeypatch):
     load = ctranslate2_export.load_models
 
     def loaded(files):
-        models, task = load(files)
+        models, *more = load(files)
         models[0].encoder.layers[0] = torch.nn.Identity()
-        return models, task
+        return models, *more
 
     monkeypatch.setattr(ctranslate2_export, "load_models", loaded)
     with pytest.raises(SharingError, match="does not support Identity; allowed: transformer and transformer_sharing"):
@@ -196,7 +223,7 @@ def test_the_difference_is_that_of_the_written_weights(checkpoint, kind, least, 
     exported = export(files, tmp_path / "out", kind)
     assert least <= exported.difference.mean <= exported.difference.largest <= most
     # Again, from the files only.
-    (model,), task = ctranslate2_export.load_models(files)
+    (model,), task, _ = ctranslate2_export.load_models(files)
     with torch.no_grad():
         reference = ctranslate2_export._Reference.of(model, task, "again")
     assert reference.compare(ctranslate2, exported.path) == exported.difference

@@ -17,6 +17,7 @@ from sharing_cases import BY_NAME
 from tiny_models import make_trainer, save
 
 from fairseq_sharing import Translator
+from fairseq_sharing.checkpoints.files import save_atomically
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.ctranslate2_engine import batch_tokens
 from fairseq_sharing.decoding.ctranslate2_export import export
@@ -70,6 +71,24 @@ def call(monkeypatch, capsysbinary):
         return SimpleNamespace(status=status, out=out.decode(), err=err.decode())
 
     return run
+
+
+@pytest.mark.parametrize("pairs", [["en-de", "de-en"], "en-de,de-en"])
+def test_a_model_for_several_directions_takes_that_of_the_data(pairs, prepared, data_dir, tmp_path):
+    task = {"_name": "translation_multi_simple_epoch", "lang_pairs": pairs, "source_lang": None, "target_lang": None}
+    save_atomically({"model": {}, "cfg": {"task": {**task, "data": "moved"}}}, tmp_path / "several.pt")
+    files = find_model(str(tmp_path / "several.pt"), prepared, Console())
+    assert (files.languages, files.dictionaries) == ({"source": "en", "target": "de"}, prepared / "bin")
+    other = tmp_path / "other"
+    shutil.copytree(data_dir, other / "bin")
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "target_lang": "fr"}))
+    with pytest.raises(SharingError) as caught:
+        find_model(str(tmp_path / "several.pt"), other, Console())
+    assert str(caught.value) == (
+        f"{other}: direction en-fr; {tmp_path / 'several.pt'} was trained for de-en, en-de; "
+        "allowed: data of one of them, with --data"
+    )
 
 
 def test_translations_stand_where_their_sentences_stood(translator):

@@ -70,6 +70,9 @@ def test_a_language_model_is_described():
         "arch": "transformer_lm_sharing",
         "decoder_layers": 4,
         "decoder_embed_dim": D,
+        "decoder_input_dim": D,
+        "decoder_output_dim": D,
+        "decoder_normalize_before": True,
         "decoder_ffn_embed_dim": FFN,
         "decoder_attention_heads": 2,
         "share_decoder_input_output_embed": True,
@@ -80,7 +83,19 @@ def test_a_language_model_is_described():
     ours = counts.compare("ours", flags.parse(train), V, LENGTH)[0]
     layer = ENCODER_LAYER  # a decoder layer without cross-attention
     assert sum(ours.unique.values()) == V * D + 2 * layer + 2 * D  # and the last LayerNorm of pre-norm
-    assert ours.macs == LENGTH * (4 * (4 * D * D + 2 * D * FFN) + V * D) + 4 * 2 * LENGTH * LENGTH * D
+    macs = LENGTH * (4 * (4 * D * D + 2 * D * FFN) + V * D) + 4 * 2 * LENGTH * LENGTH * D
+    assert ours.macs == macs
+
+    wide = {"decoder_input_dim": 3 * D, "decoder_output_dim": 2 * D, "share_decoder_input_output_embed": False}
+    ours = counts.compare("ours", flags.parse({**train, **wide}), V, LENGTH)[0]
+    assert sum(ours.unique.values()) == 2 * layer + 2 * D + (3 + 2) * D * D + V * (3 + 2) * D
+    assert ours.macs == macs + LENGTH * (3 * D * D + 2 * D * D + V * D), "projections before and after the layers"
+
+    adaptive = {"adaptive_input": True, "adaptive_input_cutoff": f"{V - 9}", "decoder_input_dim": 8 * D}
+    adaptive["share_decoder_input_output_embed"] = False
+    ours = counts.compare("ours", flags.parse({**train, **adaptive, "adaptive_input_factor": 4}), V, LENGTH)[0]
+    assert ours.unique["embeddings"] == (V - 9) * 8 * D + 8 * D * D + 9 * 2 * D + 2 * D * D
+    assert ours.macs == macs + LENGTH * 8 * D * D, "the projection of the first band, for every token"
 
 
 def test_expert_banks_and_active_parameters_are_printed(tmp_path, capsys):
@@ -104,6 +119,34 @@ def test_expert_banks_and_active_parameters_are_printed(tmp_path, capsys):
     fits = [line.split("│")[2:4] for line in told.splitlines() if "longest batch" in line]
     assert [[cell.strip() for cell in row] for row in fits] == [["-", "-"], ["-", "-"]]
     assert "decoder.layers.1.encoder_attn.output" in told
+
+
+def test_projections_of_an_expert_language_model_are_counted():
+    sizes = {"decoder_layers": 2, "decoder_embed_dim": D, "decoder_attention_heads": 2, "head_dim": 8, "ffn_experts": 4}
+    sizes |= {"attention_experts": 2, "ffn_top_k": 2, "expert_dim": 8}
+    train = {"task": "language_modeling", "arch": "transformer_lm_moeut", **sizes}
+    plain, wide = (
+        counts.compare("ours", flags.parse({**train, **widths}), V, LENGTH)[0]
+        for widths in ({}, {"decoder_input_dim": 3 * D, "decoder_output_dim": 2 * D})
+    )
+    assert sum(wide.unique.values()) - sum(plain.unique.values()) == 3 * D * D + 2 * D * D + V * (2 + 1) * D
+    assert wide.macs - plain.macs == LENGTH * (3 * D * D + 2 * D * D + V * D)
+
+
+def test_both_gates_of_attention_with_one_expert_are_counted():
+    """With one expert per head, nothing is chosen, but values and outputs are still weighted by sigmoids."""
+    banks = {"head_dim": 8, "attention_top_k": 1, "ffn_experts": 6, "ffn_top_k": 2, "expert_dim": 8}
+    train = {**{name: value for name, value in BASE.items() if "ffn_embed" not in name}, **banks}
+    train["arch"] = "transformer_moeut"
+    args = [flags.parse({**train, "attention_experts": number}) for number in (1, 2)]
+    one, two = (counts.compare("ours", some, V, LENGTH)[0] for some in args)
+    attentions = 2 + 2 * 2
+    sides = 2 * (6 + 4) + 4 + 2  # cross-attention computes the values of each of its two banks once
+    gates, matrices = 2 * 2 * D, 2 * 2 * D * 8  # of the values and outputs, with two heads
+    assert sum(two.unique.values()) - sum(one.unique.values()) == attentions * (gates + matrices)
+    assert two.active - one.active == attentions * gates
+    assert two.macs - one.macs == LENGTH * sides * gates // 2
+    assert one.active == sum(one.unique.values()) - (2 + 2) * 4 * 2 * D * 8, "only feed-forward experts are unused"
 
 
 def test_a_vanilla_model_stands_alone():

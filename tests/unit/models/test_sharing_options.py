@@ -6,10 +6,9 @@ from argparse import Namespace
 
 import pytest
 from fairseq import options
-from fairseq.models.ema.ema import EMA
 from fairseq.models.transformer import TransformerConfig
 from sharing_cases import LAYERS
-from tiny_models import arguments, build
+from tiny_models import arguments
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.models.sharing_options import set_defaults, stack_sharing, validate
@@ -92,7 +91,6 @@ ALONE = [
     ("quant_noise_pq", 0.05, "--quant-noise-pq 0.05 cannot be combined with this model: noise would be"),
     ("quant_noise_scalar", 0.5, "--quant-noise-scalar 0.5 cannot be combined with this model: noise would"),
     ("base_layers", 1, "--base-layers 1 cannot be combined with this model: expert layers"),
-    ("store_ema", True, "--store-ema True cannot be combined with this model: it stores copies"),
     ("ddp_backend", "fully_sharded", "--ddp-backend fully_sharded cannot shard layers that share parameters; "),
 ]
 
@@ -133,7 +131,7 @@ def test_only_the_stack_that_shares_refuses_layerdrop():
 
 
 def test_values_that_turn_an_option_off_are_allowed():
-    off = {"encoder_layerdrop": 0.0, "quant_noise_pq": 0, "store_ema": False, "ddp_backend": "legacy_ddp"}
+    off = {"encoder_layerdrop": 0.0, "quant_noise_pq": 0, "ddp_backend": "legacy_ddp"}
     assert validate(arguments(**SHARED, **off))["encoder"].shares
 
 
@@ -146,15 +144,3 @@ def test_bf16_precision_refuses_fairseq_s_own_low_precision(flag):
         "casts by itself; allowed: leave it out"
     )
     validate(arguments(precision="fp32", **{flag: True}))
-
-
-def test_moving_average_of_weights_works_without_sharing():
-    from fairseq.dataclass.configs import EMAConfig
-
-    model = build()
-    average = EMA(model, EMAConfig(store_ema=True, ema_decay=0.5))
-    before = average.get_model().encoder.layers[0].fc1.weight.clone()
-    moved = build(seed=2)
-    average.step(moved)
-    expected = (before + moved.encoder.layers[0].fc1.weight) / 2
-    assert (average.get_model().encoder.layers[0].fc1.weight - expected).abs().max() < 1e-6

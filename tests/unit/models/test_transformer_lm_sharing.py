@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq import models
-from fairseq.models import transformer_lm
+from fairseq import options as fairseq_options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from sharing_cases import CASES, LAYERS
 from tiny_models import EMBED, EOS, FFN, VOCABULARY, dictionary, perturb
 
@@ -31,19 +33,19 @@ def build(arch="transformer_lm_sharing", seed=1, **options):
     torch.manual_seed(seed)
     tiny = {
         "decoder_embed_dim": EMBED,
+        "decoder_input_dim": EMBED,
+        "decoder_output_dim": EMBED,
         "decoder_ffn_embed_dim": FFN,
         "decoder_attention_heads": 2,
         "decoder_layers": LAYERS,
         "dropout": 0.0,
         "tokens_per_sample": 32,
+        "max_target_positions": 32,
     }
     args = Namespace(arch=arch, **{**tiny, **options})
     symbols = dictionary()
     task = SimpleNamespace(source_dictionary=symbols, target_dictionary=symbols)
-    if arch != "transformer_lm":
-        return models.build_model(args, task)
-    transformer_lm.base_lm_architecture(args)
-    return transformer_lm.TransformerLanguageModel.build_model(args, task)
+    return models.build_model(args, task)
 
 
 def decoder_options(case):
@@ -70,8 +72,8 @@ def tokens(length=9):
     return words
 
 
-def stock_copy(model, output):
-    stock = build("transformer_lm", seed=9, **OUTPUTS[output])
+def stock_copy(model, **options):
+    stock = build("transformer_lm", seed=9, **options)
     ours = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in stock.named_parameters():
@@ -80,14 +82,65 @@ def stock_copy(model, output):
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_output_equals_fairseq_s_language_model(options, output):
-    model = perturb(build(**options, **OUTPUTS[output])).eval()
-    stock = stock_copy(model, output)
+def test_output_equals_fairseq_s_language_model(options, output, norm):
+    stock_options = {**OUTPUTS[output], "decoder_normalize_before": norm == "pre"}
+    model = perturb(build(**options, **stock_options)).eval()
+    stock = stock_copy(model, **stock_options)
     torch.testing.assert_close(
         model(tokens(), features_only=True)[0], stock(tokens(), features_only=True)[0], rtol=0, atol=1e-5
     )
     if output != "adaptive":
         torch.testing.assert_close(model(tokens())[0], stock(tokens())[0], rtol=0, atol=1e-5)
+
+
+def parsed(arch, data_dir, *flags):
+    """Build a model as fairseq-train does, from flags."""
+    words = [str(data_dir), "--task=language_modeling", f"--arch={arch}", "--tokens-per-sample=32", "--max-tokens=64"]
+    cfg = convert_namespace_to_omegaconf(
+        fairseq_options.parse_args_and_arch(fairseq_options.get_training_parser(), [*words, *flags])
+    )
+    symbols = dictionary()
+    with torch.device("meta"):
+        return models.build_model(cfg.model, SimpleNamespace(source_dictionary=symbols, target_dictionary=symbols))
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock"),
+    [
+        ("transformer_lm_sharing", "transformer_lm"),
+        ("transformer_lm_sharing_big", "transformer_lm_big"),
+        ("transformer_lm_sharing_wiki103", "transformer_lm_wiki103"),
+    ],
+)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--decoder-layers=2", "--adaptive-input-cutoff=20,40", "--adaptive-softmax-cutoff=20,40"],
+        [
+            *("--decoder-layers=2", "--decoder-embed-dim=64", "--decoder-normalize-before", "--no-decoder-final-norm"),
+            *("--adaptive-input-cutoff=20,40", "--adaptive-softmax-cutoff=20,40"),
+        ],
+    ],
+)
+def test_defaults_are_those_of_fairseq(ours, stock, flags, data_dir):
+    """The same flags give the same options and tensors, so that a checkpoint of fairseq's model loads."""
+    ours, stock = parsed(ours, data_dir, *flags), parsed(stock, data_dir, *flags)
+    cfgs = ours.cfg, stock.decoder.cfg
+    for mine, theirs in (cfgs, *([getattr(cfg, part) for cfg in cfgs] for part in ("decoder", "quant_noise"))):
+        names = {field.name for field in fields(theirs)} - {"_name", "encoder", "decoder", "quant_noise"}
+        assert {name: getattr(mine, name) for name in names} == {name: getattr(theirs, name) for name in names}
+    shapes = [
+        {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)} for model in (ours, stock)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_checkpoint_of_fairseq_s_language_model_loads():
+    widths = {"decoder_input_dim": 2 * EMBED, "decoder_output_dim": 3 * EMBED}
+    stock = perturb(build("transformer_lm", **widths)).eval()
+    model = build(**widths).eval()
+    model.load_state_dict(stock.state_dict())
+    torch.testing.assert_close(model(tokens())[0], stock(tokens())[0], rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -151,16 +204,10 @@ def test_the_papers_models_have_121_million_parameters():
         ({"character_embeddings": True}, "--character-embeddings"),
         ({"tie_adaptive_weights": True}, "--adaptive-input"),
         ({**TIED, "adaptive_softmax_cutoff": "30"}, "--adaptive-softmax-cutoff"),
-        ({"admin": "profile"}, "normalize-before"),
+        ({**TIED, "decoder_input_dim": 32}, "--decoder-output-dim, got 32 and 16"),
+        ({"sharing": "universal", "admin": "profile"}, "--admin profile is not supported by transformer_lm_sharing"),
     ],
 )
 def test_bad_options_are_named(options, flag):
     with pytest.raises(SharingError, match=flag):
         build(**options)
-
-
-def test_admin_is_refused_since_fairseq_s_language_models_are_all_pre_norm():
-    with pytest.raises(
-        SharingError, match="--decoder-normalize-before True cannot be combined with this model: --admin"
-    ):
-        build(sharing="universal", decoder_normalize_before=False, admin="profile")

@@ -208,14 +208,6 @@ def test_bad_options_in_python_are_a_value_error_with_the_command_line_s_text():
         build(sharing="cycle", unique_layers=7)
 
 
-def test_hydra_configuration_is_refused_by_name():
-    from omegaconf import OmegaConf
-
-    text = "^fairseq-hydra-train cannot build transformer_sharing; use fairseq-train or fairseq-sharing train$"
-    with pytest.raises(SharingError, match=text):
-        TransformerSharingModel.build_model(OmegaConf.create({"encoder_layers": 2}), None)
-
-
 @pytest.mark.parametrize(
     ("device", "units", "warned"), [("cpu", {}, 1), ("cpu", {"amx_bf16": True}, 0), ("cuda", {}, 0)]
 )

@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 from fairseq import models, options
 from fairseq.models import transformer, transformer_lm
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
 from scheduled_training import make_trainer, train
 from tiny_models import build, dictionary
@@ -154,7 +155,12 @@ def test_every_flag_that_a_page_names_exists():
     for name in COMMANDS:
         parsers.append(argparse.ArgumentParser())
         importlib.import_module(f"fairseq_sharing.commands.{name}").add_arguments(parsers[-1])
-    for part in (transformer.TransformerModel, transformer_lm.TransformerLanguageModel, TranslationTask):
+    for part in (
+        transformer.TransformerModel,
+        transformer_lm.TransformerLanguageModel,
+        TranslationTask,
+        LanguageModelingTask,
+    ):
         parsers.append(argparse.ArgumentParser())
         part.add_args(parsers[-1])
     for parser in parsers:

@@ -78,6 +78,15 @@ def test_languages_are_those_of_the_data_and_a_language_model_has_none(small):
 
 
 @pytest.mark.usefixtures("machine")
+def test_a_model_for_several_directions_gets_no_languages_which_would_train_one_only(small):
+    several = f"{TRANSLATION}, task: translation_multi_simple_epoch, lang_pairs: [fr-en, en-fr], langs: [fr, en]"
+    plan = small(several, ("fr", "en"))
+    assert _languages(plan) == []
+    assert _flag(plan.command(), "--lang-pairs") == "fr-en,en-fr"
+    assert plan.direction() == ("fr", "en")
+
+
+@pytest.mark.usefixtures("machine")
 def test_languages_of_data_without_a_manifest_are_configured_or_inferred(small):
     assert _languages(small(f"{TRANSLATION}, source_lang: x, target_lang: y", None)) == ["x", "y"]
     plan = small(TRANSLATION, None)
