@@ -19,7 +19,7 @@ STACKS = ("encoder", "decoder")
 # What a map ties: whole layers, or some of their parts.
 SCOPES = ("layer", "self_attn", "encoder_attn", "ffn", "layer_norm")
 # The parts of a layer in each stack.
-_PARTS = {"encoder": ("self_attn", "ffn", "layer_norm"), "decoder": SCOPES[1:]}
+PARTS = {"encoder": ("self_attn", "ffn", "layer_norm"), "decoder": SCOPES[1:]}
 
 
 def sequence(num_layers: int, num_unique_layers: int) -> list[int]:
@@ -203,21 +203,89 @@ def parse_scope(scope: str | Iterable[str], flag: str = "--sharing-scope") -> tu
 
 
 @dataclass(frozen=True)
+class ComponentMap:
+    """The map of one component of a stack's layers.
+
+    Args:
+        component: one of ``SCOPES`` except ``layer``.
+        labels: N labels; layers with equal labels use the same set of this component.
+        space: name of the labels' name space if the sets span both stacks; empty for sets of this stack alone.
+    """
+
+    component: str
+    labels: LayerMap
+    space: str = ""
+
+
+@dataclass(frozen=True)
 class StackSharing:
     """How one stack shares parameters.
 
     Args:
-        layer_map: N labels.
+        layer_map: N labels. With ``components``, layers with equal labels share all of their components.
         scope: ``("layer",)``, or the tied parts of a layer.
+        components: the map of each component, if ``layer_map`` is not that of all parts in ``scope``; see ``of``.
     """
 
     layer_map: LayerMap
     scope: tuple[str, ...] = ("layer",)
+    components: tuple[ComponentMap, ...] = ()
+
+    @classmethod
+    def of(cls, components: Iterable[ComponentMap]) -> StackSharing:
+        """Combine the maps of all components of a stack; one map with a scope if that says the same.
+
+        Args:
+            components: at least one map, each of N labels.
+        """
+        ordered = tuple(sorted(components, key=lambda component: SCOPES.index(component.component)))
+        sharing = [c for c in ordered if c.space or num_unique(c.labels) < len(c.labels)]
+        scope = tuple(c.component for c in sharing)
+        if len({(c.labels, c.space) for c in sharing}) <= 1 and not any(c.space for c in sharing):
+            labels = sharing[0].labels if sharing else ordered[0].labels
+            return cls(labels, scope if sharing and len(sharing) < len(ordered) else ("layer",))
+        return cls(relabel(zip(*(c.labels for c in ordered), strict=True)), scope, ordered)
 
     @property
     def shares(self) -> bool:
         """Whether any two layers share a set."""
-        return num_unique(self.layer_map) < len(self.layer_map)
+        return num_unique(self.layer_map) < len(self.layer_map) or bool(self.components)
+
+    @property
+    def maps(self) -> tuple[ComponentMap, ...]:
+        """The map of each component, or of each part of the scope."""
+        return self.components or tuple(ComponentMap(part, self.layer_map) for part in self.scope)
+
+    @property
+    def spans_stacks(self) -> bool:
+        """Whether layers of the other stack use some of the sets."""
+        return any(component.space for component in self.components)
+
+    def lenders(self, depth: int) -> dict[int, tuple[str, ...]]:
+        """Return the layers of this stack that a layer borrows parameters from, and the parts that it borrows."""
+        found: dict[int, tuple[str, ...]] = {}
+        for component in self.maps:
+            owner = component.labels.index(component.labels[depth])
+            if owner != depth:
+                found[owner] = (*found.get(owner, ()), component.component)
+        return found
+
+    def of_component(self, component: str | None) -> ComponentMap | None:
+        """Return the map of a component; None if its parameters belong to one layer each."""
+        return next((c for c in self.maps if c.component in ("layer", component)), None)
+
+
+def format_sharing(sharing: StackSharing) -> str:
+    """Format the maps of a stack on one line: ``0,1,0,1 (ffn)``, or ``self_attn 0,1,2,3; ffn 0,0,1,1``."""
+    if not sharing.components:
+        return f"{format_map(sharing.layer_map)} ({','.join(sharing.scope)})"
+    return "; ".join(map(format_component, sharing.components))
+
+
+def format_component(component: ComponentMap) -> str:
+    """Format the map of a component: ``ffn 0,0,1,1``, or ``ffn 0,0,1,1 (across stacks)``."""
+    across = " (across stacks)" if component.space else ""
+    return f"{component.component} {format_map(component.labels)}{across}"
 
 
 def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> StackSharing:
@@ -249,10 +317,10 @@ def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> St
     )
     scope = parse_scope(option("sharing_scope") or "layer")
     sharing = StackSharing(layer_map, scope)
-    if sharing.shares and scope != ("layer",) and not set(scope) & set(_PARTS[stack]):
+    if sharing.shares and scope != ("layer",) and not set(scope) & set(PARTS[stack]):
         raise SharingError(
             f"--{stack}-sharing-scope {','.join(scope)}: ties no part of the {stack}; allowed: "
-            f"layer, or some of {','.join(_PARTS[stack])}"
+            f"layer, or some of {','.join(PARTS[stack])}"
         )
     return sharing
 

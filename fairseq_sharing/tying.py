@@ -6,7 +6,7 @@ module at several depths would also share the cache: such a model trains correct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,22 +14,7 @@ import torch
 from torch import nn
 
 from fairseq_sharing.layer_map import StackSharing
-
-# Part of a fairseq Transformer layer for the first component of a parameter's name.
-_PART_OF = {
-    "self_attn": "self_attn",
-    "attn_ln": "layer_norm",
-    "c_attn": "self_attn",
-    "encoder_attn": "encoder_attn",
-    "ffn": "ffn",
-    "fc1": "ffn",
-    "fc2": "ffn",
-    "w_resid": "ffn",
-    "ffn_layernorm": "layer_norm",
-    "self_attn_layer_norm": "layer_norm",
-    "encoder_attn_layer_norm": "layer_norm",
-    "final_layer_norm": "layer_norm",
-}
+from fairseq_sharing.parameter_sets import find_borrowed, in_scope
 
 
 def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
@@ -49,16 +34,6 @@ def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
     for name, _ in layer.named_parameters(remove_duplicate=False):
         if name.split(".")[0] not in own and in_scope(name, scope):
             yield name
-
-
-def in_scope(name: str, scope: tuple[str, ...]) -> bool:
-    """Return whether a scope ties a parameter, given its name within the layer."""
-    return scope == ("layer",) or part_of(name) in scope
-
-
-def part_of(name: str) -> str | None:
-    """Return the part of a layer that a parameter belongs to, given its name within the layer; None if unknown."""
-    return _PART_OF.get(name.split(".")[0])
 
 
 def tie_layer(layer: nn.Module, owner: nn.Module, scope: tuple[str, ...] = ("layer",)) -> None:
@@ -100,21 +75,39 @@ class StackBuilder:
         Returns:
             The layer, with its owner's Parameters where tied.
         """
-        layer_map = self._sharing.layer_map
-        depth = len(self._layers)
-        owner = layer_map.index(layer_map[depth])
-        if owner == depth:
+        if not self._sharing.lenders(len(self._layers)):
             layer = build_layer()
         else:
             with torch.device("meta"):
                 layer = build_layer()
-            tie_layer(layer, self._layers[owner], self._sharing.scope)
+            self._tie(layer)
             if any(parameter.is_meta for parameter in layer.parameters()):
                 # Untied parts of the layer need storage and initial values.
                 layer = build_layer()
-                tie_layer(layer, self._layers[owner], self._sharing.scope)
+                self._tie(layer)
         self._layers.append(layer)
         return layer
+
+    def _tie(self, layer: nn.Module) -> None:
+        """Replace the Parameters that the next layer borrows."""
+        for owner, scope in self._sharing.lenders(len(self._layers)).items():
+            tie_layer(layer, self._layers[owner], scope)
+
+
+def tie_stacks(stacks: Mapping[str, Any], sharing: Mapping[str, StackSharing]) -> None:
+    """Tie the sets that span stacks, and those that self-attention and cross-attention have in common.
+
+    Args:
+        stacks: modules with ``layers``, each tied by its own map, in the order of the model.
+        sharing: their maps.
+    """
+    names = {
+        stack: [list(shared_names(layer, sharing[stack].scope)) for layer in module.layers]
+        for stack, module in stacks.items()
+    }
+    for name, owner in find_borrowed(names, sharing).items():
+        (stack, own), (lender, lent) = name.split(".layers."), owner.split(".layers.")
+        _set_parameter(stacks[stack].layers, own, stacks[lender].layers.get_parameter(lent))
 
 
 def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
@@ -129,10 +122,9 @@ def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
         ``layers.3.fc1.weight`` -> ``layers.0.fc1.weight``.
     """
     aliases = {}
-    for depth, group in enumerate(sharing.layer_map):
-        owner = sharing.layer_map.index(group)
-        if owner != depth:
-            for name in shared_names(stack.get_submodule(f"layers.{depth}"), sharing.scope):
+    for depth in range(len(sharing.layer_map)):
+        for owner, scope in sharing.lenders(depth).items():
+            for name in shared_names(stack.get_submodule(f"layers.{depth}"), scope):
                 aliases[f"layers.{depth}.{name}"] = f"layers.{owner}.{name}"
     return aliases
 

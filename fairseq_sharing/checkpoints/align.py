@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.tying import in_scope
+from fairseq_sharing.parameter_sets import in_scope
 
 # Name of a tensor within its layer -> the tensor.
 Layer = Mapping[str, Tensor]

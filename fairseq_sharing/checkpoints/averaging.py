@@ -11,8 +11,8 @@ import torch
 
 from fairseq_sharing.checkpoints.files import load_checkpoint, write_plain
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
-from fairseq_sharing.checkpoints.recorded_state import recorded_extra
-from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, record, recorded_extra, recorded_sharing
+from fairseq_sharing.checkpoints.sharing_state import layer_aliases
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write
 from fairseq_sharing.layer_map import StackSharing, relabel
@@ -47,7 +47,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
         refuse_nonfinite_weights(model, path)
         tensors = {name: value for name, value in model.items() if torch.is_tensor(value)}
         sharing = recorded_sharing(model)
-        borrowed = _aliases(tensors, sharing)
+        borrowed = layer_aliases(tensors, sharing)
         scheduled = scheduled or bool(recorded_extra(model).get("map_changed_by"))
         if path == first:
             common, always_borrowed = sharing, set(borrowed)
@@ -55,7 +55,7 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
             if not scheduled or _size(sharing) != _size(common):
                 raise SharingError(f"{path}: its layer map differs from that of {first}; allowed: equal maps")
             if not differing:
-                _fill(total, _aliases(total, common))
+                _fill(total, layer_aliases(total, common))
             common, differing = _common(common, sharing), True
         if differing:
             _fill(tensors, borrowed)
@@ -76,27 +76,22 @@ def average_checkpoints(paths: Iterable[str | os.PathLike[str]], output: str | o
             layer, layer_map = int(rest.split(".")[0]), common[stack].layer_map
             if layer_map.index(layer_map[layer]) != layer:
                 del model[name]
-        stacks = {name: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for name, s in common.items()}
-        model[EXTRA_STATE] = {**model[EXTRA_STATE], "stacks": stacks, "map_changed_by": "averaging over changes"}
+        model[EXTRA_STATE] = {**model[EXTRA_STATE], **record(common), "map_changed_by": "averaging over changes"}
     checkpoint.pop("last_optimizer_state", None)
     checkpoint["averaged"] = [os.path.basename(path) for path in paths]
     with atomic_write(Path(output)) as file:
         write_plain(checkpoint, file, output)
 
 
-def _size(sharing: Sharing) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Return what no schedule changes: the number of layers and the scope of each stack."""
-    return {name: (len(stack.layer_map), stack.scope) for name, stack in sharing.items()}
+def _size(sharing: Sharing) -> dict[str, Any]:
+    """Return what no schedule changes: the number of layers, the scope and the component maps of each stack."""
+    return {name: (len(stack.layer_map), stack.scope, stack.components) for name, stack in sharing.items()}
 
 
 def _common(one: Sharing, other: Sharing) -> Sharing:
     """Return the sharing that both have in common."""
     maps = {name: relabel(zip(one[name].layer_map, other[name].layer_map, strict=True)) for name in one}
     return {name: StackSharing(layer_map, one[name].scope) for name, layer_map in maps.items()}
-
-
-def _aliases(tensors: Mapping[str, Any], sharing: Sharing) -> dict[str, str]:
-    return {n: owner for stack, s in sharing.items() for n, owner in layer_aliases(tensors, stack, s).items()}
 
 
 def _fill(tensors: MutableMapping[str, torch.Tensor], aliases: Mapping[str, str]) -> None:

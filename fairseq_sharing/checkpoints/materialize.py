@@ -9,8 +9,8 @@ from typing import Any
 
 from fairseq_sharing.checkpoints.arguments import model_arguments, plain
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
-from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra
-from fairseq_sharing.checkpoints.sharing_state import layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
+from fairseq_sharing.checkpoints.sharing_state import layer_aliases
 from fairseq_sharing.checkpoints.stock_model import refuse_unfit
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.options import flag_of
@@ -18,7 +18,8 @@ from fairseq_sharing.options import flag_of
 # Prefix of the names of this package's faster losses and optimizers, followed by fairseq's own name.
 FUSED = "fused_"
 _SHARING_OPTION = re.compile(
-    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|compile|"
+    r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope|component_sharing)|cross_stack_sharing|preset|"
+    r"precision|fast|compile|"
     r"admin|depth_signal|position_per_depth|act|act_epsilon"
 )
 
@@ -53,9 +54,7 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
         )
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
-    aliases = dict(recorded_extra(state).get("aliases", {}))
-    for stack, sharing in recorded_sharing(state).items():
-        aliases.update(layer_aliases(state, stack, sharing))
+    aliases = {**recorded_extra(state).get("aliases", {}), **layer_aliases(state, recorded_sharing(state))}
     state.pop(EXTRA_STATE, None)
     for name, owner in aliases.items():
         state[name] = state[owner]

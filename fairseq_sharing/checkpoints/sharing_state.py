@@ -15,10 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, record, recorded_sharing
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.layer_map import StackSharing, format_map, num_unique, owners
-from fairseq_sharing.tying import in_scope
+from fairseq_sharing.layer_map import (
+    SCOPES,
+    ComponentMap,
+    StackSharing,
+    format_component,
+    format_sharing,
+    num_unique,
+    owners,
+)
+from fairseq_sharing.parameter_sets import complete, names_by_layer
 
 # True while a model is initialized from another one (--finetune-from-model) instead of resumed.
 initializing: contextvars.ContextVar[bool] = contextvars.ContextVar("initializing", default=False)
@@ -40,44 +48,21 @@ def find_aliases(model: nn.Module) -> dict[str, str]:
 
 def extra_state(sharing: Mapping[str, StackSharing], aliases: Mapping[str, str]) -> dict[str, Any]:
     """Make the entry of a state dict that records the sharing."""
-    stacks = {stack: {"layer_map": list(s.layer_map), "scope": list(s.scope)} for stack, s in sharing.items()}
     elsewhere = {name: owner for name, owner in aliases.items() if ".layers." not in name}
-    return {"stacks": stacks, "aliases": elsewhere}
+    return {**record(sharing), "aliases": elsewhere}
 
 
-def recorded_sharing(state: Mapping[str, Any]) -> dict[str, StackSharing]:
-    """Read the maps of a model's state dict; empty for a vanilla fairseq model.
-
-    Raises:
-        SharingError: the recorded sharing is malformed.
-    """
-    stacks = recorded_extra(state).get("stacks", {})
-    return {name: StackSharing(tuple(s["layer_map"]), tuple(s["scope"])) for name, s in stacks.items()}
-
-
-def layer_aliases(state: Mapping[str, Any], stack: str, sharing: StackSharing) -> dict[str, str]:
-    """Map the shared tensor names of a saved stack to the names of the stored tensors.
+def layer_aliases(state: Mapping[str, Any], sharing: Mapping[str, StackSharing]) -> dict[str, str]:
+    """Map the shared tensor names of saved stacks to the names of the stored tensors.
 
     Args:
         state: a model's state dict.
-        stack: ``encoder`` or ``decoder``.
-        sharing: its map and scope.
+        sharing: the maps of each stack.
 
     Returns:
         Name of a shared tensor -> its name in the state dict.
     """
-    aliases = {}
-    by_layer: dict[int, list[str]] = {}
-    for key in state:
-        match = re.match(rf"{stack}\.layers\.(\d+)\.(.+)", key)
-        if match:
-            by_layer.setdefault(int(match[1]), []).append(match[2])
-    for depth, group in enumerate(sharing.layer_map):
-        owner = sharing.layer_map.index(group)
-        for name in by_layer.get(owner, ()) if owner != depth else ():
-            if in_scope(name, sharing.scope) and name not in by_layer.get(depth, ()):
-                aliases[f"{stack}.layers.{depth}.{name}"] = f"{stack}.layers.{owner}.{name}"
-    return aliases
+    return complete({stack: names_by_layer(state, stack) for stack in sharing}, sharing)
 
 
 def fit_to_model(
@@ -99,16 +84,18 @@ def fit_to_model(
         if recorded[stack] == wanted if stack in recorded else num_layers == len(wanted.layer_map):
             continue
         plain = stack not in recorded or not recorded[stack].shares
-        if initializing.get() and plain and num_layers == num_unique(wanted.layer_map):
+        if initializing.get() and plain and not wanted.components and num_layers == num_unique(wanted.layer_map):
             _spread_layers(state, stack, wanted)
             continue
-        had = f"{num_layers} vanilla layers"
+        had, given = f"{num_layers} vanilla layers", format_sharing(wanted)
         if stack in recorded:
-            had = f"the layer map {format_map(recorded[stack].layer_map)} ({','.join(recorded[stack].scope)})"
-        sizes = " or ".join(map(str, dict.fromkeys((num_unique(wanted.layer_map), len(wanted.layer_map)))))
+            had, given = _difference(recorded[stack], wanted)
+        flags = "--component-sharing, --cross-stack-sharing" if wanted.components else "--sharing"
+        fewer = () if wanted.components else (num_unique(wanted.layer_map),)
+        sizes = " or ".join(map(str, dict.fromkeys((*fewer, len(wanted.layer_map)))))
         raise SharingError(
-            f"the checkpoint's {stack} has {had}, but the options --{stack.split('.')[0]}-layers and --sharing give "
-            f"{format_map(wanted.layer_map)} ({','.join(wanted.scope)}); allowed: the options of its training, or "
+            f"the checkpoint's {stack} has {had}, but the options --{stack.split('.')[0]}-layers and {flags} give "
+            f"{given}; allowed: the options of its training, or "
             f"--finetune-from-model with a vanilla checkpoint of {sizes} layers"
         )
     for name, owner in aliases.items():
@@ -120,6 +107,22 @@ def fit_to_model(
                 "allowed: --sharing none for a vanilla model with the same number of layers"
             )
     state.setdefault(EXTRA_STATE, extra_state(sharing, aliases))
+
+
+def _difference(recorded: StackSharing, wanted: StackSharing) -> tuple[str, str]:
+    """Describe a checkpoint's maps and the model's: of the first component that differs if components have maps."""
+    if recorded.components or wanted.components:
+        for component in SCOPES[1:]:
+            had, given = (_component_map(shared, component) for shared in (recorded, wanted))
+            if had != given:
+                return f"the map {format_component(had)}", format_component(given)
+    return f"the layer map {format_sharing(recorded)}", format_sharing(wanted)
+
+
+def _component_map(sharing: StackSharing, component: str) -> ComponentMap:
+    found = sharing.of_component(component)
+    own = tuple(range(len(sharing.layer_map)))
+    return ComponentMap(component, found.labels if found else own, found.space if found else "")
 
 
 def count_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, StackSharing]) -> int:

@@ -10,7 +10,8 @@ import torch
 
 from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.files import load_checkpoint
-from fairseq_sharing.checkpoints.sharing_state import count_layers, layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.recorded_state import recorded_sharing
+from fairseq_sharing.checkpoints.sharing_state import count_layers, layer_aliases
 from fairseq_sharing.layer_map import STACKS, StackSharing, num_unique
 
 
@@ -18,8 +19,9 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Summarize a checkpoint.
 
     Returns:
-        arch; sharing, layers, unique_layers, layer_map and scope by stack; parameters {unique, effective} (number of
-        values; effective counts a shared tensor once per layer that uses it); updates.
+        arch; sharing, layers, unique_layers, layer_map and scope by stack; components, the map of each component by
+        stack if they differ; parameters {unique, effective} (number of values; effective counts a shared tensor once
+        per layer that uses it); updates.
 
     Raises:
         SharingError: no such file, or not a checkpoint.
@@ -36,7 +38,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         for name, value in state.items()
         if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor")) and name not in _copies(args)
     }
-    borrowed = [sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()]
+    borrowed = [sizes[owner] for owner in layer_aliases(state, sharing).values()]
     history = checkpoint.get("optimizer_history") or [{}]
     strategies = {s: args.get(f"{s.split('.')[0]}_sharing") or args.get("sharing") or "none" for s in sharing}
     return {
@@ -46,6 +48,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
         "scope": {stack: list(s.scope) for stack, s in sharing.items()},
+        "components": {stack: {c.component: list(c.labels) for c in s.components} for stack, s in sharing.items()},
         "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
         "updates": history[-1].get("num_updates"),
     }

@@ -14,21 +14,21 @@ from fairseq_sharing.checkpoints.align import Layer, align_layer
 from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.initial_values import source_layers
-from fairseq_sharing.checkpoints.recorded_state import recorded_extra
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
 from fairseq_sharing.checkpoints.sharing_state import (
-    EXTRA_STATE,
     count_layers,
     find_aliases,
     layer_aliases,
-    recorded_sharing,
 )
 from fairseq_sharing.checkpoints.stock_model import model_on_meta, refuse_unfit_tensor
+from fairseq_sharing.component_sharing import CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing
 from fairseq_sharing.options import flag_of
-from fairseq_sharing.tying import shared_names
+from fairseq_sharing.parameter_sets import part_of
+from fairseq_sharing.tying import alias_names, shared_names
 
-_OPTIONS = ("sharing", "unique_layers", "layer_map", "sharing_scope")
+_OPTIONS = ("sharing", "unique_layers", "layer_map", "sharing_scope", "component_sharing")
 # The sharing options of both stacks and of each of them.
 SHARING_OPTIONS = tuple(prefix + name for prefix in ("", "encoder_", "decoder_") for name in _OPTIONS)
 # Model of fairseq -> the model of this package that extends it.
@@ -63,8 +63,12 @@ def tie(
     """
     if align and init != "average":
         raise SharingError(f"--align with --init {init}: nothing is averaged; allowed: --init average")
-    if not any(options.get(name) for name in ("sharing", "encoder_sharing", "decoder_sharing")):
-        raise SharingError("--sharing: missing; give it for both stacks, or --encoder-sharing or --decoder-sharing")
+    strategies = [name for name in SHARING_OPTIONS if name.endswith("sharing")]
+    if not any(options.get(name) for name in strategies):
+        raise SharingError(
+            "--sharing: missing; give it for both stacks, or --encoder-sharing or --decoder-sharing, "
+            "or --component-sharing"
+        )
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
     arguments = _tied_arguments(model_arguments(checkpoint), options)
@@ -99,7 +103,9 @@ def _tied_arguments(arguments: Mapping[str, Any], options: Mapping[str, Any]) ->
     depths = {name: options[name] for name in ("encoder_layers", "decoder_layers") if options.get(name) is not None}
     sharing = {name: options.get(name) for name in SHARING_OPTIONS}
     without = {name: value for name, value in _WITHOUT.items() if name in arguments}
-    return {**arguments, **without, **sharing, **depths, "arch": arch, "_name": arch}
+    # Each stack is filled from its own layers.
+    across = {CROSS_STACK_OPTION: None} if CROSS_STACK_OPTION in arguments else {}
+    return {**arguments, **without, **sharing, **across, **depths, "arch": arch, "_name": arch}
 
 
 def _shared_arch(arch: str) -> str:
@@ -134,11 +140,12 @@ def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) ->
     recorded, values = recorded_sharing(state), _without_layers(state, model)
     for stack, sharing in model.sharing.items():
         layers = _effective_layers(state, stack, recorded)
-        chosen = source_layers(init, sharing.layer_map, len(layers))
-        modules = model.get_submodule(f"{stack}.layers")
+        module = model.get_submodule(stack)
+        chosen = {c.component: source_layers(init, c.labels, len(layers)) for c in sharing.maps if c.component in sharing.scope}
         if align:
-            layers = _align(layers, chosen, modules[0], sharing.scope)
-        values |= _fill(stack, sharing, layers, chosen, modules)
+            for component, sources in chosen.items():
+                layers = _align(layers, sources, module.layers[0], (component,))
+        values |= _fill(stack, sharing, layers, chosen, module)
     tied = model.state_dict()
     for name, wanted in tied.items():
         if name == EXTRA_STATE:
@@ -173,7 +180,7 @@ def _without_layers(state: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
 def _effective_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, StackSharing]) -> list[Layer]:
     """Return the tensors of each layer of a saved stack, including those that it borrows."""
-    aliases = layer_aliases(state, stack, recorded[stack]) if stack in recorded else {}
+    aliases = layer_aliases(state, recorded)
     layers: list[dict[str, Tensor]] = [{} for _ in range(count_layers(state, stack, recorded))]
     for name in [*state, *aliases]:
         match = re.fullmatch(rf"{re.escape(stack)}\.layers\.(\d+)\.(.+)", name)
@@ -195,18 +202,19 @@ def _align(layers: list[Layer], chosen: list[list[int]], module: Any, scope: tup
 
 
 def _fill(
-    stack: str, sharing: StackSharing, layers: list[Layer], chosen: list[list[int]], modules: Any
+    stack: str, sharing: StackSharing, layers: list[Layer], chosen: Mapping[str, list[list[int]]], module: Any
 ) -> dict[str, Tensor]:
     """Give each parameter set its initial values, and every depth what it does not share."""
     filled = {}
-    for depth, group in enumerate(sharing.layer_map):
-        tied = set(shared_names(modules[depth], sharing.scope))
-        borrows = sharing.layer_map.index(group) != depth
-        for leaf in modules[depth].state_dict():
-            if leaf in tied and borrows:
+    borrowed = alias_names(module, sharing)
+    for depth, layer in enumerate(module.layers):
+        tied = set(shared_names(layer, sharing.scope))
+        for leaf in layer.state_dict():
+            if f"layers.{depth}.{leaf}" in borrowed:
                 continue
             name = f"{stack}.layers.{depth}.{leaf}"
-            sources = chosen[group] if leaf in tied else [depth]
+            component = sharing.of_component(part_of(leaf)) if leaf in tied else None
+            sources = chosen[component.component][component.labels[depth]] if component else [depth]
             if max(sources) >= len(layers):
                 raise SharingError(
                     f"{name} belongs to the depth, but the checkpoint's {stack} has {len(layers)} layers; "

@@ -55,11 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
-    """Add the four sharing flags of one stack or of both."""
+    """Add the five sharing flags of one stack or of both."""
     choices = ", ".join(SHARING_CHOICES)
     parser.add_argument(f"{flag}sharing", metavar="STRATEGY", help=f"which layers share: {choices}{only}")
     parser.add_argument(f"{flag}unique-layers", type=int, metavar="M", help=f"number of parameter sets{only}")
     parser.add_argument(f"{flag}layer-map", metavar="LABELS", help=f"layer map for custom, such as 0,1,1,0{only}")
+    components = "maps of single components, such as ffn=universal;self_attn=cycle:2"
+    parser.add_argument(f"{flag}component-sharing", metavar="MAPS", help=f"{components}{only}")
     parts = f"layer, or a comma-separated list of {', '.join(SCOPES[1:])}"
     parser.add_argument(f"{flag}sharing-scope", metavar="PARTS", help=f"what is shared: {parts}{only}")
 

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
+from fairseq_sharing.parameter_sets import part_of
 from fairseq_sharing.preparation.manifest import read_manifest
-from fairseq_sharing.tying import part_of
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
 BYTES = 4  # per fp32 value; --precision bf16 also keeps weights, gradients and optimizer state in fp32

@@ -10,7 +10,7 @@ from fairseq import trainer
 from fairseq.data import iterators
 from fairseq.logging import metrics
 
-from fairseq_sharing.layer_map import format_map, num_unique
+from fairseq_sharing.layer_map import format_component, format_map, num_unique
 
 
 def show_data_wait() -> None:
@@ -34,10 +34,12 @@ def log_maps_for_ties() -> None:
     def catalog(module, memo=None, prefix=""):
         for stack, sharing in getattr(module, "sharing", {}).items() if memo is None else ():
             drawn, sets = format_map(sharing.layer_map), num_unique(sharing.layer_map)
-            scope = "" if sharing.scope == ("layer",) else f" ({','.join(sharing.scope)})"
+            scope = "" if sharing.components or sharing.scope == ("layer",) else f" ({','.join(sharing.scope)})"
             trainer.logger.info(
                 "%s: %d layers, %d parameter sets%s: %s", stack, len(sharing.layer_map), sets, scope, drawn
             )
+            for component in sharing.components:
+                trainer.logger.info("%s: %s", stack, format_component(component))
         return stock(module, memo, prefix)
 
     trainer._catalog_shared_params = catalog

@@ -13,15 +13,13 @@ import torch
 from torch import nn
 
 from fairseq_sharing.admin.residual import profiling, set_closed_form
-from fairseq_sharing.checkpoints.recorded_state import recorded_extra
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
 from fairseq_sharing.checkpoints.sharing_state import (
-    EXTRA_STATE,
     explain_mismatch,
     extra_state,
     find_aliases,
     fit_to_model,
     initializing,
-    recorded_sharing,
 )
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -30,7 +28,7 @@ from fairseq_sharing.fast.compiled_layer import compile_layers
 from fairseq_sharing.fast.dropout import use_fast_dropout
 from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
-from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names
+from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names, tie_stacks
 from fairseq_sharing.universal.depth_steps import DepthSteps
 
 logger = logging.getLogger(__name__)
@@ -149,7 +147,9 @@ class SharingModel(NotScriptable):
         )
 
     def watch_state_dict(self) -> None:
-        """Remove aliases when saving and restore them when loading. Call this when the model is built."""
+        """Tie sets across stacks; remove aliases when saving and restore them when loading. Call this when built."""
+        if any(sharing.spans_stacks for sharing in self.sharing.values()):
+            tie_stacks(self.stacks, self.sharing)
         self.register_state_dict_post_hook(SharingModel._drop_aliases)
         self.register_load_state_dict_pre_hook(SharingModel._fit_state)
 

@@ -8,18 +8,27 @@ from typing import Any, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
+from fairseq.models.transformer.transformer_config import EncDecBaseConfig, TransformerConfig
 from omegaconf import DictConfig
 
 from fairseq_sharing.checkpoints.materialize import FUSED
+from fairseq_sharing.component_sharing import BY_DEPTH, SPANS, resolve_sharing
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
+from fairseq_sharing.layer_map import PARTS, SCOPES, SHARING_CHOICES, STACKS, StackSharing
+from fairseq_sharing.models.component_options import refuse_unlike_stacks
 from fairseq_sharing.models.hydra import flags_of
+from fairseq_sharing.models.presets import PRESETS, apply_preset
 from fairseq_sharing.options import flag_of, option_field
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
 _UNIQUE = "M, the number of parameter sets; required by sequence, cycle and cycle_rev"
 _MAP = "layer map for custom: one label per layer; layers with equal labels share, for example 0,1,2,2,1,0"
 _SCOPE = "what is shared: layer (the whole layer), or a comma-separated list of " + ", ".join(SCOPES[1:])
+_COMPONENTS = (
+    "maps of single components, which override --sharing for them: COMPONENT=STRATEGY pairs, separated by semicolons, "
+    f"for {', '.join(PARTS['decoder'])}; a strategy is none, universal, sandwich, sequence:M, cycle:M, cycle_rev:M or "
+    "N labels, for example ffn=universal;self_attn=cycle:2"
+)
 _PONDER_CRITERION = "label_smoothed_cross_entropy_with_ponder"
 _ONLY = " ({} only; overrides the flag for both stacks)"
 
@@ -42,6 +51,21 @@ class SharingOptions(FairseqDataclass):
     decoder_unique_layers: Optional[int] = option_field(_UNIQUE + _ONLY.format("decoder"))
     decoder_layer_map: Optional[str] = option_field(_MAP + _ONLY.format("decoder"))
     decoder_sharing_scope: Optional[str] = option_field(_SCOPE + _ONLY.format("decoder"))
+    component_sharing: Optional[str] = option_field(_COMPONENTS)
+    encoder_component_sharing: Optional[str] = option_field(
+        _COMPONENTS + " (encoder only; overrides component by component)"
+    )
+    decoder_component_sharing: Optional[str] = option_field(
+        _COMPONENTS + " (decoder only; overrides component by component)"
+    )
+    cross_stack_sharing: Optional[str] = option_field(
+        f"maps of components whose sets both stacks use, for {', '.join(SPANS)}: as --component-sharing, for the "
+        f"encoder's layers followed by the decoder's; {BY_DEPTH}: layers of equal depth share; attention: encoder and "
+        "decoder self-attention and cross-attention use the same sets"
+    )
+    preset: Optional[str] = option_field(
+        f"a published sharing scheme; flags that are given override its options: {', '.join(PRESETS)}"
+    )
     admin: ChoiceEnum(["off", "profile", "closed_form"]) = option_field(
         "Admin's residual weights for post-norm stacks, one vector per sub-layer, never shared: profile sets them from "
         "the variances of the first training batch, closed_form to the square root of the sub-layer's number",
@@ -87,6 +111,12 @@ def set_defaults(args: Namespace) -> None:
             setattr(args, option.name, option.default)
 
 
+def known_options() -> set[str]:
+    """Return the names of the options that a preset can set: those of this package and of fairseq's Transformer."""
+    both = {option.name for config in (SharingOptions, TransformerConfig) for option in fields(config)}
+    return both | {f"{stack}_{option.name}" for stack in STACKS for option in fields(EncDecBaseConfig)}
+
+
 def stack_sharing(cfg: Any, stack: str) -> StackSharing:
     """Read the sharing of a stack from the options.
 
@@ -99,7 +129,8 @@ def stack_sharing(cfg: Any, stack: str) -> StackSharing:
     """
     # getattr, because TransformerConfig stores encoder_x as encoder.x and resolves both names.
     options = {option.name: getattr(cfg, option.name, None) for option in fields(SharingOptions)}
-    return resolve_stack(options, stack, int(getattr(cfg, f"{stack}_layers")))
+    stacks = STACKS if options["cross_stack_sharing"] is not None else (stack,)
+    return resolve_sharing(options, {name: int(getattr(cfg, f"{name}_layers")) for name in stacks})[stack]
 
 
 def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, StackSharing]:
@@ -115,6 +146,8 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     Raises:
         SharingError: if the options give no layer map or cannot be combined with sharing.
     """
+    if getattr(args, "cross_stack_sharing", None) is not None:
+        refuse_unlike_stacks(args, stacks)
     sharing = {stack: stack_sharing(args, stack) for stack in stacks}
     for stack, resolved in sharing.items():
         if resolved.shares:
@@ -208,6 +241,7 @@ def register_size(
                 architecture(flags)
                 args.update(vars(flags))
             return
+        apply_preset(args, known_options(), size)
         size(args)
         set_defaults(args)
         check(args)

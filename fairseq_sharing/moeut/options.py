@@ -8,6 +8,7 @@ from typing import Any, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
+from fairseq_sharing.component_sharing import COMPONENT_OPTIONS, CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STRATEGIES
 from fairseq_sharing.models.sharing_options import _refuse
@@ -66,6 +67,10 @@ _FIXED = {
     "depth_signal": ("off", "layers distinguish their repetitions by the residual stream alone"),
     "position_per_depth": (False, "positions are rotary"),
     "act": ("off", "all layers are applied to every token"),
+    **{
+        option: (None, "a set of experts and its router belong together; use --sharing and --sharing-scope")
+        for option in (*COMPONENT_OPTIONS, CROSS_STACK_OPTION)
+    },
     "fast": (False, "it replaces fairseq's dropout and attention only"),
     "compile": (False, "it compiles fairseq's layers only"),
     "offload_activations": (False, "use --checkpoint-activations"),

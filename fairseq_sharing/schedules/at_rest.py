@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
-from fairseq_sharing.checkpoints.recorded_state import recorded_extra
-from fairseq_sharing.checkpoints.sharing_state import EXTRA_STATE, layer_aliases, recorded_sharing
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
+from fairseq_sharing.checkpoints.sharing_state import layer_aliases
+from fairseq_sharing.checkpoints.stock_model import model_on_meta
 from fairseq_sharing.errors import SharingError
 
 # Buffers of fairseq's modules.
 _BUFFERS = ("version", "_float_tensor")
 # Moving averages of the weights, of --store-ema.
 _AVERAGES = ("ema", "ema_fp32_params")
-_SHARING_VALUES = re.compile(r"((encoder|decoder)_)?(unique_layers|layer_map|sharing_scope)|(encoder|decoder)_sharing")
+_SHARING_VALUES = re.compile(
+    r"((encoder|decoder)_)?(unique_layers|layer_map|sharing_scope|component_sharing)|(encoder|decoder|cross_stack)_sharing"
+)
 
 
 def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,9 +42,7 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     extra = recorded_extra(state)
     state.pop(EXTRA_STATE, None)
     sharing = recorded_sharing(checkpoint["model"])
-    aliases = {
-        name: owner for stack, shared in sharing.items() for name, owner in layer_aliases(state, stack, shared).items()
-    }
+    aliases = layer_aliases(state, sharing)
     if not aliases:
         raise SharingError("untie: the checkpoint has no shared layers")
     if "last_optimizer_state" not in checkpoint:
@@ -48,7 +50,11 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     named = [name for name, value in state.items() if torch.is_tensor(value) and not name.endswith(_BUFFERS)]
     frozen = {f"{stack}.layers.{layer}." for stack, layers in extra.get("frozen", {}).items() for layer in layers}
     trained = [name for name in named if not name.startswith(tuple(frozen))]
-    order = _in_order(named, list(sharing), aliases)
+    if any(shared.spans_stacks for shared in sharing.values()):
+        # The decoder may own no parameter of a layer, so that the file does not contain their order.
+        order = _order_in_model(checkpoint)
+    else:
+        order = _in_order(named, list(sharing), aliases)
     _add_layers(state, aliases, extra)
     optimizer = _spread(checkpoint["last_optimizer_state"], trained, order, aliases, state)
     untied = {**checkpoint, "model": state, "last_optimizer_state": optimizer}
@@ -74,6 +80,12 @@ def _untied_average(averaged: Mapping[str, Any], aliases: Mapping[str, str], ext
     state = {name: value for name, value in averaged.items() if name != EXTRA_STATE}
     _add_layers(state, aliases, extra)
     return state
+
+
+def _order_in_model(checkpoint: Mapping[str, Any]) -> list[str]:
+    """List the parameter names of the untied model in the order of the model that the arguments describe."""
+    arguments = {**_without_sharing(model_arguments(checkpoint)), "fast": False, "compile": False}
+    return [name for name, _ in model_on_meta(arguments, checkpoint["model"]).named_parameters()]
 
 
 def _in_order(named: list[str], stacks: list[str], aliases: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.layer_map import StackSharing, format_sharing
 from fairseq_sharing.schedules.dynamic import Dynamic
 from fairseq_sharing.schedules.replay import Replay
 from fairseq_sharing.schedules.schedule import Schedule
@@ -23,6 +23,11 @@ def build_schedule(options: Namespace, sharing: Mapping[str, StackSharing]) -> S
     Raises:
         SharingError: if the schedule cannot start with the initial map.
     """
+    if components := next((s for s in sharing.values() if s.components), None):
+        raise SharingError(
+            f"--sharing-schedule {options.sharing_schedule} changes whole layers, but the components have the maps "
+            f"{format_sharing(components)}; allowed: --sharing without --component-sharing and --cross-stack-sharing"
+        )
     maps = {stack: s.layer_map for stack, s in sharing.items()}
     if options.sharing_schedule == "unshare":
         if not any(s.shares for s in sharing.values()):

@@ -8,7 +8,7 @@ from typing import Any
 
 from fairseq_sharing.checkpoints.choose import newest_readable
 from fairseq_sharing.checkpoints.files import load_checkpoint
-from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
+from fairseq_sharing.checkpoints.recorded_state import recorded_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, format_map
 from fairseq_sharing.schedules.schedule import Decision, Observation, Schedule
