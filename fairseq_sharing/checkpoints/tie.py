@@ -141,7 +141,11 @@ def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) ->
     for stack, sharing in model.sharing.items():
         layers = _effective_layers(state, stack, recorded)
         module = model.get_submodule(stack)
-        chosen = {c.component: source_layers(init, c.labels, len(layers)) for c in sharing.maps if c.component in sharing.scope}
+        chosen = {
+            c.component: source_layers(init, c.labels, len(layers))
+            for c in sharing.maps
+            if c.component in sharing.scope
+        }
         if align:
             for component, sources in chosen.items():
                 layers = _align(layers, sources, module.layers[0], (component,))

@@ -15,6 +15,7 @@ from fairseq.data import Dictionary
 from fairseq.modules import AdaptiveInput
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_sharing.description.map_rows import MapRow, map_rows
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
@@ -37,6 +38,7 @@ class Description:
         effective: parameters by component, as if no layers shared parameters.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
         macs: MACs of one forward pass over one sentence pair.
+        maps: what to draw: the layer map of each stack, or the maps of its components.
         banks: for each expert bank its name, number of experts, active experts per token and parameters.
         active: parameters used per token if each layer routes once; None without expert banks.
         memory: training memory with activations ``stored`` and ``recomputed``; None if it cannot be estimated.
@@ -49,6 +51,7 @@ class Description:
     effective: dict[str, int]
     bytes: dict[str, int | None]
     macs: int
+    maps: list[MapRow] = field(default_factory=list)
     banks: list[dict] = field(default_factory=list)
     active: int | None = None
     memory: dict[str, MemoryEstimate | None] = field(default_factory=dict)
@@ -83,8 +86,12 @@ def compare(
     sets = {stack: num_unique(layer_map) for stack, layer_map in model.layer_map.items()}
     described = [model]
     plain_name = "unshared" if model.banks else "vanilla"
-    for title, layers in ((f"{plain_name}, N layers", depth), (f"{plain_name}, M layers", sets)):
-        if layers != depth or sets != depth:
+    shares = model.unique != model.effective  # also if no two layers share all of their components
+    for title, layers, show in (
+        (f"{plain_name}, N layers", depth, shares or sets != depth),
+        (f"{plain_name}, M layers", sets, sets != depth),
+    ):
+        if show:
             plain = Namespace(
                 **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
             )
@@ -125,6 +132,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
             "optimizer": None if states is None else BYTES * values * states,
         },
         macs=count_macs(model, length),
+        maps=map_rows(model),
         banks=banks,
         active=model.active_parameters() if banks else None,
     )

@@ -63,16 +63,22 @@ def describe(
     with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:
-        write_text(svg, draw_maps(models[0].layer_map))
+        rows = {row.title: row for row in models[0].maps}
+        drawing = draw_maps(
+            {title: row.labels for title, row in rows.items()},
+            sets={title: row.labels_in_space for title, row in rows.items()},
+        )
+        write_text(svg, drawing)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
         settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}
         console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models]}))
         return
-    for stack, layer_map in models[0].layer_map.items():
-        console.print(map_line(stack, layer_map))
-        if models[0].depth_steps[stack]:
-            console.print(f"{stack}  {models[0].depth_steps[stack]}")
+    for row in models[0].maps:
+        console.print(map_line(row, max(len(row.title) for row in models[0].maps)))
+    for stack, added in models[0].depth_steps.items():
+        if added:
+            console.print(f"{stack}  {added}")
     console.print(main_table(models, size, length, f"{memory:g} GB"))
     if models[0].banks:
         console.print(bank_table(models[0]))

@@ -9,17 +9,19 @@ from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.layer_map import LayerMap, num_unique
 
 
-def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
-    """Draw layer maps as SVG: one row per stack, one cell per layer, one color per parameter set.
+def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44, sets: Mapping[str, int] | None = None) -> str:
+    """Draw layer maps as SVG: one row per map, one cell per layer, one color per parameter set.
 
     Args:
-        layer_maps: the layer map of each stack.
+        layer_maps: the layer map of each stack, or of each component of a stack.
         cell: width of a cell, in pixels.
+        sets: the number of sets to choose colors for, if it is not that of the map itself.
 
     Returns:
         The SVG document.
     """
-    margin, header, row = 90, 34, cell + 34
+    margin = max([90, *(8 * len(title) + 18 for title in layer_maps)])
+    header, row = 34, cell + 34
     width = margin + cell * max((len(m) for m in layer_maps.values()), default=0) + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{header + row * len(layer_maps)}" '
@@ -28,7 +30,7 @@ def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44) -> str:
     ]
     for line, (stack, layer_map) in enumerate(layer_maps.items()):
         top = header + line * row
-        colors = set_colors(num_unique(layer_map))
+        colors = set_colors((sets or {}).get(stack) or num_unique(layer_map))
         parts.append(f'<text x="10" y="{top + cell / 2 + 5}" text-anchor="start">{escape(stack)}</text>')
         for layer, label in enumerate(layer_map):
             left = margin + layer * cell

@@ -9,15 +9,22 @@ from rich.text import Text
 
 from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.description.counts import COMPONENTS, Description
-from fairseq_sharing.layer_map import LayerMap, num_unique
+from fairseq_sharing.description.map_rows import MapRow
+from fairseq_sharing.layer_map import num_unique
 
 
-def map_line(stack: str, layer_map: LayerMap) -> Text:
-    """Format the layer map of a stack as one colored line."""
-    line = Text(f"{stack}  N={len(layer_map)} M={num_unique(layer_map)}  ")
-    colors = set_colors(num_unique(layer_map))
-    for label in layer_map:
+def map_line(row: MapRow, width: int = 0) -> Text:
+    """Format a map as one colored line, with the uses of each set.
+
+    Args:
+        row: the map.
+        width: width of the title.
+    """
+    line = Text(f"{row.title:{width}}  N={len(row.labels)} M={len(row.uses)}  ")
+    colors = set_colors(row.labels_in_space)
+    for label in row.labels:
         line.append(f" {label} ", style=f"{ink(colors[label])} on {colors[label]}")
+    line.append(f"  uses {' '.join(map(str, row.uses))}{', across stacks' if row.across_stacks else ''}")
     return line
 
 
