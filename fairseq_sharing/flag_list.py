@@ -14,8 +14,10 @@ from fairseq.models import FairseqEncoderDecoderModel, FairseqEncoderModel, Fair
 from fairseq.registry import REGISTRIES
 
 import fairseq_sharing
+from fairseq_sharing.component_sharing import COMPONENT_OPTIONS, CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STRATEGIES, make_layer_map
+from fairseq_sharing.models.presets import PRESETS
 from fairseq_sharing.models.sharing_options import SharingOptions
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import MoEOptions
@@ -24,10 +26,13 @@ from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
 ALL = "all"
 _PACKAGE = "fairseq_sharing."
 # Model -> sharing options that it refuses, because its layers do not support them.
-_MOEUT_REFUSES = ("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile")
+_MOEUT_REFUSES = (
+    *("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile"),
+    *(*COMPONENT_OPTIONS, CROSS_STACK_OPTION),
+)
 REFUSED = {
-    "transformer_lm_sharing": ("admin",),
-    "roberta_sharing": ("admin", "depth_signal", "act", "act_epsilon"),
+    "transformer_lm_sharing": ("admin", CROSS_STACK_OPTION),
+    "roberta_sharing": ("admin", "depth_signal", "act", "act_epsilon", CROSS_STACK_OPTION),
     "transformer_moeut": _MOEUT_REFUSES,
     "transformer_lm_moeut": _MOEUT_REFUSES,
 }
@@ -194,8 +199,10 @@ def _allowed(action: Action) -> str:
     if action.nargs == 0:
         return "switch"
     choices: Iterable[Any] | None = action.choices or CHOICES.get(name)
-    if name.endswith("sharing"):
+    if name.endswith("sharing") and name not in (*COMPONENT_OPTIONS, CROSS_STACK_OPTION):
         choices = SHARING_CHOICES
+    if name == "preset":
+        choices = PRESETS
     if name.endswith("sharing_scope"):
         choices = SCOPES
     if choices:

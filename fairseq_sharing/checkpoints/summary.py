@@ -40,7 +40,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
     borrowed = [sizes[owner] for owner in layer_aliases(state, sharing).values()]
     history = checkpoint.get("optimizer_history") or [{}]
-    strategies = {s: args.get(f"{s.split('.')[0]}_sharing") or args.get("sharing") or "none" for s in sharing}
+    strategies = {stack: _strategy(stack.split(".")[0], args) for stack in sharing}
     return {
         "arch": args.get("arch"),
         "sharing": strategies,
@@ -52,6 +52,14 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
         "updates": history[-1].get("num_updates"),
     }
+
+
+def _strategy(stack: str, args: Mapping[str, Any]) -> str:
+    """Return the strategy of a stack; ``components`` if flags give components their own."""
+    names = ("component_sharing", f"{stack}_component_sharing", "cross_stack_sharing")
+    if any(args.get(name) for name in names):
+        return "components"
+    return args.get(f"{stack}_sharing") or args.get("sharing") or "none"
 
 
 def _copies(args: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import PARTS, SCOPES, SHARING_CHOICES, STACKS, StackSharing
 from fairseq_sharing.models.component_options import refuse_unlike_stacks
 from fairseq_sharing.models.hydra import flags_of
-from fairseq_sharing.models.presets import PRESETS, apply_preset
+from fairseq_sharing.models.presets import apply_preset
 from fairseq_sharing.options import flag_of, option_field
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
@@ -64,7 +64,7 @@ class SharingOptions(FairseqDataclass):
         "decoder self-attention and cross-attention use the same sets"
     )
     preset: Optional[str] = option_field(
-        f"a published sharing scheme; flags that are given override its options: {', '.join(PRESETS)}"
+        "a published sharing scheme; a flag that is given replaces the preset's value of this flag"
     )
     admin: ChoiceEnum(["off", "profile", "closed_form"]) = option_field(
         "Admin's residual weights for post-norm stacks, one vector per sub-layer, never shared: profile sets them from "

@@ -21,6 +21,7 @@ LABELS = {
     "cycle": "Cycle",
     "cycle_rev": "Cycle (rev)",
     "sandwich": "Sandwich",
+    "components": "Components",
     "custom": "Custom",
     "unshare": "Share, then unshare",
     "dynamic": "Dynamic tying",
