@@ -19,8 +19,8 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Summarize a checkpoint.
 
     Returns:
-        arch; sharing, layers, unique_layers, layer_map and scope by stack; components, the map of each component by
-        stack if they differ; parameters {unique, effective} (number of values; effective counts a shared tensor once
+        arch; sharing, layers, unique_layers, layer_map and scope by stack; components, the map of each component that
+        shares (or of ``layer``) by stack; parameters {unique, effective} (number of values; effective counts a shared tensor once
         per layer that uses it); updates.
 
     Raises:
@@ -48,7 +48,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
         "scope": {stack: list(s.scope) for stack, s in sharing.items()},
-        "components": {stack: {c.component: list(c.labels) for c in s.components} for stack, s in sharing.items()},
+        "components": {stack: {c.component: list(c.labels) for c in s.maps} for stack, s in sharing.items()},
         "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
         "updates": history[-1].get("num_updates"),
     }

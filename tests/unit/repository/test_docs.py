@@ -32,6 +32,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.config import compose, find_study
 from fairseq_sharing.flag_list import list_flags
 from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.models import presets
 from fairseq_sharing.models.sharing_options import validate
 from fairseq_sharing.preparation import toy
 from fairseq_sharing.schedules.engine import Engine
@@ -277,6 +278,16 @@ def test_new_strategy_gives_a_map_and_is_accepted_by_the_flag(load, monkeypatch)
     model = build(sharing="zigzag", unique_layers=2, encoder_layers=5, decoder_layers=4)
     assert model.encoder.layers[4].fc1.weight is model.encoder.layers[0].fc1.weight
     assert model.encoder.layers[2].fc1.weight is model.encoder.layers[1].fc1.weight
+
+
+def test_new_preset_sets_the_maps_of_components(load, monkeypatch):
+    edited = load("edited_presets", _edited("fairseq_sharing/models/presets.py"))
+    monkeypatch.setattr(presets, "PRESETS", edited.PRESETS)
+    model = build(preset="half_attention", encoder_layers=4, decoder_layers=4)
+    maps = {component.component: component.labels for component in model.sharing["decoder"].maps}
+    assert maps["ffn"] == (0, 0, 0, 0)
+    assert maps["self_attn"] == maps["encoder_attn"] == (0, 0, 1, 1)
+    assert maps["layer_norm"] == (0, 1, 2, 3)
 
 
 def test_new_schedule_unties_one_layer_at_a_time_in_a_training(load, data_dir):
