@@ -20,8 +20,8 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         arch; sharing, layers, unique_layers, layer_map and scope by stack; components, the map of each component that
-        shares (or of ``layer``) by stack; parameters {unique, effective} (number of values; effective counts a shared tensor once
-        per layer that uses it); updates.
+        shares (or of ``layer``) by stack; parameters {unique, effective} (number of values; effective counts a shared
+        tensor once per layer that uses it); updates.
 
     Raises:
         SharingError: no such file, or not a checkpoint.

@@ -122,7 +122,9 @@ def apply_preset(args: Namespace, known: Iterable[str], size: Callable[[Namespac
         raise SharingError(f"--preset {name}: no such preset; allowed: {', '.join(PRESETS)}")
     sizes = Namespace(**vars(args))
     size(sizes)
-    applied, known = {}, set(known)
+    applied: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    known = set(known)
     for option, value in PRESETS[name].options.items():
         if option not in known:
             usable = [other for other, preset in PRESETS.items() if known.issuperset(preset.options)]
@@ -131,10 +133,15 @@ def apply_preset(args: Namespace, known: Iterable[str], size: Callable[[Namespac
                 f"allowed: {', '.join(usable)}"
             )
         value = value(args, sizes) if callable(value) else value
-        if value is not None and getattr(args, option, None) is None:
+        if getattr(args, option, None) is not None:
+            given[option] = getattr(args, option)
+        elif value is not None:
             applied[option] = value
     vars(args).update(applied)
     # A checkpoint records the options: a later change of a preset does not change a trained model.
     args.preset = None
-    flags = " ".join(flag_of(option) + ("" if value is True else f" {value}") for option, value in applied.items())
-    logger.info("preset %s: %s", name, flags or "every option is given")
+    logger.info("preset %s: %s%s", name, _as_flags(applied), f"; given: {_as_flags(given)}" if given else "")
+
+
+def _as_flags(options: Mapping[str, Any]) -> str:
+    return " ".join(flag_of(name) + ("" if value is True else f" {value}") for name, value in options.items()) or "-"

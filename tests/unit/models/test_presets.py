@@ -161,6 +161,17 @@ def test_given_flags_win(given, expected):
     assert {name: getattr(args, name) for name in expected} == expected
 
 
+def test_the_log_lists_what_a_preset_sets_and_what_was_given(caplog):
+    with caplog.at_level("INFO"):
+        resolve(preset="sandwich", sharing="none")
+        resolve(preset="shared_ffn")
+    lines = [record.message for record in caplog.records if record.name.endswith("presets")]
+    assert lines == [
+        "preset sandwich: -; given: --sharing none",
+        "preset shared_ffn: --component-sharing ffn=universal",
+    ]
+
+
 def test_a_language_model_takes_presets_of_one_stack():
     args = resolve("transformer_lm_sharing", preset="cycle", decoder_layers=8)
     assert (args.sharing, args.decoder_unique_layers) == ("cycle", 4)
