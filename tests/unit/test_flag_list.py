@@ -33,7 +33,11 @@ OTHER = {
     "fast": True,
     "compile": True,
     "precision": "bf16",
+    "component_sharing": "ffn=universal",
+    "cross_stack_sharing": "ffn=universal",
 }
+# Options that are refused for the same reasons as others.
+SAME_REASON = {"act_epsilon", "encoder_component_sharing", "decoder_component_sharing"}
 
 
 def _names(arch: str) -> dict[str, str]:
@@ -79,7 +83,7 @@ def test_flags_that_are_not_listed_for_a_model_are_those_it_refuses(name):
             refused.add(option)
             reasons.append((f"--{option}".replace("_", "-"), str(error)))
     assert all(flag in reason or "--fast" in reason for flag, reason in reasons)
-    assert refused == set(REFUSED.get(name, ())) - {"act_epsilon"}
+    assert refused == set(REFUSED.get(name, ())) - SAME_REASON
     listed = _names(name)
     assert {option for option in OTHER if f"--{option}".replace("_", "-") not in listed} == refused
 
