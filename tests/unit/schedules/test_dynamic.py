@@ -13,6 +13,7 @@ from scheduled_training import TrainingBatches, changes, make_trainer, sample, t
 from tiny_models import PAD
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.schedules.agent import Agent, head_offset, head_size, resolve
 from fairseq_sharing.schedules.build import build_schedule
 from fairseq_sharing.schedules.options import ScheduleOptions, read_options
@@ -27,14 +28,7 @@ def make_agent(*depths: int, **changed) -> Agent:
 
 def make_dynamic(layers: int = 4, stacks=("encoder", "decoder"), **changed):
     options = ScheduleOptions(sharing_schedule="dynamic", **changed)
-    return build_schedule(read_options(options), {stack: Sharing(tuple(range(layers))) for stack in stacks})
-
-
-class Sharing:
-    shares = False
-
-    def __init__(self, layer_map):
-        self.layer_map = layer_map
+    return build_schedule(read_options(options), {stack: StackSharing(tuple(range(layers))) for stack in stacks})
 
 
 class Losses:
