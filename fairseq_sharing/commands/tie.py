@@ -68,6 +68,8 @@ def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tied checkpoint and report or measure the validation loss."""
+    import shlex
+
     import fairseq_sharing
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.tie import tie
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     _report_loss({path: checkpoint, args.output: tied}, data, console)
     console.print(
         f"{args.output}: {args.output.stat().st_size:,} bytes; train with: fairseq-train DATA "
-        f"{' '.join(_training_flags(args, tied))} --finetune-from-model {args.output} and the other training flags",
+        f"{shlex.join(_training_flags(args, tied))} --finetune-from-model {args.output} and the other training flags",
         markup=False,
     )
 
