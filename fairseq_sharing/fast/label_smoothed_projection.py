@@ -104,7 +104,9 @@ class _SmoothedLoss(torch.autograd.Function):
                 nll_loss += (lse - score).sum()
                 loss += (lse - hit * score).sum() - share * total
                 if need_gradient:
-                    scores.scatter_(1, t, ((score - lse).exp() - share - hit).to(dtype))
+                    at_target = ((score - lse).exp() - share - hit).to(dtype)
+                    # scatter_ would copy all scores.
+                    scores[torch.arange(len(x), device=x.device), t.squeeze(1)] = at_target.squeeze(1)
                     if bias_gradient is not None:
                         bias_gradient += scores.sum(0, dtype=torch.float32)
                     rows_gradient[begin : begin + chunk] = scores @ product_weight
