@@ -28,7 +28,6 @@ from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.fast.attention import use_fast_attention
 from fairseq_sharing.fast.compiled_layer import compile_layers
 from fairseq_sharing.fast.dropout import use_fast_dropout
-from fairseq_sharing.fast.memory import keep_freed_memory
 from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
 from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names
@@ -240,7 +239,6 @@ class SharingModel(NotScriptable):
     def start_fast(self, options: Any) -> None:
         """Enable fast dropout and attention, and compiled layers, as the options say. Call this on the built model."""
         if options.fast:
-            keep_freed_memory()
             use_fast_dropout(self)
             use_fast_attention(self)
         if options.compile:
