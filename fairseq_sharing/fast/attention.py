@@ -17,6 +17,9 @@ from fairseq_sharing.fast.precision import product_dtype
 
 State = dict[str, dict[str, Tensor | None]]
 
+# In bf16 on a CPU, attention to at most this many positions stores its probabilities, which is faster at such lengths.
+_STORED_LENGTH = 256
+
 
 @dataclass
 class _PassCache:
@@ -139,9 +142,6 @@ class FastAttention(MultiheadAttention):
             weight = torch.cat([module.weight for module in modules])
             bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
             projected = F.linear(x, weight, bias)
-        if x.device.type == "cpu":
-            # At sentence lengths, the backward pass of torch's CPU attention is many times slower in bf16 than in fp32.
-            projected = projected.float()
         length, batch, _ = x.shape
         return projected.view(length, batch, len(names), self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
 
@@ -162,11 +162,25 @@ class FastAttention(MultiheadAttention):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, length, width = q.shape
         dropping = self.training or self.dropout_module.apply_during_inference
-        with torch.autocast("cpu", enabled=False):
-            x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
+        x = _scaled_attention(q, k, v, mask, self.dropout_module.p if dropping else 0.0)
         # B x H x T x D -> T x B x C
         x = x.permute(2, 0, 1, 3).reshape(length, batch, heads * width)
         return self.out_proj(x.to(product_dtype(self.out_proj.weight)))
+
+
+def _scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attend with scaled dot products, B x H x T x D."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout)
+    if k.size(2) > _STORED_LENGTH:
+        # The backward pass of torch's CPU attention is many times slower in bf16 than in fp32.
+        return _scaled_attention(q.float(), k.float(), v.float(), mask, dropout)
+    scores = torch.matmul(q * q.size(-1) ** -0.5, k.transpose(-1, -2))
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    with torch.autocast("cpu", enabled=False):
+        return F.dropout(scores.softmax(-1), dropout) @ v
 
 
 def use_fast_attention(model: nn.Module) -> None:

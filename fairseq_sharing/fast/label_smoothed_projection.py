@@ -10,10 +10,11 @@ from torch.autograd.function import once_differentiable
 
 from fairseq_sharing.fast.precision import product_dtype
 
-# Positions per chunk: enough scores to fill 4 MiB, which fits into a processor's cache, and at least twice the feature
-# width, because otherwise accumulating the weight's gradient takes longer than computing the scores.
-_CHUNK_ELEMENTS = 1 << 20
-_CHUNK_WIDTHS = 2
+# Scores of the vocabulary are computed for one chunk of positions at a time. Larger chunks are faster, since each
+# adds to the gradient of the whole weight.
+_CHUNK_BYTES = 1 << 28
+# On a CPU, operations on scores run on blocks of positions that stay in the cache of a core.
+_BLOCK_ELEMENTS = 1 << 19
 
 
 class SmoothedLoss(NamedTuple):
@@ -85,36 +86,34 @@ class _SmoothedLoss(torch.autograd.Function):
         bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
-            chunk = max(1, _CHUNK_ELEMENTS // size, _CHUNK_WIDTHS * weight.size(1))
-            # Reused buffers stay in a processor's cache.
-            products = torch.empty(min(chunk, rows.size(0)), size, dtype=dtype, device=rows.device)
-            all_probs = torch.empty_like(products, dtype=torch.float32)
+            chunk = max(1, _CHUNK_BYTES // (size * product_weight.element_size()))
+            # Reused, because new memory is slow.
+            buffer = torch.empty(min(chunk, rows.size(0)), size, dtype=dtype, device=rows.device)
             for begin in range(0, rows.size(0), chunk):
                 x = rows[begin : begin + chunk].to(dtype)
                 t = target[begin : begin + chunk, None]
-                scores = torch.mm(x, product_weight.t(), out=products[: len(x)]).float()
-                if bias is not None:
-                    scores += bias
-                probs = torch.softmax(scores, -1, out=all_probs[: len(x)])
-                # The highest probability is the only one that cannot underflow.
-                lse = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
-                score = scores.gather(1, t)
-                nll_loss += (lse - score).sum()
-                loss += (lse - hit * score).sum() - share * scores.sum()
+                scores = buffer[: len(x)]
+                if bias is None:
+                    torch.mm(x, product_weight.t(), out=scores)
+                else:
+                    torch.addmm(bias.to(dtype), x, product_weight.t(), out=scores)
+                score = scores.gather(1, t).float()
                 if count_correct:
                     correct += scores.argmax(-1, keepdim=True).eq(t).sum()
+                lse, total = _score_gradients(scores, share)
+                nll_loss += (lse - score).sum()
+                loss += (lse - hit * score).sum() - share * total
                 if need_gradient:
-                    if share:
-                        probs.sub_(share)
-                    probs.scatter_add_(1, t, probs.new_full(t.shape, -hit))
+                    at_target = ((score - lse).exp() - share - hit).to(dtype)
+                    # scatter_ would copy all scores.
+                    scores[torch.arange(len(x), device=x.device), t.squeeze(1)] = at_target.squeeze(1)
                     if bias_gradient is not None:
-                        bias_gradient += probs.sum(0)
-                    scores_gradient = probs.to(dtype)
-                    rows_gradient[begin : begin + chunk] = scores_gradient @ product_weight
+                        bias_gradient += scores.sum(0, dtype=torch.float32)
+                    rows_gradient[begin : begin + chunk] = scores @ product_weight
                     if dtype == torch.float32:
-                        weight_gradient.addmm_(scores_gradient.t(), x)
+                        weight_gradient.addmm_(scores.t(), x)
                     else:
-                        weight_gradient += scores_gradient.t() @ x
+                        weight_gradient += scores.t() @ x
         ctx.save_for_backward(rows_gradient, weight_gradient, bias_gradient)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(nll_loss, correct)
@@ -129,3 +128,31 @@ class _SmoothedLoss(torch.autograd.Function):
             bias_gradient = (bias_gradient * gradient).to(ctx.weight_dtype)
         rows_gradient = rows_gradient * gradient.to(rows_gradient.dtype)
         return rows_gradient, weight_gradient, bias_gradient, None, None, None, None, None
+
+
+def _score_gradients(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Replace scores by their probabilities minus the share of the smoothing.
+
+    Args:
+        scores: rows x V; changed in place.
+        share: probability of the smoothing for each word.
+
+    Returns:
+        The logarithm of each row's sum of exponentials, rows x 1, and the sum of all scores.
+    """
+    rows, size = scores.shape
+    block = max(1, (_BLOCK_ELEMENTS if scores.device.type == "cpu" else _CHUNK_BYTES // 8) // size)
+    lse = scores.new_empty(rows, 1, dtype=torch.float32)
+    total = scores.new_zeros((), dtype=torch.float32)
+    in_place = scores.dtype == torch.float32
+    buffer = scores.new_empty(0 if in_place else min(block, rows), size, dtype=torch.float32)
+    shift = lse.new_tensor(-share)
+    for begin in range(0, rows, block):
+        part = scores[begin : begin + block]
+        exponentials = part if in_place else buffer[: len(part)].copy_(part)
+        total += exponentials.sum()
+        highest = exponentials.amax(-1, keepdim=True)
+        sums = exponentials.sub_(highest).exp_().sum(-1, keepdim=True)
+        lse[begin : begin + block] = highest + sums.log()
+        torch.addcmul(shift, exponentials, sums.reciprocal_(), out=part)
+    return lse, total

@@ -8,6 +8,7 @@ from fairseq.modules import MultiheadAttention
 from sharing_cases import BY_NAME
 from tiny_models import batch, build, build_case, make_trainer, save, train_step
 
+from fairseq_sharing.fast import attention
 from fairseq_sharing.fast.attention import FastAttention
 from fairseq_sharing.fast.dropout import FastDropout, keep_mask
 
@@ -63,6 +64,34 @@ def test_layers_that_share_project_the_source_once(monkeypatch, name, sets):
     for forward in range(1, 3):
         model(**batch())
         assert len(calls) == forward * sets
+
+
+@pytest.mark.parametrize("stored", [8, 4], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_equals_attention_in_fp32(monkeypatch, masked, stored):
+    monkeypatch.setattr(attention, "_STORED_LENGTH", stored)
+    generator = torch.Generator().manual_seed(1)
+    given = [torch.randn(2, 3, length, 4, generator=generator).bfloat16() for length in (6, 8, 8)]
+    mask = torch.zeros(2, 1, 1, 8)
+    mask[1, ..., 5:] = float("-inf")
+    output = []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = (x.to(dtype, copy=True).requires_grad_() for x in given)
+        x = attention._scaled_attention(q, k, v, mask if masked else None, 0.0)
+        x.float().square().sum().backward()
+        output.append([x.float(), *(y.grad.float() for y in (q, k, v))])
+    torch.testing.assert_close(output[0], output[1], rtol=0.05, atol=0.05)
+    if masked:
+        assert not output[0][3][1, :, 5:].any()
+
+
+def test_attention_dropout_in_bf16_keeps_the_expectation():
+    torch.manual_seed(1)
+    q, k = torch.zeros(1, 1, 64, 4).bfloat16(), torch.zeros(1, 1, 64, 4).bfloat16()
+    x = attention._scaled_attention(q, k, torch.ones(1, 1, 64, 4).bfloat16(), None, 0.5)
+    # Each of 64 x 64 equal probabilities is kept with probability 0.5 and doubled.
+    assert x[..., 0].float().mean().item() == pytest.approx(1, abs=4 / 64)
+    assert x.float().std() > 0.05
 
 
 def test_fifty_updates_equal_the_plain_ones(data_dir):

@@ -29,13 +29,13 @@ def inputs(scale=1.0):
     return features, weight, target
 
 
-@pytest.mark.parametrize(("chunk", "widths"), [(1, 0), (7 * WORDS, 0), (1, 2), (1 << 20, 0)])
+@pytest.mark.parametrize(("chunk", "block"), [(1, 1), (28 * WORDS, 3 * WORDS), (28 * WORDS, 1 << 19), (1 << 28, WORDS)])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("biased", [False, True])
-def test_values_and_gradients_equal_fairseq_s(monkeypatch, epsilon, chunk, widths, scale, biased):
-    monkeypatch.setattr(label_smoothed_projection, "_CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(label_smoothed_projection, "_CHUNK_WIDTHS", widths)
+def test_values_and_gradients_equal_fairseq_s(monkeypatch, epsilon, chunk, block, scale, biased):
+    monkeypatch.setattr(label_smoothed_projection, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(label_smoothed_projection, "_BLOCK_ELEMENTS", block)
     features, weight, target = inputs(scale)
     bias = torch.linspace(-2, 2, WORDS).requires_grad_() if biased else None
     given = [features, weight, *([bias] if biased else [])]
@@ -63,6 +63,17 @@ def test_no_gradient_is_made_without_need():
     with torch.no_grad():
         assert not label_smoothed_loss(features, weight, target, 0.1, PAD).loss.requires_grad
     assert not label_smoothed_loss(features.detach(), weight.detach(), target, 0.1, PAD).loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_normalized_in_blocks_of_rows(monkeypatch, dtype):
+    monkeypatch.setattr(label_smoothed_projection, "_BLOCK_ELEMENTS", 2 * WORDS)
+    scores = torch.randn(5, WORDS, generator=torch.Generator().manual_seed(1)).mul(9).to(dtype)
+    expected = scores.float().clone()
+    lse, total = label_smoothed_projection._score_gradients(scores, 0.25)
+    torch.testing.assert_close(lse, expected.logsumexp(-1, keepdim=True))
+    torch.testing.assert_close(total, expected.sum())
+    torch.testing.assert_close(scores, (expected.softmax(-1) - 0.25).to(dtype))
 
 
 def test_a_batch_of_padding_costs_nothing():
