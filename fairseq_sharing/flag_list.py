@@ -17,6 +17,7 @@ import fairseq_sharing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STRATEGIES, make_layer_map
 from fairseq_sharing.models.sharing_options import SharingOptions
+from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import MoEOptions
 from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
@@ -24,10 +25,13 @@ from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
 ALL = "all"
 _PACKAGE = "fairseq_sharing."
 # Model -> sharing options that it refuses, because its layers do not support them.
-_MOEUT_REFUSES = ("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile")
+_MOEUT_REFUSES = ("admin", *STRUCTURES, "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile")
 REFUSED = {
-    "transformer_lm_sharing": ("admin",),
-    "roberta_sharing": ("admin", "depth_signal", "act", "act_epsilon"),
+    "transformer_lm_sharing": ("admin", "encoder_no_ffn"),
+    "roberta_sharing": (
+        *("admin", "deepnorm", "decoder_no_ffn", "embedding_factor_dim"),
+        *("depth_signal", "act", "act_epsilon"),
+    ),
     "transformer_moeut": _MOEUT_REFUSES,
     "transformer_lm_moeut": _MOEUT_REFUSES,
 }

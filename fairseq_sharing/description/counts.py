@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding
 from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.tying import part_of
@@ -148,7 +149,7 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         memory = None
         x = _input(decoder, model.cfg.decoder.embed_dim, length, sentences)
         if encoder is not None:
-            memory = torch.zeros(length, sentences, model.cfg.encoder.embed_dim)
+            memory = _input(encoder, model.cfg.encoder.embed_dim, length, sentences)
             for layer in encoder.layers:
                 memory = layer(memory, encoder_padding_mask=None)
         for layer in decoder.layers:
@@ -161,12 +162,14 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         return decoder.output_layer(x)
 
 
-def _input(decoder: Any, width: int, length: int, sentences: int) -> torch.Tensor:
+def _input(stack: Any, width: int, length: int, sentences: int) -> torch.Tensor:
     """Project embeddings to the width of the layers: T x B x C."""
-    projection = decoder.project_in_dim
-    if isinstance(decoder.embed_tokens, AdaptiveInput):
+    projection = getattr(stack, "project_in_dim", None)
+    if isinstance(stack.embed_tokens, AdaptiveInput):
         # Each token is in one band. The first is the widest and contains the most frequent words.
-        _, projection = decoder.embed_tokens.embeddings[0]
+        _, projection = stack.embed_tokens.embeddings[0]
+    if isinstance(stack.embed_tokens, FactorizedEmbedding):
+        projection = stack.embed_tokens.projection
     if projection is None:
         return torch.zeros(length, sentences, width)
     return projection(torch.zeros(length, sentences, projection.in_features))
