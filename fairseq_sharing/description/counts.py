@@ -110,7 +110,7 @@ def build_without_storage(args: Namespace, vocabulary: int) -> Any:
 def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
     """Build a model without storage and count its parameters, bytes and MACs."""
     model = build_without_storage(args, vocabulary)
-    unique = _count(model, once=True)
+    unique = count_parameters(model)
     values = sum(unique.values())
     banks = model.expert_banks() if hasattr(model, "expert_banks") else []
     states = OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
@@ -214,6 +214,25 @@ def _count(model: Any, once: bool) -> dict[str, int]:
             component = "output"
         counts[component] += parameter.numel()
     return counts
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Count the unique parameters of a model by component."""
+    return _count(model, once=True)
+
+
+def composed_vocabulary(composed: Any, data: Path | None = None, vocabulary: int | None = None) -> int:
+    """Return the dictionary size of a composed configuration.
+
+    Args:
+        composed: the configuration.
+        data: a prepared data directory to use instead of that of the configuration.
+        vocabulary: the size, if there is no data yet.
+
+    Raises:
+        SharingError: the size is unknown.
+    """
+    return vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
 
 
 def vocabulary_size(data: Path) -> int:
