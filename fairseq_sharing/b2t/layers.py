@@ -10,7 +10,7 @@ from torch import Tensor
 class B2T:
     """Mixin for a fairseq post-norm layer whose last LayerNorm also gets the layer's input: LN(x_in + x + FFN(x)).
 
-    Source: Takase et al. 2023, "B2T Connection: Serving Stability and Performance in Deep Transformers".
+    Source: Takase et al. 2022, "On Layer Normalizations and Residual Connections in Transformers".
     """
 
     _bottom: Tensor | None = None

@@ -19,6 +19,7 @@ from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEsti
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding
 from fairseq_sharing.layer_map import LayerMap, num_unique
+from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.tying import part_of
 
@@ -69,8 +70,8 @@ def compare(
         device: ``cuda`` or ``cpu``.
 
     Returns:
-        The model; the vanilla model (with expert banks: the unshared model) with N layers; and the same with M layers
-        per stack, if M < N.
+        The model; the vanilla model (with expert banks or structures: the unshared model) with N layers; and the same
+        with M layers per stack, if M < N.
     """
 
     def described_as(title: str, args: Namespace) -> Description:
@@ -83,7 +84,8 @@ def compare(
     depth = {stack: len(layer_map) for stack, layer_map in model.layer_map.items()}
     sets = {stack: num_unique(layer_map) for stack, layer_map in model.layer_map.items()}
     described = [model]
-    plain_name = "unshared" if model.banks else "vanilla"
+    changed = model.banks or any(getattr(args, option, None) for option in STRUCTURES)
+    plain_name = "unshared" if changed else "vanilla"
     for title, layers in ((f"{plain_name}, N layers", depth), (f"{plain_name}, M layers", sets)):
         if layers != depth or sets != depth:
             plain = Namespace(

@@ -40,6 +40,9 @@ def _check_residual_rule(args: Namespace, rule: str, stacks: tuple[str, ...]) ->
     for stack in stacks:
         refuse(args, f"{stack}_normalize_before", f"{flag_of(rule)} requires post-norm layers", False)
     refuse(args, "admin", f"{flag_of(rule)} replaces its residual connections", "off")
+    if rule == "deepnorm":
+        for stack in stacks:
+            refuse(args, f"{stack}_layers_to_keep", "the weights of --deepnorm depend on the number of layers", None)
     if rule == "b2t":
         refuse(args, "deepnorm", "--b2t replaces its residual connections", False)
         for stack in stacks:

@@ -14,11 +14,13 @@ from tiny_models import (
     FFN,
     HEADS,
     PAD,
+    arguments,
     assert_equal_models,
     assert_same_translations,
     batch,
     dictionary,
     make_trainer,
+    perturb,
     save,
     train_step,
     translate,
@@ -39,6 +41,12 @@ def build_lm(norm: str = "post", seed: int = 1, **options):
     symbols = dictionary()
     task = SimpleNamespace(source_dictionary=symbols, target_dictionary=symbols)
     return models.build_model(Namespace(arch="transformer_lm_sharing", **{**tiny, **options}), task)
+
+
+def build_roberta(**options):
+    """Build a tiny RoBERTa with perturbed weights."""
+    args = arguments(arch="roberta_sharing", max_positions=64, attention_dropout=0.0, **options)
+    return perturb(models.build_model(args, SimpleNamespace(source_dictionary=dictionary()))).eval()
 
 
 @torch.no_grad()

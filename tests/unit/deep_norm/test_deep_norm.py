@@ -127,6 +127,7 @@ def test_folded_matrices_stay_shared(layernorm_embedding, data_dir, tmp_path):
         ({"norm": "pre"}, "--encoder-normalize-before True .*--deepnorm requires post-norm"),
         ({"decoder_normalize_before": True}, "--decoder-normalize-before True .*--deepnorm requires post-norm"),
         ({"admin": "profile"}, "--admin profile .*--deepnorm replaces its residual connections; allowed: off"),
+        ({"decoder_layers_to_keep": "0,1"}, "--decoder-layers-to-keep 0,1 .*--deepnorm depend on the number of layers"),
         ({"b2t": True}, "--deepnorm True .*--b2t replaces its residual connections"),
     ],
 )
