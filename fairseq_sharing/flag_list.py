@@ -19,6 +19,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STRATEGIES, make_layer_map
 from fairseq_sharing.models.presets import PRESETS
 from fairseq_sharing.models.sharing_options import SharingOptions
+from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import MoEOptions
 from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
@@ -27,12 +28,15 @@ ALL = "all"
 _PACKAGE = "fairseq_sharing."
 # Model -> sharing options that it refuses, because its layers do not support them.
 _MOEUT_REFUSES = (
-    *("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile"),
+    *("admin", *STRUCTURES, "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile"),
     *(*COMPONENT_OPTIONS, CROSS_STACK_OPTION),
 )
 REFUSED = {
-    "transformer_lm_sharing": ("admin", CROSS_STACK_OPTION),
-    "roberta_sharing": ("admin", "depth_signal", "act", "act_epsilon", CROSS_STACK_OPTION),
+    "transformer_lm_sharing": ("admin", "encoder_no_ffn", CROSS_STACK_OPTION),
+    "roberta_sharing": (
+        *("admin", "deepnorm", "decoder_no_ffn", "embedding_factor_dim"),
+        *("depth_signal", "act", "act_epsilon", CROSS_STACK_OPTION),
+    ),
     "transformer_moeut": _MOEUT_REFUSES,
     "transformer_lm_moeut": _MOEUT_REFUSES,
 }

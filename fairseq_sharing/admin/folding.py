@@ -5,7 +5,8 @@ its input by w, and x' is the output of the preceding norm with gain and bias ti
 (for the first sub-layer, into the embeddings) and 1 / w into the columns of the first matrices of f. Both are exact
 except for rounding.
 
-Residual weights belong to the depth. A shared matrix is therefore stored once per depth if they differ.
+Residual weights belong to the depth. A shared matrix is therefore stored once per depth if they differ. The weight of
+DeepNorm is the same at every depth, so shared matrices remain shared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer
 from fairseq_sharing.errors import SharingError
 
 # Dividing by a smaller weight loses the precision of what it multiplies.
@@ -26,7 +26,7 @@ def fold_admin(spec: Any, model: Any, name: str) -> int:
 
     Args:
         spec: the specification with the model's weights.
-        model: the model.
+        model: the model. Layers with residual weights have ``residual_weight``, (sub-layers, embed_dim or 1).
         name: the model's name in error messages.
 
     Returns:
@@ -41,7 +41,7 @@ def fold_admin(spec: Any, model: Any, name: str) -> int:
 
 
 def _fold_stack(spec: Any, stack: Any, name: str) -> int:
-    if not isinstance(stack.layers[0], AdminEncoderLayer | AdminDecoderLayer):
+    if not hasattr(stack.layers[0], "residual_weight"):
         return 0
     norm = getattr(spec, "layernorm_embedding", None)
     weights_of: dict[Any, set[bytes]] = {}
@@ -68,7 +68,11 @@ def _sublayers(spec: Any, layer: Any) -> list[tuple[Any, Any, Any]]:
     found = [(spec.self_attention.linear[0], layer.self_attn.q_proj.weight, spec.self_attention.layer_norm)]
     if hasattr(spec, "attention"):
         found.append((spec.attention.linear[0], layer.encoder_attn.q_proj.weight, spec.attention.layer_norm))
-    return [*found, (spec.ffn.linear_0, layer.fc1.weight, spec.ffn.layer_norm)]
+    if getattr(layer, "has_ffn", True):
+        return [*found, (spec.ffn.linear_0, layer.fc1.weight, spec.ffn.layer_norm)]
+    # The specification's feed-forward network adds nothing, and its norm is that of the last attention.
+    first, matrix, _ = found[-1]
+    return [*found[:-1], (first, matrix, spec.ffn.layer_norm)]
 
 
 def _scale_input(spec: Any, weight: np.ndarray) -> None:

@@ -14,7 +14,7 @@ class AdminEncoderLayer(AdminResidual, TransformerEncoderLayerBase):
 
     def __init__(self, cfg, return_fc: bool = False):
         super().__init__(cfg, return_fc=return_fc)
-        self.add_residual_weight(2, cfg.encoder.embed_dim)
+        self.add_residual_weight(1 + self.has_ffn, cfg.encoder.embed_dim)
 
 
 class AdminDecoderLayer(AdminResidual, TransformerDecoderLayerBase):
@@ -22,7 +22,7 @@ class AdminDecoderLayer(AdminResidual, TransformerDecoderLayerBase):
 
     def __init__(self, cfg, no_encoder_attn: bool = False):
         super().__init__(cfg, no_encoder_attn)
-        self.add_residual_weight(2 if no_encoder_attn else 3, cfg.decoder.embed_dim)
+        self.add_residual_weight((1 if no_encoder_attn else 2) + self.has_ffn, cfg.decoder.embed_dim)
 
 
 def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:

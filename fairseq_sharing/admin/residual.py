@@ -24,6 +24,8 @@ class AdminResidual:
 
     # Parameters that are never tied; see tying.shared_names.
     depth_parameters = ("residual_weight",)
+    # Whether the layer ends with a feed-forward sub-layer.
+    has_ffn = True
     _profile: VarianceProfile | None = None
 
     def add_residual_weight(self, num_sublayers: int, embed_dim: int) -> None:

@@ -20,8 +20,14 @@ FUSED = "fused_"
 _SHARING_OPTION = re.compile(
     r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope|component_sharing)|cross_stack_sharing|preset|"
     r"precision|fast|compile|"
-    r"admin|depth_signal|position_per_depth|act|act_epsilon"
+    r"admin|depth_signal|position_per_depth|act|act_epsilon|"
+    r"(encoder|decoder)_no_ffn|embedding_factor_dim|deepnorm|b2t"
 )
+# Structures that stock fairseq lacks -> where they can be exported to, if anywhere.
+_STRUCTURES = {
+    **dict.fromkeys(("encoder_no_ffn", "decoder_no_ffn", "embedding_factor_dim", "deepnorm"), "--to ctranslate2"),
+    "b2t": "",
+}
 
 
 def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +53,13 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
             allowed = "; allowed: --to ctranslate2" if option == "admin" else ""
             raise SharingError(
                 f"--materialize cannot write a model with {flag}: stock fairseq has no such layers{allowed}"
+            )
+    for option, elsewhere in _STRUCTURES.items():
+        if value := model_args.get(option):
+            flag = flag_of(option) + ("" if value is True else f" {value}")
+            allowed = f"; allowed: {elsewhere}" if elsewhere else ""
+            raise SharingError(
+                f"--materialize cannot write a model with {flag}: stock fairseq has no such option{allowed}"
             )
     if model_args.get("position_per_depth"):
         raise SharingError(

@@ -155,7 +155,7 @@ def explain_mismatch(error: RuntimeError) -> str:
     elif "_experts" in name or "_router." in name:
         flag = "--attention-experts and --head-dim"
     elif "embed_tokens" in name or "output_projection" in name:
-        flag = f"the dictionary or --{stack}-embed-dim"
+        flag = f"the dictionary, --{stack}-embed-dim or --embedding-factor-dim"
     elif line.startswith("size mismatch"):
         flag = f"--{stack}-embed-dim"
     else:

@@ -16,7 +16,9 @@ from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refu
 from fairseq_sharing.decoding.fairseq_engine import load_models
 from fairseq_sharing.decoding.model_files import EXPORTED, SEVERAL_DIRECTIONS, ModelFiles, read_manifest
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.factorized_embedding.folding import multiplied_out
 from fairseq_sharing.files import atomic_write, replace_folder, sha256, temporary_folder
+from fairseq_sharing.no_ffn.folding import zero_ffn
 from fairseq_sharing.options import flag_of
 
 # Maximum difference of a subword's log-probability before quantization. Operations that CTranslate2 lacks cause
@@ -35,6 +37,7 @@ _ONLY = {
     "depth_signal": "off",
     "position_per_depth": False,
     "act": "off",
+    "b2t": False,
 }
 
 
@@ -123,6 +126,12 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
             f"{name}: CTranslate2 does not add the languages that {SEVERAL_DIRECTIONS} adds to sentences; "
             "translate this model with --engine fairseq"
         )
+    with multiplied_out(model), zero_ffn(model):
+        return _convert(model, task, name, converter, transformer_spec)
+
+
+def _convert(model: Any, task: Any, name: str, converter: Any, transformer_spec: Any) -> tuple[Any, int]:
+    """Convert a model whose embeddings and layers have the modules of fairseq's."""
     cfg = model.cfg
     _refuse_unknown(model, name, converter._SUPPORTED_ACTIVATIONS)
     common = {
@@ -157,7 +166,10 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
     from fairseq.modules import transformer_layer
 
     from fairseq_sharing.admin import layers as admin_layers
+    from fairseq_sharing.deep_norm import layers as deep_norm_layers
     from fairseq_sharing.models import transformer_sharing
+    from fairseq_sharing.models.layer_classes import parts_of
+    from fairseq_sharing.no_ffn.layers import WithoutFFN
 
     known = {
         transformer_sharing.SharedTransformerEncoder,
@@ -168,19 +180,23 @@ def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
         transformer_decoder.TransformerDecoderBase,
         admin_layers.AdminEncoderLayer,
         admin_layers.AdminDecoderLayer,
+        deep_norm_layers.DeepNormEncoder,
+        deep_norm_layers.DeepNormDecoder,
+        WithoutFFN,
         transformer_layer.TransformerEncoderLayerBase,
         transformer_layer.TransformerDecoderLayerBase,
     }
     allowed = "allowed: transformer and transformer_sharing models; translate this one with --engine fairseq"
-    for stack in (model.encoder, model.decoder):
-        unknown = next((part for part in (stack, *getattr(stack, "layers", ())) if type(part) not in known), None)
-        if unknown is not None:
-            raise SharingError(f"{name}: CTranslate2 does not support {type(unknown).__name__}; {allowed}")
     cfg = model.cfg
     for option, value in _ONLY.items():
         if getattr(cfg, option, value) != value:
             flag = f"{flag_of(option)} {getattr(cfg, option)}"
             raise SharingError(f"{name}: CTranslate2 does not support {flag}; {allowed}")
+    for stack in (model.encoder, model.decoder):
+        parts = (stack, *getattr(stack, "layers", ()))
+        unknown = next((part for part in parts if not known.issuperset(parts_of(type(part)))), None)
+        if unknown is not None:
+            raise SharingError(f"{name}: CTranslate2 does not support {type(unknown).__name__}; {allowed}")
     if cfg.activation_fn not in activations:
         flag, known_activations = f"--activation-fn {cfg.activation_fn}", ", ".join(sorted(activations))
         raise SharingError(f"{name}: CTranslate2 does not support {flag}; allowed: {known_activations}")

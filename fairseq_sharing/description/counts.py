@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fairseq_sharing.description.map_rows import MapRow, map_rows
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding
 from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.parameter_sets import part_of
+from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.preparation.manifest import read_manifest
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
@@ -71,8 +73,8 @@ def compare(
         device: ``cuda`` or ``cpu``.
 
     Returns:
-        The model; the vanilla model (with expert banks: the unshared model) with N layers; and the same with M layers
-        per stack, if M < N.
+        The model; the vanilla model (with expert banks or structures: the unshared model) with N layers; and the same
+        with M layers per stack, if M < N.
     """
 
     def described_as(title: str, args: Namespace) -> Description:
@@ -85,7 +87,8 @@ def compare(
     depth = {stack: len(layer_map) for stack, layer_map in model.layer_map.items()}
     sets = {stack: num_unique(layer_map) for stack, layer_map in model.layer_map.items()}
     described = [model]
-    plain_name = "unshared" if model.banks else "vanilla"
+    changed = model.banks or any(getattr(args, option, None) for option in STRUCTURES)
+    plain_name = "unshared" if changed else "vanilla"
     shares = model.unique != model.effective  # also if no two layers share all of their components
     for title, layers, show in (
         (f"{plain_name}, N layers", depth, shares or sets != depth),
@@ -116,7 +119,7 @@ def build_without_storage(args: Namespace, vocabulary: int) -> Any:
 def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Description:
     """Build a model without storage and count its parameters, bytes and MACs."""
     model = build_without_storage(args, vocabulary)
-    unique = _count(model, once=True)
+    unique = count_parameters(model)
     values = sum(unique.values())
     banks = model.expert_banks() if hasattr(model, "expert_banks") else []
     states = OPTIMIZER_STATES.get(str(getattr(args, "optimizer", None)))
@@ -156,7 +159,7 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         memory = None
         x = _input(decoder, model.cfg.decoder.embed_dim, length, sentences)
         if encoder is not None:
-            memory = torch.zeros(length, sentences, model.cfg.encoder.embed_dim)
+            memory = _input(encoder, model.cfg.encoder.embed_dim, length, sentences)
             for layer in encoder.layers:
                 memory = layer(memory, encoder_padding_mask=None)
         for layer in decoder.layers:
@@ -169,12 +172,14 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         return decoder.output_layer(x)
 
 
-def _input(decoder: Any, width: int, length: int, sentences: int) -> torch.Tensor:
+def _input(stack: Any, width: int, length: int, sentences: int) -> torch.Tensor:
     """Project embeddings to the width of the layers: T x B x C."""
-    projection = decoder.project_in_dim
-    if isinstance(decoder.embed_tokens, AdaptiveInput):
+    projection = getattr(stack, "project_in_dim", None)
+    if isinstance(stack.embed_tokens, AdaptiveInput):
         # Each token is in one band. The first is the widest and contains the most frequent words.
-        _, projection = decoder.embed_tokens.embeddings[0]
+        _, projection = stack.embed_tokens.embeddings[0]
+    if isinstance(stack.embed_tokens, FactorizedEmbedding):
+        projection = stack.embed_tokens.projection
     if projection is None:
         return torch.zeros(length, sentences, width)
     return projection(torch.zeros(length, sentences, projection.in_features))
@@ -219,6 +224,25 @@ def _count(model: Any, once: bool) -> dict[str, int]:
             component = "output"
         counts[component] += parameter.numel()
     return counts
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Count the unique parameters of a model by component."""
+    return _count(model, once=True)
+
+
+def composed_vocabulary(composed: Any, data: Path | None = None, vocabulary: int | None = None) -> int:
+    """Return the dictionary size of a composed configuration.
+
+    Args:
+        composed: the configuration.
+        data: a prepared data directory to use instead of that of the configuration.
+        vocabulary: the size, if there is no data yet.
+
+    Raises:
+        SharingError: the size is unknown.
+    """
+    return vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
 
 
 def vocabulary_size(data: Path) -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fairseq_sharing import flags
-from fairseq_sharing.description.counts import compare, vocabulary_size
+from fairseq_sharing.description.counts import compare, composed_vocabulary
 from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.description.step_memory import DEVICES
 from fairseq_sharing.description.tables import bank_table, main_table, map_line
@@ -59,7 +59,7 @@ def describe(
     composed = compose(config, overrides, check=flags.check)
     EvaluationSettings.of(composed.evaluate)
     args = flags.parse(composed.train)
-    size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
+    size = composed_vocabulary(composed, data, vocabulary)
     with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
     if svg is not None:

@@ -97,6 +97,19 @@ def dummy_task(vocabulary: int) -> Namespace:
     return Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
 
 
+def make_sample(model: Any, words: Tensor) -> dict[str, Any]:
+    """Make a batch without padding for a model.
+
+    Args:
+        model: an encoder-decoder model, a language model or an encoder.
+        words: the tokens of both sides, (sentences, length).
+    """
+    inputs = {"src_tokens": words, "src_lengths": words[:, 0]}
+    if hasattr(model, "encoder") and hasattr(model, "decoder"):
+        inputs["prev_output_tokens"] = words
+    return {"net_input": inputs, "target": words, "ntokens": words.numel(), "nsentences": len(words)}
+
+
 class TrainingStep:
     """Count the memory of training steps of a model and its criterion, which are built without storage.
 
@@ -146,20 +159,14 @@ class TrainingStep:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
             before = allocations.peak = allocations.alive
-            loss = self._criterion(self._model, self._sample(max(1, tokens // length), length))[0]
+            words = torch.full((max(1, tokens // length), length), _WORD)
+            loss = self._criterion(self._model, make_sample(self._model, words))[0]
             activations = allocations.alive - before
             loss.backward()
             for parameter in trained:
                 parameter.grad = None
         workspace = buffers + allocations.peak - before - activations
         return StepMemory(weights, gradients, self._states * gradients, activations, workspace)
-
-    def _sample(self, sentences: int, length: int) -> dict[str, Any]:
-        words = torch.full((sentences, length), _WORD)
-        inputs = {"src_tokens": words, "src_lengths": words[:, 0]}
-        if hasattr(self._model, "encoder") and hasattr(self._model, "decoder"):
-            inputs["prev_output_tokens"] = words
-        return {"net_input": inputs, "target": words, "ntokens": words.numel(), "nsentences": sentences}
 
 
 def estimate(args: Namespace, vocabulary: int, length: int, memory: float, device: str) -> MemoryEstimate:

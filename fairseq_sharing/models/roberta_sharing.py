@@ -11,6 +11,7 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
+from fairseq_sharing.models.refusing import refuse
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerEncoder
@@ -77,6 +78,8 @@ def _check(args: Namespace) -> None:
         if getattr(args, option) != "off":
             flag = f"{flag_of(option)} {getattr(args, option)}"
             raise SharingError(f"{flag} is not supported by roberta_sharing; allowed: off")
+    refuse(args, "deepnorm", "it has initial values of its own, those of BERT", False)
+    refuse(args, "embedding_factor_dim", "its output layer uses a table of the width of the model", None)
 
 
 _SIZES = {

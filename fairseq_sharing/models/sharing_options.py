@@ -18,6 +18,8 @@ from fairseq_sharing.layer_map import PARTS, SCOPES, SHARING_CHOICES, STACKS, St
 from fairseq_sharing.models.component_options import refuse_unlike_stacks
 from fairseq_sharing.models.hydra import flags_of
 from fairseq_sharing.models.presets import apply_preset
+from fairseq_sharing.models.refusing import refuse as _refuse
+from fairseq_sharing.models.structure_checks import check_structures
 from fairseq_sharing.options import flag_of, option_field
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
@@ -70,6 +72,20 @@ class SharingOptions(FairseqDataclass):
         "Admin's residual weights for post-norm stacks, one vector per sub-layer, never shared: profile sets them from "
         "the variances of the first training batch, closed_form to the square root of the sub-layer's number",
         "off",
+    )
+    deepnorm: bool = option_field(
+        "DeepNorm for post-norm stacks: one fixed weight for all residual connections of a stack, and smaller initial "
+        "values",
+        False,
+    )
+    b2t: bool = option_field(
+        "B2T connections for post-norm stacks: add the input of each layer before its last LayerNorm", False
+    )
+    encoder_no_ffn: bool = option_field("encoder layers without feed-forward network and its LayerNorm", False)
+    decoder_no_ffn: bool = option_field("decoder layers without feed-forward network and its LayerNorm", False)
+    embedding_factor_dim: Optional[int] = option_field(
+        "width E of factorized embeddings: a table V x E and a projection E x d instead of a table V x d; tied output "
+        "layers use both"
     )
     depth_signal: ChoiceEnum(["off", "sinusoidal", "learned"]) = option_field(
         "Universal Transformer: vector added to the input of each layer, one per depth", "off"
@@ -169,6 +185,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
     _validate_depth_steps(args, stacks)
+    check_structures(args, stacks)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":
@@ -248,13 +265,3 @@ def register_size(
 
     register_model_architecture(model, name)(architecture)
     return architecture
-
-
-def _refuse(args: Namespace, name: str, reason: str, allowed) -> None:
-    value = getattr(args, name, None)
-    if value not in (None, allowed) and value:
-        value = ",".join(map(str, value)) if isinstance(value, list) else value
-        raise SharingError(
-            f"{flag_of(name)} {value} cannot be combined with this model: {reason}; "
-            + (f"allowed: {allowed}" if allowed else "allowed: leave it out")
-        )

@@ -12,6 +12,7 @@ from fairseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, Transformer
 from fairseq.modules import AdaptiveInput
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
@@ -61,6 +62,10 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 
     @classmethod
     def _build_inputs(cls, args: Namespace, dictionary):
+        if args.embedding_factor_dim is not None:
+            return FactorizedEmbedding(
+                len(dictionary), args.decoder_embed_dim, args.embedding_factor_dim, dictionary.pad()
+            )
         if not args.adaptive_input:
             return cls.build_embedding(args, dictionary, args.decoder_input_dim)
         return AdaptiveInput(

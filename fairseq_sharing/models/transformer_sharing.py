@@ -8,10 +8,13 @@ from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 
-from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
+from fairseq_sharing.admin.layers import with_checkpointing
+from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding, tie_output_factor
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
+from fairseq_sharing.models.layer_classes import layer_class
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
 from fairseq_sharing.models.sharing_options import (
     add_sharing_args,
@@ -37,9 +40,10 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
         return self.build_tied(lambda: self._new_layer(cfg))
 
     def _new_layer(self, cfg):
-        if cfg.admin == "off":
+        layer = layer_class(cfg, "encoder")
+        if layer is TransformerEncoderLayerBase:
             return super().build_encoder_layer(cfg)
-        return with_checkpointing(AdminEncoderLayer(cfg, self.return_fc), cfg)
+        return with_checkpointing(layer(cfg, self.return_fc), cfg)
 
 
 class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
@@ -48,6 +52,7 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):
         self.begin_sharing(stack_sharing(cfg, "decoder"))
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+        tie_output_factor(self)
         self.add_depth_steps(cfg, "decoder")
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
@@ -55,9 +60,10 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
         return self.build_tied(lambda: self._new_layer(cfg, no_encoder_attn))
 
     def _new_layer(self, cfg, no_encoder_attn):
-        if cfg.admin == "off":
+        layer = layer_class(cfg, "decoder")
+        if layer is TransformerDecoderLayerBase:
             return super().build_decoder_layer(cfg, no_encoder_attn)
-        return with_checkpointing(AdminDecoderLayer(cfg, no_encoder_attn), cfg)
+        return with_checkpointing(layer(cfg, no_encoder_attn), cfg)
 
 
 @register_model("transformer_sharing")
@@ -93,6 +99,13 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
         args = as_namespace(args)
         transformer_sharing(args)
         return super().build_model(args, task)
+
+    @classmethod
+    def build_embedding(cls, cfg, dictionary, embed_dim, path=None):
+        """Build embeddings, factorized if the options say so."""
+        if cfg.embedding_factor_dim is None:
+            return super().build_embedding(cfg, dictionary, embed_dim, path)
+        return FactorizedEmbedding(len(dictionary), embed_dim, cfg.embedding_factor_dim, dictionary.pad())
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):

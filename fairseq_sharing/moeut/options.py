@@ -11,7 +11,8 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq_sharing.component_sharing import COMPONENT_OPTIONS, CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STRATEGIES
-from fairseq_sharing.models.sharing_options import _refuse
+from fairseq_sharing.models.refusing import refuse as _refuse
+from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions
 from fairseq_sharing.moeut.peri_layer import LayerSizes
 from fairseq_sharing.moeut.rotary import default_width
@@ -66,6 +67,7 @@ _FIXED = {
     "character_embeddings": (False, "embeddings are per word"),
     "depth_signal": ("off", "layers distinguish their repetitions by the residual stream alone"),
     "position_per_depth": (False, "positions are rotary"),
+    **dict.fromkeys(STRUCTURES, (None, "it changes the layers and embeddings of fairseq")),
     "act": ("off", "all layers are applied to every token"),
     **{
         option: (None, "a set of experts and its router belong together; use --sharing and --sharing-scope")

@@ -27,6 +27,11 @@ STOCK = {
 # For each option that some model refuses, a value other than the default.
 OTHER = {
     "admin": "profile",
+    "deepnorm": True,
+    "b2t": True,
+    "encoder_no_ffn": True,
+    "decoder_no_ffn": True,
+    "embedding_factor_dim": 8,
     "depth_signal": "learned",
     "position_per_depth": True,
     "act": "encoder",

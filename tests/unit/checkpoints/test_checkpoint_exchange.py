@@ -140,6 +140,11 @@ def test_materialized_file_is_of_plain_things_and_no_larger(trained, materialize
         ("depth_signal", "learned", "--depth-signal learned"),
         ("act", "both", "--act both"),
         ("position_per_depth", True, "--position-per-depth"),
+        ("encoder_no_ffn", True, "--encoder-no-ffn"),
+        ("decoder_no_ffn", True, "--decoder-no-ffn"),
+        ("embedding_factor_dim", 8, "--embedding-factor-dim 8"),
+        ("deepnorm", True, "--deepnorm"),
+        ("b2t", True, "--b2t"),
     ],
 )
 def test_models_that_stock_fairseq_does_not_support_are_not_materialized(option, value, flag):

@@ -59,7 +59,15 @@ def gradients(model, inputs) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("options", [{}, {"admin": "closed_form"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"admin": "closed_form"},
+        {"b2t": True},
+        {"deepnorm": True, "decoder_no_ffn": True, "embedding_factor_dim": 8},
+    ],
+)
 def test_few_graphs_serve_all_depths_and_shapes(graphs, options):
     assert len(SHAPES) == 20
     options = {**BY_NAME["cycle-fast"].options, **options, "dropout": 0.1, "attention_dropout": 0.1}

@@ -1,0 +1,1 @@
+"""Transformer layers without a feed-forward network (Pires et al. 2023)."""
