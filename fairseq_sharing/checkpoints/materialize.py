@@ -19,7 +19,8 @@ from fairseq_sharing.options import flag_of
 FUSED = "fused_"
 _SHARING_OPTION = re.compile(
     r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|compile|"
-    r"admin|depth_signal|position_per_depth|act|act_epsilon"
+    r"admin|depth_signal|position_per_depth|act|act_epsilon|"
+    r"((encoder|decoder)_)?depths|depth_sampling|depth_full_share|depth_loss"
 )
 
 

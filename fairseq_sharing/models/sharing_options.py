@@ -11,6 +11,7 @@ from fairseq.models import register_model_architecture
 from omegaconf import DictConfig
 
 from fairseq_sharing.checkpoints.materialize import FUSED
+from fairseq_sharing.depths.options import DepthOptions, validate_depths
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
 from fairseq_sharing.models.hydra import flags_of
@@ -76,13 +77,14 @@ class SharingOptions(FairseqDataclass):
 
 
 def add_sharing_args(parser: ArgumentParser) -> None:
-    """Add the flags of ``SharingOptions`` to a model's group of fairseq's parser."""
+    """Add the flags of ``SharingOptions`` and ``DepthOptions`` to a model's group of fairseq's parser."""
     gen_parser_from_dataclass(parser, SharingOptions(), delete_default=True)
+    gen_parser_from_dataclass(parser, DepthOptions(), delete_default=True)
 
 
 def set_defaults(args: Namespace) -> None:
     """Set each missing sharing option to its default, so that a checkpoint contains all of them."""
-    for option in fields(SharingOptions):
+    for option in (*fields(SharingOptions), *fields(DepthOptions)):
         if option.name != "_name" and getattr(args, option.name, None) is None:
             setattr(args, option.name, option.default)
 
@@ -136,6 +138,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
     _validate_depth_steps(args, stacks)
+    validate_depths(args, sharing)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":

@@ -10,6 +10,7 @@ from fairseq.models.transformer.transformer_decoder import TransformerDecoderBas
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
 
 from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
+from fairseq_sharing.depths.stack import DepthDecoder, DepthEncoder
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
@@ -24,7 +25,7 @@ from fairseq_sharing.models.sharing_options import (
 _NO_LAYER = -1
 
 
-class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
+class SharedTransformerEncoder(SharedStack, DepthEncoder, TransformerEncoderBase):
     """fairseq's Transformer encoder with layers tied by the encoder's layer map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, return_fc=False):
@@ -42,7 +43,7 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
         return with_checkpointing(AdminEncoderLayer(cfg, self.return_fc), cfg)
 
 
-class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
+class SharedTransformerDecoder(SharedStack, DepthDecoder, TransformerDecoderBase):
     """fairseq's Transformer decoder with layers tied by the decoder's layer map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):
