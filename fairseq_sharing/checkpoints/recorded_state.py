@@ -48,6 +48,8 @@ def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
     changed_by, pending = extra.get("map_changed_by"), extra.get("admin_pending", False)
     _require(changed_by is None or isinstance(changed_by, str), "map_changed_by", changed_by, "text")
     _require(isinstance(pending, bool), "admin_pending", pending, "true or false")
+    depths = extra.get("depths", [])
+    _require(_are_settings(depths, stacks), "depths", depths, "a list of one number of layers per stack")
     return {**extra, "stacks": stacks, "aliases": aliases}
 
 
@@ -102,6 +104,17 @@ def _are_layers(values: Any, count: int, distinct: bool = True) -> bool:
     numbers = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
     in_range = len(numbers) == len(values) and all(0 <= number < count for number in numbers)
     return in_range and (not distinct or len(set(numbers)) == len(numbers))
+
+
+def _are_settings(values: Any, stacks: Mapping[str, Any]) -> bool:
+    """Return whether values are the depths that a model was trained at."""
+    layers = {stack.split(".")[0]: len(shared["layer_map"]) for stack, shared in stacks.items()}
+    return isinstance(values, list | tuple) and all(
+        isinstance(setting, Mapping)
+        and setting.keys() == layers.keys()
+        and all(_are_layers([depth], layers[stack] + 1) and depth for stack, depth in setting.items())
+        for setting in values
+    )
 
 
 def _tensors_by_layer(state: Mapping[str, Any], stack: str) -> dict[int, dict[str, torch.Size]]:
