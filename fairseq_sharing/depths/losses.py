@@ -18,15 +18,17 @@ _PREFIX = "nll_loss_"  # of the loss of a setting in logs: nll_loss_d4
 
 
 def add_losses_of_depths() -> None:
-    """Train the aligned loss, and validate at every trained depth, in all of fairseq's tasks."""
+    """Train at the drawn depths or with the aligned loss, and validate at every depth, in all of fairseq's tasks."""
     stock_train, stock_valid, stock_reduce = FairseqTask.train_step, FairseqTask.valid_step, FairseqTask.reduce_metrics
 
     @functools.wraps(stock_train)
-    def train_step(self, sample, model, criterion, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def train_step(self, sample, model, criterion, optimizer, update_num, *args, **kwargs):  # type: ignore[no-untyped-def]
         depths = _depths(model)
-        if depths is not None and depths.aligned:
-            criterion = functools.partial(aligned_loss, criterion, depths)
-        return stock_train(self, sample, model, criterion, *args, **kwargs)
+        if depths is not None:
+            model.draw_depth(update_num)
+            if depths.aligned:
+                criterion = functools.partial(aligned_loss, criterion, depths)
+        return stock_train(self, sample, model, criterion, optimizer, update_num, *args, **kwargs)
 
     @functools.wraps(stock_valid)
     def valid_step(self, sample, model, criterion, *args, **kwargs):  # type: ignore[no-untyped-def]

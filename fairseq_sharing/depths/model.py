@@ -17,8 +17,8 @@ from fairseq_sharing.depths.stack import KeptPass
 class DepthModel:
     """Mixin for a fairseq model with shared stacks.
 
-    In training, each step runs at a depth that depends on the number of updates (``set_num_updates``). In evaluation,
-    the model runs all layers, or at the depth of ``use_depth``.
+    In training, each step runs at the depth of ``draw_depth``. In evaluation, the model runs all layers, or at the depth
+    of ``use_depth``.
     """
 
     cfg: Any
@@ -45,14 +45,19 @@ class DepthModel:
         """
         self._limit(setting or {}, training=False)
 
-    def set_num_updates(self, num_updates: int) -> None:
-        """Draw the depth of the next training step. fairseq calls this before every micro-batch."""
-        super().set_num_updates(num_updates)  # type: ignore[misc]
+    def draw_depth(self, update: int) -> None:
+        """Draw the depth of the next micro-batch; call this once before each.
+
+        fairseq's ``set_num_updates`` cannot draw it: it is also called when a checkpoint is loaded.
+
+        Args:
+            update: number of updates so far.
+        """
         if self.depths is None or self.depths.aligned:
             return
-        self._micro_batch = self._micro_batch + 1 if num_updates == self._update else 0
-        self._update = num_updates
-        self._limit(self.depths.draw(num_updates, self._micro_batch), training=True)
+        self._micro_batch = self._micro_batch + 1 if update == self._update else 0
+        self._update = update
+        self._limit(self.depths.draw(update, self._micro_batch), training=True)
 
     @contextmanager
     def whole_depth(self) -> Iterator[None]:

@@ -27,14 +27,14 @@ def depths_run(monkeypatch):
     from fairseq_sharing.depths.model import DepthModel
 
     drawn: list[dict[str, int]] = []
-    set_num_updates = DepthModel.set_num_updates
+    draw_depth = DepthModel.draw_depth
 
-    def recording(model, num_updates):
-        set_num_updates(model, num_updates)
+    def recording(model, update):
+        draw_depth(model, update)
         model.train()
         drawn.append({name: len(stack.active) for name, stack in model.stacks.items()})
 
-    monkeypatch.setattr(DepthModel, "set_num_updates", recording)
+    monkeypatch.setattr(DepthModel, "draw_depth", recording)
     return drawn
 
 
