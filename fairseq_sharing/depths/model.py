@@ -17,8 +17,8 @@ from fairseq_sharing.depths.stack import KeptPass
 class DepthModel:
     """Mixin for a fairseq model with shared stacks.
 
-    In training, each step runs at the depth of ``draw_depth``. In evaluation, the model runs all layers, or at the depth
-    of ``use_depth``.
+    In training, each step runs at the depth of ``draw_depth``. In evaluation, the depth is that of ``use_depth``, by
+    default all layers.
     """
 
     cfg: Any

@@ -15,6 +15,7 @@ from fairseq.data import Dictionary
 from fairseq.modules import AdaptiveInput
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_sharing.depths.options import DEFAULTS
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import LayerMap, num_unique
@@ -89,6 +90,7 @@ def compare(
                 **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
             )
             plain.depth_signal, plain.position_per_depth, plain.act = "off", False, "off"
+            vars(plain).update(DEFAULTS)
             for stack, count in layers.items():
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fairseq_sharing import flags
 from fairseq_sharing.description.counts import compare, vocabulary_size
+from fairseq_sharing.description.depth_costs import costs_of_depths, depth_table
 from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.description.step_memory import DEVICES
 from fairseq_sharing.description.tables import bank_table, main_table, map_line
@@ -62,18 +63,22 @@ def describe(
     size = vocabulary or vocabulary_size(data or Path(composed.get("data") or f"data/{composed.dataset}"))
     with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
+        depths = costs_of_depths(args, size, length)
     if svg is not None:
         write_text(svg, draw_maps(models[0].layer_map))
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
+        by_depth = {"depths": [asdict(cost) for cost in depths]} if depths else {}
         settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}
-        console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models]}))
+        console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models], **by_depth}))
         return
     for stack, layer_map in models[0].layer_map.items():
         console.print(map_line(stack, layer_map))
         if models[0].depth_steps[stack]:
             console.print(f"{stack}  {models[0].depth_steps[stack]}")
     console.print(main_table(models, size, length, f"{memory:g} GB"))
+    if depths:
+        console.print(depth_table(depths))
     if models[0].banks:
         console.print(bank_table(models[0]))
     drawn = f"maps drawn to {svg}" if svg else "draw the maps with --svg FILE"
