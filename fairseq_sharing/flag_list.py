@@ -15,6 +15,7 @@ from fairseq.registry import REGISTRIES
 
 import fairseq_sharing
 from fairseq_sharing.component_sharing import COMPONENT_OPTIONS, CROSS_STACK_OPTION
+from fairseq_sharing.depths.options import DepthOptions
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STRATEGIES, make_layer_map
 from fairseq_sharing.models.presets import PRESETS
@@ -138,7 +139,10 @@ def list_flags(arch: str = ALL) -> list[Group]:
 
 
 def _model_groups(arch: str | None = None) -> list[Group]:
-    groups = [Group("Sharing and training", _EVERYWHERE, _flags(SharingOptions(), arch))]
+    groups = [
+        Group("Sharing and training", _EVERYWHERE, _flags(SharingOptions(), arch)),
+        Group("Several depths", "For all architectures of this package.", _flags(DepthOptions(), arch)),
+    ]
     if arch is None or issubclass(models.ARCH_MODEL_REGISTRY[arch], MoECounts):
         banks = "For `--arch transformer_moeut`, `--arch transformer_lm_moeut` and their sizes."
         groups.append(Group("MoEUT", banks, _flags(MoEOptions(), arch)))

@@ -21,7 +21,8 @@ _SHARING_OPTION = re.compile(
     r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope|component_sharing)|cross_stack_sharing|preset|"
     r"precision|fast|compile|"
     r"admin|depth_signal|position_per_depth|act|act_epsilon|"
-    r"(encoder|decoder)_no_ffn|embedding_factor_dim|deepnorm|b2t"
+    r"(encoder|decoder)_no_ffn|embedding_factor_dim|deepnorm|b2t|"
+    r"((encoder|decoder)_)?depths|depth_sampling|depth_full_share|depth_loss"
 )
 # Structures that stock fairseq lacks -> where they can be exported to, if anywhere.
 _STRUCTURES = {

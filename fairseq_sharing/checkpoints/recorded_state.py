@@ -55,6 +55,8 @@ def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
     changed_by, pending = extra.get("map_changed_by"), extra.get("admin_pending", False)
     _require(changed_by is None or isinstance(changed_by, str), "map_changed_by", changed_by, "text")
     _require(isinstance(pending, bool), "admin_pending", pending, "true or false")
+    depths = extra.get("depths", [])
+    _require(_are_settings(depths, stacks), "depths", depths, "a list of one number of layers per stack")
     return {**extra, "stacks": stacks, "aliases": aliases}
 
 
@@ -203,6 +205,17 @@ def _compare_layers(
         for depth in range(len(shared.layer_map)):
             for name, first in leaves[stack].items():
                 _check_tensor(shapes, full_name(stack, depth, name), shapes[first], tied)
+
+
+def _are_settings(values: Any, stacks: Mapping[str, Any]) -> bool:
+    """Return whether values are the depths that a model was trained at."""
+    layers = {stack.split(".")[0]: len(shared["layer_map"]) for stack, shared in stacks.items()}
+    return isinstance(values, list | tuple) and all(
+        isinstance(setting, Mapping)
+        and setting.keys() == layers.keys()
+        and all(_are_layers([depth], layers[stack] + 1) and depth for stack, depth in setting.items())
+        for setting in values
+    )
 
 
 def _check_tensor(shapes: Mapping[str, torch.Size], full: str, wanted: torch.Size, tied: Mapping[str, str]) -> None:

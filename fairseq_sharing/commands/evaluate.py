@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.commands.depth_flags import NAMES as DEPTH_FLAGS
+from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.finite import finite_number
 from fairseq_sharing.options import flag_of
 
@@ -76,6 +78,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             flag_of(name), type=kind, metavar=metavar, help=f"{text}; overrides evaluate.{name}", **optional
         )
+    add_depth_flags(group)
 
 
 def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
@@ -131,7 +134,11 @@ def run(args: argparse.Namespace) -> None:
     given = vars(args)
     output = Console()
     if args.evaluated is None:
-        _refuse(given, (*_CHECKPOINTS, "out", "data", *(name for name in _SETTINGS if name != "tokenize")), "a RUN")
+        _refuse(
+            given,
+            (*_CHECKPOINTS, *DEPTH_FLAGS, "out", "data", *(name for name in _SETTINGS if name != "tokenize")),
+            "a RUN",
+        )
         _score_files(given, args.json, output)
         return
     _refuse(given, _FILES, "plain files (--hypothesis and --reference)")
@@ -181,11 +188,12 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
     console, out = Console(stderr=True), given.get("out")
     if out is not None:
         check_output_folder(out, "--out")
+    depth = depth_request(args)
     path = _find_run(args.evaluated, args.overrides)
     overrides = {name: given[name] for name in _SETTINGS if name in given}
     if not is_checkpoint_directory(path):
         _refuse(given, _CHECKPOINTS, "a directory of checkpoints of fairseq-train")
-        return evaluate_run(path, console, given.get("data"), out, overrides)
+        return evaluate_run(path, console, given.get("data"), out, overrides, depth)
     data: Path | PlainData
     if "data" in given:
         _refuse(given, [name for name in _CHECKPOINTS if name != "run_name"], "--data", "without")
@@ -198,7 +206,7 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
             f"{path}: contains checkpoints but no config.yaml of fairseq-sharing train; "
             "give --data-bin and --test, or --data with a prepared data directory"
         )
-    return evaluate_checkpoints(path, console, data, given.get("run_name"), out, overrides)
+    return evaluate_checkpoints(path, console, data, given.get("run_name"), out, overrides, depth)
 
 
 def _find_run(named: Path, overrides: list[str]) -> Path:

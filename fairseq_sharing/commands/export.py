@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.decoding.search import QUANTIZATIONS
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"type of the stored CTranslate2 weights: {', '.join(QUANTIZATIONS)}; fp32 if not given",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
+    add_depth_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,12 +59,14 @@ def run(args: argparse.Namespace) -> None:
         _materialize(args, console)
         return
     check_output_folder(args.output, "--output")
+    from fairseq_sharing.decoding.at_depth import at_depth
     from fairseq_sharing.decoding.ctranslate2_export import export
 
     files = find_model(args.model, args.data, Console(stderr=True))
     if files.exported:
         raise SharingError(f"{args.model}: already exported; give a run directory or a checkpoint")
-    exported = export(files, args.output, args.quantization)
+    with at_depth(files, depth_request(args)) as reduced:
+        exported = export(reduced, args.output, args.quantization)
     used, stored = exported.tensors
     console.print(
         f"{args.output}: {exported.size:,} bytes, {stored} tensors stored for the {used} that the layers use; "
@@ -80,14 +84,17 @@ def _materialize(args: argparse.Namespace, console: Console) -> None:
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.materialize import materialize
     from fairseq_sharing.decoding.model_files import find_model
+    from fairseq_sharing.depths.checkpoint import take_depth
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.terminal import Console
 
     path = Path(args.model)
     if path.is_dir():
         (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
-    checkpoint = load_checkpoint(path)
+    checkpoint, request = load_checkpoint(path), depth_request(args)
     try:
+        if request.given:
+            checkpoint, _ = take_depth(checkpoint, request)
         stock = materialize(checkpoint)
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error

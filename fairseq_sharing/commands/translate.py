@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
 from fairseq_sharing.finite import finite_number, whole_number
 from fairseq_sharing.terminal import visible
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prepared", action="store_true", help="the input is already segmented into subwords; the output stays so"
     )
+    add_depth_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
         threads=args.threads,
         device=args.device,
         prepared=args.prepared,
+        depth=depth_request(args),
     )
     terminal = args.input == "-" and sys.stdin.isatty()
     buffer = args.buffer or (1 if terminal else 10_000)

@@ -293,6 +293,7 @@ def _write_manifest(folder: Path, files: ModelFiles, model: Any) -> None:
     manifest |= {
         "max_tokens": {"source": source - 1, "target": target - 1},
         "layer_map": {stack: list(sharing.layer_map) for stack, sharing in getattr(model, "sharing", {}).items()},
+        **({"depth": files.depth} if files.depth else {}),
         "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir())},
     }
     with atomic_write(folder / "manifest.json") as file:

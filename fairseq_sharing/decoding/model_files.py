@@ -38,6 +38,7 @@ class ModelFiles:
         dictionaries: directory of the dictionaries (checkpoints only).
         languages: language code of each side ("source", "target").
         max_tokens: maximum number of subwords of a source and of a target, by side (exported models only).
+        depth: the depth of each stack that the checkpoints were reduced to; None for all layers.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelFiles:
     dictionaries: Path | None = None
     languages: dict[str, str] | None = None
     max_tokens: dict[str, int] | None = None
+    depth: dict[str, int] | None = None
 
 
 def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:

@@ -7,13 +7,16 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fairseq_sharing.decoding.at_depth import at_depth
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
+from fairseq_sharing.depths.settings import DepthRequest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import cpu_cores, torch_threads
 from fairseq_sharing.preparation.text import Pipeline
@@ -35,6 +38,8 @@ class Translator:
             fairseq it uses OMP_NUM_THREADS, or the number of idle cores.
         device: ``cpu`` or ``cuda``.
         prepared: read and write subwords instead of plain text.
+        depth: number of layers to run, of a model trained for several depths; None for all. A ``DepthRequest`` sets the
+            depth of each stack.
 
     Raises:
         SharingError: there is no such model, or it does not support the options.
@@ -50,6 +55,7 @@ class Translator:
         threads: int | None = None,
         device: str = "cpu",
         prepared: bool = False,
+        depth: int | DepthRequest | None = None,
     ):
         if engine not in (None, *ENGINES):
             raise SharingError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -59,7 +65,10 @@ class Translator:
             raise SharingError(f"--device must be cpu or cuda, got {device!r}")
         if threads is not None and threads < 1:
             raise SharingError(f"--threads must be at least 1, got {threads}")
-        self._files = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
+        request = depth if isinstance(depth, DepthRequest) else DepthRequest(depth)
+        found = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
+        self._temporary = ExitStack()  # folders that are kept as long as the translator
+        self._files = self._temporary.enter_context(at_depth(found, request))
         self.engine = engine or ("ctranslate2" if self._files.exported else "fairseq")
         if self.engine == "fairseq" and self._files.exported:
             raise SharingError(
@@ -141,9 +150,8 @@ class Translator:
         else:
             from fairseq_sharing.decoding.ctranslate2_export import export
 
-            # Kept as long as the translator.
-            self._temporary = tempfile.TemporaryDirectory(prefix="fairseq-sharing-")
-            exported = export(self._files, Path(self._temporary.name) / "model")
+            folder = self._temporary.enter_context(tempfile.TemporaryDirectory(prefix="fairseq-sharing-"))
+            exported = export(self._files, Path(folder) / "model")
             files = find_model(str(exported.path), None, Console(stderr=True))
         assert files.exported is not None
         assert files.max_tokens is not None

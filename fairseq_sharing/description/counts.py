@@ -15,13 +15,14 @@ from fairseq.data import Dictionary
 from fairseq.modules import AdaptiveInput
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_sharing.depths.options import DEFAULTS
 from fairseq_sharing.description.map_rows import MapRow, map_rows
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding
 from fairseq_sharing.layer_map import LayerMap, num_unique
-from fairseq_sharing.parameter_sets import part_of
 from fairseq_sharing.models.structure_checks import STRUCTURES
+from fairseq_sharing.parameter_sets import part_of
 from fairseq_sharing.preparation.manifest import read_manifest
 
 COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
@@ -99,6 +100,7 @@ def compare(
                 **{k: v for k, v in vars(args).items() if "sharing" not in k and "unique_layers" not in k}
             )
             plain.depth_signal, plain.position_per_depth, plain.act = "off", False, "off"
+            vars(plain).update(DEFAULTS)
             for stack, count in layers.items():
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fairseq_sharing import flags
 from fairseq_sharing.description.counts import compare, composed_vocabulary
+from fairseq_sharing.description.depth_costs import costs_of_depths, depth_table
 from fairseq_sharing.description.drawing import draw_maps
 from fairseq_sharing.description.step_memory import DEVICES
 from fairseq_sharing.description.tables import bank_table, main_table, map_line
@@ -62,6 +63,7 @@ def describe(
     size = composed_vocabulary(composed, data, vocabulary)
     with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
+        depths = costs_of_depths(args, size, length)
     if svg is not None:
         rows = {row.title: row for row in models[0].maps}
         drawing = draw_maps(
@@ -71,8 +73,9 @@ def describe(
         write_text(svg, drawing)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
+        by_depth = {"depths": [asdict(cost) for cost in depths]} if depths else {}
         settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}
-        console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models]}))
+        console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models], **by_depth}))
         return
     for row in models[0].maps:
         console.print(map_line(row, max(len(row.title) for row in models[0].maps)))
@@ -80,6 +83,8 @@ def describe(
         if added:
             console.print(f"{stack}  {added}")
     console.print(main_table(models, size, length, f"{memory:g} GB"))
+    if depths:
+        console.print(depth_table(depths))
     if models[0].banks:
         console.print(bank_table(models[0]))
     drawn = f"maps drawn to {svg}" if svg else "draw the maps with --svg FILE"

@@ -11,7 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
+from fairseq_sharing.depths.settings import DepthRequest, setting_name
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.at_depth import reduce_to_depth
 from fairseq_sharing.evaluation.averages import average_last_epochs, average_name
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
 from fairseq_sharing.evaluation.checkpoint_directory import PlainData, open_checkpoints
@@ -49,6 +51,7 @@ def evaluate_run(
     data: Path | None = None,
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    depth: DepthRequest | None = None,
 ) -> dict[str, Any]:
     """Average a run's last checkpoints and score every test set of its data.
 
@@ -60,9 +63,10 @@ def evaluate_run(
         data: data directory, if it has moved since training.
         out: directory for a copy of the result, ``<run>-seed<seed>.json``, and of its hypotheses.
         overrides: values that replace those of the configuration's ``evaluate`` block.
+        depth: the depth to evaluate. Its result is that of a run named ``<run>-d<depth>``; None for all layers.
 
     Returns:
-        The result, as written to ``result.json``.
+        The result, as written to ``result.json``, or ``result-d<depth>.json``.
 
     Raises:
         SharingError: an input is missing, incomplete or inconsistent, or another process is evaluating the run; the
@@ -82,7 +86,7 @@ def evaluate_run(
             console.print(
                 f"{path}: training has not finished; evaluating its current checkpoints", markup=False, soft_wrap=True
             )
-        return _evaluate(run, console, settings, average, found, out)
+        return _evaluate(run, console, settings, average, found, out, depth)
 
 
 def evaluate_checkpoints(
@@ -92,6 +96,7 @@ def evaluate_checkpoints(
     name: str | None = None,
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    depth: DepthRequest | None = None,
 ) -> dict[str, Any]:
     """Evaluate a translation model of plain ``fairseq-train`` like a run.
 
@@ -102,6 +107,7 @@ def evaluate_checkpoints(
         name: name of the run in the result; by default that of the directory.
         out: see `evaluate_run`.
         overrides: settings that differ from the defaults of `EvaluationSettings`.
+        depth: see `evaluate_run`.
 
     Returns:
         The result.
@@ -114,7 +120,7 @@ def evaluate_checkpoints(
     refuse_other_direction(run.direction(), found.direction, path, found.binarized)
     average = average_name(settings.average_last, EvaluationSettings.average_last)
     with run.evaluating():
-        return _evaluate(run, console, settings, average, found, out)
+        return _evaluate(run, console, settings, average, found, out, depth)
 
 
 def _evaluate(
@@ -124,6 +130,7 @@ def _evaluate(
     average: str,
     data: EvaluationData,
     out: Path | None,
+    depth: DepthRequest | None,
 ) -> dict[str, Any]:
     config, record, path = run.config(), run.record(), run.path
     task = str(config.get("train", {}).get("task") or "translation")
@@ -134,24 +141,28 @@ def _evaluate(
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
+    setting: dict[str, int] | None = None
+    if depth is not None and depth.given:
+        averaged, setting, inputs = reduce_to_depth(averaged, inputs, depth, steps)
+    suffix = f"-{setting_name(setting)}" if setting else ""
     log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
-    system = f"{config.run}-seed{config.seed}"
+    system = f"{config.run}{suffix}-seed{config.seed}"
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
     if translates:
-        translator = RunTranslator(run, data, settings, config.get("train", {}))
+        translator = RunTranslator(run, data, settings, config.get("train", {}), suffix)
         for test in data.tests:
             hypotheses = translator.translate(test, averaged, inputs, steps, console)
             scores[test.name] = _score(test, hypotheses, data, settings)
             scores[test.name] |= keep(hypotheses, path, test.name, data.direction, system)
             if data.lowercase:
-                generated = read_generated(run.evaluation / f"{test.name}.generate.txt", test.segments)
+                generated = read_generated(run.evaluation / f"{test.name}{suffix}.generate.txt", test.segments)
                 scores[test.name]["tokenized_bleu"] = _tokenized_bleu(test, generated, data)
             if data.artificial and not examples:
                 examples = _examples(test, hypotheses)
     else:
-        scorer = LanguageModelScorer(averaged, data, settings, inputs)
+        scorer = LanguageModelScorer(averaged, data, settings, inputs, suffix)
         for test in data.tests:
             scores[test.name] = scorer.score(test, run.evaluation, steps, console)
 
@@ -159,9 +170,10 @@ def _evaluate(
 
     model = describe_checkpoint(averaged)
     result = {
-        "run": str(config.run),
+        "run": f"{config.run}{suffix}",
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
+        **({"depth": setting} if setting else {}),
         "epochs": _epoch(names[-1], averaged),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
@@ -179,9 +191,10 @@ def _evaluate(
     }
     _refuse_nonfinite(path, result)
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
-    write_text(run.result_file, text)
+    result_file = run.result_file.with_stem(run.result_file.stem + suffix)
+    write_text(result_file, text)
     if out is not None:
-        add_result(run.result_file, out)
+        add_result(result_file, out)
     return json.loads(text)
 
 

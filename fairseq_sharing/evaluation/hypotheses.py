@@ -24,9 +24,25 @@ SEVERAL_DIRECTIONS = (
 
 
 class RunTranslator:
-    """Translates test sets with a run's model."""
+    """Translates test sets with a run's model.
 
-    def __init__(self, run: RunDirectory, data: EvaluationData, settings: EvaluationSettings, train: Mapping[str, Any]):
+    Args:
+        run: the run.
+        data: the test sets.
+        settings: the settings of the search.
+        train: the ``train`` block of the run.
+        suffix: distinguishes the files of a model at a smaller depth.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        data: EvaluationData,
+        settings: EvaluationSettings,
+        train: Mapping[str, Any],
+        suffix: str = "",
+    ):
+        self._suffix = suffix
         self._run, self._data, self._settings, self._task = run, data, settings, task_words(train)
         source, target = data.direction
         self._languages = [*flag_words("--source-lang", source), *flag_words("--target-lang", target)]
@@ -44,9 +60,10 @@ class RunTranslator:
             **({"max_len_a": settings.max_len_a} if settings.max_len_a else {}),
             **({"max_len_b": settings.max_len_b} if settings.max_len_b != EvaluationSettings.max_len_b else {}),
         }
-        output = self._run.evaluation / f"{name}.generate.txt"
+        step = name + self._suffix
+        output = self._run.evaluation / f"{step}.generate.txt"
         inputs = {**inputs, **search, "subset": test.subset, "data": self._data.files}
-        if steps.is_done(name, inputs, output):
+        if steps.is_done(step, inputs, output):
             tokens = read_generated(output, test.segments)
         else:
             words = [path_word(self._data.binarized), *flag_words("--path", checkpoint)]
@@ -54,7 +71,7 @@ class RunTranslator:
             for option, value in search.items():
                 words += [flag_of(option), str(value)]
             tokens = generate(words, output, test.segments, name, console)
-            steps.record(name, inputs, output)
+            steps.record(step, inputs, output)
         return [self._data.pipeline.decode(line) for line in tokens]
 
 

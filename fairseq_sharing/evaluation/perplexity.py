@@ -30,9 +30,18 @@ class LanguageModelScorer:
         data: the test sets.
         settings: ``tokens_per_sample``, ``context_window`` and ``max_tokens``.
         inputs: what identifies the checkpoint.
+        suffix: distinguishes the files of a model at a smaller depth.
     """
 
-    def __init__(self, checkpoint: Path, data: EvaluationData, settings: EvaluationSettings, inputs: Mapping[str, Any]):
+    def __init__(
+        self,
+        checkpoint: Path,
+        data: EvaluationData,
+        settings: EvaluationSettings,
+        inputs: Mapping[str, Any],
+        suffix: str = "",
+    ):
+        self._suffix = suffix
         self._checkpoint, self._data, self._settings = checkpoint, data, settings
         self._inputs = {
             **inputs,
@@ -58,12 +67,13 @@ class LanguageModelScorer:
         Raises:
             SharingError: the settings do not fit the model, or fairseq omitted a part of the text.
         """
-        output = folder / f"{test.name}.perplexity.json"
+        step = test.name + self._suffix
+        output = folder / f"{step}.perplexity.json"
         inputs = {**self._inputs, "subset": test.subset}
-        if not steps.is_done(test.name, inputs, output):
+        if not steps.is_done(step, inputs, output):
             loss, tokens = self._evaluate(test, console)
             write_text(output, json.dumps({"loss": loss, "tokens": tokens}) + "\n")
-            steps.record(test.name, inputs, output)
+            steps.record(step, inputs, output)
         found = json.loads(output.read_text(encoding="utf-8"))
         assert test.source is not None
         words = sum(len(line.split()) + 1 for line in read_lines(test.source))

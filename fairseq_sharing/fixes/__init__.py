@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fairseq
 
+from fairseq_sharing.depths.losses import add_losses_of_depths
 from fairseq_sharing.fixes.checkpoints import fix_checkpoints, fix_meters
 from fairseq_sharing.fixes.data import (
     fix_batches_of_later_epochs,
@@ -50,6 +51,7 @@ def apply() -> None:
     show_data_wait()
     fix_recomputation()
     fix_trainer()
+    add_losses_of_depths()
     save_when_terminated()
     log_maps_for_ties()
     fix_torchrun()

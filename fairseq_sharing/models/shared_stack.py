@@ -21,6 +21,8 @@ from fairseq_sharing.checkpoints.sharing_state import (
     fit_to_model,
     initializing,
 )
+from fairseq_sharing.depths.model import DepthModel
+from fairseq_sharing.depths.stack import DepthStack
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.fast.attention import use_fast_attention
@@ -28,7 +30,7 @@ from fairseq_sharing.fast.compiled_layer import compile_layers
 from fairseq_sharing.fast.dropout import use_fast_dropout
 from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
-from fairseq_sharing.tying import StackBuilder, count_uses, retie_stack, shared_names, tie_stacks
+from fairseq_sharing.tying import StackBuilder, retie_stack, shared_names, tie_stacks
 from fairseq_sharing.universal.depth_steps import DepthSteps
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class NotScriptable:
         )
 
 
-class SharedStack(NotScriptable, DepthSteps):
+class SharedStack(NotScriptable, DepthStack, DepthSteps):
     """Mixin for a fairseq encoder or decoder whose ``layers`` are tied by a layer map."""
 
     sharing: StackSharing
@@ -94,15 +96,14 @@ class SharedStack(NotScriptable, DepthSteps):
         for hook in self._gradient_hooks:
             hook.remove()
         self.averages_gradients = on
-        uses = count_uses(self, self.sharing) if on else {}
-        self._gradient_hooks = tuple(p.register_hook(partial(_divide, by=count)) for p, count in uses.items())
+        users = self.users_of_parameters() if on else {}
+        self._gradient_hooks = tuple(p.register_hook(partial(self._mean, layers)) for p, layers in users.items())
+
+    def _mean(self, layers: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / self.count_active_uses(layers)
 
 
-def _divide(gradient: torch.Tensor, by: int) -> torch.Tensor:
-    return gradient / by
-
-
-class SharingModel(NotScriptable):
+class SharingModel(NotScriptable, DepthModel):
     """Mixin for a fairseq model with shared stacks: state dict, Admin, fast path and training precision.
 
     The state dict contains each shared tensor once, under its first name, and the layer maps. Loading restores the
@@ -173,6 +174,8 @@ class SharingModel(NotScriptable):
             state["frozen"] = frozen
         if self.admin_pending:
             state["admin_pending"] = True
+        if self.depths is not None:
+            state["depths"] = [dict(setting) for setting in self.depths.settings]
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -228,7 +231,7 @@ class SharingModel(NotScriptable):
         if not self.training or not self.admin_pending:
             return
         stacks = list(self.stacks.values())
-        with torch.no_grad(), profiling(stacks):
+        with torch.no_grad(), profiling(stacks), self.whole_depth():
             forward()
         if torch.distributed.is_initialized():
             for stack in stacks:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from fairseq_sharing.checkpoints.materialize import FUSED
 from fairseq_sharing.component_sharing import BY_DEPTH, SPANS, resolve_sharing
+from fairseq_sharing.depths.options import DepthOptions, validate_depths
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import PARTS, SCOPES, SHARING_CHOICES, STACKS, StackSharing
 from fairseq_sharing.models.component_options import refuse_unlike_stacks
@@ -20,7 +21,7 @@ from fairseq_sharing.models.hydra import flags_of
 from fairseq_sharing.models.presets import apply_preset
 from fairseq_sharing.models.refusing import refuse as _refuse
 from fairseq_sharing.models.structure_checks import check_structures
-from fairseq_sharing.options import flag_of, option_field
+from fairseq_sharing.options import option_field
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
 _UNIQUE = "M, the number of parameter sets; required by sequence, cycle and cycle_rev"
@@ -116,13 +117,14 @@ class SharingOptions(FairseqDataclass):
 
 
 def add_sharing_args(parser: ArgumentParser) -> None:
-    """Add the flags of ``SharingOptions`` to a model's group of fairseq's parser."""
+    """Add the flags of ``SharingOptions`` and ``DepthOptions`` to a model's group of fairseq's parser."""
     gen_parser_from_dataclass(parser, SharingOptions(), delete_default=True)
+    gen_parser_from_dataclass(parser, DepthOptions(), delete_default=True)
 
 
 def set_defaults(args: Namespace) -> None:
     """Set each missing sharing option to its default, so that a checkpoint contains all of them."""
-    for option in fields(SharingOptions):
+    for option in (*fields(SharingOptions), *fields(DepthOptions)):
         if option.name != "_name" and getattr(args, option.name, None) is None:
             setattr(args, option.name, option.default)
 
@@ -186,6 +188,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     _refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
     _validate_depth_steps(args, stacks)
     check_structures(args, stacks)
+    validate_depths(args, sharing)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":

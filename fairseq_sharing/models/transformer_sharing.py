@@ -11,6 +11,7 @@ from fairseq.models.transformer.transformer_encoder import TransformerEncoderBas
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 
 from fairseq_sharing.admin.layers import with_checkpointing
+from fairseq_sharing.depths.stack import DepthDecoder, DepthEncoder
 from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding, tie_output_factor
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
@@ -27,7 +28,7 @@ from fairseq_sharing.models.sharing_options import (
 _NO_LAYER = -1
 
 
-class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
+class SharedTransformerEncoder(SharedStack, DepthEncoder, TransformerEncoderBase):
     """fairseq's Transformer encoder with layers tied by the encoder's layer map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, return_fc=False):
@@ -46,7 +47,7 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
         return with_checkpointing(layer(cfg, self.return_fc), cfg)
 
 
-class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
+class SharedTransformerDecoder(SharedStack, DepthDecoder, TransformerDecoderBase):
     """fairseq's Transformer decoder with layers tied by the decoder's layer map."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False, output_projection=None):

@@ -192,6 +192,8 @@ def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
     Raises:
         SharingError: with the flag and the allowed value.
     """
+    if str(getattr(args, "depth_loss", "sampled")) == "aligned":
+        raise SharingError("--depth-loss aligned is not supported by MoEUT; allowed: sampled")
     if getattr(args, "admin", "off") != "off":
         raise SharingError(f"--admin {args.admin} requires post-norm layers; allowed: off")
     for name, (allowed, reason) in _FIXED.items():

@@ -86,10 +86,11 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
         mask = ~padding[:, None, None] if padding.any() else None
         step = Step(turn, ~padding.t(), mask, count=return_usage)
         states, usage = [x], []
-        for layer in self.layers:
-            x, _, used = self._run(layer, x, step)
-            states.append(x)
-            usage.append(used)
+        with self.only_active():
+            for layer in self.layers:
+                x, _, used = self._run(layer, x, step)
+                states.append(x)
+                usage.append(used)
         return {
             "encoder_out": [self.layer_norm(x)],
             "encoder_padding_mask": [padding],
@@ -139,9 +140,12 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state, return_usage=return_usage)
         return (x if features_only else self.output_layer(x)), extra
 
-    def extract_features(
-        self, prev_output_tokens, encoder_out=None, incremental_state=None, return_usage=False, **unused
-    ):
+    def extract_features(self, *args, **kwargs):
+        """Run the active layers; the arguments and results are those of ``_run_layers``."""
+        with self.only_active():
+            return self._run_layers(*args, **kwargs)
+
+    def _run_layers(self, prev_output_tokens, encoder_out=None, incremental_state=None, return_usage=False, **unused):
         """Run the layers.
 
         Args:

@@ -90,6 +90,7 @@ RESULT: Schema = {
     "arch": (optional(is_name), "a name"),
     "schedule": (optional(is_name), "a name"),
     "sharing": (lambda value: named(is_name)(value) and bool(value), "a strategy per stack"),
+    "depth": (named(is_count), "a number per stack"),
     "layers": (named(is_count), "a number per stack"),
     "unique_layers": (named(is_count), "a number per stack"),
     "layer_map": (named(list_of(is_count)), "a list of labels per stack"),

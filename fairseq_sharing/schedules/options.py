@@ -195,6 +195,9 @@ def check_training(args: Any) -> None:
     if (given("zero_sharding") or "none") != "none":
         refuse(f"--zero-sharding {given('zero_sharding')}", "it shards a fixed list of parameters", "none")
     for name, reason in (
+        ("depths", "the layers that run at a depth would change with the map"),
+        ("encoder_depths", "the layers that run at a depth would change with the map"),
+        ("decoder_depths", "the layers that run at a depth would change with the map"),
         ("use_bmuf", "it keeps its own copies of the parameters"),
         ("store_ema", "it stores copies by name, which would not follow the map"),
         ("checkpoint_activations", "recomputed layers could use the parameters of another map"),

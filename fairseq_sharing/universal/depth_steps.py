@@ -22,6 +22,7 @@ class DepthSteps:
 
     layers: nn.ModuleList
     embed_positions: nn.Module
+    active: tuple[int, ...]  # the layers that run
     _positions: Tensor | None = None  # B x T x C
     _ponder: Ponder | None = None
 
@@ -69,7 +70,9 @@ class DepthSteps:
     def _enter(self, depth: int, _layer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         state, *others = args  # T x B x C
         entering = state
-        if self._positions is not None and depth > 0:  # the embedding already adds them at the first depth
+        if (
+            self._positions is not None and depth != self.active[0]
+        ):  # the embedding already adds them at the first depth
             entering = entering + self._positions[:, -state.size(0) :].transpose(0, 1)
         if self.depth_signal is not None:
             entering = self.depth_signal(entering, depth)
@@ -81,7 +84,7 @@ class DepthSteps:
         return (entering, *others), kwargs
 
     def _leave(self, depth: int, _layer, _args: tuple, made: Any) -> Any:
-        last = depth == len(self.layers) - 1
+        last = depth == self.active[-1]
         if last:
             self._positions = None
         if self.halting is None:

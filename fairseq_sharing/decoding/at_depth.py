@@ -1,0 +1,53 @@
+"""The files of a model at one of its depths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fairseq_sharing.decoding.model_files import ModelFiles
+from fairseq_sharing.depths.settings import DepthRequest
+from fairseq_sharing.errors import SharingError
+
+
+@contextmanager
+def at_depth(files: ModelFiles, request: DepthRequest) -> Iterator[ModelFiles]:
+    """Write the checkpoints of a model at a depth to a temporary folder.
+
+    Args:
+        files: the files of the model.
+        request: the depth; without one, the files are yielded unchanged.
+
+    Yields:
+        Files that exist as long as the context.
+
+    Raises:
+        SharingError: the model is exported, was not trained at this depth, or has no such depth.
+    """
+    if not request.given:
+        yield files
+        return
+    if files.exported:
+        raise SharingError(f"{files.name}: an exported model has one depth; export the checkpoint with --depth")
+    with TemporaryDirectory(prefix="fairseq-sharing-") as folder:
+        yield write_at_depth(files, request, Path(folder))
+
+
+def write_at_depth(files: ModelFiles, request: DepthRequest, folder: Path) -> ModelFiles:
+    """Write the checkpoints of a model at a depth to a folder, and return the files."""
+    from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
+    from fairseq_sharing.depths.checkpoint import take_depth
+
+    written: list[Path] = []
+    depth: dict[str, int] | None = None
+    for number, path in enumerate(files.checkpoints):
+        try:
+            taken, depth = take_depth(load_checkpoint(path), request)
+        except SharingError as error:
+            raise SharingError(f"{path}: {error}") from error
+        written.append(folder / f"{number}.pt")
+        save_atomically(taken, written[-1])
+    return replace(files, checkpoints=tuple(written), depth=depth)

@@ -1,0 +1,77 @@
+"""Settings: one depth for each stack of a model, and which setting a command asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fairseq_sharing.errors import SharingError
+
+Setting = Mapping[str, int]  # stack -> number of layers that run
+
+
+def setting_name(setting: Setting) -> str:
+    """Return a short name for logs and files: ``d6`` if the stacks agree, else ``e12d3``."""
+    if len(set(setting.values())) == 1:
+        return f"d{next(iter(setting.values()))}"
+    return "".join(f"{stack[0]}{depth}" for stack, depth in setting.items())
+
+
+@dataclass(frozen=True)
+class DepthRequest:
+    """The depth that a command asks for.
+
+    Attributes:
+        depth: the depth of every stack; None for all layers.
+        encoder: the depth of the encoder, overriding ``depth``.
+        decoder: the depth of the decoder, overriding ``depth``.
+        force: also allow a depth that the model was not trained at.
+    """
+
+    depth: int | None = None
+    encoder: int | None = None
+    decoder: int | None = None
+    force: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether any depth is requested."""
+        return any(depth is not None for depth in (self.depth, self.encoder, self.decoder))
+
+    def resolve(self, trained: Sequence[Setting]) -> dict[str, int]:
+        """Return the requested setting.
+
+        Args:
+            trained: the settings that the model was trained at; the last one runs all layers.
+
+        Raises:
+            SharingError: the model lacks the stack, or was not trained at this depth.
+        """
+        full = trained[-1]
+        own = {"encoder": self.encoder, "decoder": self.decoder}
+        for stack, depth in own.items():
+            if depth is not None and stack not in full:
+                raise SharingError(f"--{stack}-depth {depth}: the model has no {stack}; allowed: --depth")
+        chosen = {}
+        for stack, layers in full.items():
+            requested = own[stack]
+            if requested is None:
+                requested = self.depth
+            chosen[stack] = layers if requested is None else requested
+        if chosen not in [dict(setting) for setting in trained] and not self.force:
+            raise SharingError(
+                f"depth {describe(chosen)}: the model was not trained at it; allowed: "
+                f"{', '.join(map(describe, trained))} (or --force-depth)"
+            )
+        return chosen
+
+    def flag(self, stack: str) -> str:
+        """Return the flag that sets the depth of a stack."""
+        return f"--{stack}-depth" if {"encoder": self.encoder, "decoder": self.decoder}[stack] else "--depth"
+
+
+def describe(setting: Setting) -> str:
+    """Describe a setting in an error message: ``6``, or ``encoder 12 and decoder 3`` if the stacks differ."""
+    if len(set(setting.values())) == 1:
+        return str(next(iter(setting.values())))
+    return " and ".join(f"{stack} {depth}" for stack, depth in setting.items())
