@@ -14,6 +14,7 @@ from fairseq.models import FairseqEncoderDecoderModel, FairseqEncoderModel, Fair
 from fairseq.registry import REGISTRIES
 
 import fairseq_sharing
+from fairseq_sharing.adapters.kinds import DEPTH_OPTIONS
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STRATEGIES, make_layer_map
 from fairseq_sharing.models.sharing_options import SharingOptions
@@ -24,7 +25,16 @@ from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
 ALL = "all"
 _PACKAGE = "fairseq_sharing."
 # Model -> sharing options that it refuses, because its layers do not support them.
-_MOEUT_REFUSES = ("admin", "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile")
+_MOEUT_REFUSES = (
+    "admin",
+    "depth_signal",
+    "position_per_depth",
+    "act",
+    "act_epsilon",
+    "fast",
+    "compile",
+    *DEPTH_OPTIONS,
+)
 REFUSED = {
     "transformer_lm_sharing": ("admin",),
     "roberta_sharing": ("admin", "depth_signal", "act", "act_epsilon"),

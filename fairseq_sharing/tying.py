@@ -29,14 +29,13 @@ _PART_OF = {
     "self_attn_layer_norm": "layer_norm",
     "encoder_attn_layer_norm": "layer_norm",
     "final_layer_norm": "layer_norm",
+    "residual_weight": "depth",
+    "depth": "depth",
 }
 
 
 def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
     """List the names of a layer's parameters that a map ties.
-
-    A layer's ``depth_parameters`` lists the first name components of parameters that belong to the depth and are never
-    shared.
 
     Args:
         layer: a layer of a stack.
@@ -45,15 +44,27 @@ def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
     Yields:
         Names relative to the layer, for example ``self_attn.k_proj.weight``.
     """
+    own = set(depth_names(layer))
+    for name, _ in layer.named_parameters(remove_duplicate=False):
+        if name not in own and in_scope(name, scope):
+            yield name
+
+
+def depth_names(layer: nn.Module) -> Iterator[str]:
+    """List the names of a layer's parameters that belong to the depth and are never shared.
+
+    A layer's ``depth_parameters`` lists them, or the first components of their names.
+    """
     own = getattr(layer, "depth_parameters", ())
     for name, _ in layer.named_parameters(remove_duplicate=False):
-        if name.split(".")[0] not in own and in_scope(name, scope):
+        if name in own or name.split(".")[0] in own:
             yield name
 
 
 def in_scope(name: str, scope: tuple[str, ...]) -> bool:
     """Return whether a scope ties a parameter, given its name within the layer."""
-    return scope == ("layer",) or part_of(name) in scope
+    part = part_of(name)
+    return part != "depth" and (scope == ("layer",) or part in scope)
 
 
 def part_of(name: str) -> str | None:

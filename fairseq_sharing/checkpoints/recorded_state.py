@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.adapters.kinds import DepthKinds
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, StackSharing, relabel
 from fairseq_sharing.tying import in_scope
@@ -48,6 +49,10 @@ def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
     changed_by, pending = extra.get("map_changed_by"), extra.get("admin_pending", False)
     _require(changed_by is None or isinstance(changed_by, str), "map_changed_by", changed_by, "text")
     _require(isinstance(pending, bool), "admin_pending", pending, "true or false")
+    try:
+        DepthKinds.recorded(extra.get("depth", {}))
+    except ValueError:
+        _refuse("depth", extra["depth"], "lora with rank and of; scale, bias and norm")
     return {**extra, "stacks": stacks, "aliases": aliases}
 
 

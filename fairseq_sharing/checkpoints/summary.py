@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.adapters.effective import is_adapter
 from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.checkpoints.sharing_state import count_layers, layer_aliases, recorded_sharing
@@ -19,7 +20,8 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         arch; sharing, layers, unique_layers, layer_map and scope by stack; parameters {unique, effective} (number of
-        values; effective counts a shared tensor once per layer that uses it); updates.
+        values; effective counts a shared tensor once per layer that uses it, and no adapters, which change
+        tensors without adding any); updates.
 
     Raises:
         SharingError: no such file, or not a checkpoint.
@@ -37,6 +39,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor")) and name not in _copies(args)
     }
     borrowed = [sizes[owner] for stack, s in sharing.items() for owner in layer_aliases(state, stack, s).values()]
+    adapters = sum(size for name, size in sizes.items() if is_adapter(name))
     history = checkpoint.get("optimizer_history") or [{}]
     strategies = {s: args.get(f"{s.split('.')[0]}_sharing") or args.get("sharing") or "none" for s in sharing}
     return {
@@ -46,7 +49,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "unique_layers": {stack: num_unique(s.layer_map) for stack, s in sharing.items()},
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
         "scope": {stack: list(s.scope) for stack, s in sharing.items()},
-        "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
+        "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed) - adapters},
         "updates": history[-1].get("num_updates"),
     }
 

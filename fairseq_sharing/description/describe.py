@@ -73,6 +73,8 @@ def describe(
         console.print(map_line(stack, layer_map))
         if models[0].depth_steps[stack]:
             console.print(f"{stack}  {models[0].depth_steps[stack]}")
+    for line in models[0].depth_kinds:
+        console.print(line)
     console.print(main_table(models, size, length, f"{memory:g} GB"))
     if models[0].banks:
         console.print(bank_table(models[0]))

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
 from omegaconf import DictConfig
 
+from fairseq_sharing.adapters.kinds import validate_depth
+from fairseq_sharing.adapters.options import DepthOptions
 from fairseq_sharing.checkpoints.materialize import FUSED
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS, StackSharing, resolve_stack
@@ -25,7 +27,7 @@ _ONLY = " ({} only; overrides the flag for both stacks)"
 
 
 @dataclass
-class SharingOptions(FairseqDataclass):
+class SharingOptions(DepthOptions):
     """Options that ``--arch transformer_sharing`` and related architectures add to those of fairseq."""
 
     # fairseq derives the flags from these annotations at run time: use Optional and no postponed annotations.
@@ -136,6 +138,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
     _refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
     _validate_depth_steps(args, stacks)
+    validate_depth(args, stacks)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":

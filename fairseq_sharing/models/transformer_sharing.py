@@ -8,7 +8,10 @@ from fairseq.models import register_model
 from fairseq.models.transformer import transformer_legacy
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 
+from fairseq_sharing.adapters.kinds import DepthKinds
+from fairseq_sharing.adapters.layer import add_depth_parameters
 from fairseq_sharing.admin.layers import AdminDecoderLayer, AdminEncoderLayer, with_checkpointing
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
@@ -37,9 +40,11 @@ class SharedTransformerEncoder(SharedStack, TransformerEncoderBase):
         return self.build_tied(lambda: self._new_layer(cfg))
 
     def _new_layer(self, cfg):
-        if cfg.admin == "off":
+        kinds = DepthKinds.read(cfg)
+        if cfg.admin == "off" and not kinds:
             return super().build_encoder_layer(cfg)
-        return with_checkpointing(AdminEncoderLayer(cfg, self.return_fc), cfg)
+        layer = (TransformerEncoderLayerBase if cfg.admin == "off" else AdminEncoderLayer)(cfg, self.return_fc)
+        return with_checkpointing(add_depth_parameters(layer, kinds), cfg)
 
 
 class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
@@ -55,9 +60,11 @@ class SharedTransformerDecoder(SharedStack, TransformerDecoderBase):
         return self.build_tied(lambda: self._new_layer(cfg, no_encoder_attn))
 
     def _new_layer(self, cfg, no_encoder_attn):
-        if cfg.admin == "off":
+        kinds = DepthKinds.read(cfg)
+        if cfg.admin == "off" and not kinds:
             return super().build_decoder_layer(cfg, no_encoder_attn)
-        return with_checkpointing(AdminDecoderLayer(cfg, no_encoder_attn), cfg)
+        layer = (TransformerDecoderLayerBase if cfg.admin == "off" else AdminDecoderLayer)(cfg, no_encoder_attn)
+        return with_checkpointing(add_depth_parameters(layer, kinds), cfg)
 
 
 @register_model("transformer_sharing")
