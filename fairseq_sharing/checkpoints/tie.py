@@ -191,7 +191,8 @@ def _without_layers(state: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 def _effective_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, StackSharing]) -> list[Layer]:
     """Return the tensors of each layer of a saved stack, including those that it borrows, with adapters merged."""
     aliases = layer_aliases(state, stack, recorded[stack]) if stack in recorded else {}
-    used = merge_state({**state, **{name: state[owner] for name, owner in aliases.items()}})
+    every = {**state, **{name: state[owner] for name, owner in aliases.items()}}
+    used = merge_state({name: value for name, value in every.items() if name.startswith(f"{stack}.layers.")})
     layers: list[dict[str, Tensor]] = [{} for _ in range(count_layers(state, stack, recorded))]
     for name, value in used.items():
         match = re.fullmatch(rf"{re.escape(stack)}\.layers\.(\d+)\.(.+)", name)
