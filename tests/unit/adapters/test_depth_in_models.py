@@ -10,13 +10,14 @@ import torch
 from depth_models import ALL, CYCLE, adapted
 from fairseq import models
 from moeut_models import BANKS
-from scheduled_training import changes, train
+from scheduled_training import TrainingBatches, changes, train
 from scheduled_training import make_trainer as make_scheduled
 from sharing_cases import LAYERS
 from step_by_step import check_step_by_step
 from tiny_models import EMBED, FFN, arguments, batch, build, dictionary, loss, perturb
 
 from fairseq_sharing.adapters.effective import merge_state
+from fairseq_sharing.commands import main
 from fairseq_sharing.description.counts import compare, measure
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.tying import depth_names
@@ -73,7 +74,7 @@ def test_universal_transformer_with_act_decodes_as_it_trains(fast, norm):
         evaluated = model(**batch())[0]
         torch.testing.assert_close(model.train()(**batch())[0], evaluated, rtol=0, atol=1e-5)
     loss(model, batch()).backward()
-    assert model.encoder.layers[3].depth.lora.fc1.a.grad.abs().sum() > 0
+    assert model.encoder.layers[0].depth.lora.fc1.a.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("admin", ["profile", "closed_form"])
@@ -123,7 +124,7 @@ def test_a_frozen_depth_freezes_what_belongs_to_it():
     for depth, layer in enumerate(model.encoder.layers):
         trains = {name: parameter.requires_grad for name, parameter in layer.named_parameters()}
         assert set(trains.values()) == {depth not in (2, 3)}, trains
-    assert len(trains) > 40
+    assert len(trains) == 1 + 16 + 12 + 3  # Admin, the layer, adapters and factors
     model.encoder.freeze((3,))
     assert all(parameter.requires_grad for parameter in model.encoder.layers[2].parameters())
 
@@ -131,6 +132,7 @@ def test_a_frozen_depth_freezes_what_belongs_to_it():
 def test_a_dynamic_schedule_freezes_and_ties_layers_with_adapters(data_dir):
     words = ("--sharing-schedule=dynamic", "--dynamic-interval=2", "--dynamic-policy=random")
     trainer = make_scheduled(data_dir, *words, sharing="none", depth_lora=2, depth_bias=True)
+    trainer.task._loss.batches = TrainingBatches()
     frozen = trainer.get_model().encoder.layers[3]
     assert not frozen.depth.lora.fc1.a.requires_grad
     assert not frozen.fc1.bias.requires_grad
@@ -186,10 +188,12 @@ def test_compared_vanilla_models_have_no_depth_parameters():
     ]
 
 
-def test_weights_of_a_half_are_described_as_merged(capsys, tmp_path):
-    from fairseq_sharing.commands import main
-
-    words = ["describe", "configs/toy.yaml", "train.depth_lora=2", "--vocabulary", "100", "--json"]
+def test_the_command_describes_each_kind_in_one_line(capsys):
+    words = ["describe", "toy", "row=cycle_rev", "train.depth_lora=2", "train.depth_norm=true", "--vocabulary", "100"]
     assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "\ndecoder  lora: rank 2, 10 matrices, " in printed
+    assert "\nencoder  norm: 4 vectors, " in printed
+    assert main([*words, "--json"]) == 0
     (first, *_) = json.loads(capsys.readouterr().out)["models"]
-    assert first["depth_kinds"][0].startswith("encoder  lora: rank 2, 6 matrices")
+    assert len(first["depth_kinds"]) == 4
