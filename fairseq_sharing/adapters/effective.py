@@ -32,8 +32,7 @@ def effective_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         The changed weights and biases by name.
 
-    Source: Bae et al. 2025, "Relaxed Recursive Transformers", for the adapters; Liu et al. 2022, "Few-Shot
-    Parameter-Efficient Fine-Tuning", for the factors.
+    Source: Bae et al. 2025, "Relaxed Recursive Transformers", for the adapters.
     """
     changed: dict[str, Tensor] = {}
     for name, a in tensors.items():

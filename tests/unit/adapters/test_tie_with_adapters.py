@@ -48,7 +48,7 @@ def test_full_rank_reproduces_the_source_after_aligning_and_fitting(options, nor
 
 def residual(source: dict, rank: int, iterations: int = 0) -> float:
     """Sum the squared differences between the matrices that the depths use and the trained ones."""
-    options = {**CYCLE, "depth_lora": rank}
+    options = {"sharing": "universal", "depth_lora": rank}
     model = load(tie(source, options, fit_iterations=iterations), **options)
     total = 0.0
     for stack in STACKS:
@@ -62,13 +62,12 @@ def residual(source: dict, rank: int, iterations: int = 0) -> float:
 
 def test_the_error_falls_with_the_rank_and_with_the_iterations():
     source = vanilla_checkpoint()
-    by_rank = [residual(source, rank) for rank in (1, 2, 4, 8, EMBED)]
+    by_rank = [residual(source, rank) for rank in (1, 4, EMBED)]
     assert by_rank == sorted(by_rank, reverse=True)
-    assert len(set(by_rank)) == 5
+    assert len(set(by_rank)) == 3
     assert by_rank[-1] < 1e-8
-    by_iteration = [residual(source, 2, iterations) for iterations in range(5)]
-    assert by_iteration == sorted(by_iteration, reverse=True)
-    assert by_iteration[-1] < 0.9 * by_iteration[0]
+    by_iteration = [residual(source, 2, iterations) for iterations in (0, 1, 4)]
+    assert by_iteration[0] > by_iteration[1] > by_iteration[2]
 
 
 def test_iterations_find_what_layers_have_in_common():
