@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> None:
     import fairseq_sharing
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.tie import tie
+    from fairseq_sharing.decoding.model_files import checkpoint_file
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file
     from fairseq_sharing.terminal import Console
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     check_output_file(args.output, "--output")
     fairseq_sharing.register()
     data = _binarized(args.data) if args.data is not None else None
-    path = _checkpoint_file(args.checkpoint)
+    path = checkpoint_file(args.checkpoint)
     checkpoint = load_checkpoint(path)
     if args.output.exists() and args.output.samefile(path):
         raise SharingError(f"--output {args.output}: is the checkpoint to tie; allowed: another file")
@@ -137,16 +138,6 @@ def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[s
     words = ["--user-dir", str(PACKAGE_DIR), "--arch", model_arguments(tied)["arch"]]
     words += [word for name, value in given if value is not None for word in (flag_of(name), str(value))]
     return words + DepthKinds.read(args).flags.split()
-
-
-def _checkpoint_file(path: Path) -> Path:
-    """Return the checkpoint to tie: the file itself, or the averaged checkpoint of a run."""
-    from fairseq_sharing.decoding.model_files import find_model
-    from fairseq_sharing.terminal import Console
-
-    if path.is_dir():
-        (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
-    return path
 
 
 def _binarized(data: Path) -> Path:
