@@ -14,6 +14,7 @@ from fairseq.models import FairseqEncoderDecoderModel, FairseqEncoderModel, Fair
 from fairseq.registry import REGISTRIES
 
 import fairseq_sharing
+from fairseq_sharing.adapters.kinds import DEPTH_OPTIONS
 from fairseq_sharing.component_sharing import COMPONENT_OPTIONS, CROSS_STACK_OPTION
 from fairseq_sharing.depths.options import DepthOptions
 from fairseq_sharing.errors import SharingError
@@ -30,7 +31,7 @@ _PACKAGE = "fairseq_sharing."
 # Model -> sharing options that it refuses, because its layers do not support them.
 _MOEUT_REFUSES = (
     *("admin", *STRUCTURES, "depth_signal", "position_per_depth", "act", "act_epsilon", "fast", "compile"),
-    *(*COMPONENT_OPTIONS, CROSS_STACK_OPTION),
+    *(*COMPONENT_OPTIONS, CROSS_STACK_OPTION, *DEPTH_OPTIONS),
 )
 REFUSED = {
     "transformer_lm_sharing": ("admin", "encoder_no_ffn", CROSS_STACK_OPTION),

@@ -30,6 +30,8 @@ _PART_OF = {
     "self_attn_layer_norm": "layer_norm",
     "encoder_attn_layer_norm": "layer_norm",
     "final_layer_norm": "layer_norm",
+    "residual_weight": "depth",
+    "depth": "depth",
 }
 
 

@@ -20,9 +20,6 @@ from fairseq_sharing.parameter_sets import find_borrowed, in_scope
 def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
     """List the names of a layer's parameters that a map ties.
 
-    A layer's ``depth_parameters`` lists the first name components of parameters that belong to the depth and are never
-    shared.
-
     Args:
         layer: a layer of a stack.
         scope: ``("layer",)`` for all parameters, or the tied parts.
@@ -30,9 +27,20 @@ def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
     Yields:
         Names relative to the layer, for example ``self_attn.k_proj.weight``.
     """
+    own = set(depth_names(layer))
+    for name, _ in layer.named_parameters(remove_duplicate=False):
+        if name not in own and in_scope(name, scope):
+            yield name
+
+
+def depth_names(layer: nn.Module) -> Iterator[str]:
+    """List the names of a layer's parameters that belong to the depth and are never shared.
+
+    A layer's ``depth_parameters`` lists them, or the first components of their names.
+    """
     own = getattr(layer, "depth_parameters", ())
     for name, _ in layer.named_parameters(remove_duplicate=False):
-        if name.split(".")[0] not in own and in_scope(name, scope):
+        if name in own or name.split(".")[0] in own:
             yield name
 
 

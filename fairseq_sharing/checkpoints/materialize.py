@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from fairseq_sharing.adapters.effective import merge_state
 from fairseq_sharing.checkpoints.arguments import model_arguments, plain
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
@@ -22,7 +23,8 @@ _SHARING_OPTION = re.compile(
     r"precision|fast|compile|"
     r"admin|depth_signal|position_per_depth|act|act_epsilon|"
     r"(encoder|decoder)_no_ffn|embedding_factor_dim|deepnorm|b2t|"
-    r"((encoder|decoder)_)?depths|depth_sampling|depth_full_share|depth_loss"
+    r"((encoder|decoder)_)?depths|depth_sampling|depth_full_share|depth_loss|"
+    r"depth_(lora|lora_of|scale|bias|norm)"
 )
 # Structures that stock fairseq lacks -> where they can be exported to, if anywhere.
 _STRUCTURES = {
@@ -38,7 +40,8 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
         checkpoint: the result of ``load_checkpoint``; it is not modified.
 
     Returns:
-        The stock checkpoint, without optimizer state. Tied layers still share storage, so the file does not grow.
+        The stock checkpoint, without optimizer state. Tied layers still share storage, so the file does not grow,
+        except for matrices that differ by depth because of their adapters or factors.
 
     Raises:
         SharingError: the model is not a transformer_sharing model or has parts that stock fairseq lacks, or its
@@ -72,6 +75,7 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state.pop(EXTRA_STATE, None)
     for name, owner in aliases.items():
         state[name] = state[owner]
+    state = merge_state(state)
     plain_args = {key: value for key, value in model_args.items() if not _SHARING_OPTION.fullmatch(key)}
     stock = arch.replace("transformer_sharing", "transformer")
     plain_args.update(arch=stock, _name=stock, user_dir=None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.adapters.kinds import DepthKinds
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import SCOPES, ComponentMap, StackSharing, relabel
 from fairseq_sharing.parameter_sets import ATTENTION, complete, find_borrowed, full_name, names_by_layer
@@ -57,6 +58,10 @@ def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
     _require(isinstance(pending, bool), "admin_pending", pending, "true or false")
     depths = extra.get("depths", [])
     _require(_are_settings(depths, stacks), "depths", depths, "a list of one number of layers per stack")
+    try:
+        DepthKinds.recorded(extra.get("depth", {}))
+    except ValueError:
+        _refuse("depth", extra["depth"], "lora with rank and of; scale, bias and norm")
     return {**extra, "stacks": stacks, "aliases": aliases}
 
 

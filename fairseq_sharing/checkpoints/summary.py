@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.adapters.effective import is_adapter
 from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.checkpoints.recorded_state import recorded_sharing
@@ -21,7 +22,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         arch; sharing, layers, unique_layers, layer_map and scope by stack; components, the map of each component that
         shares (or of ``layer``) by stack; parameters {unique, effective} (number of values; effective counts a shared
-        tensor once per layer that uses it); updates.
+        tensor once per layer that uses it, and no adapters, which change tensors without adding any); updates.
 
     Raises:
         SharingError: no such file, or not a checkpoint.
@@ -39,6 +40,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if torch.is_tensor(value) and not name.endswith(("version", "_float_tensor")) and name not in _copies(args)
     }
     borrowed = [sizes[owner] for owner in layer_aliases(state, sharing).values()]
+    adapters = sum(size for name, size in sizes.items() if is_adapter(name))
     history = checkpoint.get("optimizer_history") or [{}]
     strategies = {stack: _strategy(stack.split(".")[0], args) for stack in sharing}
     return {
@@ -49,7 +51,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "layer_map": {stack: list(s.layer_map) for stack, s in sharing.items()},
         "scope": {stack: list(s.scope) for stack, s in sharing.items()},
         "components": {stack: {c.component: list(c.labels) for c in s.maps} for stack, s in sharing.items()},
-        "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed)},
+        "parameters": {"unique": sum(sizes.values()), "effective": sum(sizes.values()) + sum(borrowed) - adapters},
         "updates": history[-1].get("num_updates"),
     }
 

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_sharing.adapters.effective import ATTRIBUTE, merge_state
+from fairseq_sharing.adapters.fit_layers import fit_layers
+from fairseq_sharing.adapters.kinds import DEPTH_OPTIONS, DepthKinds
 from fairseq_sharing.checkpoints.align import Layer, align_layer
 from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
@@ -43,16 +46,22 @@ _WITHOUT["store_ema"] = False
 
 
 def tie(
-    checkpoint: Mapping[str, Any], options: Mapping[str, Any], init: str = "stepwise", align: bool = False
+    checkpoint: Mapping[str, Any],
+    options: Mapping[str, Any],
+    init: str | None = None,
+    align: bool = False,
+    fit_iterations: int = 0,
 ) -> dict[str, Any]:
     """Make the checkpoint of a model with shared layers from a trained one.
 
     Args:
         checkpoint: result of ``load_checkpoint`` for a model of fairseq or of this package, with any layer map.
-        options: ``SHARING_OPTIONS``, and ``encoder_layers`` and ``decoder_layers`` to change the depth; a missing
-            option equals None.
-        init: the rule that fills the parameter sets, one of ``INITS``.
+        options: ``SHARING_OPTIONS``, ``DEPTH_OPTIONS``, and ``encoder_layers`` and ``decoder_layers`` to change the
+            depth; a missing option equals None.
+        init: the rule that fills the parameter sets, one of ``INITS``; by default ``average`` with adapters and
+            ``stepwise`` without.
         align: reorder the units and heads of the layers of a set before averaging them.
+        fit_iterations: number of alternations between the shared matrices and the adapters.
 
     Returns:
         A checkpoint without optimizer state and with 0 updates.
@@ -61,6 +70,13 @@ def tie(
         SharingError: the options give no layer map or do not apply to the model, the model is not supported, its
             weights are NaN or infinite or do not match its arguments, or a set cannot be filled.
     """
+    init = init or ("average" if options.get("depth_lora") else "stepwise")
+    if fit_iterations and not options.get("depth_lora"):
+        raise SharingError(
+            f"--fit-iterations {fit_iterations}: there are no adapters to fit; allowed: with --depth-lora"
+        )
+    if fit_iterations < 0:
+        raise SharingError(f"--fit-iterations {fit_iterations}: allowed: 0 or more")
     if align and init != "average":
         raise SharingError(f"--align with --init {init}: nothing is averaged; allowed: --init average")
     strategies = [name for name in SHARING_OPTIONS if name.endswith("sharing")]
@@ -76,7 +92,7 @@ def tie(
     _refuse_other_stacks(options, model.sharing)
     tied = {
         **checkpoint,
-        "model": _tied_state(state, model, init, align),
+        "model": _tied_state(state, model, init, align, fit_iterations),
         # A new training starts at the first epoch, and fairseq reads this entry in every case.
         "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
         "optimizer_history": [{**_names(checkpoint), "lr_scheduler_state": {}, "num_updates": 0}],
@@ -101,7 +117,7 @@ def _tied_arguments(arguments: Mapping[str, Any], options: Mapping[str, Any]) ->
     given = arguments.get("arch") or arguments.get("_name")
     arch = _shared_arch(str(given))
     depths = {name: options[name] for name in ("encoder_layers", "decoder_layers") if options.get(name) is not None}
-    sharing = {name: options.get(name) for name in SHARING_OPTIONS}
+    sharing = {name: options.get(name) for name in (*SHARING_OPTIONS, *DEPTH_OPTIONS)}
     without = {name: value for name, value in _WITHOUT.items() if name in arguments}
     # Each stack is filled from its own layers.
     across = {CROSS_STACK_OPTION: None} if CROSS_STACK_OPTION in arguments else {}
@@ -135,7 +151,7 @@ def _refuse_other_stacks(options: Mapping[str, Any], stacks: Iterable[str]) -> N
             raise SharingError(f"{flag_of(name)} {options[name]}: the model has no {stack}; allowed: {', '.join(has)}")
 
 
-def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) -> dict[str, Any]:
+def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool, iterations: int) -> dict[str, Any]:
     """Fill the state dict of a shared model."""
     recorded, values = recorded_sharing(state), _without_layers(state, model)
     for stack, sharing in model.sharing.items():
@@ -150,6 +166,7 @@ def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool) ->
             for component, sources in chosen.items():
                 layers = _align(layers, sources, module.layers[0], (component,))
         values |= _fill(stack, sharing, layers, chosen, module)
+        values |= fit_layers(stack, sharing, DepthKinds.read(model.cfg), layers, values, iterations)
     tied = model.state_dict()
     for name, wanted in tied.items():
         if name == EXTRA_STATE:
@@ -183,13 +200,15 @@ def _without_layers(state: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
 
 def _effective_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[str, StackSharing]) -> list[Layer]:
-    """Return the tensors of each layer of a saved stack, including those that it borrows."""
+    """Return the tensors of each layer of a saved stack, including those that it borrows, with adapters merged."""
     aliases = layer_aliases(state, recorded)
+    every = {**state, **{name: state[owner] for name, owner in aliases.items()}}
+    used = merge_state({name: value for name, value in every.items() if name.startswith(f"{stack}.layers.")})
     layers: list[dict[str, Tensor]] = [{} for _ in range(count_layers(state, stack, recorded))]
-    for name in [*state, *aliases]:
+    for name, value in used.items():
         match = re.fullmatch(rf"{re.escape(stack)}\.layers\.(\d+)\.(.+)", name)
         if match:
-            layers[int(match[1])][match[2]] = state[aliases.get(name, name)]
+            layers[int(match[1])][match[2]] = value
     if not layers:
         raise SharingError(f"the checkpoint has no layers {stack}.layers.*, which the model's arguments require")
     return list(layers)
@@ -214,7 +233,7 @@ def _fill(
     for depth, layer in enumerate(module.layers):
         tied = set(shared_names(layer, sharing.scope))
         for leaf in layer.state_dict():
-            if f"layers.{depth}.{leaf}" in borrowed:
+            if f"layers.{depth}.{leaf}" in borrowed or leaf.split(".")[0] == ATTRIBUTE:
                 continue
             name = f"{stack}.layers.{depth}.{leaf}"
             component = sharing.of_component(part_of(leaf)) if leaf in tied else None

@@ -76,11 +76,16 @@ def run(args: argparse.Namespace) -> None:
         markup=False,
     )
     if exported.depth_tensors:
-        console.print(f"Admin's residual weights made {exported.depth_tensors} shared matrices differ by depth")
+        console.print(
+            f"{exported.depth_tensors} tensors are stored in addition, because shared ones differ by depth "
+            "(Admin's residual weights, adapters or factors)",
+            markup=False,
+        )
     console.print(f"translate with: fairseq-sharing translate {args.output} < INPUT", markup=False)
 
 
 def _materialize(args: argparse.Namespace, console: Console) -> None:
+    from fairseq_sharing.adapters.effective import stored_bytes
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.materialize import materialize
     from fairseq_sharing.decoding.model_files import find_model
@@ -100,5 +105,8 @@ def _materialize(args: argparse.Namespace, console: Console) -> None:
         raise SharingError(f"{path}: {error}") from error
     save_atomically(stock, args.output)
     size = args.output.stat().st_size
+    added = stored_bytes(stock["model"].values()) - stored_bytes(checkpoint["model"].values())
+    if added > 0:
+        console.print(f"merged adapters: matrices that layers shared are stored per depth, {added:,} bytes more")
     command = f"fairseq-generate DATA --path {args.output} --required-batch-size-multiple 1"
     console.print(f"{args.output}: {size:,} bytes; translate with: {command}", markup=False)

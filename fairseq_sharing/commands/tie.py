@@ -36,15 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init",
         choices=INITS,
-        default="stepwise",
-        help="what fills a parameter set: stepwise (M layers at equal distances, including the first and the last), "
-        "average (the mean of the layers that use the set), or first (the first of them)",
+        help="what fills a parameter set: stepwise (M layers at equal distances, including the first and the last; the "
+        "default), average (the mean of the layers that use the set; the default with --depth-lora), or first (the "
+        "first of them)",
     )
     parser.add_argument(
         "--align",
         action="store_true",
         help="before averaging, reorder the feed-forward units and heads of each layer to match the first of its set",
     )
+    _add_depth(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument(
         "--data",
@@ -66,6 +67,36 @@ def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
     parser.add_argument(f"{flag}sharing-scope", metavar="PARTS", help=f"what is shared: {parts}{only}")
 
 
+def _add_depth(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the depth parameters, which are those of training."""
+    parser.add_argument(
+        "--depth-lora",
+        "--lora-rank",
+        type=int,
+        metavar="R",
+        help="rank of a low-rank adapter per depth, fitted to what the shared matrix loses",
+    )
+    parser.add_argument(
+        "--depth-lora-of",
+        metavar="LIST",
+        help="matrices with an adapter, a comma-separated list of q, k, v, out, fc1, fc2; all if not given",
+    )
+    parser.add_argument(
+        "--fit-iterations",
+        type=int,
+        default=0,
+        metavar="K",
+        help="alternate K times between the shared matrices and the adapters, which reduces the error; 0 if not given",
+    )
+    help_of = {
+        "scale": "one factor per depth and unit of keys, values and feed-forward, initially 1",
+        "bias": "every depth keeps the biases of its layer",
+        "norm": "every depth keeps the LayerNorms of its layer",
+    }
+    for kind, text in help_of.items():
+        parser.add_argument(f"--depth-{kind}", action="store_true", default=None, help=text)
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the tied checkpoint and report or measure the validation loss."""
     import shlex
@@ -73,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
     import fairseq_sharing
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.tie import tie
+    from fairseq_sharing.decoding.model_files import checkpoint_file
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file
     from fairseq_sharing.terminal import Console
@@ -80,12 +112,12 @@ def run(args: argparse.Namespace) -> None:
     check_output_file(args.output, "--output")
     fairseq_sharing.register()
     data = _binarized(args.data) if args.data is not None else None
-    path = _checkpoint_file(args.checkpoint)
+    path = checkpoint_file(args.checkpoint)
     checkpoint = load_checkpoint(path)
     if args.output.exists() and args.output.samefile(path):
         raise SharingError(f"--output {args.output}: is the checkpoint to tie; allowed: another file")
     try:
-        tied = tie(checkpoint, vars(args), args.init, args.align)
+        tied = tie(checkpoint, vars(args), args.init, args.align, args.fit_iterations)
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error
     save_atomically(tied, args.output)
@@ -100,6 +132,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[str]:
     """Return the flags that give the model of the tied checkpoint its layer maps."""
+    from fairseq_sharing.adapters.kinds import DepthKinds
     from fairseq_sharing.checkpoints.arguments import model_arguments
     from fairseq_sharing.checkpoints.tie import SHARING_OPTIONS
     from fairseq_sharing.options import flag_of
@@ -107,17 +140,8 @@ def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[s
 
     given = [(name, getattr(args, name)) for name in (*SHARING_OPTIONS, "encoder_layers", "decoder_layers")]
     words = ["--user-dir", str(PACKAGE_DIR), "--arch", model_arguments(tied)["arch"]]
-    return words + [word for name, value in given if value is not None for word in (flag_of(name), str(value))]
-
-
-def _checkpoint_file(path: Path) -> Path:
-    """Return the checkpoint to tie: the file itself, or the averaged checkpoint of a run."""
-    from fairseq_sharing.decoding.model_files import find_model
-    from fairseq_sharing.terminal import Console
-
-    if path.is_dir():
-        (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
-    return path
+    words += [word for name, value in given if value is not None for word in (flag_of(name), str(value))]
+    return words + DepthKinds.read(args).flags.split()
 
 
 def _binarized(data: Path) -> Path:

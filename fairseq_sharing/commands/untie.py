@@ -13,6 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="training checkpoint of a model with shared layers"
     )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="also merge the adapters and factors of each depth into its matrices; without it, they are kept",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
 
 
@@ -27,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     check_output_file(args.output, "--output")
     checkpoint = load_checkpoint(args.checkpoint)
     try:
-        untied = untie(checkpoint)
+        untied = untie(checkpoint, args.merge)
     except SharingError as error:
         raise SharingError(f"{args.checkpoint}: {error}") from error
     save_atomically(untied, args.output)

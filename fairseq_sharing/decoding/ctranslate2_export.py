@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq_sharing.adapters.layer import count_merged, effective
 from fairseq_sharing.admin.folding import fold_admin
 from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refuse_forked
 from fairseq_sharing.decoding.fairseq_engine import load_models
@@ -62,7 +63,8 @@ class Exported:
         path: the output folder.
         size: size of its weights, in bytes.
         tensors: number of tensors that the model uses, and number of tensors that are stored.
-        depth_tensors: number of tensors of shared layers that differ per layer because of Admin's weights.
+        depth_tensors: number of additional tensors because those of shared layers differ per layer: matrices with
+            Admin's weights, and weights with adapters or factors.
         difference: that of the written model (quantized, if requested), with the default arithmetic of ``translate``.
     """
 
@@ -113,7 +115,7 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
         name: name of the model in error messages.
 
     Returns:
-        The specification, and the number of matrices that differ per layer because of Admin.
+        The specification, and the number of additional tensors: shared before, and different per layer now.
 
     Raises:
         SharingError: the model has no counterpart in CTranslate2.
@@ -149,13 +151,15 @@ def _convert(model: Any, task: Any, name: str, converter: Any, transformer_spec:
         **common,
     )
     spec = transformer_spec.TransformerSpec(encoder, decoder)
-    converter.set_transformer_encoder(spec.encoder, model.encoder)
-    converter.set_transformer_decoder(spec.decoder, model.decoder)
+    layers = [*model.encoder.layers, *model.decoder.layers]
+    with effective(*layers):
+        converter.set_transformer_encoder(spec.encoder, model.encoder)
+        converter.set_transformer_decoder(spec.decoder, model.decoder)
     spec.register_source_vocabulary(converter._get_vocab(task.source_dictionary))
     spec.register_target_vocabulary(converter._get_vocab(task.target_dictionary))
     spec.config.decoder_start_token = spec.config.eos_token
     spec.config.add_source_eos = True
-    depth_tensors = fold_admin(spec, model, name)
+    depth_tensors = fold_admin(spec, model, name) + count_merged(layers)
     spec.validate()
     return spec, depth_tensors
 

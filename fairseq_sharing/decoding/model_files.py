@@ -51,6 +51,17 @@ class ModelFiles:
     depth: dict[str, int] | None = None
 
 
+def checkpoint_file(path: Path) -> Path:
+    """Return the checkpoint of a trained model: the file itself, or the averaged checkpoint of a run directory.
+
+    Raises:
+        SharingError: the directory is no run with checkpoints.
+    """
+    if path.is_dir():
+        (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
+    return path
+
+
 def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
     """Find the files of a model.
 

@@ -15,6 +15,8 @@ from fairseq.data import Dictionary
 from fairseq.modules import AdaptiveInput
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_sharing.adapters.effective import is_adapter
+from fairseq_sharing.adapters.kinds import DepthKinds
 from fairseq_sharing.depths.options import DEFAULTS
 from fairseq_sharing.description.map_rows import MapRow, map_rows
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
@@ -24,8 +26,9 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.parameter_sets import part_of
 from fairseq_sharing.preparation.manifest import read_manifest
+from fairseq_sharing.tying import depth_names
 
-COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth_steps", "output", "other")
+COMPONENTS = ("embeddings", "self_attn", "encoder_attn", "ffn", "layer_norm", "depth", "depth_steps", "output", "other")
 BYTES = 4  # per fp32 value; --precision bf16 also keeps weights, gradients and optimizer state in fp32
 
 
@@ -37,6 +40,7 @@ class Description:
         name: its name in the comparison.
         layer_map: the layer map of each stack.
         depth_steps: for each stack, what a Universal Transformer adds to it, in words; empty if nothing.
+        depth_kinds: the depth parameters, one line per kind.
         unique: parameters by component, with shared parameters counted once.
         effective: parameters by component, as if no layers shared parameters.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
@@ -57,6 +61,7 @@ class Description:
     maps: list[MapRow] = field(default_factory=list)
     banks: list[dict] = field(default_factory=list)
     active: int | None = None
+    depth_kinds: list[str] = field(default_factory=list)
     memory: dict[str, MemoryEstimate | None] = field(default_factory=dict)
 
 
@@ -101,6 +106,7 @@ def compare(
             )
             plain.depth_signal, plain.position_per_depth, plain.act = "off", False, "off"
             vars(plain).update(DEFAULTS)
+            plain.depth_lora, plain.depth_scale, plain.depth_bias, plain.depth_norm = None, False, False, False
             for stack, count in layers.items():
                 setattr(plain, f"{stack}_layers", count)
                 setattr(plain, f"{stack}_layer_map", None)
@@ -140,6 +146,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
         maps=map_rows(model),
         banks=banks,
         active=model.active_parameters() if banks else None,
+        depth_kinds=_depth_kinds(model),
     )
 
 
@@ -205,16 +212,50 @@ def count_macs(model: Any, length: int) -> int:
     return counter.get_total_flops() // 2
 
 
+def _depth_kinds(model: Any) -> list[str]:
+    """Describe each kind of depth parameters of each stack in one line."""
+    kinds = DepthKinds.read(model.cfg)
+    lines = []
+    for stack in model.sharing if kinds else ():
+        layer = model.get_submodule(stack).layers[0]
+        sizes = {name: layer.get_parameter(name).numel() for name in depth_names(layer)}
+
+        def line(title: str, chosen: list[str], unit: str, stack: str = stack, sizes: dict = sizes) -> None:
+            if chosen:
+                total = sum(sizes[name] for name in chosen)
+                lines.append(f"{stack}  {title}: {len(chosen)} {unit}, {total:,} values per depth")
+
+        lora = [name for name in sizes if name.startswith("depth.lora.")]
+        if lora:
+            total = sum(sizes[name] for name in lora)
+            lines.append(f"{stack}  lora: rank {kinds.rank}, {len(lora) // 2} matrices, {total:,} values per depth")
+        line("scale", [name for name in sizes if name.startswith("depth.scale.")], "vectors")
+        norms = [name for name in sizes if kinds.norm and part_of(name) == "layer_norm"]
+        line("norm", norms, "vectors")
+        line("bias", [n for n in sizes if n.endswith(".bias") and n not in norms], "vectors")
+    return lines
+
+
 def _count(model: Any, once: bool) -> dict[str, int]:
     """Count parameters by component; tied embeddings are always counted once."""
     counts = dict.fromkeys(COMPONENTS, 0)
     seen = set()
+    own = {
+        f"{stack}.layers.{depth}.{name}"
+        for stack in model.sharing
+        for depth, layer in enumerate(model.get_submodule(stack).layers)
+        for name in depth_names(layer)
+    }
     for name, parameter in model.named_parameters(remove_duplicate=False):
         in_layer = ".layers." in name
         if parameter in seen and (once or not in_layer):
             continue
         seen.add(parameter)
-        if in_layer:
+        if not once and is_adapter(name):  # it changes a matrix, which is counted
+            continue
+        if name in own:
+            component = "depth"
+        elif in_layer:
             component = part_of(name.split(".layers.")[1].split(".", 1)[1]) or "other"
         elif "layer_norm" in name or "layernorm" in name:
             component = "layer_norm"

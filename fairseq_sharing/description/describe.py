@@ -82,6 +82,8 @@ def describe(
     for stack, added in models[0].depth_steps.items():
         if added:
             console.print(f"{stack}  {added}")
+    for line in models[0].depth_kinds:
+        console.print(line)
     console.print(main_table(models, size, length, f"{memory:g} GB"))
     if depths:
         console.print(depth_table(depths))

@@ -76,6 +76,7 @@ CONFIG: Schema = {
     "dataset": (is_name, NAME),
     "study": (is_name, NAME),
     "map_of": (is_name, NAME),
+    "from_trained": (mapping_of(lambda _: True), "a mapping"),
     "seed": (is_count, "a whole number from 0"),
     "data": (optional(is_text), "a path"),
     "tokens_per_batch": (optional(is_count), "a whole number"),

@@ -24,7 +24,8 @@ from fairseq_sharing.resources import configs_dir
 STUDY_KEYS = ("question", "data", "recipe", "rows", "seeds", "row_seeds", "overrides", "compare", "estimate")
 DATA_KEYS = ("name", "recipe", "subword_size", "data_bin", "tests")
 ROWS_KEYS = ("from", "only", "add")
-ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of", "checkpoints")
+ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of", "from_trained", "checkpoints")
+FROM_TRAINED_KEYS = ("checkpoint", "init", "align", "fit_iterations")
 COMPARE_KEYS = ("baseline", "primary", "metric", "margin")
 METRICS = ("bleu", "chrf", "chrf++", "ter", "perplexity", "word_perplexity")
 ESTIMATE_KEYS = ("pairs", "tokens", "vocabulary")
@@ -218,6 +219,9 @@ def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig],
         if not isinstance(row, DictConfig):
             raise SharingError(f"{place}must be a mapping with {', '.join(ROW_KEYS)}")
         check_names(row, ROW_KEYS, place)
+        source = _mapping(row, "from_trained", FROM_TRAINED_KEYS, place)
+        if source and not isinstance(source.get("checkpoint"), str):
+            raise SharingError(f"{place}from_trained.checkpoint: missing; allowed: a checkpoint or run directory")
         plain = OmegaConf.create(OmegaConf.to_container(row, resolve=False))
         assert isinstance(plain, DictConfig)
         if "map_of" in plain:

@@ -23,14 +23,14 @@ _STORED_LENGTH = 256
 
 @dataclass
 class _PassCache:
-    """Common values of the layers in one forward pass: masks, and sources projected by the same Parameters.
+    """Common values of the layers in one forward pass: masks, and sources projected by the same weights.
 
     The keys contain the ids of the inputs. The entries keep references to these inputs, because an id is unique only
     during an object's lifetime.
     """
 
     masks: dict[tuple, tuple[tuple, Tensor]] = field(default_factory=dict)
-    sources: dict[tuple, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict)
+    sources: dict[tuple, tuple[tuple, tuple[Tensor, ...]]] = field(default_factory=dict)
 
 
 _cache: ContextVar[_PassCache | None] = ContextVar("attention cache of a forward pass", default=None)
@@ -156,7 +156,8 @@ class FastAttention(MultiheadAttention):
         parameters = (self.k_proj.weight, self.k_proj.bias, self.v_proj.weight, self.v_proj.bias)
         identity = (id(source), self.num_heads, *map(id, parameters))
         if identity not in cache.sources:
-            cache.sources[identity] = (source, self._project_source(source))
+            # Effective weights are temporary, unlike Parameters.
+            cache.sources[identity] = ((source, *parameters), self._project_source(source))
         return cache.sources[identity][1]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

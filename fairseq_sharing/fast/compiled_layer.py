@@ -16,6 +16,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
+from fairseq_sharing.adapters.layer import with_effective_weights
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import FastAttention, full_mask
 
@@ -43,7 +44,8 @@ def compile_layers(model: nn.Module) -> None:
                     f"--compile requires the attention of --fast, which does not support {name}; remove --compile"
                 )
         run: Callable[..., Any] = _decoder_layer if isinstance(layer, TransformerDecoderLayerBase) else _encoder_layer
-        setattr(layer, "forward", functools.partial(run, layer))  # noqa: B010  mypy rejects assigning to a method
+        forward = with_effective_weights(layer, functools.partial(run, layer))
+        setattr(layer, "forward", forward)  # noqa: B010  mypy rejects assigning to a method
 
 
 @functools.cache

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairseq_sharing.adapters.kinds import DepthKinds
+from fairseq_sharing.adapters.loading import fit_depth_parameters
 from fairseq_sharing.admin.residual import profiling, set_closed_form
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
 from fairseq_sharing.checkpoints.sharing_state import (
@@ -30,7 +32,7 @@ from fairseq_sharing.fast.compiled_layer import compile_layers
 from fairseq_sharing.fast.dropout import use_fast_dropout
 from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
-from fairseq_sharing.tying import StackBuilder, retie_stack, shared_names, tie_stacks
+from fairseq_sharing.tying import StackBuilder, depth_names, retie_stack, shared_names, tie_stacks
 from fairseq_sharing.universal.depth_steps import DepthSteps
 
 logger = logging.getLogger(__name__)
@@ -85,10 +87,14 @@ class SharedStack(NotScriptable, DepthStack, DepthSteps):
         return origins
 
     def freeze(self, layers: tuple[int, ...]) -> None:
-        """Freeze these layers and unfreeze all others. Each layer must own its tied parameters."""
+        """Freeze these layers, with what belongs to their depth, and unfreeze all others.
+
+        Each layer must own its tied parameters.
+        """
         for depth in {*self.frozen, *layers}:
-            for name in shared_names(self.layers[depth], self.sharing.scope):
-                self.layers[depth].get_parameter(name).requires_grad_(depth not in layers)
+            layer = self.layers[depth]
+            for name in [*shared_names(layer, self.sharing.scope), *depth_names(layer)]:
+                layer.get_parameter(name).requires_grad_(depth not in layers)
         self.frozen = tuple(layers)
 
     def average_gradients(self, on: bool) -> None:
@@ -176,6 +182,8 @@ class SharingModel(NotScriptable, DepthModel):
             state["admin_pending"] = True
         if self.depths is not None:
             state["depths"] = [dict(setting) for setting in self.depths.settings]
+        if kinds := DepthKinds.read(self.cfg):
+            state["depth"] = kinds.record
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -202,6 +210,9 @@ class SharingModel(NotScriptable, DepthModel):
                     logger.info(f"{stack} map of the checkpoint: {format_map(sharing.layer_map)} ({changed_by})")
             self.map_changed_by = changed_by
         fit_to_model(state, self.sharing, find_aliases(self))
+        found = DepthKinds.recorded(extra.get("depth", {}))
+        wanted = DepthKinds.read(self.cfg)
+        fit_depth_parameters(state, found, wanted, self.stacks, self.sharing, initializing.get())
         self.admin_pending = bool(state[EXTRA_STATE].get("admin_pending"))
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model_architecture
 from fairseq.models.transformer.transformer_config import EncDecBaseConfig, TransformerConfig
 from omegaconf import DictConfig
 
+from fairseq_sharing.adapters.kinds import validate_depth
+from fairseq_sharing.adapters.options import AdapterOptions
 from fairseq_sharing.checkpoints.materialize import FUSED
 from fairseq_sharing.component_sharing import BY_DEPTH, SPANS, resolve_sharing
 from fairseq_sharing.depths.options import DepthOptions, validate_depths
@@ -37,7 +39,7 @@ _ONLY = " ({} only; overrides the flag for both stacks)"
 
 
 @dataclass
-class SharingOptions(FairseqDataclass):
+class SharingOptions(AdapterOptions):
     """Options that ``--arch transformer_sharing`` and related architectures add to those of fairseq."""
 
     # fairseq derives the flags from these annotations at run time: use Optional and no postponed annotations.
@@ -189,6 +191,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     _validate_depth_steps(args, stacks)
     check_structures(args, stacks)
     validate_depths(args, sharing)
+    validate_depth(args, stacks)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":

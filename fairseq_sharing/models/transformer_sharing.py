@@ -10,6 +10,8 @@ from fairseq.models.transformer.transformer_decoder import TransformerDecoderBas
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 
+from fairseq_sharing.adapters.kinds import DepthKinds
+from fairseq_sharing.adapters.layer import add_depth_parameters
 from fairseq_sharing.admin.layers import with_checkpointing
 from fairseq_sharing.depths.stack import DepthDecoder, DepthEncoder
 from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding, tie_output_factor
@@ -41,10 +43,10 @@ class SharedTransformerEncoder(SharedStack, DepthEncoder, TransformerEncoderBase
         return self.build_tied(lambda: self._new_layer(cfg))
 
     def _new_layer(self, cfg):
-        layer = layer_class(cfg, "encoder")
-        if layer is TransformerEncoderLayerBase:
+        layer, kinds = layer_class(cfg, "encoder"), DepthKinds.read(cfg)
+        if layer is TransformerEncoderLayerBase and not kinds:
             return super().build_encoder_layer(cfg)
-        return with_checkpointing(layer(cfg, self.return_fc), cfg)
+        return with_checkpointing(add_depth_parameters(layer(cfg, self.return_fc), kinds), cfg)
 
 
 class SharedTransformerDecoder(SharedStack, DepthDecoder, TransformerDecoderBase):
@@ -61,10 +63,10 @@ class SharedTransformerDecoder(SharedStack, DepthDecoder, TransformerDecoderBase
         return self.build_tied(lambda: self._new_layer(cfg, no_encoder_attn))
 
     def _new_layer(self, cfg, no_encoder_attn):
-        layer = layer_class(cfg, "decoder")
-        if layer is TransformerDecoderLayerBase:
+        layer, kinds = layer_class(cfg, "decoder"), DepthKinds.read(cfg)
+        if layer is TransformerDecoderLayerBase and not kinds:
             return super().build_decoder_layer(cfg, no_encoder_attn)
-        return with_checkpointing(layer(cfg, no_encoder_attn), cfg)
+        return with_checkpointing(add_depth_parameters(layer(cfg, no_encoder_attn), kinds), cfg)
 
 
 @register_model("transformer_sharing")

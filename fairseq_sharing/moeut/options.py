@@ -73,6 +73,10 @@ _FIXED = {
         option: (None, "a set of experts and its router belong together; use --sharing and --sharing-scope")
         for option in (*COMPONENT_OPTIONS, CROSS_STACK_OPTION)
     },
+    "depth_lora": (None, "experts are banks of matrices; use --sharing none for matrices per depth"),
+    "depth_scale": (False, "experts are banks of matrices"),
+    "depth_bias": (False, "layers have no biases"),
+    "depth_norm": (False, "use --sharing-scope"),
     "fast": (False, "it replaces fairseq's dropout and attention only"),
     "compile": (False, "it compiles fairseq's layers only"),
     "offload_activations": (False, "use --checkpoint-activations"),

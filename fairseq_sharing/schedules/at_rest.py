@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fairseq_sharing.adapters.effective import is_adapter, merge_state
+from fairseq_sharing.adapters.kinds import DEPTH_OPTIONS
 from fairseq_sharing.checkpoints.arguments import model_arguments
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
@@ -24,14 +26,16 @@ _SHARING_VALUES = re.compile(
 )
 
 
-def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def untie(checkpoint: Mapping[str, Any], merge: bool = False) -> dict[str, Any]:
     """Give every layer of a training checkpoint its own parameters and its own copy of their optimizer state.
 
     Args:
         checkpoint: result of ``load_checkpoint`` for any shared model.
+        merge: merge the adapters and factors of each depth into its matrices. Their optimizer state is dropped.
 
     Returns:
-        The checkpoint of a model with ``--sharing none`` and no schedule. fairseq's own architectures load it too.
+        The checkpoint of a model with ``--sharing none`` and no schedule. fairseq's own architectures load it too,
+        except for adapters and factors that are not merged.
 
     Raises:
         SharingError: if no layer is shared, if the checkpoint has no optimizer state per parameter, or if the weights
@@ -43,7 +47,7 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     state.pop(EXTRA_STATE, None)
     sharing = recorded_sharing(checkpoint["model"])
     aliases = layer_aliases(state, sharing)
-    if not aliases:
+    if not aliases and not (merge and extra.get("depth")):
         raise SharingError("untie: the checkpoint has no shared layers")
     if "last_optimizer_state" not in checkpoint:
         raise SharingError("untie requires a training checkpoint; this one has no optimizer state")
@@ -56,15 +60,20 @@ def untie(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     else:
         order = _in_order(named, list(sharing), aliases)
     _add_layers(state, aliases, extra)
+    if merge:
+        state = merge_state(state)
+        order = [name for name in order if not is_adapter(name)]
+    elif "depth" in extra:
+        state[EXTRA_STATE] = {"depth": extra["depth"]}
     optimizer = _spread(checkpoint["last_optimizer_state"], trained, order, aliases, state)
     untied = {**checkpoint, "model": state, "last_optimizer_state": optimizer}
     untied["extra_state"] = {
-        name: _untied_average(value, aliases, extra) if name in _AVERAGES else value
+        name: _untied_average(value, aliases, extra, merge) if name in _AVERAGES else value
         for name, value in checkpoint["extra_state"].items()
         if not (isinstance(value, Mapping) and "schedule" in value)
     }
     if checkpoint.get("cfg"):
-        untied["cfg"] = {**checkpoint["cfg"], "model": _without_sharing(checkpoint["cfg"]["model"])}
+        untied["cfg"] = {**checkpoint["cfg"], "model": _without_sharing(checkpoint["cfg"]["model"], merge)}
     return untied
 
 
@@ -75,16 +84,18 @@ def _add_layers(state: dict[str, Any], aliases: Mapping[str, str], extra: Mappin
         state[name] = state[owner]
 
 
-def _untied_average(averaged: Mapping[str, Any], aliases: Mapping[str, str], extra: Mapping[str, Any]) -> Any:
+def _untied_average(
+    averaged: Mapping[str, Any], aliases: Mapping[str, str], extra: Mapping[str, Any], merge: bool
+) -> Any:
     """Untie the moving average of the weights (``--store-ema``)."""
     state = {name: value for name, value in averaged.items() if name != EXTRA_STATE}
     _add_layers(state, aliases, extra)
-    return state
+    return merge_state(state) if merge else state
 
 
 def _order_in_model(checkpoint: Mapping[str, Any]) -> list[str]:
     """List the parameter names of the untied model in the order of the model that the arguments describe."""
-    arguments = {**_without_sharing(model_arguments(checkpoint)), "fast": False, "compile": False}
+    arguments = {**_without_sharing(model_arguments(checkpoint), merged=False), "fast": False, "compile": False}
     return [name for name, _ in model_on_meta(arguments, checkpoint["model"]).named_parameters()]
 
 
@@ -134,12 +145,13 @@ def _spread(
     return {**optimizer, "state": spread, "param_groups": [{**groups[0], "params": list(range(len(order)))}]}
 
 
-def _without_sharing(args: Any) -> Any:
-    """Copy a model's arguments with sharing set to none."""
+def _without_sharing(args: Any, merged: bool) -> Any:
+    """Copy a model's arguments with sharing set to none, and without depth parameters if they were merged."""
     values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
     for name in values:
         if _SHARING_VALUES.fullmatch(name):
             values[name] = None
     values["sharing"] = "none"
+    values.update({name: None for name in DEPTH_OPTIONS if merged and name in values})
     values.update({name: None for name in ("sharing_schedule", "unshare_at", "unshare_when") if name in values})
     return values if isinstance(args, Mapping) else type(args)(**values)

@@ -19,6 +19,7 @@ from fairseq_sharing.experiment.dictionaries import dictionary_hashes, refuse_ot
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RECORD_SECONDS, RunDirectory, config_changes, refuse_changed
 from fairseq_sharing.interruption import Interruption
+from fairseq_sharing.training.from_trained import write_tied
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
 from fairseq_sharing.training.processes import end, forwarded_signals, spawn, wait
@@ -69,6 +70,7 @@ def train(plan: Plan, console: Console) -> None:
         if not record:
             run.log_file.unlink(missing_ok=True)
         run.write_config(plan.config)
+        write_tied(plan.config, run)
         command = plan.command()
         before, record = record, _start(plan, record)
         run.write_record(record)

@@ -25,6 +25,7 @@ from fairseq_sharing.experiment.direction import (
 from fairseq_sharing.experiment.run_directory import RunDirectory, default_directory
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.training.from_trained import tied_file
 
 # The module that torchrun starts for each rank: checks the other ranks, then runs fairseq-train.
 _FIRST_START_ONLY = (*("restore_file", "reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader"),)
@@ -108,6 +109,8 @@ class Plan:
             # fairseq would start from the other weights again at every start, instead of resuming.
             for key in _FIRST_START_ONLY:
                 train.pop(key, None)
+        if (tied := tied_file(self.config, self.run)) is not None:
+            train["finetune_from_model"] = path_word(tied)
         train["update_freq"] = configuration.update_freq(self.config, self.world_size)
         words = [
             path_word(self.data / "bin"),

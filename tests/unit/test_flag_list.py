@@ -40,9 +40,13 @@ OTHER = {
     "precision": "bf16",
     "component_sharing": "ffn=universal",
     "cross_stack_sharing": "ffn=universal",
+    "depth_lora": 2,
+    "depth_scale": True,
+    "depth_bias": True,
+    "depth_norm": True,
 }
-# Options that are refused for the same reasons as others.
-SAME_REASON = {"act_epsilon", "encoder_component_sharing", "decoder_component_sharing"}
+# Options that are refused for the same reasons as others, or have no effect without another one.
+SAME_REASON = {"act_epsilon", "encoder_component_sharing", "decoder_component_sharing", "depth_lora_of"}
 
 
 def _names(arch: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from depth_models import adapted
 from sharing_cases import BY_NAME
 from tiny_models import EMBED, VOCABULARY, batch, build, build_case, loss
 
@@ -146,3 +147,15 @@ def test_what_cannot_be_combined_is_refused():
         build(compile=True, fast=True, checkpoint_activations=True)
     with pytest.raises(SharingError, match="--cross-self-attention True cannot be combined"):
         build(compile=True, fast=True, cross_self_attention=True)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_depth_parameters_are_applied_outside_of_the_graph(norm, graphs):
+    """One graph still serves all depths, each with its own effective weights."""
+    plain, model = adapted(norm, fast=True).train(), adapted(norm, fast=True, compile=True).train()
+    for shape in SHAPES[:2]:
+        expected, found = gradients(plain, shaped(*shape)), gradients(model, shaped(*shape))
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert list(graphs.values()) == [2, 2]  # for several sentences and for one

@@ -1,0 +1,1 @@
+"""Depth parameters: what a depth has of its own on top of the parameter set that it shares."""
