@@ -81,7 +81,10 @@ def test_new_weights_need_no_file(tmp_path):
     ("row", "expected"),
     [
         ("{from_trained: {init: first}}", "from_trained.checkpoint: missing; allowed: a checkpoint or run directory"),
-        ("{from_trained: {checkpoint: a, rule: b}}", "from_trained: unknown key 'rule'; allowed: checkpoint, init, align, fit_iterations"),
+        (
+            "{from_trained: {checkpoint: a, rule: b}}",
+            "from_trained: unknown key 'rule'; allowed: checkpoint, init, align, fit_iterations",
+        ),
         ("{from_trained: a.pt}", "from_trained: must be a mapping, got 'a.pt'"),
     ],
 )
