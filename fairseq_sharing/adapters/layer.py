@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from fairseq_sharing.adapters.kinds import DepthKinds
 from fairseq_sharing.parameter_sets import part_of
 
 INITIAL_STD = 0.02
+# One thread at a time: another one would restore the shared weights of a layer that is still used.
+_HIDING = RLock()
 
 
 class DepthParameters(nn.Module):
@@ -104,18 +107,19 @@ def effective(*layers: nn.Module) -> Iterator[None]:
         layers: layers; those without adapters are ignored.
     """
     hidden: list[tuple[dict[str, Any], str]] = []
-    try:
-        for layer in layers:
-            for name, value in _weights(layer).items():
-                path, _, leaf = name.rpartition(".")
-                attributes = vars(layer.get_submodule(path))
-                if leaf not in attributes:
-                    attributes[leaf] = value
-                    hidden.append((attributes, leaf))
-        yield
-    finally:
-        for attributes, leaf in hidden:
-            del attributes[leaf]
+    with _HIDING:
+        try:
+            for layer in layers:
+                for name, value in _weights(layer).items():
+                    path, _, leaf = name.rpartition(".")
+                    attributes = vars(layer.get_submodule(path))
+                    if leaf not in attributes:
+                        attributes[leaf] = value
+                        hidden.append((attributes, leaf))
+            yield
+        finally:
+            for attributes, leaf in hidden:
+                del attributes[leaf]
 
 
 def count_merged(layers: Iterable[nn.Module]) -> int:

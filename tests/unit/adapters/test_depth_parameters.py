@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from tiny_models import (
 from fairseq_sharing.adapters.layer import effective
 from fairseq_sharing.checkpoints.sharing_state import find_aliases
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.fast.attention import FastAttention
+from fairseq_sharing.fast.attention import FastAttention, one_pass
 from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.tying import depth_names
 
@@ -198,14 +200,21 @@ def test_depths_with_different_keys_project_the_source_separately():
     assert counts == {"k": LAYERS, "q": 3}
 
 
-def test_the_source_of_two_depths_is_not_mixed_up_if_the_weights_are_freed():
-    """Without gradients, the weights of a layer are freed after it; the next ones may get the same address."""
-    model = adapted(fast=True)
-    expected = merged_by_hand(model, "post")
-    for training in (True, False):
-        with torch.no_grad():
-            found = model.train(training)(**batch())[0]
-        torch.testing.assert_close(found, expected(**batch())[0].detach(), rtol=0, atol=1e-5)
+def test_a_projected_source_keeps_its_weights_for_the_pass():
+    """It is found by their addresses, which the weights of the next depth could get if these were freed."""
+    attention = adapted(fast=True).decoder.layers[4].encoder_attn
+    source = torch.randn(5, 2, EMBED)
+    with torch.no_grad(), one_pass():
+        for _ in range(2):
+            temporary = torch.randn(EMBED, EMBED)
+            vars(attention.k_proj)["weight"] = temporary
+            keys, _ = attention.shared_source(source)
+            expected = source @ temporary.T + attention.k_proj.bias
+            torch.testing.assert_close(keys.permute(2, 0, 1, 3).flatten(2), expected, rtol=0, atol=1e-5)
+            kept = weakref.ref(temporary)
+            del vars(attention.k_proj)["weight"], temporary
+            assert kept() is not None
+    assert kept() is None
 
 
 # Merged weights.
@@ -262,6 +271,20 @@ def test_names_and_values_of_parameters_are_never_hidden_outside_of_the_layer():
         raise RuntimeError("on purpose")
     assert isinstance(layer.fc1.weight, torch.nn.Parameter)
     assert {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)} == before
+
+
+def test_threads_that_use_one_model_do_not_disturb_each_other():
+    model = adapted()
+    with torch.no_grad():
+        expected = model(**batch())[0]
+
+    def run(_number):
+        with torch.no_grad():
+            return model(**batch())[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(run, range(16)))
+    assert isinstance(model.encoder.layers[4].fc1.weight, torch.nn.Parameter)
 
 
 def test_a_copy_of_a_model_uses_its_own_weights():
