@@ -19,7 +19,7 @@ from fairseq_sharing.options import flag_of
 FUSED = "fused_"
 _SHARING_OPTION = re.compile(
     r"((encoder|decoder)_)?(sharing|unique_layers|layer_map|sharing_scope)|precision|fast|compile|"
-    r"admin|depth_signal|position_per_depth|act|act_epsilon"
+    r"admin|depth_signal|position_per_depth|act|act_epsilon|teacher|teacher_data|kd_alpha|kd_temperature"
 )
 
 
@@ -66,7 +66,8 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
     cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
     for part in ("task", "criterion", "optimizer"):
         if name := (cfg.get(part) or {}).get("_name"):
-            cfg[part] = {**cfg[part], "_name": _stock_name(name)}
+            options = {key: value for key, value in cfg[part].items() if not _SHARING_OPTION.fullmatch(key)}
+            cfg[part] = {**options, "_name": _stock_name(name)}
             plain_args[part] = _stock_name(name)
     refuse_unfit(plain_args, state)
     cfg["model"] = _with_attributes({**(cfg.get("task") or {}), **plain_args})
@@ -76,7 +77,7 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _stock_name(name: str) -> str:
     """Name the stock task, criterion or optimizer that one of this package is based on."""
-    return name.removeprefix(FUSED).removesuffix("_sharing")
+    return name.removeprefix(FUSED).removesuffix("_sharing").removesuffix("_with_teacher")
 
 
 def _with_attributes(arguments: Mapping[str, Any]) -> OrderedDict[str, Any]:
