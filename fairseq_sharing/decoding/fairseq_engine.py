@@ -127,6 +127,14 @@ class FairseqEngine:
                     "the model's log-probabilities are NaN or infinite, so the search found no translation; "
                     "allowed: a model whose log-probabilities are finite"
                 ) from error
+            except RuntimeError as error:
+                if search.temperature is None or "multinomial" not in str(error):
+                    raise
+                # The end of the sentence, which is not allowed as the first word, has the whole probability.
+                raise SharingError(
+                    f"--temperature {search.temperature}: all words of a sentence have the probability 0; "
+                    "allowed: a higher temperature"
+                ) from error
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
                 yield sentence, [_hypothesis(one, dictionary, ignored) for one in hypotheses[: search.nbest]]
 
@@ -139,6 +147,8 @@ class FairseqEngine:
             for words in sentences
         ]
         dataset = self._task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
+        # fairseq would order sentences of equal length at random, and rounding depends on the batch.
+        dataset.shuffle = False
         limit = max(search.max_tokens or MAX_TOKENS, max(map(len, tokens)))
         for indices in dataset.batch_by_size(dataset.ordered_indices(), max_tokens=limit):
             batch = dataset.collater([dataset[index] for index in indices])

@@ -77,15 +77,16 @@ class Teacher:
             seed: seed of the sampling; None for a search without random numbers.
         """
         described = json.dumps(self._described())
-        if seed is None or self.engine == "fairseq":
-            if seed is not None:
-                import torch
+        if seed is not None and self.engine == "ctranslate2":
+            # CTranslate2 seeds a thread when it first samples, so each seed needs new threads.
+            import_ctranslate2().set_random_seed(seed)
+            return _load.__wrapped__(described)
+        engine = _load(described)
+        if seed is not None:
+            import torch
 
-                torch.manual_seed(seed)
-            return _load(described)
-        # CTranslate2 seeds a thread when it first samples, so each seed needs new threads.
-        import_ctranslate2().set_random_seed(seed)
-        return _load.__wrapped__(described)
+            torch.manual_seed(seed)  # after loading, which draws initial weights
+        return engine
 
     def _described(self) -> dict[str, Any]:
         files = self.files

@@ -12,7 +12,7 @@ from fairseq_sharing.distillation.settings import FILTERS, DistillationSettings
 from fairseq_sharing.distillation.translate import FINISHED, UNFINISHED, UNTRANSLATED, choose
 from fairseq_sharing.errors import SharingError
 
-SYMBOLS = frozenset("a b c d e f".split())
+SYMBOLS = frozenset("abcdef")
 ALL = DistillationSettings(filters=FILTERS, max_ratio=2)
 
 

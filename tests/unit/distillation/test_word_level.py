@@ -246,7 +246,7 @@ def test_students_with_other_losses_are_refused(criterion):
     with pytest.raises(SharingError, match="does not balance the usage of experts; allowed: models without expert"):
         made(build_moeut(), sample())
     adaptive = build(share_all_embeddings=False, adaptive_softmax_cutoff=[10, 20])
-    with pytest.raises(SharingError, match="cannot be combined with --adaptive-softmax-cutoff$"):
+    with pytest.raises(SharingError, match=r"cannot be combined with --adaptive-softmax-cutoff$"):
         made(adaptive, sample())
     with pytest.raises(SharingError, match="--criterion label_smoothed_cross_entropy_with_teacher has no ponder cost"):
         build(act="both", criterion="label_smoothed_cross_entropy_with_teacher", sharing="universal")
