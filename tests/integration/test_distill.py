@@ -63,7 +63,7 @@ def run(prepared, tmp_path_factory, commands) -> Path:
     """The run directory of a teacher that has learned something."""
     folder = tmp_path_factory.mktemp("run") / "teacher-seed1"
     words = [prepared / "bin", "--user-dir", PLUGIN, *CYCLE_REV, *TRAINING, "--save-dir", folder / "checkpoints"]
-    commands.run("fairseq_cli.train", *words, "--max-epoch", "16", "--keep-last-epochs", "2", "--disable-validation")
+    commands.run("fairseq_cli.train", *words, "--max-epoch", "8", "--keep-last-epochs", "2", "--disable-validation")
     config = {"run": "teacher", "dataset": "tiny", "seed": 1, "train": {"task": "translation"}}
     (folder / "config.yaml").write_text(json.dumps({**config, "evaluate": {"average_last": 1, "beam": 2}}))
     record = {"data": str(prepared), "exit_status": 0, "finished": "now", "train_seconds": 1.0}
@@ -217,7 +217,7 @@ def test_a_second_call_does_nothing_and_a_damaged_file_is_made_again(call, monke
 
 
 def test_an_ensemble_translates_with_fairseq(call, run):
-    models = [run / "checkpoints" / f"checkpoint{number}.pt" for number in (15, 16)]
+    models = [run / "checkpoints" / f"checkpoint{number}.pt" for number in (7, 8)]
     made = manifest(call("--filter", "none", models=models))
     assert made["distillation"]["engine"] == "fairseq"
     assert len(made["distillation"]["teacher"]["checkpoints"]) == 2
@@ -295,7 +295,7 @@ def test_a_student_is_trained_on_the_data_and_evaluated(call, commands, run, tmp
         **{"teacher": str(run / "checkpoints" / "checkpoint_last.pt"), "kd_temperature": 2.0},
     }
     config.write_text(json.dumps({"dataset": "tiny", "run": "student", "train": block}))
-    words = ["train", config, "--data", folder, "--run", tmp_path / "student-seed1", "--devices", 1]
+    words = ["train", config, "--data", folder, "--out", tmp_path / "student-seed1", "--devices", 1]
     commands.run("fairseq_sharing", *words, before=fork_trainings)
     log = (tmp_path / "student-seed1" / "train.log").read_text()
     valid = [json.loads(line[line.index("{") :]) for line in log.splitlines() if '"valid_teacher_kl"' in line]
