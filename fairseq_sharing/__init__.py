@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 def register() -> None:
     """Register models, criterions, optimizers and tasks with fairseq, and fix fairseq for current dependencies."""
     from fairseq_sharing import fixes
+    from fairseq_sharing.distillation import word_level  # noqa: F401
     from fairseq_sharing.fast import (
         fused_adam,  # noqa: F401
         fused_label_smoothed_cross_entropy,  # noqa: F401

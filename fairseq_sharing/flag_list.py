@@ -47,6 +47,8 @@ _NEEDS = {
     "--criterion moe_cross_entropy": "--ffn-experts",
     "--criterion label_smoothed_cross_entropy_with_ponder": "--act",
 }
+# Criterions for translation models without expert banks.
+_TRANSLATION_ONLY = ("--criterion label_smoothed_cross_entropy_with_teacher",)
 # Criterion and optimizer of fairseq that those of this package extend.
 _STOCK = {"criterion": "label_smoothed_cross_entropy", "optimizer": "adam"}
 # Defaults of options that have no default in the dataclass.
@@ -134,8 +136,11 @@ def list_flags(arch: str = ALL) -> list[Group]:
     criterions = [
         group for group in _choice_groups("criterion") if _NEEDS.get(group.title, "--arch") in {"--arch", *names}
     ]
-    if issubclass(models.ARCH_MODEL_REGISTRY[arch], FairseqEncoderModel):
+    model = models.ARCH_MODEL_REGISTRY[arch]
+    if issubclass(model, FairseqEncoderModel):
         criterions = []  # they require a decoder
+    if issubclass(model, MoECounts) or not issubclass(model, FairseqEncoderDecoderModel):
+        criterions = [group for group in criterions if group.title not in _TRANSLATION_ONLY]
     return [*groups, *criterions, *_choice_groups("optimizer"), _schedule_group(arch)]
 
 

@@ -24,7 +24,7 @@ _SHARING_OPTION = re.compile(
     r"admin|depth_signal|position_per_depth|act|act_epsilon|"
     r"(encoder|decoder)_no_ffn|embedding_factor_dim|deepnorm|b2t|"
     r"((encoder|decoder)_)?depths|depth_sampling|depth_full_share|depth_loss|"
-    r"depth_(lora|lora_of|scale|bias|norm)"
+    r"depth_(lora|lora_of|scale|bias|norm)|teacher|teacher_data|kd_alpha|kd_temperature"
 )
 # Structures that stock fairseq lacks -> where they can be exported to, if anywhere.
 _STRUCTURES = {
@@ -83,7 +83,8 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
     cfg["common"] = {**cfg.get("common", {}), "user_dir": None}
     for part in ("task", "criterion", "optimizer"):
         if name := (cfg.get(part) or {}).get("_name"):
-            cfg[part] = {**cfg[part], "_name": _stock_name(name)}
+            options = {key: value for key, value in cfg[part].items() if not _SHARING_OPTION.fullmatch(key)}
+            cfg[part] = {**options, "_name": _stock_name(name)}
             plain_args[part] = _stock_name(name)
     refuse_unfit(plain_args, state)
     cfg["model"] = _with_attributes({**(cfg.get("task") or {}), **plain_args})
@@ -93,7 +94,7 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _stock_name(name: str) -> str:
     """Name the stock task, criterion or optimizer that one of this package is based on."""
-    return name.removeprefix(FUSED).removesuffix("_sharing")
+    return name.removeprefix(FUSED).removesuffix("_sharing").removesuffix("_with_teacher")
 
 
 def _with_attributes(arguments: Mapping[str, Any]) -> OrderedDict[str, Any]:

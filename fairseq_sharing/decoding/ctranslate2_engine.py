@@ -100,6 +100,11 @@ class CTranslate2Engine:
         """Maximum number of subwords of a source, without the end of the sentence."""
         return self._limits["source"]
 
+    @property
+    def max_target(self) -> int:
+        """Maximum number of subwords of a translation, without the end of the sentence."""
+        return self._limits["target"]
+
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
 
@@ -114,6 +119,9 @@ class CTranslate2Engine:
             SharingError: this process was forked after the model had been loaded.
         """
         refuse_forked()
+        sampling = (
+            {} if search.temperature is None else {"sampling_topk": 0, "sampling_temperature": search.temperature}
+        )
         found = self._translator.translate_batch(
             sentences,
             max_batch_size=search.max_tokens or batch_tokens(sentences, self._threads),
@@ -123,8 +131,9 @@ class CTranslate2Engine:
             num_hypotheses=search.nbest,
             length_penalty=search.lenpen,
             max_input_length=0,
-            max_decoding_length=min(search.max_len_b, self._limits["target"]),
+            max_decoding_length=min(search.max_len_b, self.max_target),
             return_scores=True,
+            **sampling,
         )
         for sentence, result in enumerate(found):
             translated = result.result()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import fairseq_sharing
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.decoding.forked import inherited
 from fairseq_sharing.decoding.model_files import ModelFiles
@@ -30,8 +29,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any, Any]:
     Raises:
         SharingError: a dictionary or option is missing, or the weights do not fit the model or are NaN or infinite.
     """
-    fairseq_sharing.register()
-    from fairseq import checkpoint_utils
+    from fairseq import checkpoint_utils  # registers the models of this package
 
     from fairseq_sharing.fixes.error_messages import find_sharing_error
 
@@ -94,6 +92,11 @@ class FairseqEngine:
         marked = bool(getattr(getattr(self._task, "args", None), "encoder_langtok", None))
         return min(model.max_positions()[0] for model in self._models) - 1 - marked
 
+    @property
+    def max_target(self) -> int:
+        """Maximum number of subwords of a translation, without the end of the sentence."""
+        return min(model.max_decoder_positions() for model in self._models) - 1
+
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
 
@@ -111,6 +114,8 @@ class FairseqEngine:
 
         _compute_alone_if_forked()
         settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
+        if search.temperature is not None:
+            settings = Namespace(**vars(settings), sampling=True, temperature=search.temperature)
         generator = self._task.build_generator(self._models, settings)
         dictionary = self._task.target_dictionary
         ignored = getattr(generator, "symbols_to_strip_from_output", None)  # the word for the target language
@@ -121,6 +126,14 @@ class FairseqEngine:
                 raise SharingError(
                     "the model's log-probabilities are NaN or infinite, so the search found no translation; "
                     "allowed: a model whose log-probabilities are finite"
+                ) from error
+            except RuntimeError as error:
+                if search.temperature is None or "multinomial" not in str(error):
+                    raise
+                # The end of the sentence, which is not allowed as the first word, has the whole probability.
+                raise SharingError(
+                    f"--temperature {search.temperature}: all words of a sentence have the probability 0; "
+                    "allowed: a higher temperature"
                 ) from error
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
                 yield sentence, [_hypothesis(one, dictionary, ignored) for one in hypotheses[: search.nbest]]
@@ -134,6 +147,8 @@ class FairseqEngine:
             for words in sentences
         ]
         dataset = self._task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
+        # fairseq would order sentences of equal length at random, and rounding depends on the batch.
+        dataset.shuffle = False
         limit = max(search.max_tokens or MAX_TOKENS, max(map(len, tokens)))
         for indices in dataset.batch_by_size(dataset.ordered_indices(), max_tokens=limit):
             batch = dataset.collater([dataset[index] for index in indices])

@@ -32,6 +32,8 @@ class Search:
         nbest: number of translations returned per sentence, best first.
         max_len_b: maximum length of a translation, in subwords.
         max_tokens: source subwords per batch, including padding; None lets the engine choose.
+        temperature: sample translations word by word from the model's distribution, raised to the power of
+            1 / temperature; None for the beam search.
     """
 
     beam: int = 5
@@ -39,6 +41,7 @@ class Search:
     nbest: int = 1
     max_len_b: int = 200
     max_tokens: int | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("beam", "nbest", "max_len_b", "max_tokens"):
@@ -49,6 +52,10 @@ class Search:
             raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")
         if not is_number(self.lenpen):
             raise SharingError(f"--lenpen must be a finite number, got {self.lenpen!r}")
+        if self.temperature is not None and not (is_number(self.temperature) and self.temperature > 0):
+            raise SharingError(f"--temperature must be a finite number above 0, got {self.temperature!r}")
+        if self.temperature is not None and self.beam != 1:
+            raise SharingError(f"--temperature {self.temperature}: requires --beam 1, got {self.beam}")
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,8 @@ class TrainingStep:
         # One criterion rejects fairseq's default --ddp-backend. The backend does not affect sizes here.
         options = {"criterion": "cross_entropy", **vars(args), "ddp_backend": "legacy_ddp", "compile": False}
         self._allocations = Allocations()
+        if getattr(args, "teacher", ""):
+            raise SharingError(f"--teacher {args.teacher}: the memory of a teacher is not estimated; omit the teacher")
         with self._allocations:
             self._model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**options), task).train()
             self._criterion = criterions.build_criterion(Namespace(**options), task)

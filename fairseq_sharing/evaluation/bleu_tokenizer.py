@@ -77,13 +77,16 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
         )
 
 
-def make_bleu(target_lang: str, tokenize: str | None = None, lowercase: bool = False) -> Any:
+def make_bleu(
+    target_lang: str, tokenize: str | None = None, lowercase: bool = False, effective_order: bool = False
+) -> Any:
     """Create sacreBLEU's BLEU metric for a language.
 
     Args:
         target_lang: see `choose_tokenizer`.
         tokenize: see `choose_tokenizer`.
         lowercase: whether to ignore case.
+        effective_order: for scores of single sentences: ignore n-grams that are longer than the sentence.
 
     Returns:
         A ``sacrebleu.metrics.BLEU``.
@@ -95,7 +98,7 @@ def make_bleu(target_lang: str, tokenize: str | None = None, lowercase: bool = F
 
     name = choose_tokenizer(target_lang, tokenize)
     try:
-        return BLEU(tokenize=name, lowercase=lowercase)
+        return BLEU(tokenize=name, lowercase=lowercase, effective_order=effective_order)
     # A missing package (RuntimeError, ImportError), a failed model download, or an unexpected dictionary.
     except (RuntimeError, ImportError, OSError, AssertionError) as error:
         if name in _EXTRAS and not isinstance(error, AssertionError):

@@ -11,7 +11,7 @@ import numpy
 
 from fairseq_sharing.files import atomic_write, read_lines
 
-_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # indices 0 to 3 of every fairseq dictionary
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # indices 0 to 3 of every fairseq dictionary
 _PADDING_FACTOR = 8  # --padding-factor of fairseq-preprocess
 _SMALL_DICTIONARY = 65_500  # number of symbols from which fairseq uses four bytes per token (best_fitting_int_dtype)
 
@@ -89,9 +89,9 @@ def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
         Number of symbols, excluding fairseq's four special symbols.
     """
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    symbols = {word: count for word, count in ordered if word not in _SPECIAL}
+    symbols = {word: count for word, count in ordered if word not in SPECIAL}
     padding = 0
-    while (len(_SPECIAL) + len(symbols)) % _PADDING_FACTOR:
+    while (len(SPECIAL) + len(symbols)) % _PADDING_FACTOR:
         symbols.setdefault(f"madeupword{padding:04d}", 0)
         padding += 1
     text = "".join(f"{word} {count}\n" for word, count in symbols.items()).encode()
@@ -110,7 +110,7 @@ def read_dictionary(path: Path) -> dict[str, int]:
     Returns:
         Indices by symbol, including the special symbols.
     """
-    symbols = (*_SPECIAL, *(line.rpartition(" ")[0] for line in read_lines(path)))
+    symbols = (*SPECIAL, *(line.rpartition(" ")[0] for line in read_lines(path)))
     return {symbol: number for number, symbol in enumerate(symbols)}
 
 

@@ -22,6 +22,9 @@ UNFINISHED = "manifest.unfinished.json"
 LOCK = ".lock"
 """Locked while preparation is running."""
 
+PREPARE, DISTILL = "prepare", "distill"
+"""The commands that make data directories; a manifest names its command unless it is prepare."""
+
 
 def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read the manifest of a data directory or of an exported model.
@@ -54,11 +57,21 @@ def refuse_unfinished(folder: Path) -> None:
         SharingError: preparation is running or unfinished.
     """
     if _is_locked(folder / LOCK):
-        raise SharingError(f"{folder}: fairseq-sharing prepare is running in this folder; wait until it has finished")
+        raise SharingError(
+            f"{folder}: fairseq-sharing {command_of(folder)} is running in this folder; wait until it has finished"
+        )
     if not (folder / MANIFEST).is_file() and (folder / UNFINISHED).is_file():
         raise SharingError(
-            f"{folder}: its preparation has not finished; re-run the same fairseq-sharing prepare command"
+            f"{folder}: its preparation has not finished; re-run the same fairseq-sharing {command_of(folder)} command"
         )
+
+
+def command_of(folder: Path) -> str:
+    """Return the command that makes a data directory: prepare, unless its manifest names another one."""
+    for name in (UNFINISHED, MANIFEST):
+        if (folder / name).is_file():
+            return str(load_manifest(folder / name).get("command", PREPARE))
+    return PREPARE
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
@@ -136,6 +149,7 @@ def _is_choice(value: object, names: tuple[str, ...]) -> bool:
 
 
 _FIELDS: Schema = {
+    "command": (lambda value: value in (PREPARE, DISTILL), f"{PREPARE} or {DISTILL}"),
     "dataset": (is_text, "a name"),
     "artificial": (is_flag, "true or false"),
     "source_lang": (_is_name, "a language code"),

@@ -20,12 +20,10 @@ from fairseq_sharing.preparation.binarize import (
     data_names,
     dictionary_names,
     preprocess_arguments,
-    read_dictionary,
     subset_names,
-    token_type,
     write_dictionary,
-    write_index,
 )
+from fairseq_sharing.preparation.binarize_text import binarize_text
 from fairseq_sharing.preparation.clean import REASONS
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console
@@ -33,7 +31,7 @@ from fairseq_sharing.preparation.recipe import Recipe
 from fairseq_sharing.preparation.sources import find_texts, identity, refuse_same_names
 from fairseq_sharing.preparation.steps import ResumableSteps, locked
 from fairseq_sharing.preparation.stream import ChunkFunction, process_chunks, split_every
-from fairseq_sharing.preparation.transform import MAX_SUBWORDS, number_chunk, segment_chunk, tokenize_chunk
+from fairseq_sharing.preparation.transform import MAX_SUBWORDS, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
 from fairseq_sharing.preparation.unspaced import removal_hint, subword_warning
 
@@ -227,20 +225,8 @@ class _Preparation:
         subsets = {"train": "train", "valid": "valid", **subset_names(self.recipe.tests)}
         for name, number in lines.items():
             for text, data in zip(self._sides("bpe", name), data_names(subsets[name], self.languages), strict=True):
-                self._number(text, dictionaries[0], f"bin/{data}", number)
+                binarize_text(self.steps, self.pool, text, dictionaries[0], f"bin/{data}", number)
         return result
-
-    def _number(self, text: str, dictionary: str, data: str, lines: int) -> None:
-        def action() -> dict[str, Any]:
-            function = partial(number_chunk, self.directory / dictionary, self.steps.hashes[dictionary])
-            lengths = f"{data}.bin.lengths.tmp"
-            self._process(f"binarize {text[4:]}", [text], [f"{data}.bin", lengths], lines, function)
-            kind = token_type(len(read_dictionary(self.directory / dictionary)))
-            write_index(self.directory / lengths, kind, self.directory / f"{data}.idx")
-            (self.directory / lengths).unlink()
-            return {}
-
-        self.steps.run(data, {}, [text, dictionary], [f"{data}.bin", f"{data}.idx"], action)
 
     def _process(
         self, title: str, inputs: list[str], outputs: list[str], lines: int, function: ChunkFunction

@@ -28,20 +28,24 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Show the mean units per second, since work in batches completes in bursts."""
         seconds = task.finished_time or task.elapsed
-        if not task.completed or not seconds:
+        completed = task.completed - task.fields["done"]
+        if not completed or not seconds:
             return Text("")
-        rate = task.completed / seconds
+        rate = completed / seconds
         return Text(f"{rate:,.{0 if rate >= 10 else 1}f} {task.fields['unit']}/s")
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str = "lines") -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: int | None, unit: str = "lines", done: int = 0
+) -> Iterator[Callable[[int], None]]:
     """Show a progress bar during a task.
 
     Args:
         description: name of the task.
         total: total number of units; None if unknown.
         unit: plural name of the unit.
+        done: number of units that an earlier run completed.
 
     Yields:
         A function to call with the number of newly completed units.
@@ -55,7 +59,7 @@ def progress(description: str, total: int | None, unit: str = "lines") -> Iterat
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(escape(visible(description)), total=total, unit=unit)
+        task = bar.add_task(escape(visible(description)), total=total, completed=done, unit=unit, done=done)
         pending = 0
         # Updating the display is slower than reading a line.
         batch = 1 if total is None else max(1, total // 200)

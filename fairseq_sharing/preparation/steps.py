@@ -13,7 +13,7 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, inside, leftovers, sha256
-from fairseq_sharing.preparation.manifest import LOCK, MANIFEST, UNFINISHED, load_manifest
+from fairseq_sharing.preparation.manifest import LOCK, MANIFEST, PREPARE, UNFINISHED, command_of, load_manifest
 
 _TEMPORARY = (".tmp", ".journal.tmp", ".journal.tmp.tmp", ".lengths.tmp", ".lengths.tmp.tmp")
 """Suffixes of the temporary files that exist next to an output while it is being made."""
@@ -35,7 +35,8 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SharingError(
-                f"--out {directory}: another prepare is running in this directory; wait until it has finished"
+                f"--out {directory}: another {command_of(directory)} is running in this directory; wait until it has "
+                "finished"
             ) from None
         yield
 
@@ -50,13 +51,14 @@ class ResumableSteps:
 
     Args:
         directory: the data directory, locked.
+        command: the command that makes it.
 
     Raises:
         SharingError: the directory contains files but no manifest, so it may be unrelated, or its manifest is damaged
-            or names files outside of it.
+            or names files outside of it, or another command made it.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, command: str = PREPARE):
         self.directory = directory
         self.ran: list[str] = []
         self.hashes: dict[str, str] = {}
@@ -73,6 +75,9 @@ class ResumableSteps:
             raise SharingError(f"--out {directory}: exists and contains no {MANIFEST}; give a new or empty directory")
         else:
             self._manifest = {}
+        if self._manifest and (maker := self._manifest.get("command", PREPARE)) != command:
+            raise SharingError(f"--out {directory}: contains data of fairseq-sharing {maker}; give another directory")
+        self._command = {} if command == PREPARE else {"command": command}
         self._records: dict[str, Any] = self._manifest.get("steps", {})
         self._begun: set[str] = set(self._manifest.pop("begun", ()))
 
@@ -138,7 +143,7 @@ class ResumableSteps:
             The complete manifest.
         """
         self._remove_earlier()
-        complete = {**manifest, "steps": self._used, "files": dict(sorted(self.hashes.items()))}
+        complete = {**manifest, **self._command, "steps": self._used, "files": dict(sorted(self.hashes.items()))}
         complete = json.loads(json.dumps(complete))
         if complete != self._manifest or not self._finished.is_file():
             self._write(self._finished, complete)
@@ -164,7 +169,7 @@ class ResumableSteps:
                 temporary.unlink()
 
     def _save(self) -> None:
-        content = {**self._manifest, "steps": self._records, "begun": sorted(self._begun)}
+        content = {**self._manifest, **self._command, "steps": self._records, "begun": sorted(self._begun)}
         self._write(self._unfinished, content)
         self._finished.unlink(missing_ok=True)
 

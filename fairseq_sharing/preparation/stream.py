@@ -69,8 +69,7 @@ def process_chunks(
         for source, position in zip(sources, state["read"], strict=True):
             source.seek(position)
         files = [stack.enter_context(_continue(*part)) for part in zip(parts, state["written"], strict=True)]
-        advance = stack.enter_context(progress(title, lines, "lines"))
-        advance(state["lines"])
+        advance = stack.enter_context(progress(title, lines, "lines", state["lines"]))
         sizes: deque[list[int]] = deque()
         saved = time.monotonic()
         for texts, chunk_counts in pool.map(function, _chunks(sources, sizes)):

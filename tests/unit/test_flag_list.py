@@ -124,3 +124,11 @@ def test_an_unknown_architecture_is_refused_in_one_line(capsys):
     assert told.startswith("fairseq-sharing flags: error: ARCH must be all or one of transformer_sharing, ")
     assert told.endswith("got 'transformer_shared'\n")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "listed"),
+    [("transformer_sharing", True), ("transformer_lm_sharing", False), ("transformer_moeut", False)],
+)
+def test_the_teacher_is_listed_for_translation_models_without_experts(arch, listed):
+    assert ("--teacher" in _names(arch)) is listed

@@ -174,6 +174,7 @@ NEEDED = {
     "untie": ["a", "--output", "b"],
     "tie": ["a", "--output", "b"],
     "prepare": ["toy", "--out", "b"],
+    "distill": ["a", "--out", "b"],
     **{name: ["a"] for name in ("describe", "train", "translate", "report", "score", "clean")},
     "study": ["run", "a"],
     "power": ["--sd", "1"],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from fairseq_sharing.checkpoints.files import save_atomically
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.ctranslate2_engine import batch_tokens
 from fairseq_sharing.decoding.ctranslate2_export import export
+from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
 from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
@@ -412,3 +414,15 @@ def test_forked_processes_do_not_hang(checkpoint, exported, prepared, engine, ca
     command = [sys.executable, "-c", FORK, str(model), str(data), engine, case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.stdout.split(), done.returncode) == ([str(status)], 0), done.stderr
+
+
+def test_batches_do_not_depend_on_random_numbers(checkpoint, prepared):
+    """Rounding depends on the batch, and samples on its order."""
+    engine = FairseqEngine(find_model(str(checkpoint), prepared, Console(stderr=True)), 1, "cpu")
+    sentences = [[f"w{number}", f"w{number + 1}"] for number in range(20)]
+    orders = []
+    for seed in (1, 2):
+        numpy.random.seed(seed)
+        batches = engine._batches(sentences, Search(max_tokens=12))
+        orders.append([number for batch in batches for number in batch["id"].tolist()])
+    assert orders[0] == orders[1] == list(range(20))

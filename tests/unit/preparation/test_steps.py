@@ -7,6 +7,7 @@ import pytest
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import sha256
+from fairseq_sharing.preparation.manifest import DISTILL, PREPARE
 from fairseq_sharing.preparation.steps import ResumableSteps, locked
 
 
@@ -87,6 +88,20 @@ def test_a_directory_has_one_run_at_a_time(tmp_path: Path):
         locked(tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(("maker", "other"), [(PREPARE, DISTILL), (DISTILL, PREPARE)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_directory_belongs_to_the_command_that_made_it(tmp_path: Path, maker: str, other: str, finished: bool):
+    steps = ResumableSteps(tmp_path, maker)
+    steps.run("text", {}, {}, ["text"], lambda: (tmp_path / "text").write_text("x") and {})
+    if finished:
+        steps.finish({"dataset": "mine"})
+    with pytest.raises(SharingError, match=f"contains data of fairseq-sharing {maker}; give another directory"):
+        ResumableSteps(tmp_path, other)
+    with locked(tmp_path), pytest.raises(SharingError, match=f"another {maker} is running"), locked(tmp_path):
+        pass
+    assert ResumableSteps(tmp_path, maker).run("text", {}, {}, ["text"], lambda: pytest.fail("again")) == {}
 
 
 def snapshot(folder: Path, but: str) -> dict[str, bytes | str]:

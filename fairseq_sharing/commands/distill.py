@@ -1,0 +1,143 @@
+"""Translate the training side of prepared data with a trained teacher, as training data for a student.
+
+Re-run the command to resume. Completed steps are skipped unless a setting, the teacher or its data changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fairseq_sharing.decoding.search import ENGINES, Search
+from fairseq_sharing.distillation.settings import DEFAULT_FILTERS, FILTERS, TARGETS, DistillationSettings
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.finite import finite_number, whole_number
+
+HELP = "write training data with the translations of a trained teacher"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``distill``."""
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="RUN",
+        help="teacher: run directory (its last checkpoints are averaged) or checkpoint; several form an ensemble",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="data directory to create or update")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
+    parser.add_argument(
+        "--workers",
+        type=whole_number(most=1024),
+        metavar="N",
+        help="number of processes with one thread each; all CPU cores if not given",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to translate on")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON on stdout")
+    _add_search(parser.add_argument_group("translations"))
+    _add_selection(parser.add_argument_group("training pairs"))
+
+
+def _add_search(group: argparse._ArgumentGroup) -> None:
+    default = DistillationSettings
+    group.add_argument(
+        "--targets",
+        choices=TARGETS,
+        default=default.targets,
+        help="best (of the beam search), interpolate (highest sentence BLEU among the N best translations) or sample",
+    )
+    group.add_argument(
+        "--engine", choices=ENGINES, help="ctranslate2, or fairseq for an ensemble, if not given; see export"
+    )
+    group.add_argument(
+        "--beam",
+        type=whole_number(most=1000),
+        metavar="N",
+        help=f"beam size; {Search.beam}, or --nbest if it is larger, if not given",
+    )
+    group.add_argument(
+        "--nbest",
+        type=whole_number(most=1000),
+        metavar="N",
+        help="number of translations for interpolate; as many as --beam if not given",
+    )
+    group.add_argument("--lenpen", type=finite_number, metavar="X", default=default.lenpen, help="length penalty")
+    group.add_argument(
+        "--max-len-b",
+        type=whole_number(),
+        metavar="N",
+        default=default.max_len_b,
+        help="maximum subwords per translation",
+    )
+    group.add_argument(
+        "--max-tokens", type=whole_number(), metavar="N", default=default.max_tokens, help="source subwords per batch"
+    )
+    group.add_argument(
+        "--temperature",
+        type=finite_number,
+        metavar="X",
+        default=default.temperature,
+        help="for sample; below 1 favors likely words",
+    )
+    group.add_argument("--seed", type=int, metavar="N", default=default.seed, help="for sample")
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    default = DistillationSettings
+    group.add_argument(
+        "--filter",
+        metavar="NAMES",
+        default=",".join(DEFAULT_FILTERS),
+        help=f"remove translations: comma-separated list of {', '.join(FILTERS)}; or none. empty: no words; "
+        "unfinished: as long as --max-len-b; ratio: see --max-ratio; copied: equal to the source; repeated: a "
+        "sequence of 1 to 4 subwords more than 3 times in a row",
+    )
+    group.add_argument(
+        "--max-ratio",
+        type=finite_number,
+        metavar="X",
+        default=default.max_ratio,
+        help="for ratio: one side has at most X times as many subwords as the other",
+    )
+    group.add_argument(
+        "--min-bleu",
+        type=finite_number,
+        metavar="X",
+        default=default.min_bleu,
+        help="remove translations with a lower sentence BLEU against the reference; 0 keeps all",
+    )
+    group.add_argument("--keep-original", action="store_true", help="also keep the original pairs")
+    group.add_argument(
+        "--upsample-original", type=whole_number(), metavar="K", help="number of copies of the original pairs; 1"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Distill."""
+    from fairseq_sharing.distillation.distill import distill
+    from fairseq_sharing.distillation.teacher import find_teacher
+    from fairseq_sharing.files import check_output_folder
+    from fairseq_sharing.terminal import Console
+
+    if args.upsample_original is not None and not args.keep_original:
+        raise SharingError(f"--upsample-original {args.upsample_original}: requires --keep-original")
+    names = ("targets", "beam", "nbest", "lenpen", "max_len_b", "max_tokens", "temperature", "seed")
+    chosen = {name: getattr(args, name) for name in names}
+    filters = () if args.filter == "none" else tuple(args.filter.split(","))
+    check_output_folder(args.out, "--out")
+
+    def settings(engine: str) -> DistillationSettings:
+        return DistillationSettings(
+            **chosen,
+            engine=engine,
+            filters=filters,
+            max_ratio=args.max_ratio,
+            min_bleu=args.min_bleu,
+            originals=(args.upsample_original or 1) if args.keep_original else 0,
+        )
+
+    settings(args.engine or "ctranslate2")  # refuses invalid values before anything is read
+    teacher = find_teacher(args.models, args.data, args.engine, args.device, Console(stderr=True))
+    manifest = distill(teacher, settings(teacher.engine), args.out, args.workers)
+    if args.json:
+        Console().print_json(data=manifest)
