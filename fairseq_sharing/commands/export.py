@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-sharing",
         action="store_true",
-        help="with --to huggingface: store the weights of shared layers once, with a Python file that transformers loads "
-        "with trust_remote_code=True; otherwise all N layers are stored and no code is needed",
+        help="with --to huggingface: store the weights of shared layers once, with a Python file that transformers "
+        "loads with trust_remote_code=True; otherwise all N layers are stored, for a class of transformers",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
 
@@ -105,8 +105,8 @@ def _to_huggingface(args: argparse.Namespace, console: Console) -> None:
     used, stored = exported.tensors
     console.print(
         f"{args.output}: {exported.architecture}, {exported.size:,} bytes, {stored} tensors stored for the {used} that "
-        f"the model uses; log-probabilities differ from fairseq's by {exported.difference.largest:.1g} at most (natural "
-        "logarithm, random sentences)",
+        f"the model uses; log-probabilities differ from fairseq's by {exported.difference.largest:.1g} at most "
+        "(natural logarithm, random sentences)",
         markup=False,
     )
     if not exported.tokenizer:

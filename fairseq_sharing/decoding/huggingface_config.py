@@ -81,8 +81,6 @@ def choose_family(model: Any, task: Any, name: str) -> Family:
         refuse_flag(name, ENGINE, "--no-decoder-final-norm")
     if (sizes := (cfg.encoder.embed_dim, cfg.decoder.embed_dim))[0] != sizes[1]:
         refuse_flag(name, ENGINE, f"--decoder-embed-dim {sizes[1]} with --encoder-embed-dim {sizes[0]}")
-    if model.decoder.project_in_dim is not None:
-        refuse_flag(name, ENGINE, f"--decoder-input-dim {cfg.decoder.input_dim}")
     if pre and len(task.source_dictionary) > len(task.target_dictionary):
         raise SharingError(
             f"{name}: {ENGINE} does not support a pre-norm model whose source dictionary "
