@@ -41,14 +41,18 @@ ODD = [
     "AT&T's well-known rock-'n'-roll [x] | &amp; <b>",
     "<unk> is no </s> and no <pad> <s>",
     "x@@ y@@ @@ @-@ a</w>b",
-    "\U0001f600 na\u0308ive \u00ad soft\u200bzero",
+    "\U0001f600 na\u0308ive \u201cquoted\u201d \u2013 caf\xe9",
     "3.5% of $1,000.00 ... etc. e.g. Mr. X",
     "unheard-of \u4f60\u597d words",
 ]
-FULL_WIDTH = ["\u4f60\u597d\uff0c\u4e16\u754c\uff01 \u300a\uff11\uff12\u300b", "bell\x07 and escape\x1b characters"]
+REPLACED = [
+    "\u4f60\u597d\uff0c\u4e16\u754c\uff01 \u300a\uff11\uff12\u300b",
+    "bell\x07 and escape\x1b characters",
+    "soft\u00adhyphen \u200bzero",
+]
 LINE_BREAKS = ["one\u2028two\x85three\rfour\x1cfive"]
 # Tokenizers of transformers treat some characters otherwise.
-DIFFERENT = {"FSMTTokenizer": FULL_WIDTH + LINE_BREAKS, "MarianTokenizer": LINE_BREAKS}
+DIFFERENT = {"FSMTTokenizer": REPLACED + LINE_BREAKS, "MarianTokenizer": LINE_BREAKS}
 
 
 def sentences() -> list[str]:
@@ -128,7 +132,7 @@ def test_numbers_and_text_are_fairseqs(tokenizer, subword, name, tmp_path):
     with quiet():
         loaded.save_pretrained(tmp_path / "again")
     again = load(tmp_path / "again", **options)
-    compared = [line for line in lines + ODD + FULL_WIDTH + LINE_BREAKS if line not in DIFFERENT.get(name, ())]
+    compared = [line for line in lines + ODD + REPLACED + LINE_BREAKS if line not in DIFFERENT.get(name, ())]
     for found in (loaded, again):
         assert type(found).__name__ == name
         assert found.model_max_length == 99
@@ -141,12 +145,12 @@ def test_numbers_and_text_are_fairseqs(tokenizer, subword, name, tmp_path):
 
 def test_fsmt_tokenizer_is_not_used_where_it_differs(tmp_path):
     """A test set has full-width punctuation, which FSMTTokenizer replaces."""
-    lines = [*sentences(), *FULL_WIDTH]
+    lines = [*sentences(), *REPLACED]
     _, task = prepared(tmp_path / "data", FSMT, "bpe", lines)
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     test = {"name": "odd", "subset": "test", "segments": 2, "source": "odd.en", "reference": "odd.de"}
     (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "tests": [test]}))
-    (tmp_path / "data" / "odd.en").write_text("\n".join(FULL_WIDTH))
+    (tmp_path / "data" / "odd.en").write_text("\n".join(REPLACED))
     (tmp_path / "out").mkdir()
     assert write_tokenizer(tmp_path / "out", files_of(tmp_path / "data"), task, 99, []) == "FairseqSharingTokenizer"
     assert "rules" in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
