@@ -115,7 +115,7 @@ def _to_huggingface(args: argparse.Namespace, console: Console) -> None:
         )
         return
     console.print("translate with:")
-    for line in usage(exported):
+    for line in usage(str(exported.path), exported.tokenizer, args.keep_sharing):
         console.print(f"  {line}", markup=False)
 
 

@@ -13,6 +13,7 @@ from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refu
 from fairseq_sharing.decoding.exportable import refuse_several, refuse_unknown
 from fairseq_sharing.decoding.exported_folder import refuse_other_content, write_manifest
 from fairseq_sharing.decoding.fairseq_engine import load_models
+from fairseq_sharing.decoding.model_card import Shape, Usage, model_card, run_of, write_card
 from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles
 from fairseq_sharing.decoding.reference_scores import Difference, ReferenceScores
 from fairseq_sharing.errors import SharingError
@@ -71,6 +72,10 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
                 library, spec, temporary, ReferenceScores.of(model, task, files.name), quantization
             )
             write_manifest(temporary, files, model, preparation=True)
+            usage = Usage("ctranslate2", "bash", [f"fairseq-sharing translate {output.name} < INPUT"])
+            languages = files.languages or {}
+            card = model_card(files.name, languages, run_of(files.name), files.manifest, usage, Shape.of(model))
+            write_card(temporary, card)
             replace_folder(temporary, output)
     return Exported(output, (output / EXPORTED).stat().st_size, tensors, depth_tensors, difference)
 

@@ -22,6 +22,7 @@ from fairseq_sharing.decoding.huggingface_config import (
 from fairseq_sharing.decoding.huggingface_library import MODELING, copy_code, import_transformers, packaged
 from fairseq_sharing.decoding.huggingface_tokenizer import CUSTOM, write_tokenizer
 from fairseq_sharing.decoding.huggingface_weights import Weights, all_layers, convert_weights, stored_once
+from fairseq_sharing.decoding.model_card import Shape, Usage, model_card, run_of, write_card
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.decoding.reference_scores import Difference, ReferenceScores
 from fairseq_sharing.decoding.search import Search
@@ -29,6 +30,10 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import replace_folder, temporary_folder
 
 WEIGHTS = "model.safetensors"
+_LIMITS = (
+    "Give an attention mask for padded batches, as the tokenizer does, and do not generate with `use_cache=False`.",
+    "Decoding with `skip_special_tokens=True` omits unknown words. An empty line is translated like any other line.",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,6 @@ class Exported:
         tokenizer: the class of the tokenizer; empty if there is none for the text preparation.
         size: size of the weights, in bytes.
         tensors: number of tensors that the model uses, and number of tensors that are stored.
-        code: whether loading the folder requires ``trust_remote_code=True``: for the model, and for the tokenizer.
         difference: of the log-probabilities.
     """
 
@@ -50,7 +54,6 @@ class Exported:
     tokenizer: str
     size: int
     tensors: tuple[int, int]
-    code: tuple[bool, bool]
     difference: Difference
 
 
@@ -83,6 +86,7 @@ def export(files: ModelFiles, output: Path, search: Search | None = None, keep_s
         difference = check(temporary, family, keep_sharing, reference)
         tokenizer = write_tokenizer(temporary, files, task, source, reference.sources)
         write_manifest(temporary, files, model, preparation=False)
+        _write_card(temporary, output.name, files, model, tokenizer, keep_sharing)
         replace_folder(temporary, output)
     return Exported(
         output,
@@ -90,26 +94,40 @@ def export(files: ModelFiles, output: Path, search: Search | None = None, keep_s
         tokenizer,
         (output / WEIGHTS).stat().st_size,
         (len(weights.tensors), stored),
-        (keep_sharing, tokenizer == CUSTOM),
         difference,
     )
 
 
-def usage(exported: Exported) -> list[str]:
-    """Return the Python code that translates with an exported model and its tokenizer.
+def usage(folder: str, tokenizer: str, keep_sharing: bool) -> list[str]:
+    """Return the Python code that translates with an exported folder.
 
     Args:
-        exported: the export; it has a tokenizer.
+        folder: the folder.
+        tokenizer: the class of its tokenizer.
+        keep_sharing: whether the weights of shared layers are stored once.
     """
-    folder = repr(str(exported.path))
-    model, tokenizer = (f"{folder}, trust_remote_code=True" if code else folder for code in exported.code)
+    code = {True: f"{folder!r}, trust_remote_code=True", False: repr(folder)}
     return [
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
-        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
-        f"model = AutoModelForSeq2SeqLM.from_pretrained({model})",
+        f"tokenizer = AutoTokenizer.from_pretrained({code[tokenizer == CUSTOM]})",
+        f"model = AutoModelForSeq2SeqLM.from_pretrained({code[keep_sharing]})",
         'inputs = tokenizer(sentences, return_tensors="pt", padding=True, truncation=True)',
         "print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))",
     ]
+
+
+def _write_card(folder: Path, name: str, files: ModelFiles, model: Any, tokenizer: str, keep_sharing: bool) -> None:
+    lines = usage(name, tokenizer, keep_sharing) if tokenizer else []
+    limits = [f"Tested with transformers {import_transformers().__version__}.", *_LIMITS]
+    card = model_card(
+        files.name,
+        files.languages or {},
+        run_of(files.name),
+        files.manifest,
+        Usage("transformers", "python", lines, limits),
+        Shape.of(model),
+    )
+    write_card(folder, card)
 
 
 def _write_weights(

@@ -20,11 +20,10 @@ from fairseq.data import Dictionary
 from huggingface_models import CODE, built, export_model, offline  # noqa: F401
 
 from fairseq_sharing.decoding import huggingface_tokenizer
-from fairseq_sharing.decoding.huggingface_export import Exported, usage
+from fairseq_sharing.decoding.huggingface_export import usage
 from fairseq_sharing.decoding.huggingface_library import quiet
 from fairseq_sharing.decoding.huggingface_tokenizer import write_tokenizer
 from fairseq_sharing.decoding.model_files import ModelFiles
-from fairseq_sharing.decoding.reference_scores import Difference
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.text import Pipeline
 
@@ -204,8 +203,7 @@ def test_dictionaries_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_printed_code_names_what_requires_trust():
-    exported = Exported(Path("out"), "X", "MarianTokenizer", 1, (1, 1), (True, False), Difference(0.0, 0.0))
-    code = usage(exported)
+    code = usage("out", "MarianTokenizer", keep_sharing=True)
     assert "tokenizer = AutoTokenizer.from_pretrained('out')" in code
     assert "model = AutoModelForSeq2SeqLM.from_pretrained('out', trust_remote_code=True)" in code
     for line in code:
