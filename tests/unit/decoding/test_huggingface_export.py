@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_models import CODE, EXACT, built, difference, export_model, load, offline  # noqa: F401
 from safetensors import safe_open
-from sharing_cases import BY_NAME
+from sharing_cases import BY_NAME, CASES
 from tiny_models import make_trainer, save
 
 from fairseq_sharing.commands import main
@@ -103,6 +103,7 @@ def stored(folder) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "fast" not in case.options], ids=lambda case: case.name)
 def test_kept_sharing_stores_the_parameters_once(case, norm, monkeypatch, tmp_path):
     model, task = built(norm, **case.options)
     parameters = sum(parameter.numel() for parameter in model.parameters())
