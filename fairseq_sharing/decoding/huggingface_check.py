@@ -50,8 +50,8 @@ def check(folder: Path, family: Family, keep_sharing: bool, reference: Reference
     if wrong:
         problem, names = next(iter(wrong.items()))
         raise SharingError(
-            f"{reference.name}: the exported model has {problem.replace('_', ' ')}, first {names[0]}; "
-            "transformers has no such weight in this class; translate the model with --engine fairseq"
+            f"{reference.name}: {family.stock} does not have the weights of this model ({problem.replace('_', ' ')}: "
+            f"{names[0]}); translate it with --engine fairseq"
         )
     difference = reference.difference(score(model.eval(), reference), "Hugging Face's model")
     if not difference.largest <= _TOLERANCE:

@@ -240,7 +240,7 @@ def _data(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "dataset", dataset
     recipe, train = manifest.get("recipe"), manifest.get("train")
     splits = recipe.get("splits") if isinstance(recipe, dict) else None
-    if isinstance(splits, dict) and (sources := list(dict.fromkeys(_sources(splits.get("train") or ())))):
+    if isinstance(splits, dict) and (sources := list(dict.fromkeys(_sources(splits.get("train"))))):
         yield "sources of the training data", ", ".join(sources)
     if isinstance(train, dict) and isinstance(train.get("lines"), int):
         yield "training pairs", f"{train['lines']:,}"
@@ -256,10 +256,13 @@ def _data(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _sources(corpora: Any) -> Iterator[str]:
     """Find the addresses of the texts in a part of a recipe."""
-    for key, value in corpora.items() if isinstance(corpora, dict) else ((None, one) for one in corpora):
-        if key == "url" and isinstance(value, str) and value:
-            yield value
-        elif isinstance(value, dict | list):
+    if isinstance(corpora, list):
+        for corpus in corpora:
+            yield from _sources(corpus)
+    elif isinstance(corpora, dict):
+        for key, value in corpora.items():
+            if key == "url" and isinstance(value, str) and value:
+                yield value
             yield from _sources(value)
 
 

@@ -33,6 +33,8 @@ def offline(monkeypatch, tmp_path_factory):
     """Let every use of the network fail, and cache the code of exported folders in a temporary folder."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
     def refuse(*_, **__):
         raise AssertionError("the network was used")
 

@@ -274,5 +274,8 @@ def test_manifest_has_everything_that_translation_requires(checkpoint, tmp_path)
     assert (manifest["source_lang"], manifest["target_lang"]) == ("en", "de")
     assert manifest["layer_map"]["decoder"] == list(BY_NAME["sandwich"].decoder)
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| layer map | 0,1,1,1,1,2 | 0,1,1,1,1,2 |" in card
+    assert "fairseq-sharing translate out < INPUT" in card
     assert {"model.bin", "config.json"} < names == manifest["sha256"].keys()
     assert all(manifest["sha256"][name] == sha256(tmp_path / "out" / name) for name in names)

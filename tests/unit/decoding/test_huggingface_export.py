@@ -235,7 +235,9 @@ def test_models_without_a_class_are_refused(options, message, monkeypatch, tmp_p
 def test_other_layers_and_weights_are_refused(monkeypatch, tmp_path):
     model, task = built()
     model.encoder.layers[1].fc1.adapter = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(SharingError, match=r"unexpected keys, first model\.encoder\.layers\.1\.fc1\.adapter"):
+    with pytest.raises(
+        SharingError, match=r"weights of this model \(unexpected keys: model\.encoder\.layers\.1\.fc1\.adapter\)"
+    ):
         export_model(monkeypatch, model, task, tmp_path / "out")
     model.encoder.layers[0] = torch.nn.Identity()
     with pytest.raises(SharingError, match="does not support Identity"):
@@ -262,7 +264,7 @@ def test_layernorm_of_the_embeddings_and_activations_fail_the_check(monkeypatch,
         export_model(monkeypatch, model, task, tmp_path / "out")
     model, task = built(layernorm_embedding=True)
     model.cfg.layernorm_embedding = False
-    with pytest.raises(SharingError, match="unexpected keys, first model"):
+    with pytest.raises(SharingError, match="unexpected keys: model"):
         export_model(monkeypatch, model, task, tmp_path / "out")
 
 

@@ -136,6 +136,9 @@ def test_numbers_and_text_are_fairseqs(tokenizer, subword, name, tmp_path):
         assert type(found).__name__ == name
         assert found.model_max_length == 99
         assert [found(line)["input_ids"] for line in compared] == [numbers(pipeline, task, line) for line in compared]
+    too_long = numbers(pipeline, task, " ".join(lines[:20]))
+    assert len(too_long) > 99
+    assert loaded(" ".join(lines[:20]), truncation=True)["input_ids"] == [*too_long[:98], 2]
     known = [line for line in lines if 3 not in numbers(pipeline, task, line)]
     assert len(known) == 200
     texts = loaded.batch_decode([numbers(pipeline, task, line) for line in known], skip_special_tokens=True)
