@@ -6,7 +6,7 @@ usage() {
   cat <<'USAGE'
 usage: bash scripts/install.sh [--extra NAME] [--dry-run]
 
-  --extra NAME   an extra of the package: report (default), test, ctranslate2 or all
+  --extra NAME   an extra of the package: report (default), test, ctranslate2, huggingface or all
   --dry-run      print the commands and stop
 
 environment:
@@ -36,8 +36,8 @@ while (($#)); do
   esac
 done
 case $extra in
-  report | test | ctranslate2 | all) ;;
-  *) fail "--extra must be report, test, ctranslate2 or all, got '$extra'" ;;
+  report | test | ctranslate2 | huggingface | all) ;;
+  *) fail "--extra must be report, test, ctranslate2, huggingface or all, got '$extra'" ;;
 esac
 
 # A pyenv shim may exist for a version that is not installed, so candidates are run, not only found.
@@ -134,7 +134,7 @@ if $dry_run; then
 else
   mapfile -t others < <(other_requirements)
   # Requirements of fairseq except for torchaudio: its last release cannot be imported with current versions of torch,
-  # and libraries that look for it fail. fairseq imports it for speech only.
+  # and libraries that look for it, such as transformers, fail. fairseq imports it for speech only.
   others+=(bitarray cffi hydra-core packaging regex scikit-learn tqdm)
   if ! "${pip[@]}" show --quiet fairseq-fixed 2>/dev/null; then
     mkdir -p "$build"

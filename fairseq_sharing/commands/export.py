@@ -1,4 +1,4 @@
-"""Export a trained model to stock fairseq, or to CTranslate2 for fast translation."""
+"""Export a trained model to stock fairseq, to CTranslate2 for fast translation, or to Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.decoding.search import QUANTIZATIONS
 
 if TYPE_CHECKING:
+    from fairseq_sharing.decoding.model_files import ModelFiles
     from fairseq_sharing.terminal import Console
 
 
-HELP = "export a model to stock fairseq or CTranslate2"
+HELP = "export a model to stock fairseq, CTranslate2 or Hugging Face"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     target.add_argument(
         "--to",
-        choices=("ctranslate2",),
-        help="write a directory for fairseq-sharing translate and CTranslate2; shared tensors are stored once",
+        choices=("ctranslate2", "huggingface"),
+        help="ctranslate2: write a directory for fairseq-sharing translate and CTranslate2; shared tensors are stored "
+        "once. huggingface: write a directory for transformers, with tokenizer and model card",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="file or directory to write")
     parser.add_argument(
@@ -39,34 +41,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"type of the stored CTranslate2 weights: {', '.join(QUANTIZATIONS)}; fp32 if not given",
     )
+    parser.add_argument(
+        "--keep-sharing",
+        action="store_true",
+        help="with --to huggingface: store the weights of shared layers once, with a Python file that transformers "
+        "loads with trust_remote_code=True; otherwise all N layers are stored, for a class of transformers",
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
     add_depth_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export the model."""
-    from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file, check_output_folder
     from fairseq_sharing.terminal import Console
 
     console = Console(highlight=False, soft_wrap=True)
+    if args.quantization is not None and args.to != "ctranslate2":
+        raise SharingError(f"--quantization {args.quantization}: allowed only with --to ctranslate2")
+    if args.keep_sharing and args.to != "huggingface":
+        raise SharingError("--keep-sharing: allowed only with --to huggingface")
     if args.materialize:
-        for flag in ("quantization", "data"):
-            if getattr(args, flag) is not None:
-                raise SharingError(f"--{flag} {getattr(args, flag)}: allowed only with --to ctranslate2")
+        if args.data is not None:
+            raise SharingError(f"--data {args.data}: allowed only with --to")
         check_output_file(args.output, "--output")
         _materialize(args, console)
         return
     check_output_folder(args.output, "--output")
-    from fairseq_sharing.decoding.at_depth import at_depth
-    from fairseq_sharing.decoding.ctranslate2_export import export
+    {"ctranslate2": _to_ctranslate2, "huggingface": _to_huggingface}[args.to](args, console)
+
+
+def _find(args: argparse.Namespace) -> ModelFiles:
+    from fairseq_sharing.decoding.model_files import find_model
+    from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.terminal import Console
 
     files = find_model(args.model, args.data, Console(stderr=True))
     if files.exported:
         raise SharingError(f"{args.model}: already exported; give a run directory or a checkpoint")
-    with at_depth(files, depth_request(args)) as reduced:
-        exported = export(reduced, args.output, args.quantization)
+    return files
+
+
+def _to_ctranslate2(args: argparse.Namespace, console: Console) -> None:
+    from fairseq_sharing.decoding.at_depth import at_depth
+    from fairseq_sharing.decoding.ctranslate2_export import export
+
+    with at_depth(_find(args), depth_request(args)) as files:
+        exported = export(files, args.output, args.quantization)
     used, stored = exported.tensors
     console.print(
         f"{args.output}: {exported.size:,} bytes, {stored} tensors stored for the {used} that the layers use; "
@@ -82,6 +104,29 @@ def run(args: argparse.Namespace) -> None:
             markup=False,
         )
     console.print(f"translate with: fairseq-sharing translate {args.output} < INPUT", markup=False)
+
+
+def _to_huggingface(args: argparse.Namespace, console: Console) -> None:
+    from fairseq_sharing.decoding.at_depth import at_depth
+    from fairseq_sharing.decoding.huggingface_export import export, usage
+
+    with at_depth(_find(args), depth_request(args)) as files:
+        exported = export(files, args.output, keep_sharing=args.keep_sharing)
+    used, stored = exported.tensors
+    console.print(
+        f"{args.output}: {exported.architecture}, {exported.size:,} bytes, {stored} tensors stored for the {used} that "
+        f"the model uses; log-probabilities differ from fairseq's by {exported.difference.largest:.1g} at most "
+        "(natural logarithm, random sentences)",
+        markup=False,
+    )
+    if not exported.tokenizer:
+        console.print(
+            "no tokenizer: transformers has none for this text preparation; give the model the numbers of dict.*.txt"
+        )
+        return
+    console.print("translate with:")
+    for line in usage(str(exported.path), exported.tokenizer, args.keep_sharing):
+        console.print(f"  {line}", markup=False)
 
 
 def _materialize(args: argparse.Namespace, console: Console) -> None:

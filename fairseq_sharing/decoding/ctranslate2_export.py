@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fairseq_sharing.adapters.layer import count_merged, effective
 from fairseq_sharing.admin.folding import fold_admin
 from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refuse_forked
+from fairseq_sharing.decoding.exportable import refuse_several, refuse_unknown
+from fairseq_sharing.decoding.exported_folder import refuse_other_content, write_manifest
 from fairseq_sharing.decoding.fairseq_engine import load_models
-from fairseq_sharing.decoding.model_files import EXPORTED, SEVERAL_DIRECTIONS, ModelFiles, read_manifest
+from fairseq_sharing.decoding.model_card import Shape, Usage, model_card, run_of, write_card
+from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles
+from fairseq_sharing.decoding.reference_scores import Difference, ReferenceScores
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.factorized_embedding.folding import multiplied_out
-from fairseq_sharing.files import atomic_write, replace_folder, sha256, temporary_folder
+from fairseq_sharing.files import replace_folder, temporary_folder
 from fairseq_sharing.no_ffn.folding import zero_ffn
-from fairseq_sharing.options import flag_of
 
 # Maximum difference of a subword's log-probability before quantization. Operations that CTranslate2 lacks cause
 # differences of 0.1 and more.
 _TOLERANCE = 0.01
 # Mean difference above which a quantized model is wrong, not just rounded.
 _ABSURD = 1.0
-_CHECKED_LENGTHS = (1, 2, 3, 5, 8, 13, 21)  # lengths of the compared sentences, in subwords
-
-# Options that change the computation and have no counterpart, with their allowed values.
-_ONLY = {
-    "cross_self_attention": False,
-    "no_cross_attention": False,
-    "no_token_positional_embeddings": False,
-    "adaptive_softmax_cutoff": None,
-    "depth_signal": "off",
-    "position_per_depth": False,
-    "act": "off",
-    "b2t": False,
-}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Difference between an exported model's log-probabilities (natural) and fairseq's, over random sentences.
-
-    Attributes:
-        largest: the largest absolute difference.
-        mean: the mean absolute difference.
-    """
-
-    largest: float
-    mean: float
 
 
 @dataclass(frozen=True)
@@ -89,10 +63,8 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
     """
     library = import_ctranslate2()
     refuse_forked()
-    if len(files.checkpoints) != 1:
-        raise SharingError(f"{files.name}: cannot export several checkpoints; allowed: one (average them first)")
-    if output.exists() and not (output / EXPORTED).is_file() and not (output.is_dir() and not any(output.iterdir())):
-        raise SharingError(f"--output {output}: exists and is not an exported model; give another folder")
+    refuse_several(files)
+    refuse_other_content(output, EXPORTED)
     (model,), task, _ = load_models(files)
     with torch.no_grad():
         spec, depth_tensors = convert(model, task, files.name)
@@ -100,8 +72,14 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
             spec.optimize()
             tensors = _count_tensors(spec)
             # Score before quantization, which modifies the weights that the specification shares with the model.
-            difference = _save_checked(library, spec, temporary, _Reference.of(model, task, files.name), quantization)
-            _write_manifest(temporary, files, model)
+            difference = _save_checked(
+                library, spec, temporary, ReferenceScores.of(model, task, files.name), quantization
+            )
+            write_manifest(temporary, files, model, preparation=True)
+            usage = Usage("ctranslate2", "bash", [f"fairseq-sharing translate {output.name} < INPUT"])
+            languages = files.languages or {}
+            card = model_card(files.name, languages, run_of(files.name), files.manifest, usage, Shape.of(model))
+            write_card(temporary, card)
             replace_folder(temporary, output)
     return Exported(output, (output / EXPORTED).stat().st_size, tensors, depth_tensors, difference)
 
@@ -123,11 +101,7 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
     from ctranslate2.converters import fairseq as converter
     from ctranslate2.specs import transformer_spec
 
-    if hasattr(task, "data_manager"):
-        raise SharingError(
-            f"{name}: CTranslate2 does not add the languages that {SEVERAL_DIRECTIONS} adds to sentences; "
-            "translate this model with --engine fairseq"
-        )
+    refuse_unknown(model, task, name, "CTranslate2", converter._SUPPORTED_ACTIVATIONS)
     with multiplied_out(model), zero_ffn(model):
         return _convert(model, task, name, converter, transformer_spec)
 
@@ -135,7 +109,6 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
 def _convert(model: Any, task: Any, name: str, converter: Any, transformer_spec: Any) -> tuple[Any, int]:
     """Convert a model whose embeddings and layers have the modules of fairseq's."""
     cfg = model.cfg
-    _refuse_unknown(model, name, converter._SUPPORTED_ACTIVATIONS)
     common = {
         "activation": converter._SUPPORTED_ACTIVATIONS[cfg.activation_fn],
         "layernorm_embedding": cfg.layernorm_embedding,
@@ -164,51 +137,6 @@ def _convert(model: Any, task: Any, name: str, converter: Any, transformer_spec:
     return spec, depth_tensors
 
 
-def _refuse_unknown(model: Any, name: str, activations: Any) -> None:
-    """Reject a model that CTranslate2 would compute differently."""
-    from fairseq.models.transformer import transformer_decoder, transformer_encoder
-    from fairseq.modules import transformer_layer
-
-    from fairseq_sharing.admin import layers as admin_layers
-    from fairseq_sharing.deep_norm import layers as deep_norm_layers
-    from fairseq_sharing.models import transformer_sharing
-    from fairseq_sharing.models.layer_classes import parts_of
-    from fairseq_sharing.no_ffn.layers import WithoutFFN
-
-    known = {
-        transformer_sharing.SharedTransformerEncoder,
-        transformer_sharing.SharedTransformerDecoder,
-        transformer_encoder.TransformerEncoder,
-        transformer_encoder.TransformerEncoderBase,
-        transformer_decoder.TransformerDecoder,
-        transformer_decoder.TransformerDecoderBase,
-        admin_layers.AdminEncoderLayer,
-        admin_layers.AdminDecoderLayer,
-        deep_norm_layers.DeepNormEncoder,
-        deep_norm_layers.DeepNormDecoder,
-        WithoutFFN,
-        transformer_layer.TransformerEncoderLayerBase,
-        transformer_layer.TransformerDecoderLayerBase,
-    }
-    allowed = "allowed: transformer and transformer_sharing models; translate this one with --engine fairseq"
-    cfg = model.cfg
-    for option, value in _ONLY.items():
-        if getattr(cfg, option, value) != value:
-            flag = f"{flag_of(option)} {getattr(cfg, option)}"
-            raise SharingError(f"{name}: CTranslate2 does not support {flag}; {allowed}")
-    for stack in (model.encoder, model.decoder):
-        parts = (stack, *getattr(stack, "layers", ()))
-        unknown = next((part for part in parts if not known.issuperset(parts_of(type(part)))), None)
-        if unknown is not None:
-            raise SharingError(f"{name}: CTranslate2 does not support {type(unknown).__name__}; {allowed}")
-    if cfg.activation_fn not in activations:
-        flag, known_activations = f"--activation-fn {cfg.activation_fn}", ", ".join(sorted(activations))
-        raise SharingError(f"{name}: CTranslate2 does not support {flag}; allowed: {known_activations}")
-    if model.decoder.project_out_dim is not None:
-        flag = f"--decoder-output-dim {cfg.decoder.output_dim}"
-        raise SharingError(f"{name}: CTranslate2 does not support {flag}; {allowed}")
-
-
 def _count_tensors(spec: Any) -> tuple[int, int]:
     """Count the tensors of a specification: all, and those that are stored (the others refer to equal ones)."""
     variables = spec.variables().values()
@@ -217,43 +145,28 @@ def _count_tensors(spec: Any) -> tuple[int, int]:
     return names + stored, stored
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """fairseq's log-probabilities of the subwords of random sentences, including the ends of the sentences."""
+def compare(library: Any, reference: ReferenceScores, folder: Path) -> Difference:
+    """Compare a written model's log-probabilities, computed in its stored type, with fairseq's.
 
-    name: str
-    sources: list[list[str]]
-    targets: list[list[str]]
-    scores: torch.Tensor
+    Args:
+        library: the module ctranslate2.
+        reference: fairseq's log-probabilities.
+        folder: the written model.
 
-    @classmethod
-    def of(cls, model: Any, task: Any, name: str) -> _Reference:
-        """Draw random sentences and score them with fairseq's model."""
-        draw = np.random.default_rng(1)
-        scored: list[tuple[list[str], list[str], torch.Tensor]] = []
-        for length in _CHECKED_LENGTHS:
-            source = _draw(draw, task.source_dictionary, length)
-            target = _draw(draw, task.target_dictionary, length)
-            ids = task.target_dictionary.encode_line(" ".join(target), add_if_not_exist=False).long()
-            inputs = task.source_dictionary.encode_line(" ".join(source), add_if_not_exist=False).long()[None]
-            output = model(inputs, torch.tensor([inputs.shape[1]]), ids.roll(1)[None])
-            scores = model.get_normalized_probs(output, log_probs=True)[0].gather(1, ids[:, None])[:, 0]
-            scored.append((source, target, scores))
-        sources, targets, scores_of = zip(*scored, strict=True)
-        return cls(name, list(sources), list(targets), _finite(torch.cat(scores_of), f"{name}: fairseq"))
-
-    def compare(self, library: Any, folder: Path) -> Difference:
-        """Compare a written model's log-probabilities, computed in its stored type, with fairseq's."""
-        exported = library.Translator(str(folder), device="cpu", compute_type="default", intra_threads=1)
-        found = [torch.tensor(score.log_probs) for score in exported.score_batch(self.sources, self.targets)]
-        difference = (self.scores - _finite(torch.cat(found), f"{self.name}: CTranslate2")).abs()
-        return Difference(float(difference.max()), float(difference.mean()))
+    Raises:
+        SharingError: a log-probability is NaN or infinite.
+    """
+    exported = library.Translator(str(folder), device="cpu", compute_type="default", intra_threads=1)
+    scored = exported.score_batch(reference.sources, reference.targets)
+    return reference.difference(torch.cat([torch.tensor(score.log_probs) for score in scored]), "CTranslate2")
 
 
-def _save_checked(library: Any, spec: Any, folder: Path, reference: _Reference, quantization: str | None) -> Difference:
+def _save_checked(
+    library: Any, spec: Any, folder: Path, reference: ReferenceScores, quantization: str | None
+) -> Difference:
     """Write a specification to an empty folder, and reject a model whose scores differ from fairseq's."""
     spec.save(str(folder))
-    difference = reference.compare(library, folder)
+    difference = compare(library, reference, folder)
     if not difference.largest <= _TOLERANCE:
         raise SharingError(
             f"{reference.name}: the exported model's log-probabilities differ from fairseq's by "
@@ -266,39 +179,10 @@ def _save_checked(library: Any, spec: Any, folder: Path, reference: _Reference, 
         file.unlink()
     spec._quantize(quantization)
     spec.save(str(folder))
-    difference = reference.compare(library, folder)
+    difference = compare(library, reference, folder)
     if not difference.mean <= _ABSURD:
         raise SharingError(
             f"{reference.name}: with --quantization {quantization} the log-probabilities differ from fairseq's by "
             f"{difference.mean:.3g} per subword on average; allowed: at most {_ABSURD}; use another --quantization"
         )
     return difference
-
-
-def _finite(scores: torch.Tensor, engine: str) -> torch.Tensor:
-    if not scores.isfinite().all():
-        raise SharingError(f"{engine} computes log-probabilities that are NaN or infinite; allowed: finite values")
-    return scores
-
-
-def _draw(draw: np.random.Generator, dictionary: Any, length: int) -> list[str]:
-    return [dictionary[int(index)] for index in draw.integers(dictionary.nspecial, len(dictionary), length)]
-
-
-def _write_manifest(folder: Path, files: ModelFiles, model: Any) -> None:
-    """Write the text preparation of the model, in the format of a data directory's manifest."""
-    manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in (files.languages or {}).items()}
-    if files.manifest is not None:
-        prepared = read_manifest(files.manifest, ("tokenizer", "subword")) or {}
-        manifest |= {"tokenizer": prepared["tokenizer"], "subword": prepared["subword"]}
-        if subwords := prepared["subword"].get("model"):
-            shutil.copyfile(files.manifest / subwords, folder / Path(subwords).name)
-    source, target = model.max_positions()
-    manifest |= {
-        "max_tokens": {"source": source - 1, "target": target - 1},
-        "layer_map": {stack: list(sharing.layer_map) for stack, sharing in getattr(model, "sharing", {}).items()},
-        **({"depth": files.depth} if files.depth else {}),
-        "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir())},
-    }
-    with atomic_write(folder / "manifest.json") as file:
-        file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())

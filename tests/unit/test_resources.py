@@ -49,4 +49,6 @@ def test_wheel_holds_every_configuration_and_recipe(tmp_path):
         for file in (ROOT / top).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:
                 assert f"fairseq_sharing/{inside}/{file.relative_to(ROOT / top).as_posix()}" in names
-    assert "fairseq_sharing/py.typed" in names
+    code = ("modeling_fairseq_sharing.py", "tokenization_fairseq_sharing.py")
+    for name in ("py.typed", "decoding/model_card.md.jinja", *(f"decoding/huggingface_code/{file}" for file in code)):
+        assert f"fairseq_sharing/{name}" in names

@@ -23,6 +23,7 @@ from fairseq_sharing.decoding import ctranslate2_export
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import ModelFiles
+from fairseq_sharing.decoding.reference_scores import ReferenceScores
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import sha256
@@ -93,8 +94,8 @@ def test_materialized_file_is_read_by_the_converter_of_ctranslate2(name, norm, c
         converted = FairseqConverter(str(tmp_path / "stock.pt"), str(data_dir)).convert(str(tmp_path / "converted"))
     (model,), task, _ = ctranslate2_export.load_models(files)
     with torch.no_grad():
-        reference = ctranslate2_export._Reference.of(model, task, name)
-    assert reference.compare(ctranslate2, Path(converted)).largest < 2e-5
+        reference = ReferenceScores.of(model, task, name)
+    assert ctranslate2_export.compare(ctranslate2, reference, Path(converted)).largest < 2e-5
 
 
 def test_each_tensor_is_stored_once_and_scores_are_fairseqs(trained, case, norm, data_dir, tmp_path):
@@ -225,8 +226,8 @@ def test_the_difference_is_that_of_the_written_weights(checkpoint, kind, least, 
     # Again, from the files only.
     (model,), task, _ = ctranslate2_export.load_models(files)
     with torch.no_grad():
-        reference = ctranslate2_export._Reference.of(model, task, "again")
-    assert reference.compare(ctranslate2, exported.path) == exported.difference
+        reference = ReferenceScores.of(model, task, "again")
+    assert ctranslate2_export.compare(ctranslate2, reference, exported.path) == exported.difference
 
 
 def test_a_quantized_model_that_computes_something_else_is_refused(checkpoint, tmp_path, monkeypatch):
@@ -272,6 +273,9 @@ def test_manifest_has_everything_that_translation_requires(checkpoint, tmp_path)
     assert manifest["layer_map"]["encoder"] == list(BY_NAME["sandwich"].encoder)
     assert (manifest["source_lang"], manifest["target_lang"]) == ("en", "de")
     assert manifest["layer_map"]["decoder"] == list(BY_NAME["sandwich"].decoder)
-    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json"}
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| layer map | 0,1,1,1,1,2 | 0,1,1,1,1,2 |" in card
+    assert "fairseq-sharing translate out < INPUT" in card
     assert {"model.bin", "config.json"} < names == manifest["sha256"].keys()
     assert all(manifest["sha256"][name] == sha256(tmp_path / "out" / name) for name in names)

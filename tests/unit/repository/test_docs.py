@@ -427,3 +427,15 @@ def test_agreement_of_int8_is_stated_with_its_model():
     share = f"{measured['agreement']['int8']['same']:.0%}"
     assert f"only {share} of the translations of this model (`{model}`, {bleu:.2f} BLEU)" in page
     assert f"model {model} that are identical" in (ROOT / "results/speed/README.md").read_text(encoding="utf-8")
+
+
+def test_numbers_of_the_export_to_hugging_face_are_the_measured_ones():
+    measured = json.loads((ROOT / "results/from_trained/huggingface.json").read_text(encoding="utf-8"))
+    page = DOCS["huggingface"]
+    for model in measured["models"]:
+        kept = f" {model['shared_once']['bytes']:,} |" if "shared_once" in model else " |"
+        assert f"| {model['parameters']:,} | {model['all_layers']['bytes']:,} |{kept}" in page
+        if "test" in model:
+            bleu = [f"{model['bleu'][engine]:.2f}" for engine in ("huggingface", "fairseq")]
+            assert f"| {model['same']:,} of {model['sentences']:,} | {bleu[0]} / {bleu[1]} |" in page
+            assert model["same"] >= 0.995 * model["sentences"]

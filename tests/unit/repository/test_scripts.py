@@ -63,7 +63,10 @@ def test_test_dry_run_prints_every_check():
         (["quickstart.sh", "--mirror", "/nonexistent"], "quickstart.sh: error: --mirror /nonexistent: no such folder"),
         (["quickstart.sh", "--data"], "quickstart.sh: error: --data needs a value"),
         (["quickstart.sh", "--fast"], "quickstart.sh: error: unknown argument --fast"),
-        (["install.sh", "--extra", "gpu"], "install.sh: error: --extra must be report, test, ctranslate2 or all, got"),
+        (
+            ["install.sh", "--extra", "gpu"],
+            "install.sh: error: --extra must be report, test, ctranslate2, huggingface or all, got",
+        ),
         (["train.sh", "--devices", "0", "x"], "train.sh: error: --devices needs a number from 1, got '0'"),
         (["train.sh"], "train.sh: error: no CONFIG given"),
         (["train.sh", "--dry-run", "toy"], "train.sh: error: --dry-run checks the configuration: install first"),
