@@ -220,7 +220,8 @@ def _options(train: Mapping[str, Any], solve: Sequence[str]) -> tuple[str, ...]:
             raise SharingError(f"--solve {field}: unknown; allowed: {', '.join(FIELDS)}")
         known = [option for option in FIELDS[field] if flags.takes(train, option)]
         if not known:
-            raise SharingError(f"--solve {field}: --arch {train.get('arch')} has no such option")
+            takes = [name for name, some in FIELDS.items() if any(flags.takes(train, option) for option in some)]
+            raise SharingError(f"--solve {field}: no option of --arch {train.get('arch')}; allowed: {', '.join(takes)}")
         options += [option for option in known if option not in options]
     return tuple(options)
 

@@ -115,7 +115,11 @@ def test_a_language_model_keeps_its_input_and_output_widths_equal():
     ("train", "solve", "message"),
     [
         ({}, "width", "^--solve width: unknown; allowed: embed_dim, ffn_embed_dim, "),
-        ({}, "expert_dim", "^--solve expert_dim: --arch transformer_sharing has no such option$"),
+        (
+            {},
+            "expert_dim",
+            r"^--solve expert_dim: no option of --arch transformer_sharing; allowed: embed_dim, .*, embedding_factor_dim$",
+        ),
         ({}, "embedding_factor_dim", "no train.embedding_factor_dim; set it to any value"),
         ({"decoder_no_ffn": True}, "decoder_ffn_embed_dim", r"relative to the reference: 0\.\d+ at every value"),
         ({"sharing": "universal"}, "layers", r"parameters relative to the reference: 0\.\d+ at every value"),
