@@ -118,7 +118,7 @@ def test_a_language_model_keeps_its_input_and_output_widths_equal():
         (
             {},
             "expert_dim",
-            r"^--solve expert_dim: no option of --arch transformer_sharing; allowed: embed_dim, .*, embedding_factor_dim$",
+            r"^--solve expert_dim: no option of --arch transformer_sharing; allowed: embed_dim, .*, embedding_f",
         ),
         ({}, "embedding_factor_dim", "no train.embedding_factor_dim; set it to any value"),
         ({"decoder_no_ffn": True}, "decoder_ffn_embed_dim", r"relative to the reference: 0\.\d+ at every value"),
