@@ -163,8 +163,10 @@ def refuse_residual(found: Match, setting: Setting) -> None:
     both = " and ".join(f"{100 * cost.residual:+.2f}% at {value}" for value, cost in found.candidates.items())
     reached = any(abs(cost.residual) <= TOLERANCE for cost in found.candidates.values())
     hint = "--nearest" if reached else "a smaller --multiple-of or another --solve"
+    if setting.by == "time":
+        hint += ", or more --runs on an idle machine"
     raise SharingError(
-        f"--solve {','.join(found.options)}: {setting.by} differ from the reference by {both}; allowed: at most "
+        f"--solve {','.join(found.options)}: the difference in {setting.by} is {both}; allowed: at most "
         f"{100 * TOLERANCE:g}%; try {hint}"
     )
 
@@ -218,7 +220,8 @@ def _options(train: Mapping[str, Any], solve: Sequence[str]) -> tuple[str, ...]:
             raise SharingError(f"--solve {field}: unknown; allowed: {', '.join(FIELDS)}")
         known = [option for option in FIELDS[field] if flags.takes(train, option)]
         if not known:
-            raise SharingError(f"--solve {field}: --arch {train.get('arch')} has no such option")
+            takes = [name for name, some in FIELDS.items() if any(flags.takes(train, option) for option in some)]
+            raise SharingError(f"--solve {field}: no option of --arch {train.get('arch')}; allowed: {', '.join(takes)}")
         options += [option for option in known if option not in options]
     return tuple(options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -40,7 +41,9 @@ class StepTimer:
         self._device = device
         self._model = ARCH_MODEL_REGISTRY[args.arch].build_model(options, task).to(device).train()
         self._criterion = criterions.build_criterion(options, task)
-        cfg = convert_namespace_to_omegaconf(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # hydra's, about the functions that fairseq calls
+            cfg = convert_namespace_to_omegaconf(options)
         self._optimizer = optim.build_optimizer(cfg.optimizer, list(self._model.parameters()))
         words = torch.randint(task.source_dictionary.nspecial, vocabulary, (max(1, tokens // length), length))
         self._sample = make_sample(self._model, words.to(device))

@@ -134,7 +134,7 @@ def check_checkpoint(data_dir, folder: Path, norm: str, options: dict, name: str
         torch.testing.assert_close(value, (values[0][key] + values[1][key]) / 2, rtol=1e-6, atol=1e-7, msg=key)
 
 
-def export_case(data_dir, folder: Path, case: Case, norm: str, options: dict, change=None):
+def export_case(data_dir, folder: Path, case: Case, norm: str, options: dict, change=None, quantization=None):
     """Train a model for one update and export it to CTranslate2."""
     trainer = make_trainer(data_dir, case, norm, **options)
     train_step(trainer)
@@ -145,4 +145,4 @@ def export_case(data_dir, folder: Path, case: Case, norm: str, options: dict, ch
     files = ModelFiles(
         str(path), checkpoints=(path,), dictionaries=data_dir, languages={"source": "en", "target": "de"}
     )
-    return export(files, folder / "out")
+    return export(files, folder / "out", quantization)

@@ -74,6 +74,12 @@ def test_exported_scores_are_fairseqs(options, norm, data_dir, tmp_path):
         assert exported.depth_tensors == 0
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16", "float16", "bfloat16"])
+def test_quantized_scores_are_close(kind, data_dir, tmp_path):
+    exported = export_case(data_dir, tmp_path, BY_NAME["cycle"], "post", BOTH, quantization=kind)
+    assert 0 < exported.difference.mean < 0.1
+
+
 def test_a_stack_with_a_tiny_variance_is_refused(data_dir, tmp_path):
     """Normalizing twice differs from normalizing once if the variance is as small as the epsilon."""
 
