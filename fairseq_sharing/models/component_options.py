@@ -47,6 +47,6 @@ def refuse_unlike_stacks(args: Namespace, stacks: tuple[str, ...]) -> None:
     for option, missing in _WITHOUT.items():
         if getattr(args, option, False) and (lacks := [c for c in components if c in missing]):
             raise SharingError(
-                f"{flag} cannot be combined with {flag_of(option)}: its layers lack a part of {lacks[0]}; "
+                f"{flag} cannot be combined with {flag_of(option)}: the layers of one stack lack a part of {lacks[0]}; "
                 f"allowed: components other than {', '.join(missing)}"
             )
