@@ -98,18 +98,20 @@ def complete(stored: Mapping[str, Mapping[int, Sequence[str]]], sharing: Mapping
     Returns:
         Full name of each omitted parameter -> full name of its owner.
     """
-    first: dict[SetKey, str] = {}
+    stored_of: dict[tuple[str, int], dict[SetKey, str]] = {}  # space and label of a set -> its stored parameters
     omitted = {}
     for stack, shared in sharing.items():
         for depth in range(len(shared.layer_map)):
             present = stored.get(stack, {}).get(depth, ())
             for name in present:
                 if (own := set_of(name, depth, stack, shared)) is not None:
-                    first.setdefault(own, full_name(stack, depth, name))
-            for key, owner in first.items():
-                for name in _names_in_layer(key):
-                    if set_of(name, depth, stack, shared) == key and name not in present:
-                        omitted[full_name(stack, depth, name)] = owner
+                    stored_of.setdefault(own[:2], {}).setdefault(own, full_name(stack, depth, name))
+            for component in shared.maps:
+                parameters = stored_of.get((component.space or stack, component.labels[depth]), {})
+                for key, owner in parameters.items():
+                    for name in _names_in_layer(key):
+                        if set_of(name, depth, stack, shared) == key and name not in present:
+                            omitted[full_name(stack, depth, name)] = owner
     return omitted
 
 

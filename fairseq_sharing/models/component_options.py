@@ -14,8 +14,12 @@ _ALIKE = {
     "ffn": ("embed_dim", "ffn_embed_dim"),
     "layer_norm": ("embed_dim",),
 }
-# Switches that remove components from decoder layers.
-_WITHOUT = {"decoder_no_ffn": ("ffn", "layer_norm"), "no_cross_attention": ("attention", "layer_norm")}
+# Switches that remove components from the layers of one stack.
+_WITHOUT = {
+    "encoder_no_ffn": ("ffn", "layer_norm"),
+    "decoder_no_ffn": ("ffn", "layer_norm"),
+    "no_cross_attention": ("attention", "layer_norm"),
+}
 
 
 def refuse_unlike_stacks(args: Namespace, stacks: tuple[str, ...]) -> None:
@@ -43,6 +47,6 @@ def refuse_unlike_stacks(args: Namespace, stacks: tuple[str, ...]) -> None:
     for option, missing in _WITHOUT.items():
         if getattr(args, option, False) and (lacks := [c for c in components if c in missing]):
             raise SharingError(
-                f"{flag} cannot be combined with {flag_of(option)}: decoder layers lack a part of {lacks[0]}; "
+                f"{flag} cannot be combined with {flag_of(option)}: the layers of one stack lack a part of {lacks[0]}; "
                 f"allowed: components other than {', '.join(missing)}"
             )

@@ -7,8 +7,9 @@ import functools
 import pytest
 import torch
 from depth_models import adapted
+from component_cases import BY_NAME as COMPONENT_CASES
 from sharing_cases import BY_NAME
-from tiny_models import EMBED, VOCABULARY, batch, build, build_case, loss
+from tiny_models import EMBED, VOCABULARY, batch, build, build_case, loss, perturb
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast import compiled_layer
@@ -90,6 +91,17 @@ def test_gradients_are_those_of_the_fast_path(graphs, name, norm):
     theirs = gradients(plain, batch())
     for key, gradient in gradients(fast, batch()).items():
         torch.testing.assert_close(gradient, theirs[key], rtol=1e-5, atol=2e-5)
+    assert all(count <= 3 for count in graphs.values()), graphs
+
+
+@pytest.mark.parametrize("name", ["mixed", "tied_attention"])
+def test_maps_of_components_need_no_more_graphs(graphs, name):
+    options = {**COMPONENT_CASES[name].options, "fast": True}
+    plain, fast = (perturb(build("post", compile=on, **options)).train() for on in (False, True))
+    theirs = gradients(plain, batch())
+    for key, gradient in gradients(fast, batch()).items():
+        torch.testing.assert_close(gradient, theirs[key], rtol=1e-5, atol=2e-5)
+    assert len(graphs) == 2
     assert all(count <= 3 for count in graphs.values()), graphs
 
 

@@ -141,6 +141,10 @@ def test_admin_and_depth_signals_stay_with_the_layer():
             "--encoder-embed-dim 16 and --decoder-embed-dim 8; allowed: equal values, as both stacks share self_attn",
         ),
         ({"no_cross_attention": True}, "cannot be combined with --no-cross-attention"),
+        (
+            {"decoder_no_ffn": True},
+            "cannot be combined with --decoder-no-ffn: the layers of one stack lack a part of ffn",
+        ),
         ({"component_sharing": "ffn=cycle:2"}, "ffn of the encoder also has a map in --component-sharing"),
         ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop 0.1 cannot be combined with this model"),
     ],

@@ -44,6 +44,14 @@ def test_a_configuration_builds_the_model_of_the_same_flags(layer_map):
         assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.parametrize("preset", ["cycle", "shared_ffn", "tied_transformer_cross"])
+def test_a_configuration_takes_a_preset(preset):
+    model, expected = hydra_build(configuration({"preset": preset})), build(preset=preset)
+    assert model.sharing == expected.sharing
+    for (name, ours), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_the_configuration_is_completed_for_the_checkpoint():
     cfg = configuration({"sharing": "universal"}, criterion={"_name": "cross_entropy", "sentence_avg": True})
     hydra_build(cfg)

@@ -23,9 +23,16 @@ from fairseq_sharing.models.sharing_options import known_options
 
 # Presets that need structures which the installed models may lack.
 USABLE = [name for name, preset in PRESETS.items() if known_options().issuperset(preset.options)]
+# For a model of width 16.
+SMALL = {"albert": {"embedding_factor_dim": 8}}
 BIG = "transformer_sharing_wmt_en_de_big"
 # The vocabulary with which Transformer Big has 228M parameters, as in Pires et al.
 VOCABULARY = 50_000
+
+
+def tiny(name: str) -> dict:
+    """Return the options of a tiny model with a preset."""
+    return {"preset": name, **SMALL.get(name, {})}
 
 
 def resolve(arch="transformer_sharing", **options) -> Namespace:
@@ -42,7 +49,7 @@ def millions(**options) -> int:
 
 @pytest.mark.parametrize("name", USABLE)
 def test_every_preset_trains_decodes_resumes_and_averages(name, data_dir, tmp_path):
-    case = Namespace(options={"preset": name})
+    case = Namespace(options=tiny(name))
     trainer = make_trainer(data_dir, case)
     for seed in (3, 4):
         train_step(trainer, seed)
@@ -55,7 +62,7 @@ def test_every_preset_trains_decodes_resumes_and_averages(name, data_dir, tmp_pa
     after = tensors(trainer.model.state_dict())
     assert all(torch.equal(value, after[key]) for key, value in tensors(resumed.model.state_dict()).items())
     average_checkpoints([path, save(trainer, tmp_path / "checkpoint2.pt")], tmp_path / "mean.pt")
-    averaged = build("post", seed=5, preset=name)
+    averaged = build("post", seed=5, **tiny(name))
     averaged.load_state_dict(load_checkpoint(tmp_path / "mean.pt")["model"])
     assert logits(averaged).isfinite().all()
     check_step_by_step(trainer.model.eval(), steps=8)
@@ -66,7 +73,7 @@ def test_every_preset_is_exported_or_refused_in_one_line(name, data_dir, tmp_pat
     from fairseq_sharing.decoding.ctranslate2_export import export
     from fairseq_sharing.decoding.model_files import ModelFiles
 
-    trainer = make_trainer(data_dir, Namespace(options={"preset": name}))
+    trainer = make_trainer(data_dir, Namespace(options=tiny(name)))
     train_step(trainer)
     path = save(trainer, tmp_path / "checkpoint1.pt")
     files = ModelFiles(
@@ -81,7 +88,7 @@ def test_every_preset_is_exported_or_refused_in_one_line(name, data_dir, tmp_pat
 @pytest.mark.parametrize("name", USABLE)
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_every_preset_decodes_step_by_step(name, norm):
-    check_step_by_step(perturb(build(norm, preset=name)).eval(), steps=8)
+    check_step_by_step(perturb(build(norm, **tiny(name))).eval(), steps=8)
 
 
 @pytest.mark.parametrize("name", USABLE)
