@@ -41,8 +41,19 @@ _SHARED_MODELS = {
     "roberta": "roberta_sharing",
 }
 # Regularization of independent layers, which shared layers do not support; it does not change the trained model.
-_WITHOUT = {"encoder_layerdrop": 0, "decoder_layerdrop": 0, "quant_noise_pq": 0, "quant_noise_scalar": 0}
+_WITHOUT: dict[str, Any] = {
+    "encoder_layerdrop": 0,
+    "decoder_layerdrop": 0,
+    "quant_noise_pq": 0,
+    "quant_noise_scalar": 0,
+}
 _WITHOUT["store_ema"] = False
+# A new training chooses its depths.
+_WITHOUT |= {
+    **dict.fromkeys(("depths", "encoder_depths", "decoder_depths", "depth_full_share")),
+    "depth_loss": "sampled",
+}
+_WITHOUT["depth_sampling"] = "uniform"
 
 
 def tie(

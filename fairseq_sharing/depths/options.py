@@ -15,7 +15,9 @@ from fairseq_sharing.layer_map import StackSharing
 from fairseq_sharing.options import flag_of, option_field
 
 FULL_SHARE = 0.5
-_LISTED = "depths to train, a comma-separated list of numbers of layers that includes the number of layers N"
+_LISTED = (
+    "depths to train: an ascending, comma-separated list of numbers of layers that ends with the number of layers N"
+)
 # Option -> its value without effect, and why several depths exclude any other.
 _REFUSED = {
     "act": ("off", "it chooses the depth of each token"),
@@ -24,6 +26,7 @@ _REFUSED = {
     "encoder_layers_to_keep": (None, "pruning changes the layer numbering"),
     "decoder_layers_to_keep": (None, "pruning changes the layer numbering"),
     "base_layers": (0, "expert layers change the layer numbering"),
+    "deepnorm": (None, "its constants depend on the number of layers"),
 }
 _DDP = ("c10d", "pytorch_ddp")  # they require a gradient of every parameter
 
@@ -92,7 +95,8 @@ def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | N
     aligned = str(given["depth_loss"]) == "aligned"
     if aligned:
         _check_aligned(listed, sharing)
-    return Depths(tuple(settings), probabilities, int(getattr(options, "seed", None) or 1), aligned)
+    seed = getattr(options, "seed", None)
+    return Depths(tuple(settings), probabilities, 1 if seed is None else int(seed), aligned)
 
 
 def trained_settings(options: Any, sharing: Mapping[str, StackSharing]) -> tuple[Setting, ...]:
@@ -121,6 +125,12 @@ def validate_depths(args: Any, sharing: Mapping[str, StackSharing]) -> None:
                 f"{flag_of(name)} {value} cannot be combined with several depths: {reason}; "
                 f"allowed: {'leave it out' if allowed is None else allowed}"
             )
+    for stack, shared in sharing.items():
+        if shared.components:
+            raise SharingError(
+                f"several depths of the {stack} require one layer map, but its components have maps of their own; "
+                "allowed: --sharing without --component-sharing, --cross-stack-sharing and presets that set them"
+            )
     for stack, depth, active in _active(depths, sharing):
         if getattr(args, "admin", "off") != "off" and not is_prefix(active):
             raise SharingError(
@@ -146,9 +156,10 @@ def _listed(given: Mapping[str, Any], stack: str, shared: StackSharing) -> tuple
     if text is None:
         return (layers,)
     words = [word.strip() for word in str(text).split(",")]
-    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
-        raise SharingError(f"{flag} {text}: allowed: different numbers of layers, separated by commas")
-    depths = sorted(map(int, words))
+    depths = [int(word) for word in words if word.isdecimal()]
+    # Ascending, so that there is no doubt about which depth a weight of --depth-sampling belongs to.
+    if len(depths) < len(words) or depths != sorted(set(depths)):
+        raise SharingError(f"{flag} {text}: allowed: numbers of layers in ascending order, separated by commas")
     if layers not in depths:
         raise SharingError(
             f"{flag} {text}: does not include all {layers} layers of the {stack}; allowed: a list with {layers}"

@@ -136,6 +136,36 @@ def test_runs_are_evaluated_and_reported_with_their_hypotheses(place, capsys, tr
     assert [row["Model"] for row in table] == ["Vanilla", "Universal"]
 
 
+def test_evaluation_at_a_depth_is_a_result_of_its_own(place, capsys, translations_in_forks):
+    translations_in_forks()
+    _evaluate(place, "universal")
+    path, results = place / "runs/universal-seed1", place / "at_depth"
+    before = (path / "result.json").read_bytes()
+    assert main(["evaluate", str(path), "--depth", "1"]) == 2
+    average = path / "checkpoints/checkpoint_average.pt"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"fairseq-sharing evaluate: error: {average}: depth 1: the model was not trained at it; "
+        "allowed: 2 (or --force-depth)"
+    )
+    words = ["evaluate", str(path), "--depth", "1", "--force-depth", "--out", str(results)]
+    assert main(words) == 0
+    assert (path / "result.json").read_bytes() == before
+    result = json.loads((path / "result-d1.json").read_text(encoding="utf-8"))
+    assert json.loads((results / "universal-d1-seed1.json").read_text(encoding="utf-8")) == result
+    assert result["run"] == "universal-d1"
+    assert result["depth"] == {"encoder": 1, "decoder": 1}
+    assert result["layers"] == {"encoder": 1, "decoder": 1}
+    assert result["scores"]["more"]["hypotheses"] == "hypotheses/more.fr-en.hyp.universal-d1-seed1.en.gz"
+    full = json.loads(before)
+    assert result["parameters"]["unique"] == full["parameters"]["unique"]
+    assert result["scores"]["more"]["hypothesis_sha256"] != full["scores"]["more"]["hypothesis_sha256"]
+    written = path / "evaluate/more-d1.generate.txt"
+    at = written.stat().st_mtime_ns
+    assert main(words) == 0
+    assert written.stat().st_mtime_ns == at, "nothing is translated again"
+    assert main(["report", str(results), "--json"]) == 0
+
+
 def test_scores_are_recomputed_from_the_kept_hypotheses(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     (place / "data" / "tiny").symlink_to(place / "data")  # data/<dataset>

@@ -13,6 +13,7 @@ from tiny_models import batch, save
 from tiny_models import make_trainer as make_case
 
 from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.tie import tie
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.at_depth import at_depth
 from fairseq_sharing.decoding.ctranslate2_export import export
@@ -142,3 +143,10 @@ def test_refused_depth_of_export_is_one_line(checkpoint, data_dir, tmp_path, cap
         == f"{checkpoint}: depth 1: the model was not trained at it; allowed: 2, 3, 4 (or --force-depth)"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_tied_checkpoint_of_another_size_has_no_depths(checkpoint):
+    tied = tie(load_checkpoint(checkpoint), {"sharing": "universal", "encoder_layers": 3, "decoder_layers": 3})
+    arguments = vars(tied["cfg"]["model"])
+    assert (arguments["depths"], arguments["encoder_layers"]) == (None, 3)
+    assert "depths" not in tied["model"]["_extra_state"]

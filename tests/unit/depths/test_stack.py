@@ -193,6 +193,16 @@ def test_mean_gradient_divides_by_the_active_uses():
         torch.testing.assert_close(gradients[True][name] * uses, total, rtol=1e-6, atol=1e-6)
 
 
+def test_depth_of_a_training_step_does_not_apply_to_evaluation(norm):
+    model = perturb(build(norm, **CYCLE)).eval()
+    with torch.no_grad():
+        whole = model(**batch())[0]
+        for stack in model.stacks.values():
+            stack.limit((0, 1, 2), training=True)
+        assert torch.equal(model(**batch())[0], whole)
+        assert not torch.allclose(model.train()(**batch())[0], whole)
+
+
 def test_unknown_depth_is_one_line():
     model = build("post", **CYCLE)
     with pytest.raises(SharingError, match=r"^decoder depth 2: leaves out parameter set 2 .*; allowed: 3, 4, 5, 6$"):

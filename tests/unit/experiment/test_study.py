@@ -124,7 +124,7 @@ def test_an_experiment_is_no_study(study):
 
 def test_a_name_that_does_not_exist_lists_the_studies():
     with pytest.raises(
-        SharingError, match=r"multi40k: no such file.*; studies: changing_sharing, from_trained, iwslt14_de_en, "
+        SharingError, match=r"multi40k: no such file.*; studies: changing_sharing, depths, from_trained, iwslt14"
     ):
         find_study("multi40k")
 
