@@ -73,7 +73,12 @@ for order in json.load(sys.stdin):
         print("null", flush=True)
 """
 OURS = (
-    *("fused_adam", "fused_label_smoothed_cross_entropy", "label_smoothed_cross_entropy_with_ponder"),
+    *(
+        "fused_adam",
+        "fused_label_smoothed_cross_entropy",
+        "label_smoothed_cross_entropy_with_ponder",
+        "label_smoothed_cross_entropy_with_teacher",
+    ),
     *("language_modeling_sharing", "masked_lm_sharing", "moe_cross_entropy", "roberta_sharing"),
     *("transformer_lm_moeut", "transformer_lm_sharing", "transformer_moeut", "transformer_sharing"),
     "translation_sharing",

@@ -90,6 +90,20 @@ def test_loss_and_gradient_are_those_of_the_definition(trainer, criterion):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"fast": True}, {"admin": "profile"}, {"depth_signal": "learned"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_students_of_all_kinds_have_the_loss_of_the_definition(data_dir, criterion, options):
+    model, one = make_trainer(data_dir, BY_NAME["cycle"], **options).model.train(), sample()
+    model(**one["net_input"])  # Admin measures its weights in the first pass
+    made = criterion()
+    cross_entropy, divergence = by_hand(model, made.teacher.model, one)
+    expected = (1 - ALPHA) * cross_entropy + ALPHA * TEMPERATURE**2 * divergence
+    assert made(model, one)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_alpha_0_trains_exactly_like_the_cross_entropy(data_dir, teacher):
     states = []
     for kind, options in (
