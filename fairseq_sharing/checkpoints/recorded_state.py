@@ -214,7 +214,7 @@ def _compare_layers(
 
 def _are_settings(values: Any, stacks: Mapping[str, Any]) -> bool:
     """Return whether values are the depths that a model was trained at."""
-    layers = {stack.split(".")[0]: len(shared["layer_map"]) for stack, shared in stacks.items()}
+    layers = {stack.split(".")[0]: len(_read_stack(shared).layer_map) for stack, shared in stacks.items()}
     return isinstance(values, list | tuple) and all(
         isinstance(setting, Mapping)
         and setting.keys() == layers.keys()

@@ -11,7 +11,7 @@ from fairseq_sharing.depths.active import active_layers, is_prefix
 from fairseq_sharing.depths.sampling import Depths, poisson_lognormal, with_full_share
 from fairseq_sharing.depths.settings import Setting
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.layer_map import StackSharing, format_sharing
 from fairseq_sharing.options import flag_of, option_field
 
 FULL_SHARE = 0.5
@@ -83,6 +83,12 @@ def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | N
     if given["depths"] is None and not own:
         _refuse_without_depths(given)
         return None
+    for stack, shared in sharing.items():
+        if shared.components:
+            raise SharingError(
+                f"several depths of the {stack} require one map of whole layers, but its components have the maps "
+                f"{format_sharing(shared)}; allowed: --sharing without --component-sharing and --cross-stack-sharing"
+            )
     listed = {stack: _listed(given, stack, shared) for stack, shared in sharing.items()}
     settings: list[dict[str, int]] = [
         dict(zip(listed, combined, strict=True)) for combined in itertools.product(*listed.values())
@@ -124,12 +130,6 @@ def validate_depths(args: Any, sharing: Mapping[str, StackSharing]) -> None:
             raise SharingError(
                 f"{flag_of(name)} {value} cannot be combined with several depths: {reason}; "
                 f"allowed: {'leave it out' if allowed is None else allowed}"
-            )
-    for stack, shared in sharing.items():
-        if shared.components:
-            raise SharingError(
-                f"several depths of the {stack} require one layer map, but its components have maps of their own; "
-                "allowed: --sharing without --component-sharing, --cross-stack-sharing and presets that set them"
             )
     for stack, depth, active in _active(depths, sharing):
         if getattr(args, "admin", "off") != "off" and not is_prefix(active):

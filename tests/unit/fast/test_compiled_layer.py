@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from depth_models import adapted
 from component_cases import BY_NAME as COMPONENT_CASES
+from depth_models import adapted
 from sharing_cases import BY_NAME
 from tiny_models import EMBED, VOCABULARY, batch, build, build_case, loss, perturb
 
