@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -194,6 +193,3 @@ def test_the_command_describes_each_kind_in_one_line(capsys):
     printed = capsys.readouterr().out
     assert "\ndecoder  lora: rank 2, 10 matrices, " in printed
     assert "\nencoder  norm: 4 vectors, " in printed
-    assert main([*words, "--json"]) == 0
-    (first, *_) = json.loads(capsys.readouterr().out)["models"]
-    assert len(first["depth_kinds"]) == 4
