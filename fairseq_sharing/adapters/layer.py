@@ -36,7 +36,8 @@ class DepthParameters(nn.Module):
 
     def __init__(self, layer: nn.Module, kinds: DepthKinds):
         super().__init__()
-        modules = dict(layer.named_modules())
+        # A layer may lack the attention to a source, or the feed-forward network.
+        modules: dict[str, Any] = {name: m for name, m in layer.named_modules() if hasattr(m, "weight")}
         for name in kinds.adapted():
             if name in modules:
                 d_out, d_in = modules[name].weight.shape

@@ -240,7 +240,12 @@ def test_best_checkpoint_can_use_the_loss_of_a_depth(data_dir):
         ),
         ({"depths": "2,4", "deepnorm": True, "norm": "post"}, "--deepnorm True cannot be combined with several depths"),
         (
-            {"depths": "2,4", "sharing": "none", "unique_layers": None, "component_sharing": "ffn=universal"},
+            {
+                "depths": "2,4",
+                "sharing": "none",
+                "unique_layers": None,
+                "component_sharing": "ffn=universal;self_attn=cycle:2",
+            },
             "several depths of the encoder require one map of whole layers, but its components have the maps ",
         ),
         ({"depths": "2,4", "distributed_world_size": 2, "sharing_scope": "ffn"}, "--ddp-backend pytorch_ddp cannot be"),
