@@ -102,13 +102,13 @@ def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
     from ctranslate2.converters import fairseq as converter
     from ctranslate2.specs import transformer_spec
 
-    refuse_unknown(model, task, name, "CTranslate2", converter._SUPPORTED_ACTIVATIONS)
     with multiplied_out(model), zero_ffn(model):
         return _convert(model, task, name, converter, transformer_spec)
 
 
 def _convert(model: Any, task: Any, name: str, converter: Any, transformer_spec: Any) -> tuple[Any, int]:
     """Convert a model whose embeddings and layers have the modules of fairseq's."""
+    refuse_unknown(model, task, name, "CTranslate2", converter._SUPPORTED_ACTIVATIONS)
     cfg = model.cfg
     common = {
         "activation": converter._SUPPORTED_ACTIVATIONS[cfg.activation_fn],
