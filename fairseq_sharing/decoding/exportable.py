@@ -53,16 +53,16 @@ def refuse_unknown(model: Any, task: Any, name: str, engine: str, activations: I
         )
     from fairseq_sharing.models.layer_classes import parts_of
 
+    cfg = model.cfg
+    for option, value in _ONLY.items():
+        if getattr(cfg, option, value) != value:
+            refuse_flag(name, engine, f"{flag_of(option)} {getattr(cfg, option)}")
     known = _known_types()
     for stack in (model.encoder, model.decoder):
         parts = (stack, *getattr(stack, "layers", ()))
         unknown = next((part for part in parts if not known.issuperset(parts_of(type(part)))), None)
         if unknown is not None:
             raise SharingError(f"{name}: {engine} does not support {type(unknown).__name__}; {_ALLOWED}")
-    cfg = model.cfg
-    for option, value in _ONLY.items():
-        if getattr(cfg, option, value) != value:
-            refuse_flag(name, engine, f"{flag_of(option)} {getattr(cfg, option)}")
     if cfg.activation_fn not in activations:
         flag = f"--activation-fn {cfg.activation_fn}"
         raise SharingError(f"{name}: {engine} does not support {flag}; allowed: {', '.join(sorted(activations))}")

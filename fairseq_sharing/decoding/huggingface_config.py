@@ -68,11 +68,11 @@ def choose_family(model: Any, task: Any, name: str) -> Family:
     Raises:
         SharingError: no class of transformers computes the same, or none that is supported; the message names the flag.
     """
-    refuse_unknown(model, task, name, ENGINE, _ACTIVATIONS)
     cfg = model.cfg
     for option in ("encoder_no_ffn", "decoder_no_ffn", "embedding_factor_dim"):
         if getattr(cfg, option, None):
             refuse_flag(name, ENGINE, flag_of(option))
+    refuse_unknown(model, task, name, ENGINE, _ACTIVATIONS)
     for stack in ("encoder", "decoder"):
         if getattr(cfg, stack).learned_pos:
             refuse_flag(name, ENGINE, f"--{stack}-learned-pos")

@@ -24,9 +24,6 @@ class DeepNorm:
     Source: Wang et al. 2022, "DeepNet: Scaling Transformers to 1,000 Layers": residual connection and initialization.
     """
 
-    # The number of sub-layers is at most 3.
-    _SUBLAYERS = 3
-
     def set_constants(self, cfg: Any, stack: str, no_encoder_attn: bool = False) -> None:
         """Set alpha, and initialize the matrices with beta. Call this after the layer is built."""
         self.alpha, beta = constants_of(cfg, stack, no_encoder_attn and not cfg.no_cross_attention)
@@ -35,7 +32,8 @@ class DeepNorm:
     @property
     def residual_weight(self) -> Tensor:
         """Alpha for each sub-layer, as Admin has it: (sub-layers, 1)."""
-        return torch.full((self._SUBLAYERS, 1), self.alpha)
+        attends = getattr(self, "encoder_attn", None) is not None
+        return torch.full((1 + attends + getattr(self, "has_ffn", True), 1), self.alpha)
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add the output of a sub-layer to its weighted input, both (T, B, C)."""

@@ -37,7 +37,7 @@ def test_hugging_face_computes_the_same(options, monkeypatch, tmp_path):
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_refuses_what_it_lacks(flag, options, monkeypatch, tmp_path):
     model, task = built("post", sharing="cycle", unique_layers=3, **options)
-    with pytest.raises(SharingError, match=rf"^tiny: transformers does not support {flag}"):
+    with pytest.raises(SharingError, match=rf"^tiny: the export to Hugging Face does not support {flag}"):
         export_model(monkeypatch, model, task, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
