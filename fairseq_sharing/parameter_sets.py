@@ -57,7 +57,8 @@ def set_of(name: str, depth: int, stack: str, sharing: StackSharing) -> SetKey |
     Returns:
         The set and the parameter's name within it; None if the maps do not cover the parameter.
     """
-    component = sharing.of_component(part_of(name))
+    part = part_of(name)
+    component = None if part == "depth" else sharing.of_component(part)
     if component is None:
         return None
     if component.space == ATTENTION:

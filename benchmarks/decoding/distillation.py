@@ -24,8 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.record import environment, write
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.experiment.environment import cpu_cores
@@ -33,6 +31,7 @@ from fairseq_sharing.files import sha256
 from fairseq_sharing.preparation.binarize import data_names, read_dictionary, token_type, write_index
 from fairseq_sharing.preparation.transform import number_chunk
 from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.terminal import Console
 
 SEARCH = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 COMMANDS = ("fairseq-generate", "distill")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from benchmarks.decoding.speed import find_test
 from benchmarks.record import environment, write
@@ -31,6 +30,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.terminal import Console
 
 
 def sizes(files: ModelFiles, folder: Path) -> dict[str, Any]:

@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.decoding.speed import TYPES, find_test, spread
 from benchmarks.record import environment, write
 from benchmarks.training.process import profile
@@ -28,6 +26,7 @@ from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.terminal import Console
 
 PARTS = ("prepare", "search", "detokenize")
 

@@ -26,8 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.record import environment, write
 from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_manifest
@@ -38,6 +36,7 @@ from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.terminal import Console
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # fairseq-generate, whose stopwatch uses the clock given as the first argument.

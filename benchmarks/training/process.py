@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 PROFILED = 40  # operations that a profile lists, longest first
 
@@ -86,9 +86,10 @@ class Side:
         words: the flags of fairseq-train.
         threads: number of threads of its process.
         batches: updates per timed run, each on another batch.
+        variables: environment variables of its process.
     """
 
-    def __init__(self, words: list[str], threads: int, batches: int):
+    def __init__(self, words: list[str], threads: int, batches: int, variables: Mapping[str, str] | None = None):
         job = json.dumps({"words": words, "threads": threads, "batches": batches})
         self.process = subprocess.Popen(
             [sys.executable, __file__, job],
@@ -96,7 +97,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), **(variables or {})},
         )
         self.parameters = self._answer()["ready"]
         self.runs: list[dict] = []

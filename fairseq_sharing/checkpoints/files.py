@@ -22,16 +22,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         SharingError: the file does not exist, is damaged, cannot be read safely by torch, or contains no model whose
             tensors match its recorded layer maps.
     """
-    try:
-        refuse_expanding(path)
-        with torch.serialization.safe_globals(NUMPY_READERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SharingError(f"{path}: no such checkpoint") from None
-    except SharingError:
-        raise
-    except Exception as error:  # torch's reader raises many exceptions for damaged files
-        raise SharingError(f"{path}: {explain_unreadable(error)}") from error
+    checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
         raise SharingError(f"{path}: not a fairseq checkpoint: it contains no model")
     refuse_damaged(path)
@@ -41,6 +32,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error
     return checkpoint
+
+
+def load_file(path: str | os.PathLike[str]) -> Any:
+    """Read a file written by torch to the CPU, without executing any code in it.
+
+    Raises:
+        SharingError: the file does not exist or cannot be read safely by torch.
+    """
+    try:
+        refuse_expanding(path)
+        with torch.serialization.safe_globals(NUMPY_READERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SharingError(f"{path}: no such checkpoint") from None
+    except SharingError:
+        raise
+    except Exception as error:  # torch's reader raises many exceptions for damaged files
+        raise SharingError(f"{path}: {explain_unreadable(error)}") from error
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import (
@@ -19,6 +17,7 @@ from fairseq_sharing.experiment.direction import (
 )
 from fairseq_sharing.files import sha256
 from fairseq_sharing.preparation import manifest as manifests
+from fairseq_sharing.terminal import Console
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from fairseq.hub_utils import GeneratorHubInterface
-from rich.console import Console
 
 from fairseq_sharing.decoding.fairseq_engine import MAX_TOKENS, load_models
 from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.terminal import Console
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.models.ema.ema import EMA
 
-from fairseq_sharing.checkpoints.files import load_checkpoint
+from fairseq_sharing.checkpoints.files import load_file
+from fairseq_sharing.checkpoints.integrity import refuse_damaged
 from fairseq_sharing.errors import SharingError
 
 
@@ -48,10 +49,12 @@ def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         SharingError: the file is not a readable checkpoint, or has no averaged weights.
     """
-    state = load_checkpoint(PathManager.get_local_path(path))
-    averaged = (state.get("extra_state") or {}).get("ema")
+    local = PathManager.get_local_path(path)
+    state = load_file(local)
+    averaged = (state.get("extra_state") or {}).get("ema") if isinstance(state, dict) else None
     if not averaged:
         raise SharingError(f"{path}: contains no averaged weights; allowed: a checkpoint of --store-ema")
+    refuse_damaged(local)
     half = torch.float16
     state["model"] = {
         name: value.float() if torch.is_tensor(value) and value.dtype == half else value

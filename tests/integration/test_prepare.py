@@ -399,7 +399,7 @@ def test_data_whose_preparation_was_stopped_is_refused_for_training(
         prepare(recipe(60), data, workers=1)
         make_plan(config, data=data, devices=1)
     with monkeypatch.context() as patched:
-        patched.setattr("fairseq_sharing.preparation.prepare.process_chunks", stop)
+        patched.setattr("fairseq_sharing.preparation.binarize_text.process_chunks", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(recipe(90), data, workers=1)
     assert (data / "bin/dict.en.txt").is_file(), "stopped too early for this test"

@@ -171,6 +171,7 @@ def test_an_error_of_the_system_is_one_line_in_every_command(command, error, tex
 NEEDED = {
     "average": ["a", "--output", "b"],
     "export": ["a", "--materialize", "--output", "b"],
+    "match": ["a", "--to", "b", "--solve", "c"],
     "card": ["a"],
     "untie": ["a", "--output", "b"],
     "tie": ["a", "--output", "b"],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairseq_sharing.decoding import model_files
-from fairseq_sharing.description.describe import vocabulary_size
+from fairseq_sharing.description.counts import vocabulary_size
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.test_data import prepared_data
 from fairseq_sharing.experiment.config import compose
