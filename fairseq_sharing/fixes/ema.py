@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fairseq.models.ema.ema import EMA
 
 from fairseq_sharing.checkpoints.files import load_file
 from fairseq_sharing.checkpoints.integrity import refuse_damaged
+from fairseq_sharing.checkpoints.plain import NUMPY_READERS
 from fairseq_sharing.errors import SharingError
 
 
@@ -50,11 +52,14 @@ def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
         SharingError: the file is not a readable checkpoint, or has no averaged weights.
     """
     local = PathManager.get_local_path(path)
-    state = load_file(local)
+    if os.path.isfile(local):
+        refuse_damaged(local)
+        load_file(local)  # raises a SharingError if torch cannot read the file safely
+    with checkpoint_utils.PathManager.open(path, "rb") as file, torch.serialization.safe_globals(NUMPY_READERS):
+        state = torch.load(file, map_location="cpu", weights_only=True)
     averaged = (state.get("extra_state") or {}).get("ema") if isinstance(state, dict) else None
     if not averaged:
         raise SharingError(f"{path}: contains no averaged weights; allowed: a checkpoint of --store-ema")
-    refuse_damaged(local)
     half = torch.float16
     state["model"] = {
         name: value.float() if torch.is_tensor(value) and value.dtype == half else value
