@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,14 @@ def by_kind(profile: dict[str, float]) -> dict[str, float]:
     return shares
 
 
-def training(found: dict, folder: Path) -> str:
-    """Describe training speed against stock fairseq."""
+def training(found: dict, folder: Path, name: str = "training") -> str:
+    """Describe training speed against stock fairseq, with a figure of this name."""
     rows = []
-    for name, pair in found["pairs"].items():
+    for title, pair in found["pairs"].items():
         speeds = [f"{pair[side]['tokens_per_second']:.0f}" for side in ("ours", "fairseq")]
         peaks = [f"{pair[side]['peak_bytes'] / 2**30:.1f}" for side in ("ours", "fairseq")]
         share = f"{pair['share_of_matmul_peak']:.0%}"
-        rows.append([name, *speeds, f"**{pair['ratio']:.2f}x**", share, *peaks])
+        rows.append([title, *speeds, f"**{pair['ratio']:.2f}x**", share, *peaks])
     figure = new_figure(12, 4.4)
     left, right = figure.subplots(1, 2)
     pairs = found["pairs"]
@@ -103,7 +104,7 @@ def training(found: dict, folder: Path) -> str:
     finish(right)
     right.grid(visible=False, axis="y")
     legend(right)
-    save_figure(figure, folder, "training")
+    save_figure(figure, folder, name)
     head = [
         "pair",
         "fairseq-sharing, tokens/s",
@@ -127,7 +128,7 @@ def training(found: dict, folder: Path) -> str:
             table([*head, "fairseq-sharing, peak GiB", "stock fairseq, peak GiB"], rows),
             f"Time per update by operation, {next(iter(pairs))}:",
             table(["", *labels], profiles),
-            "![training](training.png)",
+            f"![training]({name}.png)",
         ]
     )
 
@@ -141,6 +142,19 @@ def parts(found: dict, _folder: Path) -> str:
     settings = f"{found['precision']}, {found['tokens']:,} tokens per batch, {plural(found['threads'], 'thread')}"
     text = f"Cycle (rev), M = 6, N = 12, d_model 512; {settings}, medians of {found['runs']} alternating runs."
     return "\n\n".join([text, table(["", "tokens/s", "relative to plain", "relative to the row above"], told)])
+
+
+def allocators(found: dict, _folder: Path) -> str:
+    """Describe training with other memory allocators."""
+    told = [
+        [name, f"{one['tokens_per_second']:.0f}", f"{one['to_glibc']:.2f}x", f"{one['peak_bytes'] / 1e9:.2f}"]
+        for name, one in found["rows"].items()
+    ]
+    return (
+        f"{plural(found['threads'], 'thread')}, {found['precision']}, {found['runs']} runs of "
+        f"{found['updates_a_run']} updates in turn, each on another batch; medians and the largest process size.\n\n"
+        + table(["allocator", "tokens/s", "ratio", "GB"], told)
+    )
 
 
 def padding(found: dict, _folder: Path) -> str:
@@ -318,10 +332,20 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "python -m benchmarks.training.speed --data data/news_commentary --precision fp32 --batches 1",
         training,
     ),
+    "training_bf16": (
+        "Training in bf16 on a processor with AMX",
+        "python -m benchmarks.training.speed --data data/news_commentary --pairs '6 layers' --batches 2 --runs 3",
+        partial(training, name="training_bf16"),
+    ),
     "training_parts": (
         "Each part of the fast path",
         "python -m benchmarks.training.parts --data data/news_commentary",
         parts,
+    ),
+    "allocators": (
+        "Training with other memory allocators",
+        "python -m benchmarks.training.allocators --data data/news_commentary",
+        allocators,
     ),
     "padding": (
         "Padding in the batches",
