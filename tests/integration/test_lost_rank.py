@@ -87,10 +87,11 @@ LOSSES = [
 
 
 @pytest.mark.timeout(900)
-def test_the_next_start_resumes_after_any_loss(tmp_path, commands):
+@pytest.mark.parametrize("losses", [LOSSES[:2], pytest.param(LOSSES, marks=pytest.mark.slow)], ids=["two", "all"])
+def test_the_next_start_resumes_after_any_loss(losses, tmp_path, commands):
     place = make_place(tmp_path, commands)
     saved = 0
-    for lost, number, error in LOSSES:
+    for lost, number, error in losses:
         training = Training(place, nodes=2 if lost == "machine 1" else 1)
         training.wait_for_update(saved)
         running = processes_of(training.run)
