@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.commands.experiment_flags import add_dictionary_flags, add_experiment
 from fairseq_sharing.finite import positive_number, whole_number
 
 HELP = "print the layer map, parameter counts, memory and MACs of an experiment"
@@ -12,19 +13,8 @@ HELP = "print the layer map, parameter counts, memory and MACs of an experiment"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``describe``."""
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a study, e.g. toy, or the YAML file of an experiment"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="row=NAME of a study, and overrides, e.g. train.unique_layers=3",
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, for its dictionary size")
-    parser.add_argument(
-        "--vocabulary", type=whole_number(), metavar="SIZE", help="dictionary size, if no data is prepared yet"
-    )
+    add_experiment(parser, "train.unique_layers=3")
+    add_dictionary_flags(parser)
     parser.add_argument(
         "--length",
         type=whole_number(most=1_000_000),

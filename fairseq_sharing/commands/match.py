@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.commands.experiment_flags import add_dictionary_flags, add_experiment
 from fairseq_sharing.finite import whole_number
 
 HELP = "find the width or depth that gives an experiment the budget of another one"
@@ -12,13 +13,7 @@ HELP = "find the width or depth that gives an experiment the budget of another o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``match``."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a study, or the YAML file of an experiment")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="row=NAME of a study, and overrides, e.g. train.unique_layers=3",
-    )
+    add_experiment(parser, "train.unique_layers=3")
     parser.add_argument(
         "--to",
         nargs="+",
@@ -45,10 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="choose the nearest value, which may be above the budget, instead of the largest value within it",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, for its dictionary size")
-    parser.add_argument(
-        "--vocabulary", type=whole_number(), metavar="SIZE", help="dictionary size, if no data is prepared yet"
-    )
+    add_dictionary_flags(parser)
     parser.add_argument(
         "--length",
         type=whole_number(most=100_000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.commands.experiment_flags import add_experiment
 from fairseq_sharing.finite import whole_number
 
 HELP = "train a model; re-run to resume"
@@ -12,15 +13,7 @@ HELP = "train a model; re-run to resume"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``train``."""
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a study, e.g. toy, or the YAML file of an experiment"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="row=NAME of a study, and overrides, e.g. seed=2 train.max_epoch=3",
-    )
+    add_experiment(parser, "seed=2 train.max_epoch=3")
     parser.add_argument(
         "--out",
         type=Path,

@@ -18,7 +18,9 @@ from tiny_models import (
     assert_equal_models,
     assert_same_translations,
     batch,
+    build,
     dictionary,
+    loss,
     make_trainer,
     perturb,
     save,
@@ -106,6 +108,16 @@ def forward_by_hand(model, inputs) -> torch.Tensor:
     if model.decoder.share_input_output_embed and hasattr(model.decoder.embed_tokens, "projection"):
         x = x @ model.decoder.embed_tokens.projection.weight
     return x @ model.decoder.output_projection.weight.t()
+
+
+def check_gradients(options: dict, other: dict) -> None:
+    """Compare the gradients of a post-norm model with those of the same model with other options."""
+    plain, changed = (perturb(build("post", **options, **more)).train() for more in ({}, other))
+    for model in (plain, changed):
+        loss(model, batch()).backward()
+    ours = dict(changed.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(ours[name].grad, parameter.grad, rtol=1e-4, atol=2e-5, msg=name)
 
 
 def check_checkpoint(data_dir, folder: Path, norm: str, options: dict, name: str = "cycle") -> None:
