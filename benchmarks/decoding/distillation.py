@@ -12,7 +12,6 @@ speed that fairseq-generate reports for itself, without imports and loading.
 import argparse
 import json
 import os
-import re
 import resource
 import shutil
 import statistics
@@ -24,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.decoding.speed import parse_generated
 from benchmarks.record import environment, write
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.experiment.environment import cpu_cores
@@ -33,7 +33,6 @@ from fairseq_sharing.preparation.transform import number_chunk
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.terminal import Console
 
-SEARCH = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 COMMANDS = ("fairseq-generate", "distill")
 
 
@@ -77,11 +76,8 @@ def generate(files: ModelFiles, data: Path, args: argparse.Namespace, threads: i
     words += ["--user-dir", str(PACKAGE_DIR), "--no-progress-bar", "--cpu", "--beam", str(args.beam)]
     words += ["--max-tokens", str(args.max_tokens)]
     wall, cpu, printed = timed([sys.executable, "-P", "-m", "fairseq_cli.generate", *words], threads)
-    rows = [line[2:].split("\t") for line in printed.split("\n") if line.startswith("H-")]
-    found = SEARCH.search(printed)
-    assert found is not None, printed[-2000:]
-    texts = [text for _, text in sorted((int(number), text) for number, _, text in rows)]
-    return {"wall": wall, "cpu": cpu, "search": float(found[1]), "texts": texts}
+    seconds, found = parse_generated(printed)
+    return {"wall": wall, "cpu": cpu, "search": seconds, "texts": [text for _, text in sorted(found.items())]}
 
 
 def distill(data: Path, args: argparse.Namespace, out: Path) -> dict[str, Any]:

@@ -9,26 +9,22 @@ which fairseq prints. The models of --sizes are exported only.
 
 import argparse
 import tempfile
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.data import Dictionary
 
-from benchmarks.decoding.speed import find_test
+from benchmarks.decoding.speed import read_test
 from benchmarks.record import environment, write
 from fairseq_sharing.decoding.fairseq_engine import FairseqEngine, load_models
-from fairseq_sharing.decoding.huggingface_check import model_class
-from fairseq_sharing.decoding.huggingface_config import choose_family
 from fairseq_sharing.decoding.huggingface_export import export
-from fairseq_sharing.decoding.huggingface_library import quiet
+from fairseq_sharing.decoding.huggingface_library import find_class, quiet
 from fairseq_sharing.decoding.huggingface_tokenizer import load_tokenizer
-from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_manifest
+from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import Search
-from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.scoring import score
-from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.terminal import Console
 
@@ -42,13 +38,9 @@ def sizes(files: ModelFiles, folder: Path) -> dict[str, Any]:
         "admin": any(name.endswith("residual_weight") for name in model.state_dict()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    for name, keep in (("all_layers", False), ("shared_once", True)):
-        try:
-            exported = export(files, folder / name, keep_sharing=keep)
-        except SharingError as error:
-            if "--keep-sharing: no layer" not in str(error):
-                raise
-            continue
+    shares = any(part.shares for part in sharing.values())
+    for name, keep in (("all_layers", False), ("shared_once", True))[: 1 + shares]:
+        exported = export(files, folder / name, keep_sharing=keep)
         result[name] = {
             "class": exported.architecture,
             "bytes": exported.size,
@@ -60,14 +52,11 @@ def sizes(files: ModelFiles, folder: Path) -> dict[str, Any]:
     return result
 
 
-def generate(
-    exported: Path, result: dict[str, Any], files: ModelFiles, lines: list[str]
-) -> tuple[list[Any], list[str]]:
+def generate(exported: Path, result: dict[str, Any], lines: list[str]) -> tuple[list[Any], list[str]]:
     """Translate with Hugging Face, with nothing passed to ``generate``; return numbers of subwords and texts."""
-    (model,), task, _ = load_models(files)
     tokenizer = load_tokenizer(exported, result["tokenizer"])
     with quiet():
-        loaded = model_class(choose_family(model, task, files.name), False).from_pretrained(exported).eval()
+        loaded = find_class(result["all_layers"]["class"]).from_pretrained(exported).eval()
     ids: list[Any] = []
     for first in range(0, len(lines), 50):
         inputs = tokenizer(lines[first : first + 50], return_tensors="pt", padding=True, truncation=True)
@@ -75,20 +64,19 @@ def generate(
     return ids, tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def compare(files: ModelFiles, result: dict[str, Any], exported: Path, test: dict[str, Any]) -> dict[str, Any]:
-    """Translate a test set with both; return how many hypotheses are the same, BLEU and seconds."""
+def compare(
+    files: ModelFiles, result: dict[str, Any], exported: Path, lines: list[str], references: list[str]
+) -> dict[str, Any]:
+    """Translate a test set with both; return how many hypotheses are the same, and BLEU."""
     assert files.manifest is not None
-    lines, references = (list(read_lines(files.manifest / test[side])) for side in ("source", "reference"))
-    start = time.process_time()
-    ids, texts = generate(exported, result, files, lines)
-    seconds = [time.process_time() - start]
-    start = time.process_time()
+    assert files.dictionaries is not None
+    ids, texts = generate(exported, result, lines)
     pipeline, engine = Pipeline.from_manifest(files.manifest), FairseqEngine(files, 1, "cpu")
     found = dict(engine.translate([pipeline.encode(line).split() for line in lines], Search()))
-    seconds.append(time.process_time() - start)
     wanted = [found[number][0].text for number in range(len(lines))]
-    dictionary = load_models(files)[1].target_dictionary
-    subwords = [" ".join(dictionary[word] for word in row if word >= dictionary.nspecial or word == 3) for row in ids]
+    dictionary = Dictionary.load(str(files.dictionaries / f"dict.{files.languages['target']}.txt"))
+    shown = {dictionary.unk(), *range(dictionary.nspecial, len(dictionary))}
+    subwords = [" ".join(dictionary[word] for word in row if word in shown) for row in ids]
     decoded = [pipeline.decode(line) for line in wanted]
     return {
         "sentences": len(lines),
@@ -96,7 +84,6 @@ def compare(files: ModelFiles, result: dict[str, Any], exported: Path, test: dic
         "same_text": sum(map(str.__eq__, texts, decoded)),
         "with_unknown_words": sum("<unk>" in line.split() for line in wanted),
         "bleu": {"huggingface": score(texts, references)["bleu"], "fairseq": score(decoded, references)["bleu"]},
-        "cpu_seconds": {"huggingface": round(seconds[0], 1), "fairseq": round(seconds[1], 1)},
     }
 
 
@@ -114,9 +101,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         shown = path.parent.parent.name if path.parent.name == "checkpoints" else path.parent.name
         row = {"name": f"{shown}/{path.name}" if path.is_file() else path.name, **sizes(files, folder / str(number))}
         if name in args.models:
-            assert files.manifest is not None
-            test = find_test(read_manifest(files.manifest) or {}, args.test)
-            row |= {"test": test["name"], **compare(files, row, folder / str(number) / "all_layers", test)}
+            test, *texts = read_test(files, args.test)
+            row |= {"test": test["name"], **compare(files, row, folder / str(number) / "all_layers", *texts)}
         result["models"].append(row)
         print(row)
     return result

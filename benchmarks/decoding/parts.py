@@ -15,16 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.decoding.speed import TYPES, find_test, spread
+from benchmarks.decoding.speed import TYPES, read_test, spread
 from benchmarks.record import environment, write
 from benchmarks.training.process import profile
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.ctranslate2_export import export
 from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
-from fairseq_sharing.decoding.model_files import find_model, read_manifest
+from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.experiment.environment import cpu_cores
-from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.terminal import Console
 
@@ -57,8 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     files = find_model(args.model, None, Console(stderr=True))
     assert files.manifest is not None
-    test = find_test(read_manifest(files.manifest) or {}, args.test)
-    lines = list(read_lines(files.manifest / test["source"]))
+    test, lines, _ = read_test(files, args.test)
     lines = [lines[number] for number in spread(len(lines), args.sentences)]
     pipeline, search = Pipeline.from_manifest(files.manifest), Search(beam=args.beam)
     result: dict[str, Any] = {**environment(), "test": test["name"], "sentences": len(lines), "rounds": args.rounds}

@@ -28,12 +28,13 @@ from typing import Any
 
 from benchmarks.record import environment, write
 from fairseq_sharing.decoding.ctranslate2_export import export
-from fairseq_sharing.decoding.model_files import ModelFiles, find_model, read_manifest
+from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.decoding.translator import Translator
 from fairseq_sharing.evaluation.scoring import score
 from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.files import read_lines
+from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.resources import PACKAGE_DIR
 from fairseq_sharing.terminal import Console
@@ -67,9 +68,12 @@ class Task:
         return 1 if self.clock == "cpu" else cpu_cores()
 
 
-def find_test(manifest: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """Return a test set of prepared data by name, or the first one."""
-    return next(test for test in manifest["tests"] if name in (None, test["name"]))
+def read_test(files: ModelFiles, name: str | None) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return a test set of a model's data by name, or the first one, with its sources and references."""
+    assert files.manifest is not None
+    tests = read_manifest(files.manifest, ("tests",))["tests"]
+    test = next(test for test in tests if name in (None, test["name"]))
+    return test, *(list(read_lines(files.manifest / test[side])) for side in ("source", "reference"))
 
 
 def spread(total: int, wanted: int) -> list[int]:
@@ -83,7 +87,6 @@ def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) 
     from fairseq.data import Dictionary, data_utils, indexed_dataset
 
     assert files.dictionaries is not None
-    assert files.languages is not None
     folder.mkdir()
     pair = "-".join(files.languages[side] for side in ("source", "target"))
     for language in files.languages.values():
@@ -107,6 +110,14 @@ class Generated:
     hypotheses: dict[int, str]
 
 
+def parse_generated(printed: str) -> tuple[float, dict[int, str]]:
+    """Return the seconds of the search and the hypotheses by sentence, given the output of fairseq-generate."""
+    clock = TOLD.search(printed)
+    assert clock is not None, printed[-2000:]
+    rows = [line[2:].split("\t") for line in printed.split("\n") if line.startswith("H-")]
+    return float(clock[1]), {int(number): text for number, _, text in rows}
+
+
 def generate(task: Task, threads: int, *batch: str) -> Generated:
     """Run fairseq-generate."""
     files, search = task.files, task.search
@@ -117,10 +128,8 @@ def generate(task: Task, threads: int, *batch: str) -> Generated:
     command = [sys.executable, "-P", "-c", GENERATE, CLOCKS[task.clock].__name__, *words]
     threads_of = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=threads_of)
-    clock = TOLD.search(done.stdout + done.stderr)
-    assert clock is not None, done.stderr[-2000:]
-    rows = [line[2:].split("\t") for line in done.stdout.split("\n") if line.startswith("H-")]
-    return Generated(len(rows) / float(clock[1]), {int(number): text for number, _, text in rows})
+    seconds, hypotheses = parse_generated(done.stdout + done.stderr)
+    return Generated(len(hypotheses) / seconds, hypotheses)
 
 
 def fastest_setting(task: Task, sizes: Sequence[int]) -> dict[str, Any]:
@@ -198,11 +207,7 @@ def _median(values: list[float]) -> float:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure everything and return the result."""
     files = find_model(args.model, args.data, Console(stderr=True))
-    assert files.manifest is not None
-    manifest = read_manifest(files.manifest) or {}
-    test = find_test(manifest, args.test)
-    lines = list(read_lines(files.manifest / test["source"]))
-    references = list(read_lines(files.manifest / test["reference"]))
+    test, lines, references = read_test(files, args.test)
     search = Search(beam=args.beam, lenpen=args.lenpen)
     exported = export(files, folder / "model")
     chosen = spread(len(lines), args.sentences)

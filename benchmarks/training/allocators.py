@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
-import os
 from pathlib import Path
 
 from benchmarks.record import environment, write
 from benchmarks.training.process import Side
 from benchmarks.training.speed import flags
+from fairseq_sharing.experiment.environment import cpu_cores
 
 # Name -> shared library, and environment variables.
 ALLOCATORS: dict[str, tuple[str | None, dict[str, str]]] = {
@@ -44,9 +44,7 @@ def main() -> None:
     """Time all allocators alternately, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
-    )
+    parser.add_argument("--threads", type=int, default=cpu_cores(), help="number of CPU threads (default: all cores)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="precision (default: bf16)")
     parser.add_argument("--batches", type=int, default=8, help="updates per timed run (default: 8)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs of each (default: 3)")

@@ -7,12 +7,12 @@ The model is Cycle (rev), M = 6, N = 12 at d_model 512. The first row is transfo
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from benchmarks.record import environment, write
 from benchmarks.training.process import Side
 from benchmarks.training.speed import FAST, PLAIN, SHARED, flags
+from fairseq_sharing.experiment.environment import cpu_cores
 
 FUSED_LOSS = ["--criterion", "fused_label_smoothed_cross_entropy"]
 # Later flags win.
@@ -30,9 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
-    )
+    parser.add_argument("--threads", type=int, default=cpu_cores(), help="number of CPU threads (default: all cores)")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
     )

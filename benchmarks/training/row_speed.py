@@ -10,13 +10,13 @@ the speed of a row is relative to that of Vanilla in the same group.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.record import environment, write
 from benchmarks.training.process import Side
 from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.flags import words as words_of
 from fairseq_sharing.reporting.paper import ROWS
 from fairseq_sharing.resources import PACKAGE_DIR
@@ -53,9 +53,7 @@ def main() -> None:
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows to time; vanilla is always included"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
-    )
+    parser.add_argument("--threads", type=int, default=cpu_cores(), help="number of CPU threads (default: all cores)")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
     )

@@ -9,12 +9,12 @@ Afterwards, one update of each side is profiled: the time shares of its operatio
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 from benchmarks.record import environment, write
 from benchmarks.training.process import Side
+from fairseq_sharing.experiment.environment import cpu_cores
 
 SHARED = ["--sharing", "cycle_rev", "--unique-layers", "6"]
 FAST = ["--fast", "--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
@@ -85,9 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data directory")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device to train on (default: cpu)")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of CPU threads (default: all cores)"
-    )
+    parser.add_argument("--threads", type=int, default=cpu_cores(), help="number of CPU threads (default: all cores)")
     parser.add_argument("--batches", type=int, default=4, help="updates per timed run")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default: 5)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="precision of this package")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,14 @@ def model_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the model in a checkpoint as a plain dict."""
     cfg = checkpoint.get("cfg")
     return plain(cfg["model"] if cfg else checkpoint.get("args") or {})
+
+
+def with_model_arguments(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint with other arguments of the model."""
+    made = Namespace(**arguments)
+    if cfg := checkpoint.get("cfg"):
+        return {**checkpoint, "cfg": {**cfg, "model": made}}
+    return {**checkpoint, "args": made}
 
 
 def task_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

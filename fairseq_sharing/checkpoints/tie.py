@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from fairseq_sharing.adapters.effective import ATTRIBUTE, merge_state
 from fairseq_sharing.adapters.fit_layers import fit_layers
 from fairseq_sharing.adapters.kinds import DEPTH_OPTIONS, DepthKinds
 from fairseq_sharing.checkpoints.align import Layer, align_layer
-from fairseq_sharing.checkpoints.arguments import model_arguments
+from fairseq_sharing.checkpoints.arguments import model_arguments, with_model_arguments
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.initial_values import source_layers
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
@@ -110,11 +109,7 @@ def tie(
     }
     for name in ("last_optimizer_state", "task_state", "averaged", "args"):
         tied.pop(name, None)
-    if checkpoint.get("cfg"):
-        tied["cfg"] = {**checkpoint["cfg"], "model": Namespace(**arguments)}
-    else:
-        tied["args"] = Namespace(**arguments)
-    return tied
+    return with_model_arguments(tied, arguments)
 
 
 def _names(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.output is not None:
         check_output_file(args.output, "--output")
-    usage = Usage("fairseq", "bash", [f"fairseq-sharing translate {args.run_directory.name} < INPUT"])
+    usage = Usage("fairseq", "bash", [f"fairseq-sharing translate {args.run_directory.resolve().name} < INPUT"])
     text = card_of_run(args.run_directory, usage, args.data, args.license)
     if args.output is None:
         print(visible(text), end="")

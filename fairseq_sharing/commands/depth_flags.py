@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
+from fairseq_sharing.depths.settings import DepthRequest
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import whole_number
-
-if TYPE_CHECKING:
-    from fairseq_sharing.depths.settings import DepthRequest
 
 NAMES = ("depth", "encoder_depth", "decoder_depth", "force_depth")
 
@@ -16,17 +14,12 @@ NAMES = ("depth", "encoder_depth", "decoder_depth", "force_depth")
 def add_depth_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the flags of a depth to a command."""
     for flag, what in (
-        ("--depth", "both stacks"),
-        ("--encoder-depth", "the encoder"),
-        ("--decoder-depth", "the decoder"),
+        ("--depth", "both stacks, of a model trained for several depths; all layers if not given"),
+        ("--encoder-depth", "the encoder; --depth if not given"),
+        ("--decoder-depth", "the decoder; --depth if not given"),
     ):
-        more = "; overrides --depth" if flag != "--depth" else ", of a model trained for several depths"
         parser.add_argument(
-            flag,
-            type=whole_number(),
-            metavar="N",
-            help=f"run N layers of {what}{more}; all layers if not given",
-            default=argparse.SUPPRESS,
+            flag, type=whole_number(), metavar="N", help=f"run N layers of {what}", default=argparse.SUPPRESS
         )
     parser.add_argument(
         "--force-depth",
@@ -42,9 +35,6 @@ def depth_request(args: argparse.Namespace) -> DepthRequest:
     Raises:
         SharingError: ``--force-depth`` without a depth.
     """
-    from fairseq_sharing.depths.settings import DepthRequest
-    from fairseq_sharing.errors import SharingError
-
     given = vars(args)
     request = DepthRequest(
         given.get("depth"), given.get("encoder_depth"), given.get("decoder_depth"), given.get("force_depth", False)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=whole_number(most=1024),
         metavar="N",
-        help="number of processes with one thread each; all CPU cores if not given",
+        help="number of processes with one thread each; if not given, all CPU cores, or 1 with --device cuda",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to translate on")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON on stdout")
@@ -108,7 +108,10 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--keep-original", action="store_true", help="also keep the original pairs")
     group.add_argument(
-        "--upsample-original", type=whole_number(), metavar="K", help="number of copies of the original pairs; 1"
+        "--upsample-original",
+        type=whole_number(),
+        metavar="K",
+        help="copies of the original pairs with --keep-original; 1 if not given",
     )
 
 

@@ -95,15 +95,13 @@ def _to_ctranslate2(args: argparse.Namespace, console: Console) -> None:
         f"log-probabilities{f' in {args.quantization}' if args.quantization else ''} differ from fairseq's by "
         f"{exported.difference.mean:.1g} per subword on average, {exported.difference.largest:.1g} at most "
         "(natural logarithm, random sentences)",
-        markup=False,
     )
     if exported.depth_tensors:
         console.print(
             f"{exported.depth_tensors} tensors are stored in addition, because shared ones differ by depth "
             "(Admin's residual weights, adapters or factors)",
-            markup=False,
         )
-    console.print(f"translate with: fairseq-sharing translate {args.output} < INPUT", markup=False)
+    console.print(f"translate with: fairseq-sharing translate {args.output} < INPUT")
 
 
 def _to_huggingface(args: argparse.Namespace, console: Console) -> None:
@@ -117,7 +115,6 @@ def _to_huggingface(args: argparse.Namespace, console: Console) -> None:
         f"{args.output}: {exported.architecture}, {exported.size:,} bytes, {stored} tensors stored for the {used} that "
         f"the model uses; log-probabilities differ from fairseq's by {exported.difference.largest:.1g} at most "
         "(natural logarithm, random sentences)",
-        markup=False,
     )
     if not exported.tokenizer:
         console.print(
@@ -126,25 +123,21 @@ def _to_huggingface(args: argparse.Namespace, console: Console) -> None:
         return
     console.print("translate with:")
     for line in usage(str(exported.path), exported.tokenizer, args.keep_sharing):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
 
 
 def _materialize(args: argparse.Namespace, console: Console) -> None:
     from fairseq_sharing.adapters.effective import stored_bytes
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.materialize import materialize
-    from fairseq_sharing.decoding.model_files import find_model
-    from fairseq_sharing.depths.checkpoint import take_depth
+    from fairseq_sharing.decoding.model_files import checkpoint_file
+    from fairseq_sharing.depths.checkpoint import load_at_depth
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.terminal import Console
 
-    path = Path(args.model)
-    if path.is_dir():
-        (path,) = find_model(args.model, None, Console(stderr=True)).checkpoints or (path,)
-    checkpoint, request = load_checkpoint(path), depth_request(args)
+    path = checkpoint_file(Path(args.model))
+    request = depth_request(args)
+    checkpoint = load_at_depth(path, request)[0] if request.given else load_checkpoint(path)
     try:
-        if request.given:
-            checkpoint, _ = take_depth(checkpoint, request)
         stock = materialize(checkpoint)
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error
@@ -154,4 +147,4 @@ def _materialize(args: argparse.Namespace, console: Console) -> None:
     if added > 0:
         console.print(f"merged adapters: matrices that layers shared are stored per depth, {added:,} bytes more")
     command = f"fairseq-generate DATA --path {args.output} --required-batch-size-multiple 1"
-    console.print(f"{args.output}: {size:,} bytes; translate with: {command}", markup=False)
+    console.print(f"{args.output}: {size:,} bytes; translate with: {command}")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="run directory, checkpoint, ensemble of checkpoints (a.pt:b.pt), or directory written by export",
+        help="run directory, checkpoint, ensemble of checkpoints (a.pt:b.pt), or folder of export --to ctranslate2",
     )
     parser.add_argument(
         "input", nargs="?", metavar="INPUT", default="-", help="UTF-8 text file (.gz too), or - for stdin"

@@ -32,22 +32,14 @@ def at_depth(files: ModelFiles, request: DepthRequest) -> Iterator[ModelFiles]:
         return
     if files.exported:
         raise SharingError(f"{files.name}: an exported model has one depth; export the checkpoint with --depth")
+    from fairseq_sharing.checkpoints.files import save_atomically
+    from fairseq_sharing.depths.checkpoint import load_at_depth
+
     with TemporaryDirectory(prefix="fairseq-sharing-") as folder:
-        yield write_at_depth(files, request, Path(folder))
-
-
-def write_at_depth(files: ModelFiles, request: DepthRequest, folder: Path) -> ModelFiles:
-    """Write the checkpoints of a model at a depth to a folder, and return the files."""
-    from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-    from fairseq_sharing.depths.checkpoint import take_depth
-
-    written: list[Path] = []
-    depth: dict[str, int] | None = None
-    for number, path in enumerate(files.checkpoints):
-        try:
-            taken, depth = take_depth(load_checkpoint(path), request)
-        except SharingError as error:
-            raise SharingError(f"{path}: {error}") from error
-        written.append(folder / f"{number}.pt")
-        save_atomically(taken, written[-1])
-    return replace(files, checkpoints=tuple(written), depth=depth)
+        written: list[Path] = []
+        depth: dict[str, int] | None = None
+        for number, path in enumerate(files.checkpoints):
+            taken, depth = load_at_depth(path, request)
+            written.append(Path(folder) / f"{number}.pt")
+            save_atomically(taken, written[-1])
+        yield replace(files, checkpoints=tuple(written), depth=depth)

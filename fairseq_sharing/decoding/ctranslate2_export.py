@@ -15,7 +15,7 @@ from fairseq_sharing.decoding.ctranslate2_engine import import_ctranslate2, refu
 from fairseq_sharing.decoding.exportable import refuse_several, refuse_unknown
 from fairseq_sharing.decoding.exported_folder import refuse_other_content, write_manifest
 from fairseq_sharing.decoding.fairseq_engine import load_models
-from fairseq_sharing.decoding.model_card import Shape, Usage, model_card, run_of, write_card
+from fairseq_sharing.decoding.model_card import Usage, write_card
 from fairseq_sharing.decoding.model_files import EXPORTED, ModelFiles
 from fairseq_sharing.decoding.reference_scores import Difference, ReferenceScores
 from fairseq_sharing.errors import SharingError
@@ -50,13 +50,14 @@ class Exported:
     difference: Difference
 
 
-def export(files: ModelFiles, output: Path, quantization: str | None = None) -> Exported:
+def export(files: ModelFiles, output: Path, quantization: str | None = None, card: bool = True) -> Exported:
     """Write a model for CTranslate2, with everything that is required to translate plain text.
 
     Args:
         files: one checkpoint.
         output: the folder to write; an existing exported model is replaced.
-        quantization: type of the stored weights; None for the type in the checkpoint.
+        quantization: type of the stored weights; None for single precision.
+        card: whether to write a model card into the folder.
 
     Raises:
         SharingError: the model has no counterpart in CTranslate2, its weights or log-probabilities are NaN or
@@ -77,10 +78,12 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None) -> 
                 library, spec, temporary, ReferenceScores.of(model, task, files.name), quantization
             )
             write_manifest(temporary, files, model, preparation=True)
-            usage = Usage("ctranslate2", "bash", [f"fairseq-sharing translate {output.name} < INPUT"])
-            languages = files.languages or {}
-            card = model_card(files.name, languages, run_of(files.name), files.manifest, usage, Shape.of(model))
-            write_card(temporary, card)
+            if card:
+                lines = [f"fairseq-sharing translate {output.resolve().name} < INPUT"]
+                stored = f"Weights are stored in {quantization}; the scores are those of the unquantized model."
+                write_card(
+                    temporary, files, model, Usage("ctranslate2", "bash", lines, [stored] if quantization else [])
+                )
             replace_folder(temporary, output)
     return Exported(output, (output / EXPORTED).stat().st_size, tensors, depth_tensors, difference)
 

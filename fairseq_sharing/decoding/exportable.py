@@ -53,7 +53,7 @@ def refuse_unknown(model: Any, task: Any, name: str, engine: str, activations: I
         )
     from fairseq_sharing.models.layer_classes import parts_of
 
-    cfg = model.cfg
+    cfg: Any = getattr(model, "cfg", None)
     for option, value in _ONLY.items():
         if getattr(cfg, option, value) != value:
             refuse_flag(name, engine, f"{flag_of(option)} {getattr(cfg, option)}")

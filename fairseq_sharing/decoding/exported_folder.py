@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.decoding.model_files import ModelFiles, read_manifest
+from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, sha256
-
-MANIFEST = "manifest.json"
+from fairseq_sharing.files import sha256, write_text
+from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
 
 def refuse_other_content(output: Path, weights: str) -> None:
@@ -39,9 +38,9 @@ def write_manifest(folder: Path, files: ModelFiles, model: Any, *, preparation: 
         model: fairseq's model.
         preparation: also write the text preparation, with the subword model.
     """
-    manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in (files.languages or {}).items()}
+    manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in files.languages.items()}
     if preparation and files.manifest is not None:
-        prepared = read_manifest(files.manifest, ("tokenizer", "subword")) or {}
+        prepared = read_manifest(files.manifest, ("tokenizer", "subword"))
         manifest |= {"tokenizer": prepared["tokenizer"], "subword": prepared["subword"]}
         if subwords := prepared["subword"].get("model"):
             shutil.copyfile(files.manifest / subwords, folder / Path(subwords).name)
@@ -52,5 +51,4 @@ def write_manifest(folder: Path, files: ModelFiles, model: Any, *, preparation: 
         **({"depth": files.depth} if files.depth else {}),
         "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir())},
     }
-    with atomic_write(folder / MANIFEST) as file:
-        file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

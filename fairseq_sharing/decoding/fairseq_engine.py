@@ -35,7 +35,6 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any, Any]:
 
     _compute_alone_if_forked()
     assert files.dictionaries is not None
-    assert files.languages is not None
     refuse_separator(files.dictionaries, "data directory")
     for lang in files.languages.values():
         dictionary = files.dictionaries / f"dict.{lang}.txt"

@@ -9,22 +9,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fairseq_sharing.decoding.huggingface_config import Family
-from fairseq_sharing.decoding.huggingface_library import MODELING, import_transformers, packaged, quiet
+from fairseq_sharing.decoding.huggingface_library import MODELING, find_class, quiet
 from fairseq_sharing.decoding.reference_scores import Difference, ReferenceScores
 from fairseq_sharing.errors import SharingError
 
 # Maximum difference of a log-probability. Rounding differs by less than 1e-5, a wrong operation by more than 0.1.
 _TOLERANCE = 1e-4
-
-
-def model_class(family: Family, keep_sharing: bool) -> Any:
-    """Return the class of an exported model, from transformers or from this package.
-
-    Args:
-        family: the class.
-        keep_sharing: whether shared weights are stored once.
-    """
-    return packaged(MODELING, family.shared) if keep_sharing else getattr(import_transformers(), family.stock)
 
 
 def check(folder: Path, family: Family, keep_sharing: bool, reference: ReferenceScores) -> Difference:
@@ -43,9 +33,8 @@ def check(folder: Path, family: Family, keep_sharing: bool, reference: Reference
         SharingError: a weight is missing or unknown, or the log-probabilities differ.
     """
     with quiet():
-        model, report = model_class(family, keep_sharing).from_pretrained(
-            folder, output_loading_info=True, local_files_only=True
-        )
+        found = find_class(family.architecture(keep_sharing), MODELING if keep_sharing else None)
+        model, report = found.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     wrong = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
     if wrong:
         problem, names = next(iter(wrong.items()))

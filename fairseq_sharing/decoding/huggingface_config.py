@@ -38,9 +38,13 @@ class Family:
     shared: str
     aliases: tuple[str, ...]
 
+    def architecture(self, keep_sharing: bool) -> str:
+        """Return the name of the model's class."""
+        return self.shared if keep_sharing else self.stock
+
     def config_of(self, keep_sharing: bool) -> str:
         """Return the name of the configuration's class."""
-        return (self.shared if keep_sharing else self.stock).replace("ForConditionalGeneration", "Config")
+        return self.architecture(keep_sharing).replace("ForConditionalGeneration", "Config")
 
 
 FSMT = Family(
@@ -68,7 +72,7 @@ def choose_family(model: Any, task: Any, name: str) -> Family:
     Raises:
         SharingError: no class of transformers computes the same, or none that is supported; the message names the flag.
     """
-    cfg = model.cfg
+    cfg: Any = getattr(model, "cfg", None)
     for option in ("encoder_no_ffn", "decoder_no_ffn", "embedding_factor_dim"):
         if getattr(cfg, option, None):
             refuse_flag(name, ENGINE, flag_of(option))

@@ -19,10 +19,10 @@ from fairseq_sharing.decoding.huggingface_config import (
     model_config,
     vocabulary_config,
 )
-from fairseq_sharing.decoding.huggingface_library import MODELING, copy_code, import_transformers, packaged
+from fairseq_sharing.decoding.huggingface_library import MODELING, copy_code, find_class, import_transformers
 from fairseq_sharing.decoding.huggingface_tokenizer import CUSTOM, write_tokenizer
 from fairseq_sharing.decoding.huggingface_weights import Weights, all_layers, convert_weights, stored_once
-from fairseq_sharing.decoding.model_card import Shape, Usage, model_card, run_of, write_card
+from fairseq_sharing.decoding.model_card import Usage, write_card
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.decoding.reference_scores import Difference, ReferenceScores
 from fairseq_sharing.decoding.search import Search
@@ -76,21 +76,24 @@ def export(files: ModelFiles, output: Path, search: Search | None = None, keep_s
     (model,), task, _ = load_models(files)
     with torch.no_grad(), temporary_folder(output) as temporary:
         family = choose_family(model, task, files.name)
-        weights = convert_weights(model, family.name, max(model.max_positions()), files.name)
+        weights = convert_weights(model, family.name, files.name)
         config = model_config(model, task, weights.tied_embeddings)
-        config |= vocabulary_config(family, task, files.languages or {})
+        config |= vocabulary_config(family, task, files.languages)
         stored = _write_weights(temporary, family, weights, config, keep_sharing, files.name)
         source, target = model.max_positions()
-        _write_generation(temporary, generation_config(config, search or Search(), target))
+        settings = generation_config(config, search or Search(), target)
+        find_class("GenerationConfig")(**settings).save_pretrained(temporary)
         reference = ReferenceScores.of(model, task, files.name)
         difference = check(temporary, family, keep_sharing, reference)
         tokenizer = write_tokenizer(temporary, files, task, source, reference.sources)
         write_manifest(temporary, files, model, preparation=False)
-        _write_card(temporary, output.name, files, model, tokenizer, keep_sharing)
+        lines = usage(output.resolve().name, tokenizer, keep_sharing) if tokenizer else []
+        limits = [f"Tested with transformers {import_transformers().__version__}.", *_LIMITS]
+        write_card(temporary, files, model, Usage("transformers", "python", lines, limits))
         replace_folder(temporary, output)
     return Exported(
         output,
-        family.shared if keep_sharing else family.stock,
+        family.architecture(keep_sharing),
         tokenizer,
         (output / WEIGHTS).stat().st_size,
         (len(weights.tensors), stored),
@@ -116,20 +119,6 @@ def usage(folder: str, tokenizer: str, keep_sharing: bool) -> list[str]:
     ]
 
 
-def _write_card(folder: Path, name: str, files: ModelFiles, model: Any, tokenizer: str, keep_sharing: bool) -> None:
-    lines = usage(name, tokenizer, keep_sharing) if tokenizer else []
-    limits = [f"Tested with transformers {import_transformers().__version__}.", *_LIMITS]
-    card = model_card(
-        files.name,
-        files.languages or {},
-        run_of(files.name),
-        files.manifest,
-        Usage("transformers", "python", lines, limits),
-        Shape.of(model),
-    )
-    write_card(folder, card)
-
-
 def _write_weights(
     folder: Path, family: Family, weights: Weights, config: dict[str, Any], keep_sharing: bool, model: str
 ) -> int:
@@ -137,25 +126,19 @@ def _write_weights(
     from safetensors.torch import save
 
     aliases = family.aliases if weights.tied_embeddings else ()
-    config_class = family.config_of(keep_sharing)
+    architecture, config_class = family.architecture(keep_sharing), family.config_of(keep_sharing)
     if keep_sharing:
         tensors, config["shared_weights"] = stored_once(weights, aliases)
         if not config["shared_weights"]:
             raise SharingError(f"--keep-sharing: no layer of {model} shares weights; omit --keep-sharing")
         if family.name == "fsmt":
             config["stored_positions"] = weights.folded_positions
-        architecture = family.shared
         automatic = {"AutoConfig": config_class, "AutoModelForSeq2SeqLM": architecture}
         config["auto_map"] = {key: f"{MODELING}.{value}" for key, value in automatic.items()}
         copy_code(folder, MODELING)
-        made = packaged(MODELING, config_class)(**config, architectures=[architecture])
     else:
         tensors = all_layers(weights, aliases)
-        made = getattr(import_transformers(), config_class)(**config, architectures=[family.stock])
+    made = find_class(config_class, MODELING if keep_sharing else None)(**config, architectures=[architecture])
     made.save_pretrained(folder)
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     return len(tensors)
-
-
-def _write_generation(folder: Path, settings: dict[str, Any]) -> None:
-    import_transformers().GenerationConfig(**settings).save_pretrained(folder)

@@ -66,15 +66,15 @@ def _hide_broken_torchaudio() -> None:
         )
 
 
-def packaged(module: str, name: str) -> Any:
-    """Return a class of a Python file that exported folders contain, from this package instead of a folder.
+def find_class(name: str, module: str | None = None) -> Any:
+    """Return a class of transformers, or of a Python file that exported folders contain, from this package.
 
     Args:
-        module: the file, without suffix.
         name: the class.
+        module: the file, without suffix; None for transformers.
     """
-    import_transformers()
-    return getattr(importlib.import_module(f"{__package__}.{_CODE}.{module}"), name)
+    library = import_transformers()
+    return getattr(library if module is None else importlib.import_module(f"{__package__}.{_CODE}.{module}"), name)
 
 
 def copy_code(folder: Path, module: str) -> Path:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.decoding.huggingface_library import TOKENIZATION, copy_code, import_transformers, packaged, quiet
+from fairseq_sharing.decoding.huggingface_library import TOKENIZATION, copy_code, find_class, quiet
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import read_lines, write_text
@@ -50,7 +50,7 @@ def write_tokenizer(folder: Path, files: ModelFiles, task: Any, limit: int, draw
         dictionary.encode_line(pipeline.encode(line), line_tokenizer=str.split, add_if_not_exist=False).tolist()
         for line in lines
     ]
-    different = 0
+    wrong: list[str] = []
     for name, write in _candidates(pipeline, task):
         written = write(folder, pipeline, task, limit)
         tokenizer = load_tokenizer(folder, name)
@@ -59,10 +59,9 @@ def write_tokenizer(folder: Path, files: ModelFiles, task: Any, limit: int, draw
             return name
         for file in written:
             file.unlink()
-        different = len(wrong)
-    if different:
+    if wrong:
         raise SharingError(
-            f"{files.name}: the exported tokenizer's subwords differ from fairseq's in {different} of {len(lines)} "
+            f"{files.name}: the exported tokenizer's subwords differ from fairseq's in {len(wrong)} of {len(lines)} "
             f"sentences, such as {wrong[0][:80]!r}; allowed: none; translate the model with --engine fairseq"
         )
     return ""
@@ -75,14 +74,14 @@ def load_tokenizer(folder: Path, name: str) -> Any:
         folder: the exported model.
         name: the tokenizer's class.
     """
-    found = packaged(TOKENIZATION, CUSTOM) if name == CUSTOM else getattr(import_transformers(), name)
+    found = find_class(name, TOKENIZATION if name == CUSTOM else None)
     with quiet():
         return found.from_pretrained(folder, local_files_only=True)
 
 
 def _test_lines(data: Path) -> list[str]:
     """Read the first sources of the test sets, if their raw texts are still in the data directory."""
-    tests = (read_manifest(data) or {}).get("tests", ())
+    tests = read_manifest(data).get("tests", ())
     sources = [data / test["source"] for test in tests if (data / test["source"]).is_file()]
     return [line for source in sources for line in islice(read_lines(source), _CHECKED_LINES)]
 

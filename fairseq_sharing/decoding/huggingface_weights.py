@@ -35,13 +35,12 @@ class Weights:
     folded_positions: bool
 
 
-def convert_weights(model: Any, family: str, positions: int, name: str) -> Weights:
+def convert_weights(model: Any, family: str, name: str) -> Weights:
     """Rename the weights of a model and fold Admin's residual weights.
 
     Args:
         model: fairseq's model, in evaluation mode.
         family: ``fsmt`` for post-norm, ``m2m100`` for pre-norm.
-        positions: number of positions, without the two unused rows before them.
         name: name of the model in error messages.
 
     Returns:
@@ -57,7 +56,7 @@ def convert_weights(model: Any, family: str, positions: int, name: str) -> Weigh
     }
     originals = merge_state(originals)
     if family == "fsmt":
-        originals |= dict.fromkeys(_POSITIONS, _sinusoids(model, positions))
+        originals |= dict.fromkeys(_POSITIONS, _sinusoids(model))
     tensors = {key: original.detach().float() for key, original in originals.items()}
     folded = _fold(model, tensors, name)
     tensors = _shared(originals, tensors)
@@ -72,10 +71,11 @@ def convert_weights(model: Any, family: str, positions: int, name: str) -> Weigh
     return Weights(renamed, tied, folded)
 
 
-def _sinusoids(model: Any, positions: int) -> torch.Tensor:
+def _sinusoids(model: Any) -> torch.Tensor:
+    """Compute the sinusoids of all positions, after the two rows that fairseq does not use."""
     from fairseq.modules import SinusoidalPositionalEmbedding
 
-    padding = model.encoder.padding_idx
+    padding, positions = model.encoder.padding_idx, max(model.max_positions())
     return SinusoidalPositionalEmbedding.get_embedding(positions + padding + 1, model.cfg.encoder.embed_dim, padding)
 
 
@@ -121,7 +121,8 @@ def all_layers(weights: Weights, aliases: Iterable[str]) -> Tensors:
         weights: all tensors.
         aliases: names that the class itself ties.
     """
-    return {name: tensor.clone() for name, tensor in weights.tensors.items() if name not in set(aliases)}
+    known = set(aliases)
+    return {name: tensor.clone() for name, tensor in weights.tensors.items() if name not in known}
 
 
 def stored_once(weights: Weights, aliases: Iterable[str]) -> tuple[Tensors, dict[str, str]]:

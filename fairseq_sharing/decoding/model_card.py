@@ -10,12 +10,14 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from fairseq_sharing.decoding.model_files import read_manifest
+from fairseq_sharing.decoding.model_files import ModelFiles
+from fairseq_sharing.depths.settings import Setting, setting_name
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.direction import direction_of
+from fairseq_sharing.experiment.direction import KEYS, direction_of
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.files import write_text
-from fairseq_sharing.layer_map import STACKS, format_map
+from fairseq_sharing.layer_map import STACKS, StackSharing, format_map, format_sharing, num_unique
+from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.reporting.metrics import METRICS
 from fairseq_sharing.reporting.results import Row, read_result
 from fairseq_sharing.terminal import one_line
@@ -48,20 +50,37 @@ class Shape:
     """What a model consists of.
 
     Attributes:
-        layer_map: labels of the layers of each stack.
+        sharing: the maps of each stack.
         parameters: number of parameters, each shared one counted once.
+        shares: whether layers share parameters.
     """
 
-    layer_map: Mapping[str, Sequence[int]]
+    sharing: Mapping[str, StackSharing]
     parameters: int
+    shares: bool
 
     @classmethod
     def of(cls, model: Any) -> Shape:
         """Describe a loaded model of fairseq."""
-        sharing = getattr(model, "sharing", {})
-        own = {stack: tuple(range(len(getattr(model, stack).layers))) for stack in STACKS}
-        maps = {stack: sharing[stack].layer_map if stack in sharing else own[stack] for stack in STACKS}
-        return cls(maps, sum(parameter.numel() for parameter in model.parameters()))
+        own = {stack: StackSharing(tuple(range(len(getattr(model, stack).layers)))) for stack in STACKS}
+        sharing = {**own, **getattr(model, "sharing", {})}
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return cls(sharing, parameters, any(shared.shares for shared in sharing.values()))
+
+    @classmethod
+    def recorded(cls, result: Mapping[str, Any]) -> Shape:
+        """Describe the model of a result."""
+        sharing = {
+            stack: StackSharing(tuple(labels), tuple(result["scope"][stack]))
+            for stack, labels in result["layer_map"].items()
+        }
+        parameters = result["parameters"]
+        return cls(sharing, parameters["unique"], parameters["unique"] < parameters["effective"])
+
+    @property
+    def whole_layers(self) -> bool:
+        """Whether the maps are those of whole layers."""
+        return all(sharing.scope == ("layer",) and not sharing.components for sharing in self.sharing.values())
 
 
 def card_of_run(path: Path, usage: Usage, data: Path | None = None, license: str | None = None) -> str:
@@ -82,14 +101,14 @@ def card_of_run(path: Path, usage: Usage, data: Path | None = None, license: str
     run = RunDirectory(path)
     run.config()  # refuses other directories
     data = data or (Path(recorded) if (recorded := run.record().get("data")) else None)
-    manifest = (read_manifest(data) or {}) if data is not None else {}
+    manifest = read_manifest(data, KEYS) if data is not None else {}
     if manifest and not manifest["target_lang"]:
         raise SharingError(f"{path}: is a language model; allowed: translation models")
     direction = direction_of(manifest, data) if manifest else run.direction()
     if direction is None:
         raise SharingError(f"{path}: its languages are not recorded; give the prepared data directory with --data")
     languages = dict(zip(("source", "target"), direction, strict=True))
-    return model_card(path.name, languages, run, data, usage, license=license)
+    return model_card(str(path), languages, run, data, usage, license=license)
 
 
 def run_of(name: str) -> RunDirectory | None:
@@ -106,6 +125,7 @@ def model_card(
     usage: Usage,
     shape: Shape | None = None,
     license: str | None = None,
+    depth: Setting | None = None,
 ) -> str:
     """Write a model card.
 
@@ -117,6 +137,7 @@ def model_card(
         usage: how to translate.
         shape: what the loaded model consists of; None for the recorded result.
         license: identifier of the model's license; None leaves it out.
+        depth: the depth of each stack, whose result the card contains; None for all layers.
 
     Returns:
         The text of README.md. Unknown facts are left out.
@@ -128,23 +149,25 @@ def model_card(
 
     config = run.config() if run is not None else {}
     record = run.record() if run is not None else {}
-    result = read_result(run.result_file) if run is not None and run.result_file.is_file() else {}
-    manifest = (read_manifest(data) or {}) if data is not None else {}
+    file = run.result_with(f"-{setting_name(depth)}" if depth else "") if run is not None else None
+    result = read_result(file) if file is not None and file.is_file() else {}
+    manifest = read_manifest(data, KEYS) if data is not None else {}
     if shape is None and result:
-        shape = Shape(result["layer_map"], result["parameters"]["unique"])
+        shape = Shape.recorded(result)
     pair = f"{languages['source']}-{languages['target']}"
     dataset = manifest.get("dataset") or config.get("dataset")
-    what = f"{Row((result,)).title}, trained on {dataset}" if result else Path(name).name
-    shares = shape is not None and any(len(set(labels)) < len(labels) for labels in shape.layer_map.values())
+    what = f"{Row((result,)).title}, trained on {dataset}" if result else Path(name).resolve().name
+    shares = shape is not None and shape.shares
     facts = {
         "front_matter": _front_matter(languages, license, usage, shares, dataset, what, pair, result),
         "title": f"{pair}: {what}",
         "summary": f"A Transformer that translates from {languages['source']} to {languages['target']}, "
         "trained with fairseq and fairseq-sharing.",
         "artificial": bool(manifest.get("artificial")),
-        "shape": _shape(shape, result, config),
+        "shape": _shape(shape, config),
         "parameters": shape.parameters if shape is not None else None,
         "shares": shares,
+        "whole_layers": shape is not None and shape.whole_layers,
         "usage": usage.lines,
         "usage_language": usage.language,
         "data": list(_data(manifest)),
@@ -158,9 +181,18 @@ def model_card(
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)
 
 
-def write_card(folder: Path, text: str) -> None:
-    """Write a model card into an exported folder."""
-    write_text(folder / CARD, text)
+def write_card(folder: Path, files: ModelFiles, model: Any, usage: Usage) -> None:
+    """Write the model card of an exported model into its folder.
+
+    Args:
+        folder: the exported folder.
+        files: the model that was exported.
+        model: fairseq's model.
+        usage: how to translate with the folder.
+    """
+    shape = Shape.of(model)
+    card = model_card(files.name, files.languages, run_of(files.name), files.manifest, usage, shape, depth=files.depth)
+    write_text(folder / CARD, card)
 
 
 def _front_matter(
@@ -205,7 +237,7 @@ def _front_matter(
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _shape(shape: Shape | None, result: Mapping[str, Any], config: Mapping[Any, Any]) -> list[tuple[str, str, str]]:
+def _shape(shape: Shape | None, config: Mapping[Any, Any]) -> list[tuple[str, str, str]]:
     """Describe both stacks, one row per property."""
     if shape is None:
         return []
@@ -213,13 +245,12 @@ def _shape(shape: Shape | None, result: Mapping[str, Any], config: Mapping[Any, 
     def row(name: str, values: Mapping[str, Any]) -> tuple[str, str, str]:
         return name, *(str(values.get(stack, "")) for stack in STACKS)  # type: ignore[return-value]
 
-    maps = {stack: tuple(labels) for stack, labels in shape.layer_map.items()}
-    rows = [row("layers", {stack: len(labels) for stack, labels in maps.items()})]
-    if any(len(set(labels)) < len(labels) for labels in maps.values()):
-        rows.append(row("unique layers", {stack: len(set(labels)) for stack, labels in maps.items()}))
-        rows.append(row("layer map", {stack: format_map(labels) for stack, labels in maps.items()}))
-        if scope := result.get("scope"):
-            rows.append(row("shared parts", {stack: ", ".join(parts) for stack, parts in scope.items()}))
+    sharing = shape.sharing
+    rows = [row("layers", {stack: len(shared.layer_map) for stack, shared in sharing.items()})]
+    if shape.shares:
+        rows.append(row("unique layers", {stack: num_unique(shared.layer_map) for stack, shared in sharing.items()}))
+        rows.append(row("layer map", {stack: _map(shared) for stack, shared in sharing.items()}))
+        rows.append(row("shared parts", {stack: ", ".join(shared.scope) for stack, shared in sharing.items()}))
     train = config.get("train") or {}
     for text, option in (
         ("model dimension", "embed_dim"),
@@ -230,6 +261,10 @@ def _shape(shape: Shape | None, result: Mapping[str, Any], config: Mapping[Any, 
         if values:
             rows.append(row(text, values))
     return rows
+
+
+def _map(sharing: StackSharing) -> str:
+    return format_sharing(sharing) if sharing.components else format_map(sharing.layer_map)
 
 
 def _data(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.dictionaries import refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import (
+    KEYS,
     Direction,
     direction_of,
     inferred_direction,
     refuse_other_direction,
 )
 from fairseq_sharing.files import sha256
-from fairseq_sharing.preparation import manifest as manifests
+from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.terminal import Console
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class ModelFiles:
     exported: Path | None = None
     manifest: Path | None = None
     dictionaries: Path | None = None
-    languages: dict[str, str] | None = None
+    languages: dict[str, str] = field(default_factory=dict)
     max_tokens: dict[str, int] | None = None
     depth: dict[str, int] | None = None
 
@@ -86,9 +87,9 @@ def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
 
 
 def _exported(path: Path, data: Path | None) -> ModelFiles:
-    manifest = read_manifest(path, ("source_lang", "target_lang", "max_tokens"))
-    if manifest is None:
-        raise SharingError(f"{path}: no manifest.json; allowed: a folder written by fairseq-sharing export")
+    manifest = read_manifest(path, (*KEYS, "max_tokens"))
+    if not manifest:
+        raise SharingError(f"{path}: no manifest.json; allowed: a folder written by export --to ctranslate2")
     if data is not None:
         raise SharingError(f"--data {data}: the exported model {path} includes its data; omit --data")
     _refuse_damaged(path, manifest)
@@ -125,8 +126,8 @@ def _run(path: Path, data: Path | None, console: Console) -> ModelFiles:
         )
     settings = EvaluationSettings.of_run(run.config())
     data = data or Path(run.record().get("data", ""))
-    manifest = read_manifest(data)
-    if manifest is None:
+    manifest = read_manifest(data, KEYS)
+    if not manifest:
         raise SharingError(f"{data / 'manifest.json'}: no such file; give the prepared data directory with --data")
     if not manifest.get("target_lang"):
         raise SharingError(f"{path}: is a language model; allowed: translation models")
@@ -176,7 +177,7 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
     # prepare writes binarized data to bin; --data may also be the output of fairseq-preprocess.
     binarized = data or trained_on
     prepared = binarized if data is not None else trained_on.parent
-    if (manifest := read_manifest(prepared)) is not None:
+    if manifest := read_manifest(prepared, KEYS):
         binarized, direction = prepared / "bin", direction_of(manifest, prepared / "manifest.json")
         refuse_other_direction(trained, direction, name, prepared)
     else:
@@ -195,7 +196,7 @@ def _checkpoints(name: str, paths: tuple[Path, ...], data: Path | None) -> Model
     return ModelFiles(
         name,
         checkpoints=paths,
-        manifest=prepared if manifest is not None else None,
+        manifest=prepared if manifest else None,
         dictionaries=binarized,
         languages=dict(zip(("source", "target"), direction, strict=True)),
     )
@@ -206,19 +207,6 @@ def _directions(task: dict[str, Any]) -> set[Direction]:
     pairs = task.get("lang_pairs") or []
     names = pairs.split(",") if isinstance(pairs, str) else pairs
     return {(source, target) for source, _, target in (name.partition("-") for name in names)}
-
-
-def read_manifest(directory: Path, needed: tuple[str, ...] = ("source_lang", "target_lang")) -> dict[str, Any] | None:
-    """Read the manifest of a prepared data directory or an exported model; return None if there is none.
-
-    Args:
-        directory: the directory.
-        needed: required keys.
-
-    Raises:
-        SharingError: the manifest is damaged or lacks a key, or preparation of the directory has not finished.
-    """
-    return manifests.read_manifest(directory, needed) or None
 
 
 def _languages(manifest: dict[str, Any]) -> dict[str, str]:

@@ -151,7 +151,7 @@ class Translator:
             from fairseq_sharing.decoding.ctranslate2_export import export
 
             folder = self._temporary.enter_context(tempfile.TemporaryDirectory(prefix="fairseq-sharing-"))
-            exported = export(self._files, Path(folder) / "model")
+            exported = export(self._files, Path(folder) / "model", card=False)
             files = find_model(str(exported.path), None, Console(stderr=True))
         assert files.exported is not None
         assert files.max_tokens is not None

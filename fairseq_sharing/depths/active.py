@@ -33,32 +33,33 @@ def active_layers(layer_map: LayerMap, depth: int, what: str) -> Layers:
         SharingError: the map has no such depth; the message names a parameter set that would not be used.
     """
     chosen = _choose(layer_map, depth) if 1 <= depth <= len(layer_map) else None
-    missing = set(range(num_unique(layer_map))) - {layer_map[layer] for layer in chosen or ()}
-    if chosen is not None and (not missing or not _shares(layer_map)):
+    missing = _left_out(layer_map, chosen or ())
+    if chosen is not None and not missing:
         return chosen
-    reason = "the layer map {} has no such depth"
-    if chosen is not None:
-        reason = f"leaves out parameter set {min(missing)} of the layer map {{}}"
-    raise SharingError(
-        f"{what} {depth}: {reason.format(format_map(layer_map))}; allowed: "
-        f"{', '.join(map(str, possible_depths(layer_map)))}"
+    shown = format_map(layer_map)
+    reason = (
+        f"the layer map {shown} has no such depth"
+        if chosen is None
+        else f"leaves out parameter set {min(missing)} of the layer map {shown}"
     )
+    allowed = ", ".join(map(str, possible_depths(layer_map)))
+    raise SharingError(f"{what} {depth}: {reason}; allowed: {allowed}")
 
 
 def possible_depths(layer_map: LayerMap) -> Layers:
     """Return the depths that a layer map has, in ascending order."""
-    every = set(layer_map) if _shares(layer_map) else set()
-    found = []
-    for depth in range(1, len(layer_map) + 1):
-        chosen = _choose(layer_map, depth)
-        if chosen is not None and every <= {layer_map[layer] for layer in chosen}:
-            found.append(depth)
-    return tuple(found)
+    every = {depth: _choose(layer_map, depth) for depth in range(1, len(layer_map) + 1)}
+    return tuple(depth for depth, chosen in every.items() if chosen is not None and not _left_out(layer_map, chosen))
 
 
 def is_prefix(active: Layers) -> bool:
     """Return whether the active layers are the first ones."""
     return active == tuple(range(len(active)))
+
+
+def _left_out(layer_map: LayerMap, chosen: Layers) -> set[int]:
+    """Return the parameter sets that layers leave out; none in a stack that shares nothing."""
+    return set(layer_map) - {layer_map[layer] for layer in chosen} if _shares(layer_map) else set()
 
 
 def _shares(layer_map: LayerMap) -> bool:

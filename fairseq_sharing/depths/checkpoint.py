@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.checkpoints.arguments import model_arguments
+from fairseq_sharing.checkpoints.arguments import model_arguments, with_model_arguments
+from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra
 from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
 from fairseq_sharing.depths.active import Layers, active_layers, is_prefix
-from fairseq_sharing.depths.options import DEFAULTS, trained_settings
+from fairseq_sharing.depths.options import DEFAULTS, REFUSED, refuse_components, trained_settings
 from fairseq_sharing.depths.settings import DepthRequest
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STRATEGIES, StackSharing, format_map, make_layer_map, num_unique, relabel
+from fairseq_sharing.options import refuse
 
 
 def take_depth(checkpoint: Mapping[str, Any], request: DepthRequest) -> tuple[dict[str, Any], dict[str, int]]:
@@ -36,20 +39,42 @@ def take_depth(checkpoint: Mapping[str, Any], request: DepthRequest) -> tuple[di
         raise SharingError(
             "--depth: the checkpoint records no layer map; allowed: models of this package, such as transformer_sharing"
         )
+    refuse_components(sharing)
     setting = request.resolve(trained_settings(Namespace(**arguments), sharing))
     active = {s: active_layers(shared.layer_map, setting[s], request.flag(s)) for s, shared in sharing.items()}
-    taken = {
-        **checkpoint,
-        "model": _state_at(state, active, arguments),
-        "depth": setting,
-    }
+    if any(len(layers) < len(sharing[stack].layer_map) for stack, layers in active.items()):
+        refuse(Namespace(**arguments), "deepnorm", REFUSED["deepnorm"][1], None, "several depths")
+    for stack, layers in active.items():
+        if arguments.get("depth_signal") == "sinusoidal" and not is_prefix(layers):
+            raise SharingError(
+                f"--depth-signal sinusoidal: depth {len(layers)} of the {stack} skips layers before the last "
+                "one, whose signals a model of that depth would not skip; allowed: depths that run the first layers"
+            )
+    taken = with_model_arguments(
+        {**checkpoint, "model": _state_at(state, active)}, arguments_at(arguments, sharing, active)
+    )
     taken.pop("last_optimizer_state", None)
-    made = Namespace(**arguments_at(arguments, sharing, active))
-    if checkpoint.get("cfg"):
-        taken["cfg"] = {**checkpoint["cfg"], "model": made}
-    else:
-        taken["args"] = made
     return taken, setting
+
+
+def load_at_depth(path: Path, request: DepthRequest) -> tuple[dict[str, Any], dict[str, int]]:
+    """Load a checkpoint and take a depth of its model; errors name the file.
+
+    Args:
+        path: the checkpoint.
+        request: the depth.
+
+    Returns:
+        See ``take_depth``.
+
+    Raises:
+        SharingError: see ``load_checkpoint`` and ``take_depth``.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        return take_depth(checkpoint, request)
+    except SharingError as error:
+        raise SharingError(f"{path}: {error}") from error
 
 
 def arguments_at(
@@ -87,7 +112,7 @@ def _gives(strategy: str, layer_map: tuple[int, ...]) -> bool:
     return make_layer_map(strategy, len(layer_map), sets) == layer_map
 
 
-def _state_at(state: Mapping[str, Any], active: Mapping[str, Layers], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _state_at(state: Mapping[str, Any], active: Mapping[str, Layers]) -> dict[str, Any]:
     """Renumber the tensors of the active layers and drop the others. The owner of each set is active."""
     paths = {path.split(".")[0]: path for path in recorded_extra(state)["stacks"]}
     extra = dict(state[EXTRA_STATE])
@@ -101,11 +126,6 @@ def _state_at(state: Mapping[str, Any], active: Mapping[str, Layers], arguments:
         recorded = extra["stacks"][path]
         new_map = relabel(recorded["layer_map"][layer] for layer in layers)
         extra["stacks"][path] = {**recorded, "layer_map": list(new_map)}
-        if arguments.get("depth_signal") == "sinusoidal" and not is_prefix(layers):
-            raise SharingError(
-                f"--depth-signal sinusoidal: depth {len(layers)} of the {stack} skips layers before the last "
-                "one, whose signals a model of that depth would not skip; allowed: depths that run the first layers"
-            )
     taken: dict[str, Any] = {}
     for key, value in state.items():
         if key == EXTRA_STATE:

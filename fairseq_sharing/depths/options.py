@@ -1,25 +1,27 @@
 """Flags of several depths, and the options that they cannot be combined with."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
+from fairseq_sharing.adapters.kinds import DepthKinds
 from fairseq_sharing.depths.active import active_layers, is_prefix
 from fairseq_sharing.depths.sampling import Depths, poisson_lognormal, with_full_share
 from fairseq_sharing.depths.settings import Setting
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing, format_sharing
-from fairseq_sharing.options import flag_of, option_field
+from fairseq_sharing.options import flag_of, option_field, refuse
 
 FULL_SHARE = 0.5
 _LISTED = (
     "depths to train: an ascending, comma-separated list of numbers of layers that ends with the number of layers N"
 )
 # Option -> its value without effect, and why several depths exclude any other.
-_REFUSED = {
+REFUSED = {
     "act": ("off", "it chooses the depth of each token"),
     "encoder_layerdrop": (0, "it skips layers by itself"),
     "decoder_layerdrop": (0, "it skips layers by itself"),
@@ -74,8 +76,7 @@ def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | N
     Raises:
         SharingError: a depth that a layer map does not have, or an invalid option.
     """
-    given = dict(DEFAULTS)
-    given |= {name: value for name in DEFAULTS if (value := getattr(options, name, None)) is not None}
+    given = {**DEFAULTS, **{name: value for name in DEFAULTS if (value := getattr(options, name, None)) is not None}}
     for stack in ("encoder", "decoder"):
         if given[f"{stack}_depths"] is not None and stack not in sharing:
             raise SharingError(f"--{stack}-depths {given[f'{stack}_depths']}: the model has no {stack}")
@@ -83,17 +84,12 @@ def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | N
     if given["depths"] is None and not own:
         _refuse_without_depths(given)
         return None
-    for stack, shared in sharing.items():
-        if shared.components:
-            raise SharingError(
-                f"several depths of the {stack} require one map of whole layers, but its components have the maps "
-                f"{format_sharing(shared)}; allowed: --sharing without --component-sharing and --cross-stack-sharing"
-            )
+    refuse_components(sharing)
     listed = {stack: _listed(given, stack, shared) for stack, shared in sharing.items()}
-    settings: list[dict[str, int]] = [
-        dict(zip(listed, combined, strict=True)) for combined in itertools.product(*listed.values())
-    ]
-    if not own:
+    settings: list[dict[str, int]]
+    if own:
+        settings = [dict(zip(listed, combined, strict=True)) for combined in itertools.product(*listed.values())]
+    else:
         settings = [dict.fromkeys(listed, depth) for depth in next(iter(listed.values()))]
     if len(settings) == 1:
         return None
@@ -103,6 +99,20 @@ def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | N
         _check_aligned(listed, sharing)
     seed = getattr(options, "seed", None)
     return Depths(tuple(settings), probabilities, 1 if seed is None else int(seed), aligned)
+
+
+def refuse_components(sharing: Mapping[str, StackSharing]) -> None:
+    """Refuse a model whose components have maps of their own.
+
+    Raises:
+        SharingError: with the stack and its maps.
+    """
+    for stack, shared in sharing.items():
+        if shared.components:
+            raise SharingError(
+                f"several depths of the {stack} require one map of whole layers, but its components have the maps "
+                f"{format_sharing(shared)}; allowed: --sharing without --component-sharing and --cross-stack-sharing"
+            )
 
 
 def trained_settings(options: Any, sharing: Mapping[str, StackSharing]) -> tuple[Setting, ...]:
@@ -124,13 +134,8 @@ def validate_depths(args: Any, sharing: Mapping[str, StackSharing]) -> None:
     depths = read_depths(args, sharing)
     if depths is None:
         return
-    for name, (allowed, reason) in _REFUSED.items():
-        value = getattr(args, name, None)
-        if value not in (None, allowed) and value:
-            raise SharingError(
-                f"{flag_of(name)} {value} cannot be combined with several depths: {reason}; "
-                f"allowed: {'leave it out' if allowed is None else allowed}"
-            )
+    for name, (allowed, reason) in REFUSED.items():
+        refuse(args, name, reason, allowed, "several depths")
     for stack, depth, active in _active(depths, sharing):
         if getattr(args, "admin", "off") != "off" and not is_prefix(active):
             raise SharingError(
@@ -184,17 +189,10 @@ def _probabilities(
             stack: dict(zip(depths, poisson_lognormal(depths), strict=True)) for stack, depths in listed.items()
         }
         stacks = list(listed)[:1] if together else list(listed)
-        weights = [_product(of_stack[stack][setting[stack]] for stack in stacks) for setting in settings]
+        weights = [math.prod(of_stack[stack][setting[stack]] for stack in stacks) for setting in settings]
     else:
         return _given_weights(sampling, share, settings, together)
     return with_full_share(weights, FULL_SHARE if share is None else share)
-
-
-def _product(factors: Any) -> float:
-    result = 1.0
-    for factor in factors:
-        result *= factor
-    return result
 
 
 def _given_weights(text: str, share: Any, settings: Sequence[Setting], together: bool) -> tuple[float, ...]:
@@ -249,7 +247,8 @@ def _leaves_unused(args: Any, depths: Depths, sharing: Mapping[str, StackSharing
     """Return whether some parameters have no gradient at some depth."""
     for stack, depth, active in _active(depths, sharing):
         shared = sharing[stack]
-        whole = shared.scope == ("layer",) and getattr(args, "admin", "off") == "off"
+        own = getattr(args, "admin", "off") != "off" or bool(DepthKinds.read(args))
+        whole = shared.scope == ("layer",) and not own
         uses_all = {shared.layer_map[layer] for layer in active} == set(shared.layer_map)
         if depth < len(shared.layer_map) and not (whole and uses_all):
             return True

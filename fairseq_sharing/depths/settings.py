@@ -48,16 +48,13 @@ class DepthRequest:
             SharingError: the model lacks the stack, or was not trained at this depth.
         """
         full = trained[-1]
-        own = {"encoder": self.encoder, "decoder": self.decoder}
-        for stack, depth in own.items():
+        for stack, depth in self._own.items():
             if depth is not None and stack not in full:
                 raise SharingError(f"--{stack}-depth {depth}: the model has no {stack}; allowed: --depth")
-        chosen = {}
-        for stack, layers in full.items():
-            requested = own[stack]
-            if requested is None:
-                requested = self.depth
-            chosen[stack] = layers if requested is None else requested
+        chosen = {
+            stack: next(depth for depth in (self._own[stack], self.depth, layers) if depth is not None)
+            for stack, layers in full.items()
+        }
         if chosen not in [dict(setting) for setting in trained] and not self.force:
             raise SharingError(
                 f"depth {describe(chosen)}: the model was not trained at it; allowed: "
@@ -67,7 +64,11 @@ class DepthRequest:
 
     def flag(self, stack: str) -> str:
         """Return the flag that sets the depth of a stack."""
-        return f"--{stack}-depth" if {"encoder": self.encoder, "decoder": self.decoder}[stack] else "--depth"
+        return "--depth" if self._own[stack] is None else f"--{stack}-depth"
+
+    @property
+    def _own(self) -> dict[str, int | None]:
+        return {"encoder": self.encoder, "decoder": self.decoder}
 
 
 def describe(setting: Setting) -> str:

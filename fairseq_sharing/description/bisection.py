@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fairseq_sharing.errors import SharingError
 
 # Doublings without growth after which the function is taken for constant.
 _FLAT = 3
-
-
-class Neighbors(NamedTuple):
-    """The two adjacent values whose function values surround a target.
-
-    Args:
-        below: the largest value whose function value is at most the target.
-        above: the next value.
-    """
-
-    below: int
-    above: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +26,7 @@ class Grid:
     step: int = 1
 
 
-def surround(function: Callable[[int], float], target: float, grid: Grid, what: str) -> Neighbors:
+def surround(function: Callable[[int], float], target: float, grid: Grid, what: str) -> dict[int, float]:
     """Find the adjacent values between whose function values a target is.
 
     Args:
@@ -48,6 +35,9 @@ def surround(function: Callable[[int], float], target: float, grid: Grid, what: 
         target: the wanted function value.
         grid: the values.
         what: the name of the function value, for errors.
+
+    Returns:
+        The function values of the largest value at most at the target and of the next value, in this order.
 
     Raises:
         SharingError: the function is constant, or the target is below or above all its values; or an error of the
@@ -78,7 +68,7 @@ def surround(function: Callable[[int], float], target: float, grid: Grid, what: 
         raise SharingError(
             f"{what}: above {target:g} at every value; the least, {least}, gives {at(above):.4g}{refusal}"
         )
-    return Neighbors(below * grid.step, above * grid.step)
+    return {number * grid.step: at(number) for number in (below, above)}
 
 
 def _bracket_above(at: Callable[[int], float], target: float, grid: Grid, what: str) -> tuple[int, int]:

@@ -218,21 +218,19 @@ def _depth_kinds(model: Any) -> list[str]:
     lines = []
     for stack in model.sharing if kinds else ():
         layer = model.get_submodule(stack).layers[0]
-        sizes = {name: layer.get_parameter(name).numel() for name in depth_names(layer)}
-
-        def line(title: str, chosen: list[str], unit: str, stack: str = stack, sizes: dict = sizes) -> None:
-            if chosen:
-                total = sum(sizes[name] for name in chosen)
-                lines.append(f"{stack}  {title}: {len(chosen)} {unit}, {total:,} values per depth")
-
-        lora = [name for name in sizes if name.startswith("depth.lora.")]
-        if lora:
-            total = sum(sizes[name] for name in lora)
-            lines.append(f"{stack}  lora: rank {kinds.rank}, {len(lora) // 2} matrices, {total:,} values per depth")
-        line("scale", [name for name in sizes if name.startswith("depth.scale.")], "vectors")
-        norms = [name for name in sizes if kinds.norm and part_of(name) == "layer_norm"]
-        line("norm", norms, "vectors")
-        line("bias", [n for n in sizes if n.endswith(".bias") and n not in norms], "vectors")
+        names = depth_names(layer)
+        lora = [name for name in names if name.startswith("depth.lora.")]
+        norm = [name for name in names if kinds.norm and part_of(name) == "layer_norm"]
+        chosen = {
+            f"lora: rank {kinds.rank}, {len(lora) // 2} matrices": lora,
+            "scale: {} vectors": [name for name in names if name.startswith("depth.scale.")],
+            "norm: {} vectors": norm,
+            "bias: {} vectors": [name for name in names if name.endswith(".bias") and name not in norm],
+        }
+        for title, some in chosen.items():
+            if some:
+                values = sum(layer.get_parameter(name).numel() for name in some)
+                lines.append(f"{stack}  {title.format(len(some))}, {values:,} values per depth")
     return lines
 
 

@@ -64,21 +64,19 @@ def describe(
     with Console(stderr=True).status("counting parameters, MACs and training memory"):
         models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
         depths = costs_of_depths(args, size, length)
+    maps = models[0].maps
     if svg is not None:
-        rows = {row.title: row for row in models[0].maps}
-        drawing = draw_maps(
-            {title: row.labels for title, row in rows.items()},
-            sets={title: row.labels_in_space for title, row in rows.items()},
-        )
-        write_text(svg, drawing)
+        labels = {row.title: row.labels for row in maps}
+        write_text(svg, draw_maps(labels, sets={row.title: row.labels_in_space for row in maps}))
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
         by_depth = {"depths": [asdict(cost) for cost in depths]} if depths else {}
         settings = {"vocabulary": size, "length": length, "memory": memory, "device": device}
         console.print_json(json.dumps({**settings, "models": [asdict(model) for model in models], **by_depth}))
         return
-    for row in models[0].maps:
-        console.print(map_line(row, max(len(row.title) for row in models[0].maps)))
+    width = max(len(row.title) for row in maps)
+    for row in maps:
+        console.print(map_line(row, width))
     for stack, added in models[0].depth_steps.items():
         if added:
             console.print(f"{stack}  {added}")
@@ -91,4 +89,4 @@ def describe(
         console.print(bank_table(models[0]))
     drawn = f"maps drawn to {svg}" if svg else "draw the maps with --svg FILE"
     command = shlex.join(["fairseq-sharing", "train", str(config), *overrides])
-    console.print(f"{drawn}; train with: {command}", markup=False)
+    console.print(f"{drawn}; train with: {command}")

@@ -9,7 +9,6 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from fairseq_sharing import flags
@@ -133,19 +132,17 @@ def match(
     def with_value(value: int) -> Namespace:
         return flags.parse({**train, **dict.fromkeys(everything, value)})
 
-    @cache
-    def relative(value: int) -> float:
-        return meter.relative(with_value(value))
-
     starts: dict[str, Any] = {option: getattr(args, option, None) for option in options}
     missing = next((option for option, start in starts.items() if not start), None)
     if missing is not None:
         raise SharingError(f"--solve {missing}: the configuration has no train.{missing}; set it to any value")
-    most = (_MOST_LAYERS if any("layers" in option for option in options) else _MOST_WIDTH) // step
-    grid = Grid(max(1, min(most, min(map(int, starts.values())) // step)), most, step)
+    limit = _MOST_LAYERS if any("layers" in option for option in options) else _MOST_WIDTH
+    if step > limit:
+        raise SharingError(f"--multiple-of {multiple_of}; allowed: values at most {limit} of {', '.join(options)}")
+    grid = Grid(max(1, min(map(int, starts.values())) // step), limit // step, step)
     what = f"--solve {','.join(options)}: {setting.by} relative to the reference"
-    found = surround(relative, 1.0, grid, what)
-    candidates = {value: meter.cost(with_value(value), relative(value)) for value in found}
+    found = surround(lambda value: meter.relative(with_value(value)), 1.0, grid, what)
+    candidates = {value: meter.cost(with_value(value), relative) for value, relative in found.items()}
     chosen, other = candidates
     if nearest and abs(candidates[other].residual) < abs(candidates[chosen].residual):
         chosen = other

@@ -59,8 +59,8 @@ def print_match(
     """
     if by not in BUDGETS:
         raise SharingError(f"--by {by}; allowed: {', '.join(BUDGETS)}")
-    if device not in DEVICES or (device == "cuda" and not torch.cuda.is_available()):
-        available = [name for name in DEVICES if name == "cpu" or torch.cuda.is_available()]
+    available = [name for name in DEVICES if name == "cpu" or torch.cuda.is_available()]
+    if device not in available:
         raise SharingError(f"--device {device}; allowed: {', '.join(available)}")
     ours, theirs = (compose(file, words, check=flags.check) for file, words in (experiment, reference))
     setting = Setting(by, composed_vocabulary(ours, data, vocabulary), length, runs, device)
@@ -70,7 +70,7 @@ def print_match(
     console.print(_table(found, setting))
     refuse_residual(found, setting)
     console.print(f"matched: {_MATCHED[by]}; {_position(found)}")
-    console.print(found.overrides, markup=False)
+    console.print(found.overrides)
 
 
 def _table(found: Match, setting: Setting) -> Table:

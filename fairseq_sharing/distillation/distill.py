@@ -11,9 +11,8 @@ from typing import Any
 
 from fairseq_sharing.distillation.select import reasons, select_chunk
 from fairseq_sharing.distillation.settings import DistillationSettings
-from fairseq_sharing.distillation.shards import Shards
 from fairseq_sharing.distillation.teacher import Teacher
-from fairseq_sharing.distillation.translate import SHARD, References, translate_text
+from fairseq_sharing.distillation.translate import CHUNK, References, translate_chunk
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.command_line import refuse_separator
 from fairseq_sharing.experiment.environment import cpu_cores
@@ -27,7 +26,7 @@ from fairseq_sharing.preparation.steps import ResumableSteps, locked
 from fairseq_sharing.preparation.stream import process_chunks
 
 TRANSLATIONS = "translations/train.tsv"
-_WORK = "work"  # exported teacher and shards, until all translations are complete
+_WORK = "work"  # exported teacher, until all translations are complete
 _NEEDED = ("source_lang", "target_lang", "tokenizer", "subword", "files", "train", "valid", "tests")
 _TRAINING = ("train", "train+valid")
 
@@ -127,17 +126,17 @@ class _Distillation:
         lines = int(self.manifest["train"]["lines"])
 
         def action() -> dict[str, Any]:
-            source, target = (self._verified(file, digest) for file, digest in files.items())
+            texts = [self._verified(file, digest) for file, digest in files.items()]
             work = inside(self.steps.directory, _WORK)
             teacher = self.teacher.exported(work / f"teacher-{self.steps.key[:16]}", console)
-            shards = Shards(work / "shards", self.steps.key)
-            translate_text(teacher, self.settings, (source, target), lines, self.references, shards, self.pool)
-            if len(shards) != -(-lines // SHARD):
+            function = partial(translate_chunk, teacher, self.settings, self.references)
+            output = self.steps.directory / TRANSLATIONS
+            counts = process_chunks("translate", texts, [output], function, self.pool, lines, self.steps.key, CHUNK)
+            if counts["sentences"] != lines:
                 raise SharingError(f"{self.teacher.data}: its training text does not have the {lines:,} recorded lines")
-            shards.join(self.steps.directory / TRANSLATIONS)
-            return {"sentences": lines}
+            return dict(counts)
 
-        settings = {**self.settings.translation(), "teacher": self.identity, "shard": SHARD}
+        settings = {**self.settings.translation(), "teacher": self.identity, "chunk": CHUNK}
         self.steps.run("translate", settings, files, [TRANSLATIONS], action)
 
     def _select(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def select_chunk(
         references: computes sentence BLEU.
         dictionary: the target dictionary.
         key: changes whenever the dictionary changes.
-        chunk: sources and references in subwords, and the lines of ``translate_text``.
+        chunk: sources and references in subwords, and the lines of ``translate_chunk``.
 
     Returns:
         The kept pairs, followed by the original ones; counts by reason of removal, "distilled" and "original".
@@ -65,18 +65,18 @@ def reason_to_remove(
         translation: the translation in subwords.
         symbols: the symbols of the target dictionary, without special ones.
     """
-    words, length = translation.split(), len(source.split())
-    shorter, longer = sorted((len(words), length))
-    found = {
-        "untranslated": state == UNTRANSLATED,
-        "unknown": not symbols.issuperset(words),
-        "empty": not words,
-        "unfinished": state == UNFINISHED,
-        "ratio": longer > settings.max_ratio * shorter,
-        "copied": translation == source,
-        "repeated": repeats(words),
+    words = translation.split()
+    shorter, longer = sorted((len(words), len(source.split())))
+    checks: dict[str, Callable[[], bool]] = {
+        "untranslated": lambda: state == UNTRANSLATED,
+        "unknown": lambda: not symbols.issuperset(words),
+        "empty": lambda: not words,
+        "unfinished": lambda: state == UNFINISHED,
+        "ratio": lambda: longer > settings.max_ratio * shorter,
+        "copied": lambda: translation == source,
+        "repeated": lambda: repeats(words),
     }
-    return next((reason for reason in reasons(settings) if found.get(reason)), None)
+    return next((reason for reason in reasons(settings) if reason in checks and checks[reason]()), None)
 
 
 def repeats(words: Sequence[str]) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,7 +57,7 @@ class Teacher:
         if not folder.is_dir():
             from fairseq_sharing.decoding.ctranslate2_export import export
 
-            made = export(self.files, folder)
+            made = export(self.files, folder, card=False)
             console.print(
                 f"exported {self.files.name} to CTranslate2 in {folder} until its translations are complete "
                 f"(largest difference from fairseq: {made.difference.largest:.1g})",
@@ -76,46 +74,30 @@ class Teacher:
         Args:
             seed: seed of the sampling; None for a search without random numbers.
         """
-        described = json.dumps(self._described())
         if seed is not None and self.engine == "ctranslate2":
             # CTranslate2 seeds a thread when it first samples, so each seed needs new threads.
             import_ctranslate2().set_random_seed(seed)
-            return _load.__wrapped__(described)
-        engine = _load(described)
+            return self._make_engine()
+        if not _kept or _kept[0][0] != self:
+            _kept[:] = [(self, self._make_engine())]
         if seed is not None:
             import torch
 
             torch.manual_seed(seed)  # after loading, which draws initial weights
-        return engine
+        return _kept[0][1]
 
-    def _described(self) -> dict[str, Any]:
-        files = self.files
-        return {
-            "engine": self.engine,
-            "device": self.device,
-            "name": files.name,
-            "checkpoints": [str(path) for path in files.checkpoints],
-            "exported": str(files.exported or ""),
-            "dictionaries": str(files.dictionaries),
-            "languages": files.languages,
-            "max_tokens": files.max_tokens,
-        }
+    def _make_engine(self) -> Any:
+        if self.engine == "ctranslate2":
+            assert self.files.exported is not None
+            assert self.files.max_tokens is not None
+            return CTranslate2Engine(self.files.exported, self.files.max_tokens, None, 1, self.device)
+        from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
+
+        return FairseqEngine(self.files, 1, self.device)
 
 
-@lru_cache(maxsize=1)
-def _load(described: str) -> Any:
-    found = json.loads(described)
-    if found["engine"] == "ctranslate2":
-        return CTranslate2Engine(Path(found["exported"]), found["max_tokens"], None, 1, found["device"])
-    from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
-
-    files = ModelFiles(
-        found["name"],
-        checkpoints=tuple(map(Path, found["checkpoints"])),
-        dictionaries=Path(found["dictionaries"]),
-        languages=found["languages"],
-    )
-    return FairseqEngine(files, 1, found["device"])
+# The last teacher of this process and its engine.
+_kept: list[tuple[Teacher, Any]] = []
 
 
 def find_teacher(
@@ -135,6 +117,7 @@ def find_teacher(
             not prepared with ``fairseq-sharing prepare``.
     """
     found = [find_model(model, data, console) for model in models]
+    trained_on: list[tuple[dict[str, str], dict[str, str]]] = []
     for model, files in zip(models, found, strict=True):
         if files.exported is not None:
             raise SharingError(f"{model}: is a CTranslate2 model; allowed: a run directory or a checkpoint")
@@ -142,10 +125,8 @@ def find_teacher(
             raise SharingError(
                 f"{model}: its data has no manifest.json; give a directory made by fairseq-sharing prepare with --data"
             )
-        assert found[0].manifest is not None
-        if files.languages != found[0].languages or dictionary_hashes(files.manifest) != dictionary_hashes(
-            found[0].manifest
-        ):
+        trained_on.append((files.languages, dictionary_hashes(files.manifest)))
+        if trained_on[-1] != trained_on[0]:
             raise SharingError(
                 f"{model}: its languages or dictionaries are not those of {models[0]}; "
                 "allowed: teachers trained on the same prepared data"

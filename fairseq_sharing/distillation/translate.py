@@ -1,41 +1,31 @@
-"""Translate the training side of prepared data with a teacher, shard by shard, in worker processes."""
+"""Translate chunks of the training side of prepared data with a teacher."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.distillation.settings import DistillationSettings
-from fairseq_sharing.distillation.shards import Shards
 from fairseq_sharing.distillation.teacher import Teacher
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import make_bleu
-from fairseq_sharing.files import read_lines
-from fairseq_sharing.preparation.parallel import Workers
-from fairseq_sharing.preparation.progress import progress
+from fairseq_sharing.preparation.stream import Chunk
 from fairseq_sharing.preparation.text import Pipeline
+from fairseq_sharing.preparation.transform import Transformed
 
-SHARD = 500
-"""Number of sentences per shard."""
+CHUNK = 500
+"""Number of sentences that are translated at a time; a stopped run repeats those that are in progress."""
 
 FINISHED, UNFINISHED, UNTRANSLATED = "finished", "unfinished", "untranslated"
 """States of a translation: complete; cut off at the maximum length; no translation, because the source is empty or
 longer than the teacher reads."""
-
-
-class Shard(NamedTuple):
-    """Consecutive training pairs, in subwords."""
-
-    number: int
-    sources: list[str]
-    references: list[str]
 
 
 @dataclass(frozen=True)
@@ -64,78 +54,39 @@ def _scorer(references: References) -> tuple[Pipeline, Any]:
     return Pipeline.from_manifest(references.data), metric
 
 
-def translate_text(
-    teacher: Teacher,
-    settings: DistillationSettings,
-    texts: tuple[Path, Path],
-    lines: int,
-    references: References,
-    shards: Shards,
-    pool: Workers,
-) -> None:
-    """Add the missing shards of the translations of a text.
+def translate_chunk(
+    teacher: Teacher, settings: DistillationSettings, references: References, chunk: Chunk
+) -> Transformed:
+    """Translate training sentences; the result depends on nothing else.
 
     Args:
         teacher: see ``Teacher.exported``.
         settings: the search and the choice of the translation.
-        texts: source and reference, in subwords.
-        lines: number of lines of each.
         references: scores translations for ``interpolate``.
-        shards: receives one line per sentence: state, score and subwords, separated by tabs.
-        pool: the worker processes.
-
-    Raises:
-        SharingError: a score is NaN or infinite.
-    """
-    done = sum(min(SHARD, lines - start) for start in range(0, lines, SHARD) if start // SHARD in shards)
-    function = partial(translate_shard, teacher, settings, references)
-    missing = (shard for shard in _read(texts) if shard.number not in shards)
-    with progress("translate train", lines, "sentences", done) as advance:
-        for number, size, content in pool.map(function, missing):
-            shards.add(number, content)
-            advance(size)
-
-
-def _read(texts: tuple[Path, Path]) -> Iterator[Shard]:
-    pairs = zip(*map(read_lines, texts), strict=True)
-    for number in itertools.count():
-        if not (chunk := list(itertools.islice(pairs, SHARD))):
-            return
-        yield Shard(number, [source for source, _ in chunk], [reference for _, reference in chunk])
-
-
-def translate_shard(
-    teacher: Teacher, settings: DistillationSettings, references: References, shard: Shard
-) -> tuple[int, int, bytes]:
-    """Translate a shard; its result depends on nothing else.
-
-    Args:
-        teacher: the teacher.
-        settings: the search and the choice of the translation.
-        references: scores translations for ``interpolate``.
-        shard: the pairs.
+        chunk: sources and references in subwords.
 
     Returns:
-        The number of the shard, its size, and its lines.
+        One line per sentence: state, score and subwords, separated by tabs; and the number of sentences.
 
     Raises:
         SharingError: a score is NaN or infinite.
     """
-    engine = teacher.load(_seed(settings.seed, shard.number) if settings.targets == "sample" else None)
+    sources, targets = (text.decode().split("\n")[:-1] for text in chunk)
+    engine = teacher.load(_seed(settings.seed, chunk[0]) if settings.targets == "sample" else None)
     search = settings.search()
-    sentences = [line.split() for line in shard.sources]
+    sentences = [line.split() for line in sources]
     asked = [index for index, words in enumerate(sentences) if 0 < len(words) <= engine.max_source]
     lines = [f"{UNTRANSLATED}\t0\t"] * len(sentences)
     for position, found in engine.translate([sentences[index] for index in asked], search) if asked else ():
         index = asked[position]
         if not found or not all(math.isfinite(hypothesis.score) for hypothesis in found):
             raise SharingError(
-                f"training sentence {shard.number * SHARD + index + 1}: the teacher's scores are NaN or infinite; "
+                f"training sentence {sources[index]!r}: the teacher's scores are NaN or infinite; "
                 "allowed: a model whose log-probabilities are finite"
             )
-        chosen = choose(found, shard.references[index], references)
+        chosen = choose(found, targets[index], references)
         lines[index] = f"{_state(chosen, search, engine.max_target)}\t{chosen.score:.6g}\t{chosen.text}"
-    return shard.number, len(lines), "".join(f"{line}\n" for line in lines).encode()
+    return ("".join(f"{line}\n" for line in lines).encode(),), Counter(sentences=len(lines))
 
 
 def choose(found: Sequence[Hypothesis], reference: str, references: References) -> Hypothesis:
@@ -157,5 +108,5 @@ def _state(hypothesis: Hypothesis, search: Search, max_target: int) -> str:
     return UNFINISHED if hypothesis.num_tokens >= min(search.max_len_b, max_target) else FINISHED
 
 
-def _seed(seed: int, shard: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {shard}".encode()).digest()[:4], "big")
+def _seed(seed: int, sources: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} ".encode() + sources).digest()[:4], "big")

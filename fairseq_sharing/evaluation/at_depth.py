@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.depths.settings import DepthRequest, setting_name
-from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.files import sha256
 
@@ -29,13 +28,10 @@ def reduce_to_depth(
     Raises:
         SharingError: the model was not trained at this depth, or has no such depth.
     """
-    from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-    from fairseq_sharing.depths.checkpoint import take_depth
+    from fairseq_sharing.checkpoints.files import save_atomically
+    from fairseq_sharing.depths.checkpoint import load_at_depth
 
-    try:
-        taken, setting = take_depth(load_checkpoint(averaged), request)
-    except SharingError as error:
-        raise SharingError(f"{averaged}: {error}") from error
+    taken, setting = load_at_depth(averaged, request)
     reduced = averaged.with_stem(f"{averaged.stem}-{setting_name(setting)}")
     if not steps.is_done(reduced.name, inputs, reduced):
         save_atomically(taken, reduced)

@@ -191,7 +191,7 @@ def _evaluate(
     }
     _refuse_nonfinite(path, result)
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=dict) + "\n"
-    result_file = run.result_file.with_stem(run.result_file.stem + suffix)
+    result_file = run.result_with(suffix)
     write_text(result_file, text)
     if out is not None:
         add_result(result_file, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.test_data import EvaluationData, Subset
 from fairseq_sharing.experiment.command_line import flag_words, path_word
 from fairseq_sharing.experiment.run_directory import RunDirectory
-from fairseq_sharing.options import flag_of
+from fairseq_sharing.options import flag_of, joined
 
 # Flags of fairseq's task for several directions that decoding needs too.
-SEVERAL_DIRECTIONS = (
+_DIRECTION_OPTIONS = (
     *("lang_pairs", "langs", "lang_dict", "source_dict", "target_dict", "fixed_dictionary", "lang_tok_style"),
     *("encoder_langtok", "decoder_langtok", "lang_tok_replacing_bos_eos", "langtoks_specs", "langtoks"),
 )
@@ -85,13 +85,9 @@ def task_words(train: Mapping[str, Any]) -> list[str]:
     for name in (
         "max_source_positions",
         "max_target_positions",
-        *(SEVERAL_DIRECTIONS if train.get("lang_pairs") else ()),
+        *(_DIRECTION_OPTIONS if train.get("lang_pairs") else ()),
     ):
         value = train.get(name)
         if value is not None and value is not False:
-            words += [flag_of(name), *([] if value is True else [_word(value)])]
+            words += [flag_of(name), *([] if value is True else [str(joined(value))])]
     return [*words, "--truncate-source"] if train.get("truncate_source") else words
-
-
-def _word(value: Any) -> str:
-    return str(value) if isinstance(value, str) or not isinstance(value, Sequence) else ",".join(map(str, value))

@@ -82,7 +82,7 @@ def rescore(folder: Path, references: References, tokenize: str | None = None) -
             than the reference. No file has been changed then.
     """
     own = folder / "result.json"
-    files = [own] if own.is_file() else sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("result*.json" if own.is_file() else "*.json"))
     if not files:
         raise SharingError(f"{folder}: contains no result (*.json); allowed: results/<study> or a run directory")
     found = [_rescore(file, references, tokenize) for file in files]

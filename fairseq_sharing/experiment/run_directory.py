@@ -161,7 +161,11 @@ class RunDirectory:
     @property
     def result_file(self) -> Path:
         """The scores, written by ``fairseq-sharing evaluate``."""
-        return self.path / "result.json"
+        return self.result_with("")
+
+    def result_with(self, suffix: str) -> Path:
+        """Return the file of the scores of a model at a smaller depth, which ends with a suffix such as ``-d6``."""
+        return self.path / f"result{suffix}.json"
 
     def config(self) -> DictConfig:
         """Return the composed configuration.
@@ -253,7 +257,7 @@ class RunDirectory:
         with self._hold(_EVALUATING, "is being evaluated by another process; try again when it has ended"):
             self._remove(
                 self.evaluation.glob("*.tmp"),
-                self.path.glob(f"{self.result_file.name}.*.tmp"),
+                self.path.glob(f"{self.result_file.stem}*.tmp"),
                 self.checkpoints.glob("checkpoint_average*.tmp"),
             )
             yield

@@ -26,7 +26,7 @@ def multiplied_out(model: Any) -> Iterator[None]:
 
     try:
         for stack in (model.encoder, model.decoder):
-            factorized = stack.embed_tokens
+            factorized = getattr(stack, "embed_tokens", None)
             if not isinstance(factorized, FactorizedEmbedding):
                 continue
             if factorized not in plain:

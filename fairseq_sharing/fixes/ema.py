@@ -53,16 +53,16 @@ def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
     """
     local = PathManager.get_local_path(path)
     if os.path.isfile(local):
+        state = load_file(local)
         refuse_damaged(local)
-        load_file(local)  # raises a SharingError if torch cannot read the file safely
-    with checkpoint_utils.PathManager.open(path, "rb") as file, torch.serialization.safe_globals(NUMPY_READERS):
-        state = torch.load(file, map_location="cpu", weights_only=True)
+    else:  # another storage of fairseq's file interface
+        with checkpoint_utils.PathManager.open(path, "rb") as file, torch.serialization.safe_globals(NUMPY_READERS):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     averaged = (state.get("extra_state") or {}).get("ema") if isinstance(state, dict) else None
     if not averaged:
         raise SharingError(f"{path}: contains no averaged weights; allowed: a checkpoint of --store-ema")
-    half = torch.float16
     state["model"] = {
-        name: value.float() if torch.is_tensor(value) and value.dtype == half else value
+        name: value.float() if torch.is_tensor(value) and value.dtype == torch.float16 else value
         for name, value in averaged.items()
     }
     return state

@@ -86,11 +86,9 @@ def refuse_broken_flags() -> None:
 
 
 def _refuse_half_precision_on_cpu(cfg: Any) -> None:
-
     common = cfg.common
-    has_tpu = (
-        common.tpu and importlib.util.find_spec("torch_xla") is not None
-    )  # fairseq sets tpu for --bf16 without a GPU
+    # fairseq sets tpu for --bf16 without a GPU
+    has_tpu = common.tpu and importlib.util.find_spec("torch_xla") is not None
     if has_tpu or (torch.cuda.is_available() and not common.cpu):
         return
     flat = common.fp16 and not common.memory_efficient_fp16 and not common.fp16_no_flatten_grads
@@ -110,7 +108,9 @@ def refuse_skipped_blocks() -> None:
 
     @functools.wraps(stock)
     def eval_lm_dataloader(self, dataset, *args, max_positions=None, context_window=0, **kwargs):
-        longest = int(np.max(dataset.sizes)) + context_window
+        sizes = np.asarray(dataset.sizes)
+        context = np.minimum(np.cumsum(sizes) - sizes, context_window)  # the first block follows no tokens
+        longest = int(np.max(sizes + context))
         if max_positions is not None and longest > max_positions:
             given = self.args.tokens_per_sample + context_window
             raise SharingError(

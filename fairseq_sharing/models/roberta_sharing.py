@@ -11,11 +11,10 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
-from fairseq_sharing.models.refusing import refuse
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.models.transformer_sharing import SharedTransformerEncoder
-from fairseq_sharing.options import flag_of
+from fairseq_sharing.options import flag_of, refuse
 
 
 class SharedRobertaEncoder(roberta.RobertaEncoder):

@@ -21,9 +21,8 @@ from fairseq_sharing.layer_map import PARTS, SCOPES, SHARING_CHOICES, STACKS, St
 from fairseq_sharing.models.component_options import refuse_unlike_stacks
 from fairseq_sharing.models.hydra import flags_of
 from fairseq_sharing.models.presets import apply_preset
-from fairseq_sharing.models.refusing import refuse as _refuse
 from fairseq_sharing.models.structure_checks import check_structures
-from fairseq_sharing.options import option_field
+from fairseq_sharing.options import option_field, refuse
 
 _SHARING = "which layers share parameters: " + ", ".join(SHARING_CHOICES)
 _UNIQUE = "M, the number of parameter sets; required by sequence, cycle and cycle_rev"
@@ -171,12 +170,12 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     sharing = {stack: stack_sharing(args, stack) for stack in stacks}
     for stack, resolved in sharing.items():
         if resolved.shares:
-            _refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped individually", 0)
-            _refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned individually", None)
+            refuse(args, f"{stack}_layerdrop", "shared layers cannot be dropped individually", 0)
+            refuse(args, f"{stack}_layers_to_keep", "shared layers cannot be pruned individually", None)
     if any(s.shares for s in sharing.values()):
-        _refuse(args, "quant_noise_pq", "noise would be applied to a shared weight once per layer", 0)
-        _refuse(args, "quant_noise_scalar", "noise would be applied to a shared weight once per layer", 0)
-        _refuse(args, "base_layers", "expert layers change the layer numbering", 0)
+        refuse(args, "quant_noise_pq", "noise would be applied to a shared weight once per layer", 0)
+        refuse(args, "quant_noise_scalar", "noise would be applied to a shared weight once per layer", 0)
+        refuse(args, "base_layers", "expert layers change the layer numbering", 0)
     if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
         raise SharingError(
             "--ddp-backend fully_sharded cannot shard layers that share parameters; "
@@ -184,16 +183,16 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         )
     if getattr(args, "admin", "off") != "off":
         for stack in stacks:
-            _refuse(args, f"{stack}_normalize_before", "--admin requires post-norm layers", False)
+            refuse(args, f"{stack}_normalize_before", "--admin requires post-norm layers", False)
         for flag in ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16"):
-            _refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
-    _refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
+            refuse(args, flag, "its copies of the weights would undo --admin; use --precision bf16 or --amp", False)
+    refuse(args, "write_checkpoints_asynchronously", "fairseq writes them with iopath, and not as whole files", False)
     _validate_depth_steps(args, stacks)
     check_structures(args, stacks)
     validate_depths(args, sharing)
     validate_depth(args, stacks)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
-        _refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
+        refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
         if getattr(args, "ddp_backend", None) == "fully_sharded":
             raise SharingError(
                 "--ddp-backend fully_sharded hides the output projection from the fused loss; "
@@ -201,13 +200,13 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
             )
     if getattr(args, "compile", False):
         for flag in ("checkpoint_activations", "offload_activations"):
-            _refuse(args, flag, "a recomputed compiled layer would draw different dropout masks", False)
-        _refuse(args, "cross_self_attention", "--compile projects the source before the layer", False)
+            refuse(args, flag, "a recomputed compiled layer would draw different dropout masks", False)
+        refuse(args, "cross_self_attention", "--compile projects the source before the layer", False)
         if not getattr(args, "fast", False):
             raise SharingError("--compile requires --fast, whose attention it compiles")
     if getattr(args, "precision", "fp32") == "bf16":
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
-            _refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
+            refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
     return sharing
 
 
@@ -215,11 +214,11 @@ def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
     """Check the options of the Universal Transformer."""
     act, signal = getattr(args, "act", "off"), getattr(args, "depth_signal", "off")
     if getattr(args, "position_per_depth", False):
-        _refuse(args, "no_token_positional_embeddings", "--position-per-depth adds the positions at every depth", False)
+        refuse(args, "no_token_positional_embeddings", "--position-per-depth adds the positions at every depth", False)
     if act != "off" or signal != "off":
-        _refuse(args, "base_layers", "expert layers change the layer numbering", 0)
+        refuse(args, "base_layers", "expert layers change the layer numbering", 0)
         for stack in stacks:
-            _refuse(args, f"{stack}_layers_to_keep", "--act and --depth-signal depend on the layer numbers", None)
+            refuse(args, f"{stack}_layers_to_keep", "--act and --depth-signal depend on the layer numbers", None)
     if act == "off":
         return
     if act != "both" and act not in stacks:
@@ -233,9 +232,9 @@ def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:
             f"--criterion {criterion} has no ponder cost, so every token would use all layers; "
             f"allowed with --act: {_PONDER_CRITERION} (with --ponder-weight 0 for no cost)"
         )
-    _refuse(args, "admin", "it measures the variances of a residual stream, which --act interrupts", "off")
+    refuse(args, "admin", "it measures the variances of a residual stream, which --act interrupts", "off")
     for stack in stacks if act == "both" else (act,):
-        _refuse(args, f"{stack}_layerdrop", "--act counts layers as steps", 0)
+        refuse(args, f"{stack}_layerdrop", "--act counts layers as steps", 0)
         if int(getattr(args, f"{stack}_layers")) < 2:
             raise SharingError(
                 f"--act {act} requires --{stack}-layers of at least 2, got {getattr(args, f'{stack}_layers')}"

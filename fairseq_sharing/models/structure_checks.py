@@ -4,8 +4,7 @@ from argparse import Namespace
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS
-from fairseq_sharing.models.refusing import refuse
-from fairseq_sharing.options import flag_of
+from fairseq_sharing.options import flag_of, refuse
 
 # Structures that change the residual connections of post-norm layers.
 RESIDUAL_RULES = ("deepnorm", "b2t")

@@ -11,12 +11,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq_sharing.component_sharing import COMPONENT_OPTIONS, CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STRATEGIES
-from fairseq_sharing.models.refusing import refuse as _refuse
 from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.moeut.experts import BACKENDS, ExpertOptions
 from fairseq_sharing.moeut.peri_layer import LayerSizes
 from fairseq_sharing.moeut.rotary import default_width
-from fairseq_sharing.options import flag_of, option_field
+from fairseq_sharing.options import flag_of, option_field, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ def refuse_experts(args: Namespace) -> None:
         "ffn_top_k",
         "expert_dim",
     ):
-        _refuse(args, name, "its layers are dense", None)
+        refuse(args, name, "its layers are dense", None)
 
 
 def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
@@ -201,10 +200,10 @@ def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
     if getattr(args, "admin", "off") != "off":
         raise SharingError(f"--admin {args.admin} requires post-norm layers; allowed: off")
     for name, (allowed, reason) in _FIXED.items():
-        _refuse(args, name, reason, allowed)
+        refuse(args, name, reason, allowed)
     for stack in stacks:
         for name, (allowed, reason) in _FIXED_OF_STACK.items():
-            _refuse(args, f"{stack}_{name}", reason, allowed)
+            refuse(args, f"{stack}_{name}", reason, allowed)
 
 
 def layer_sizes(cfg: Any, stack: str) -> LayerSizes:

@@ -21,7 +21,7 @@ def zero_ffn(model: Any) -> Iterator[None]:
     layers = [
         layer
         for stack in (model.encoder, model.decoder)
-        for layer in stack.layers
+        for layer in getattr(stack, "layers", ())
         if not getattr(layer, "has_ffn", True)
     ]
     kept = [_add(layer) for layer in layers]

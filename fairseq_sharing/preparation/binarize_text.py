@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.preparation.binarize import read_dictionary, token_type, write_index
@@ -29,7 +30,9 @@ def binarize_text(steps: ResumableSteps, pool: Workers, text: str, dictionary: s
         lengths = steps.directory / f"{data}.bin.lengths.tmp"
         outputs = [steps.directory / f"{data}.bin", lengths]
         function = partial(number_chunk, path, steps.hashes[dictionary])
-        process_chunks(f"binarize {text[4:]}", [steps.directory / text], outputs, function, pool, lines, steps.key)
+        process_chunks(
+            f"binarize {Path(text).name}", [steps.directory / text], outputs, function, pool, lines, steps.key
+        )
         write_index(lengths, token_type(len(read_dictionary(path))), steps.directory / f"{data}.idx")
         lengths.unlink()
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.command_line import refuse_separator
+from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.files import atomic_write, inside, sha256
 from fairseq_sharing.preparation import subwords, toy
 from fairseq_sharing.preparation.binarize import (
@@ -54,7 +54,7 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
         SharingError: an invalid text or flag; the message names the file and line, or the flag.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cpu_cores()
     if workers < 1:
         raise SharingError(f"--workers must be at least 1, got {workers}")
     refuse_separator(directory.resolve(), "--out")

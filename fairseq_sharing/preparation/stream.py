@@ -39,7 +39,14 @@ ChunkFunction = Callable[[Chunk], tuple[tuple[bytes, ...], Counter[str]]]
 
 
 def process_chunks(
-    title: str, inputs: list[Path], outputs: list[Path], function: ChunkFunction, pool: Workers, lines: int, key: str
+    title: str,
+    inputs: list[Path],
+    outputs: list[Path],
+    function: ChunkFunction,
+    pool: Workers,
+    lines: int,
+    key: str,
+    size: int | None = None,
 ) -> Counter[str]:
     """Write outputs made from chunks of lines of parallel inputs, keeping the order.
 
@@ -54,6 +61,7 @@ def process_chunks(
         pool: the processes.
         lines: number of lines of each input.
         key: identifies inputs and settings; unfinished outputs with another key are restarted.
+        size: number of lines per chunk; None for CHUNK.
 
     Returns:
         The sum of the counts.
@@ -72,7 +80,7 @@ def process_chunks(
         advance = stack.enter_context(progress(title, lines, "lines", state["lines"]))
         sizes: deque[list[int]] = deque()
         saved = time.monotonic()
-        for texts, chunk_counts in pool.map(function, _chunks(sources, sizes)):
+        for texts, chunk_counts in pool.map(function, _chunks(sources, sizes, size or CHUNK)):
             for file, text in zip(files, texts, strict=True):
                 _write(file, text)
             number, *read = sizes.popleft()
@@ -106,9 +114,9 @@ def split_every(text: Path, every: int, others: Path, chosen: Path) -> None:
             (rest if number % every else nth).write(line)
 
 
-def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]]) -> Iterator[Chunk]:
+def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]], size: int) -> Iterator[Chunk]:
     """Read chunks; append the number of lines and the bytes per source of each chunk to ``sizes``."""
-    while lines := [list(itertools.islice(source, CHUNK)) for source in sources]:
+    while lines := [list(itertools.islice(source, size)) for source in sources]:
         if not lines[0]:
             return
         chunk = tuple(map(b"".join, lines))

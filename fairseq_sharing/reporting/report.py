@@ -107,7 +107,8 @@ def _conclude(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any], texts
 
 def _collect(run: Path, folder: Path) -> None:
     """Copy the results of a run directory, or of the run directories in it, to the folder."""
-    files = [run / "result.json"] if (run / "result.json").is_file() else sorted(run.glob("*/result.json"))
+    # A run that was evaluated at smaller depths has a result of each.
+    files = sorted(run.glob("result*.json")) or sorted(run.glob("*/result*.json"))
     if not files:
         raise SharingError(
             f"--runs {run}: no result.json in it or one level below; create it with: fairseq-sharing evaluate"

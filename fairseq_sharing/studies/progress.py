@@ -79,7 +79,7 @@ class StudyProgress:
     def seconds_left(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState]) -> float | None:
         """Estimate the seconds left from what was done since the start; None while it is too little.
 
-        Args: those of ``update`` and of `fraction_done`.
+        Args: those of ``update`` and of ``fraction_done``.
         """
         done = fraction_done(runs, states)
         if self._done_before is None:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_sharing.experiment.run_directory import RunDirectory
+from fairseq_sharing.options import joined
 
 # Name of the tied checkpoint in a run directory.
 _FILE = "tied.pt"
@@ -44,7 +45,7 @@ def write_tied(config: DictConfig, run: RunDirectory) -> None:
     settings = OmegaConf.to_container(config.from_trained)
     assert isinstance(settings, dict)
     names = (*SHARING_OPTIONS, *DEPTH_OPTIONS, "encoder_layers", "decoder_layers")
-    options = {name: _as_flag(config.train.get(name)) for name in names}
+    options = {name: joined(config.train.get(name)) for name in names}
     path = checkpoint_file(Path(str(settings["checkpoint"]).replace("{seed}", str(config.seed))))
     rules: dict[str, Any] = {str(key): value for key, value in settings.items() if key != "checkpoint"}
     try:
@@ -52,8 +53,3 @@ def write_tied(config: DictConfig, run: RunDirectory) -> None:
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error
     save_atomically(tied, output)
-
-
-def _as_flag(value: Any) -> Any:
-    """Write a list as fairseq's flags do."""
-    return ",".join(map(str, value)) if OmegaConf.is_list(value) else value

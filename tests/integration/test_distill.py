@@ -19,34 +19,33 @@ from tiny_training import CYCLE_REV, TRAINING, read_checkpoint
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.distillation import distill as distill_module
-from fairseq_sharing.distillation import translate as translate_module
 from fairseq_sharing.distillation.select import reasons
 from fairseq_sharing.distillation.settings import DistillationSettings
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import sha256
+from fairseq_sharing.preparation import stream
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.preparation.text import Pipeline
 
-PAIRS, SHARD = 300, 70  # SHARD does not divide PAIRS
+PAIRS, CHUNK = 300, 70  # CHUNK does not divide PAIRS
 KILLS = [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 
 
-def small_shards() -> None:
-    """Use several shards for a small corpus, in this process, and pause after each."""
-    translate_module.SHARD = distill_module.SHARD = SHARD
-    stock = translate_module.Shards.add
+def small_chunks() -> None:
+    """Use several chunks for a small corpus, in this process; record each in the journal, and pause after it."""
+    distill_module.CHUNK, stream.SAVE_EVERY = CHUNK, 0.0
+    stock = stream._write_journal
 
-    def add(shards, number: int, content: bytes) -> None:
-        stock(shards, number, content)
+    def write_journal(journal: Path, state: dict) -> None:
+        stock(journal, state)
         time.sleep(0.1)
 
-    translate_module.Shards.add = add
+    stream._write_journal = write_journal
 
 
 @pytest.fixture(autouse=True)
-def _small_shards(monkeypatch):
-    for module in (translate_module, distill_module):
-        monkeypatch.setattr(module, "SHARD", SHARD)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(distill_module, "CHUNK", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +154,10 @@ def test_the_manifest_names_teacher_search_and_counts(call, run):
     assert train["lines"] == train["distilled"] + PAIRS
 
 
-def test_neither_processes_nor_shards_change_the_bytes(call, monkeypatch):
+def test_neither_processes_nor_chunks_change_the_bytes(call, monkeypatch):
     first = contents(call("--filter", "none", out="first"))
     assert contents(call("--filter", "none", "--workers", 2, out="second")) == first
-    monkeypatch.setattr(translate_module, "SHARD", PAIRS)
-    monkeypatch.setattr(distill_module, "SHARD", PAIRS)
+    monkeypatch.setattr(distill_module, "CHUNK", PAIRS)
     whole = contents(call("--filter", "none", out="third"))
     same = sum(a == b for a, b in zip(*(c["bpe/train.de"].split(b"\n") for c in (first, whole)), strict=True))
     assert same >= 0.98 * PAIRS, "other batches change the rounding only"
@@ -266,7 +264,7 @@ def test_an_unfinished_directory_is_refused_by_name(call, monkeypatch, tmp_path)
 def test_a_killed_command_writes_the_same_bytes(kills, commands, run, tmp_path):
     def start(out: str):
         words = ["distill", run, "--out", tmp_path / out, "--workers", 1, "--max-len-b", 30, "--keep-original"]
-        return commands.start("fairseq_sharing", *words, before=small_shards)
+        return commands.start("fairseq_sharing", *words, before=small_chunks)
 
     began = time.monotonic()
     start("whole").wait()

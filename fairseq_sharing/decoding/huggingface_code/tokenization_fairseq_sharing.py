@@ -37,7 +37,7 @@ class FairseqSharingTokenizer(FSMTTokenizer):
             lang: language code.
         """
         text = _LINE_BREAKS.sub(" ", text)
-        return self.moses_punct_norm(text, lang) if self._rule("normalize", True) else text
+        return self.moses_punct_norm(text, lang) if self.rules["name"] == "moses" and self.rules["normalize"] else text
 
     def moses_tokenize(self, text: str, lang: str) -> list[str]:
         """Split a sentence into words.
@@ -51,11 +51,11 @@ class FairseqSharingTokenizer(FSMTTokenizer):
                 self.cache_moses_tokenizer[lang] = self.sm.MosesTokenizer(lang=lang)
             text = self.cache_moses_tokenizer[lang].tokenize(
                 text,
-                aggressive_dash_splits=self._rule("aggressive_dashes", False),
-                escape=self._rule("escape", False),
+                aggressive_dash_splits=self.rules["aggressive_dashes"],
+                escape=self.rules["escape"],
                 return_str=True,
             )
-        return (text.lower() if self._rule("lowercase", False, always=True) else text).split()
+        return (text.lower() if self.rules["lowercase"] else text).split()
 
     def moses_detokenize(self, tokens: list[str], lang: str) -> str:
         """Join words to a sentence.
@@ -68,8 +68,4 @@ class FairseqSharingTokenizer(FSMTTokenizer):
             return " ".join(tokens)
         if lang not in self.cache_moses_detokenizer:
             self.cache_moses_detokenizer[lang] = self.sm.MosesDetokenizer(lang=lang)
-        return self.cache_moses_detokenizer[lang].detokenize(tokens, unescape=self._rule("escape", False))
-
-    def _rule(self, name: str, default: bool, always: bool = False) -> bool:
-        """Return a rule; all but lower case belong to Moses."""
-        return bool(self.rules.get(name, default)) and (always or self.rules["name"] == "moses")
+        return self.cache_moses_detokenizer[lang].detokenize(tokens, unescape=self.rules["escape"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 
@@ -31,6 +32,7 @@ from fairseq_sharing.checkpoints.materialize import materialize
 from fairseq_sharing.checkpoints.sharing_state import initializing
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing
+from fairseq_sharing.models.sharing_options import SharingOptions
 from fairseq_sharing.models.transformer_sharing import TransformerSharingModel
 
 # Vanilla and materialized files.
@@ -110,6 +112,14 @@ def test_materialized_file_names_fairseq_s_own_task_loss_and_optimizer(trained):
     cfg = materialize(fused)["cfg"]
     stock = {"task": "translation", "criterion": "label_smoothed_cross_entropy", "optimizer": "adam"}
     assert {part: cfg[part]["_name"] for part in stock} == {part: cfg["model"][part] for part in stock} == stock
+
+
+def test_materialized_file_has_no_option_of_this_package(trained):
+    ours = load_checkpoint(trained.path)
+    own = {field.name for field in dataclasses.fields(SharingOptions)} - {"_name"}
+    assert own & set(vars(ours["cfg"]["model"])), "the file has some of them"
+    vars(ours["cfg"]["model"]).update(dict.fromkeys(own - set(vars(ours["cfg"]["model"]))))
+    assert not own & set(materialize(ours)["cfg"]["model"])
 
 
 def test_materialized_file_is_of_plain_things_and_no_larger(trained, materialized):

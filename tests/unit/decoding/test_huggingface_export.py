@@ -16,7 +16,7 @@ from tiny_models import make_trainer, save
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding import huggingface_check, huggingface_config, huggingface_export, huggingface_library
 from fairseq_sharing.decoding.huggingface_config import FSMT, M2M100
-from fairseq_sharing.decoding.huggingface_library import MODELING, packaged, quiet
+from fairseq_sharing.decoding.huggingface_library import MODELING, find_class, quiet
 from fairseq_sharing.decoding.huggingface_weights import whole_modules
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
@@ -158,7 +158,7 @@ def test_ties_are_named_by_the_largest_modules():
     ties = {"a.1.x.w": "a.0.x.w", "a.1.x.b": "a.0.x.b", "a.1.y.w": "a.0.y.w", "a.10.x.w": "a.0.x.w"}
     shared = whole_modules({**ties, "a.10.x.b": "a.1.x.b"}, names)
     assert shared == {"a.1": "a.0", "a.10.x.w": "a.0.x.w", "a.10.x.b": "a.1.x.b"}
-    assert packaged(MODELING, "tied_parameters")(names, shared) == {**ties, "a.10.x.b": "a.1.x.b"}
+    assert find_class("tied_parameters", MODELING)(names, shared) == {**ties, "a.10.x.b": "a.1.x.b"}
 
 
 # Admin

@@ -160,7 +160,6 @@ def test_fsmt_tokenizer_is_not_used_where_it_differs(tmp_path):
 
 def test_a_tokenizer_that_differs_is_refused(tmp_path, monkeypatch):
     _, task = prepared(tmp_path / "data", DEFAULT, "bpe", sentences())
-    monkeypatch.setattr(huggingface_tokenizer, "_DEFAULTS", {"name": "none"})
     pipeline = Pipeline.from_manifest(tmp_path / "data")
     pipeline.tokenizer = {"name": "none"}  # what the tokenizer is written for, not what encodes the sentences
     monkeypatch.setattr(huggingface_tokenizer, "_candidates", lambda *_: [(huggingface_tokenizer.CUSTOM, write_wrong)])

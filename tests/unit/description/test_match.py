@@ -11,7 +11,7 @@ from fairseq_sharing import flags
 from fairseq_sharing.commands import main
 from fairseq_sharing.description import counts, step_time
 from fairseq_sharing.description import match as matching
-from fairseq_sharing.description.bisection import Grid, Neighbors, surround
+from fairseq_sharing.description.bisection import Grid, surround
 from fairseq_sharing.description.match import Setting, match, refuse_residual
 from fairseq_sharing.errors import SharingError
 
@@ -167,11 +167,11 @@ def test_the_target_is_between_the_neighbors(start, target):
 
 
 def test_a_step_gives_multiples():
-    assert surround(lambda value: value, 50, Grid(1, 1000, 8), "multiples") == Neighbors(48, 56)
+    assert surround(lambda value: value, 50, Grid(1, 1000, 8), "multiples") == {48: 48, 56: 56}
 
 
 def test_plateaus_are_passed():
-    assert surround(lambda value: value // 3, 5, Grid(1, 1000), "thirds") == Neighbors(17, 18)
+    assert list(surround(lambda value: value // 3, 5, Grid(1, 1000), "thirds")) == [17, 18]
 
 
 def test_limits_are_named():
@@ -253,6 +253,7 @@ def test_the_command_prints_both_neighbors_and_the_override(files, capsys):
         (["--by", "size"], "--by size; allowed: parameters, macs, time"),
         (["--device", "tpu"], "--device tpu; allowed: "),
         (["--multiple-of", "1000"], "above 1 at every value; the least, 1000, gives "),
+        (["--multiple-of", "2000000"], "--multiple-of 2000000; allowed: values at most 1048576 of "),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(files, words, message, capsys):

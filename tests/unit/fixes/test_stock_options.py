@@ -109,3 +109,14 @@ def test_perplexity_without_the_long_blocks_is_refused(tokens, context):
         "--tokens-per-sample 8: blocks of 8 tokens would be left out; allowed: at most 7, the positions of the model, "
         "for example --tokens-per-sample 7 --sample-break-mode none"
     )
+
+
+@pytest.mark.parametrize(("sizes", "context"), [([7], 5), ([7, 1], 6), ([2, 5], 3)])
+def test_the_context_of_a_block_is_what_precedes_it(sizes, context, monkeypatch):
+    task = LanguageModelingTask(
+        SimpleNamespace(tokens_per_sample=9, sample_break_mode="none"), dictionary(), dictionary(), ["future"]
+    )
+    batches = SimpleNamespace(next_epoch_itr=lambda shuffle: "batches")
+    monkeypatch.setattr(task, "get_batch_iterator", lambda **_: batches)
+    blocks = SimpleNamespace(sizes=np.array(sizes))
+    assert task.eval_lm_dataloader(dataset=blocks, max_positions=7, context_window=context) == "batches"

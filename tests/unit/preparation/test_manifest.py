@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fairseq_sharing.decoding import model_files
 from fairseq_sharing.description.counts import vocabulary_size
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.test_data import prepared_data
 from fairseq_sharing.experiment.config import compose
+from fairseq_sharing.experiment.direction import KEYS
 from fairseq_sharing.preparation.manifest import read_manifest
 from fairseq_sharing.preparation.steps import ResumableSteps, locked
 from fairseq_sharing.preparation.text import Pipeline
@@ -35,7 +35,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "train": lambda data: make_plan(compose("toy", ["row=vanilla"]), data=data, devices=1),
     "evaluate": prepared_data,
     "text": Pipeline.from_manifest,
-    "translate": model_files.read_manifest,
+    "translate": lambda data: read_manifest(data, KEYS),
     "describe": vocabulary_size,
 }
 readers = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
