@@ -243,6 +243,42 @@ def decoding_parts(found: dict, _folder: Path) -> str:
     )
 
 
+def quantization(found: dict, _folder: Path) -> str:
+    """Describe the translations of quantized models."""
+    told = []
+    for one in found["models"]:
+        rows = dict(one["types"])
+        bleu = rows.pop("fairseq")["bleu"]
+        for number, (kind, row) in enumerate(rows.items()):
+            name = f"{one['model']}, {one['test']}, {one['sentences']:,} sentences" if number == 0 else ""
+            difference = f"{row['mean_difference']:.1g} / {row['largest_difference']:.1g}"
+            told.append(
+                [name, kind, difference, f"{row['same']:.1%}", f"{row['bleu']:.2f}", f"{row['bleu'] - bleu:+.2f}"]
+            )
+    text = (
+        f"Beam {found['beam']}. Compared with fairseq: the log-probabilities per subword of 7 random sentences (mean "
+        "and largest difference), the best hypotheses, and BLEU. One training run per model."
+    )
+    return f"{text}\n\n" + table(["model", "type", "difference", "equal", "BLEU", "BLEU - fairseq's"], told)
+
+
+def distillation(found: dict, _folder: Path) -> str:
+    """Describe the speed of distillation against fairseq-generate."""
+    tried = found["fairseq_generate"]
+    speed = found["sentences_per_second"]
+    told = [
+        [name, *(f"{speed[name][clock]:.1f}" for clock in ("wall", "cpu"))] for name in ("fairseq-generate", "distill")
+    ]
+    told.append(["ratio", *(f"**{found['ratio'][clock]:.2f}x**" for clock in ("wall", "cpu"))])
+    workers = "1 process" if found["workers"] == 1 else f"{found['workers']} processes"
+    text = (
+        f"{found['sentences']:,} sentences, beam {found['beam']}, model {found['model']}, medians of {found['rounds']} "
+        f"rounds in turn: `distill` with {workers}, fairseq-generate with {plural(tried['threads'], 'thread')} and "
+        f"--max-tokens {tried['max_tokens']}. {found['same']:.1%} of the translations are equal."
+    )
+    return f"{text}\n\n" + table(["", "sentences per second", "per processor second"], told)
+
+
 def memory(found: dict, folder: Path) -> str:
     """Describe the peak memory of training and its parts."""
     parts = ["weights", "gradients", "optimizer", "activations", "workspace"]
@@ -344,7 +380,7 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "allocators": (
         "Training with other memory allocators",
-        "python -m benchmarks.training.allocators --data data/news_commentary",
+        "python -m benchmarks.training.allocators --data data/news_commentary --batches 4",
         allocators,
     ),
     "padding": (
@@ -366,6 +402,16 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "Decoding time by step",
         "python -m benchmarks.decoding.parts runs/news_commentary_8k/decoding-seed1 --test newstest2014",
         decoding_parts,
+    ),
+    "quantization": (
+        "Translations of quantized models",
+        "python -m benchmarks.decoding.quantization RUN...",
+        quantization,
+    ),
+    "distillation": (
+        "Distillation against fairseq-generate",
+        "python -m benchmarks.decoding.distillation runs/multi30k/vanilla-seed1",
+        distillation,
     ),
     "layer_reuse": (
         "Reuse of a layer from the processor's cache",

@@ -24,9 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         type=positive_number,
-        default=80,
         metavar="GB",
-        help="device memory, to estimate the longest batch that fits",
+        help="device memory: also estimate the memory of training and the longest batch that fits",
     )
     parser.add_argument(
         "--device", default="cuda", help="cuda or cpu: device type of the memory estimate; it need not be available"

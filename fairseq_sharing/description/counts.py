@@ -19,6 +19,7 @@ from fairseq_sharing.adapters.effective import is_adapter
 from fairseq_sharing.adapters.kinds import DepthKinds
 from fairseq_sharing.depths.options import DEFAULTS
 from fairseq_sharing.description.map_rows import MapRow, map_rows
+from fairseq_sharing.description.sizes_only import without_compiler
 from fairseq_sharing.description.step_memory import OPTIMIZER_STATES, MemoryEstimate, dummy_task, estimate_both
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.factorized_embedding.embedding import FactorizedEmbedding
@@ -119,7 +120,7 @@ def build_without_storage(args: Namespace, vocabulary: int) -> Any:
     """Build a model on torch's meta device, which stores shapes but no values."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    with torch.device("meta"):
+    with torch.device("meta"), without_compiler():
         model = ARCH_MODEL_REGISTRY[args.arch].build_model(Namespace(**vars(args)), dummy_task(vocabulary))
     return model.to("meta")  # fairseq creates some buffers with legacy constructors, which ignore torch.device
 
@@ -206,7 +207,7 @@ def count_macs(model: Any, length: int) -> int:
     """
     if hasattr(model, "count_macs"):  # only the model can count the MACs of its expert banks per token
         return model.count_macs(length)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), without_compiler(), FlopCounterMode(display=False) as counter:
         run_without_storage(model, length, 1)
     # The counter counts a multiply-accumulate as two operations.
     return counter.get_total_flops() // 2

@@ -28,7 +28,7 @@ def describe(
     data: Path | None = None,
     vocabulary: int | None = None,
     length: int = 25,
-    memory: float = 80,
+    memory: float | None = None,
     device: str = "cuda",
     svg: Path | None = None,
     as_json: bool = False,
@@ -41,7 +41,8 @@ def describe(
         data: a prepared data directory, for the size of its dictionary.
         vocabulary: the dictionary size, if there is no data yet.
         length: source and target tokens per sentence, for MACs and memory.
-        memory: device memory in GB (10^9 bytes), to estimate the longest batch that fits.
+        memory: device memory in GB (10^9 bytes), to estimate the memory of training and the longest batch that fits;
+            None to estimate neither.
         device: ``cuda`` or ``cpu``.
         svg: the file to draw the layer maps to.
         as_json: print JSON instead of tables.
@@ -51,7 +52,7 @@ def describe(
     """
     if length < 1:
         raise SharingError(f"--length must be at least 1 token, got {length}")
-    if memory <= 0:
+    if memory is not None and memory <= 0:
         raise SharingError(f"--memory must be more than 0 GB, got {memory:g}")
     if svg is not None:
         check_output_file(svg, "--svg")
@@ -61,8 +62,8 @@ def describe(
     EvaluationSettings.of(composed.evaluate)
     args = flags.parse(composed.train)
     size = composed_vocabulary(composed, data, vocabulary)
-    with Console(stderr=True).status("counting parameters, MACs and training memory"):
-        models = compare(str(composed.run), args, size, length, memory=1e9 * memory, device=device)
+    with Console(stderr=True).status("counting parameters and MACs" + (" and training memory" if memory else "")):
+        models = compare(str(composed.run), args, size, length, memory=memory and 1e9 * memory, device=device)
         depths = costs_of_depths(args, size, length)
     maps = models[0].maps
     if svg is not None:
@@ -82,11 +83,13 @@ def describe(
             console.print(f"{stack}  {added}")
     for line in models[0].depth_kinds:
         console.print(line)
-    console.print(main_table(models, size, length, f"{memory:g} GB"))
+    console.print(main_table(models, size, length, memory))
     if depths:
         console.print(depth_table(depths))
     if models[0].banks:
         console.print(bank_table(models[0]))
-    drawn = f"maps drawn to {svg}" if svg else "draw the maps with --svg FILE"
+    hints = [f"maps drawn to {svg}" if svg else "draw the maps with --svg FILE"]
+    if memory is None:
+        hints.append("estimate the memory of training with --memory GB")
     command = shlex.join(["fairseq-sharing", "train", str(config), *overrides])
-    console.print(f"{drawn}; train with: {command}")
+    console.print("; ".join([*hints, f"train with: {command}"]))

@@ -5,9 +5,12 @@ torch operations run on them as on a CPU, with the same kernels, autocast and au
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fairseq_sharing.errors import SharingError
 
 _aten = torch.ops.aten
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Keep torch from importing its compiler, which takes a second, only to exclude functions from compilation."""
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stub = ModuleType(name)
+    stub.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
+    sys.modules[name] = stub
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 class ShapeOnlyTensor(Tensor):

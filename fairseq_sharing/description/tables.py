@@ -28,14 +28,14 @@ def map_line(row: MapRow, width: int = 0) -> Text:
     return line
 
 
-def main_table(models: Sequence[Description], vocabulary: int, length: int, memory: str) -> Table:
+def main_table(models: Sequence[Description], vocabulary: int, length: int, memory: float | None) -> Table:
     """Compare the sizes, parameters, memory and MACs of models.
 
     Args:
         models: the models, starting with the described one.
         vocabulary: size of the joined dictionary.
         length: source and target tokens of the sentence pair.
-        memory: the device memory, in words.
+        memory: the device memory in GB, if the memory of training was estimated.
     """
     table = Table(title=f"{models[0].name}: vocabulary {vocabulary:,}, {length} + {length} tokens")
     table.add_column("")
@@ -69,7 +69,7 @@ def main_table(models: Sequence[Description], vocabulary: int, length: int, memo
         add(f"activations per token, {activations}", [None if e is None else e.activations_a_token for e in estimates])
         add(f"workspace{at}", [None if e is None else e.workspace for e in estimates])
         add(f"peak{at}", [None if e is None else e.peak for e in estimates])
-        add(f"longest batch in {memory}", [None if e is None else e.longest_batch for e in estimates])
+        add(f"longest batch in {memory:g} GB", [None if e is None else e.longest_batch for e in estimates])
     table.add_section()
     add("MACs per sentence", [m.macs for m in models])
     add("MACs per token", [m.macs // length for m in models])

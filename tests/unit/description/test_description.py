@@ -1,4 +1,5 @@
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -113,7 +114,7 @@ def test_expert_banks_and_active_parameters_are_printed(tmp_path, capsys):
     config = tmp_path / "banks.yaml"
     lines = [f"  {key}: {json.dumps(value)}" for key, value in {**train, **banks, "arch": "transformer_moeut"}.items()]
     config.write_text("\n".join(["dataset: toy", "train:", *lines]))
-    describe(config, vocabulary=V, length=LENGTH)
+    describe(config, vocabulary=V, length=LENGTH, memory=1)
     told = capsys.readouterr().out
     assert "active parameters" in told
     fits = [line.split("│")[2:4] for line in told.splitlines() if "longest batch" in line]
@@ -199,6 +200,26 @@ def test_the_command_prints_json(tmp_path, capsys):
     assert stored["tokens"] == recomputed["tokens"] == 4096
     assert recomputed["peak"] < stored["peak"]
     assert (told["memory"], told["device"]) == (1, "cpu")
+
+
+def test_memory_is_estimated_only_on_request(tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text("\n".join(["dataset: toy", "train:", *(f"  {key}: {json.dumps(BASE[key])}" for key in BASE)]))
+    describe(config, vocabulary=V, length=LENGTH)
+    told = capsys.readouterr().out
+    assert "longest batch" not in told
+    assert "estimate the memory of training with --memory GB; train with: fairseq-sharing train" in told
+    describe(config, vocabulary=V, length=LENGTH, memory=1)
+    told = capsys.readouterr().out
+    assert "longest batch in 1 GB" in told
+    assert "--memory" not in told
+
+
+def test_counting_does_not_import_the_compiler_of_torch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    model = counts.build_without_storage(flags.parse(BASE), V)
+    assert counts.count_macs(model, LENGTH) > 0
+    assert "torch._dynamo" not in sys.modules
 
 
 @pytest.mark.parametrize(
