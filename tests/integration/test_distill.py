@@ -210,7 +210,7 @@ def test_a_second_call_does_nothing_and_a_damaged_file_is_made_again(call, monke
     folder = call()
     before = contents(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(distill_module, "translate_text", lambda *_: pytest.fail("translated again"))
+        patch.setattr(distill_module, "translate_chunk", lambda *_: pytest.fail("translated again"))
         call()
         (folder / "bpe" / "train.de").write_text("changed\n")
         call()

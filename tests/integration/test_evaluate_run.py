@@ -184,8 +184,8 @@ def test_scores_are_recomputed_from_the_kept_hypotheses(place, capsys, monkeypat
     del result["scores"]["more"]["chrf++"], result["scores"]["more"]["hypotheses"]
     file.write_text(json.dumps(result), encoding="utf-8")
     assert main(["score", "rescored", "--data", str(place / "data"), "--json"]) == 0
-    universal, vanilla = json.loads(capsys.readouterr().out)
-    assert universal["changes"] == []
+    at_depth, universal, vanilla = json.loads(capsys.readouterr().out)
+    assert at_depth["changes"] == universal["changes"] == []
     assert vanilla["changes"] == [
         f"five: bleu 1.5 -> {bleu}",
         "five: p_value 0.5 -> none",
