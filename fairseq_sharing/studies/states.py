@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.run_directory import RunDirectory, config_changes, parse_log_line
+from fairseq_sharing.experiment.changes import config_changes
+from fairseq_sharing.experiment.run_directory import RunDirectory, parse_log_line
 from fairseq_sharing.reporting.results import read_result
 from fairseq_sharing.studies.plan import PlannedRun, StudyPlan
 

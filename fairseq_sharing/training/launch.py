@@ -15,9 +15,10 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import check_tokenizer
 from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment import environment
+from fairseq_sharing.experiment.changes import config_changes, refuse_changed
 from fairseq_sharing.experiment.dictionaries import dictionary_hashes, refuse_other_dictionaries
 from fairseq_sharing.experiment.direction import refuse_other_direction
-from fairseq_sharing.experiment.run_directory import RECORD_SECONDS, RunDirectory, config_changes, refuse_changed
+from fairseq_sharing.experiment.run_directory import RECORD_SECONDS, RunDirectory
 from fairseq_sharing.interruption import Interruption
 from fairseq_sharing.training.from_trained import write_tied
 from fairseq_sharing.training.log_tail import LogTail

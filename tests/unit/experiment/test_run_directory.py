@@ -1,4 +1,4 @@
-"""Run directories: the record, the lock, the records of the log, and what may change when a run is resumed."""
+"""Run directories: the record, the locks and the records of the log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.run_directory import (
-    RunDirectory,
-    config_changes,
-    parse_log_line,
-    refuse_changed,
-)
+from fairseq_sharing.experiment.run_directory import RunDirectory, parse_log_line
 
 CONFIG = {
     "run": "a",
@@ -47,40 +42,6 @@ def test_broken_record_is_refused_by_name(run):
     run.record_file.write_text("{")
     with pytest.raises(SharingError, match=r"run\.json: not JSON"):
         run.record()
-
-
-@pytest.mark.parametrize("key", ["train.max_epoch", "train.keep_last_epochs", "train.validate_interval", "data"])
-def test_length_and_bookkeeping_may_change(run, key):
-    refuse_changed(run, OmegaConf.merge(CONFIG, OmegaConf.from_dotlist([f"{key}=9"])))
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("train.lr=0.2", "train.lr=0.1, now 0.2;"),
-        ("train.dropout=0.5", "train.dropout=unset, now 0.5;"),
-        ("dataset=other", "dataset=toy, now other;"),
-        ("seed=2", "seed=1, now 2;"),
-        ("train.lr=null", "train.lr=0.1, now unset;"),
-    ],
-)
-def test_another_recipe_is_refused_with_key_and_both_values(run, override, message):
-    with pytest.raises(SharingError) as error:
-        refuse_changed(run, OmegaConf.merge(CONFIG, OmegaConf.from_dotlist([override])))
-    assert message in str(error.value)
-
-
-def test_several_changes_are_counted(run):
-    with pytest.raises(SharingError, match=r"\(and 1 more\)"):
-        refuse_changed(run, OmegaConf.merge(CONFIG, {"seed": 2, "train": {"lr": 1}}))
-
-
-def test_changes_name_nested_keys():
-    new = OmegaConf.merge(CONFIG, {"train": {"lr": 0.2}, "evaluate": {"beam": 5}})
-    assert config_changes(OmegaConf.create(CONFIG), new) == {
-        "evaluate.beam": (None, 5),
-        "train.lr": (0.1, 0.2),
-    }
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(run):
