@@ -288,7 +288,7 @@ def memory(found: dict, folder: Path) -> str:
             measured, estimate = one["measured"], one["estimate"]
             sizes = [f"{measured[part] / 1e9:.2f}" for part in [*parts, "peak"]]
             longest = f"{one['longest_batch_80_gb_estimated']:,}"
-            told.append([model, way, *sizes, f"{estimate['peak'] / 1e9:.2f}", f"{measured['seconds']:.1f}", longest])
+            told.append([model, way, *sizes, f"{estimate['peak'] / 1e9:.2f}", longest])
             shown[f"{model}, {way}"] = measured
     figure = new_figure(10, 5.6)
     ax = figure.subplots()
@@ -309,7 +309,6 @@ def memory(found: dict, folder: Path) -> str:
         *parts,
         "peak",
         "estimated peak",
-        "seconds",
         "longest batch in 80 GB, estimated",
     ]
     checks = [
@@ -321,8 +320,7 @@ def memory(found: dict, folder: Path) -> str:
     limit = f"{found['longest']['memory'] / 1e9:.0f} GB"
     text = (
         f"d_model 512, vocabulary 32,768, {found['tokens']:,} + {found['tokens']:,} tokens, fp32, the fast path, Adam; "
-        "sizes in GB. The estimate is that of `fairseq-sharing describe`, without training. Seconds are CPU "
-        "seconds per update on a shared machine and show only the cost of recomputation."
+        "sizes in GB. The estimate is that of `fairseq-sharing describe`, without training."
     )
     check = f"The longest batch that fits {limit} by the estimate, trained for one update:"
     rows = table(
