@@ -148,6 +148,22 @@ def check_output_file(path: Path, flag: str) -> None:
         raise SharingError(f"{flag} {path}: is not a regular file; allowed: a file, or omit the flag and redirect")
 
 
+def refuse_input(path: Path, flag: str, inputs: Iterable[Path]) -> None:
+    """Refuse an output file that the command reads, which would be lost.
+
+    Args:
+        path: the output.
+        flag: the flag that names it, for errors.
+        inputs: the files that the command reads; they need not exist.
+
+    Raises:
+        SharingError: the output is one of them, also by another path or link.
+    """
+    for file in inputs:
+        if path.exists() and file.exists() and path.samefile(file):
+            raise SharingError(f"{flag} {path}: would overwrite the input {file}; allowed: another file")
+
+
 def check_output_folder(path: Path, flag: str) -> None:
     """Refuse an output folder that could not be written to, before the work whose result it is for.
 

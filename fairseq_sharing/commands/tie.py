@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.checkpoints.tie import tie
     from fairseq_sharing.decoding.model_files import checkpoint_file
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.files import check_output_file, refuse_input
     from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
@@ -114,8 +114,7 @@ def run(args: argparse.Namespace) -> None:
     data = _binarized(args.data) if args.data is not None else None
     path = checkpoint_file(args.checkpoint)
     checkpoint = load_checkpoint(path)
-    if args.output.exists() and args.output.samefile(path):
-        raise SharingError(f"--output {args.output}: is the checkpoint to tie; allowed: another file")
+    refuse_input(args.output, "--output", [path])
     try:
         tied = tie(checkpoint, vars(args), args.init, args.align, args.fit_iterations)
     except SharingError as error:

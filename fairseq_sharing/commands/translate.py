@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Translate the lines."""
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import atomic_write, check_output_file
+    from fairseq_sharing.files import atomic_write, check_output_file, refuse_input
     from fairseq_sharing.preparation.progress import progress
 
     search = Search(**{name: getattr(args, name) for name in ("beam", "lenpen", "nbest", "max_len_b", "max_tokens")})
@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         raise SharingError(f"--buffer must be at least 1, got {args.buffer}")
     if args.out:
         check_output_file(args.out, "--out")
+        refuse_input(args.out, "--out", map(Path, [args.input, args.model, *args.model.split(":")]))
     total = _count(args.input)
     from fairseq_sharing.decoding.translator import Translator
 
