@@ -22,6 +22,15 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def as_number(value: Any) -> float | None:
+    """Convert a value of a log; None if it is no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def finite_number(text: str) -> float:
     """Parse a command-line value as a finite number; used as the ``type`` of an argparse option.
 
