@@ -91,7 +91,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield temporary
+        with _naming(path):
+            yield temporary
     finally:
         os.close(descriptor)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -209,18 +210,25 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     temporary = _temporary(path)
     remove_stale(leftovers(path))
     try:
-        with temporary.open("xb") as file:
+        with _naming(path), temporary.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if is_full(error) and error.filename is None:  # a write that fails does not name its file
-            error.filename = os.fspath(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the output in the error of a full disk: a write that fails does not name its file."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error) and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def is_full(error: OSError) -> bool:

@@ -20,7 +20,7 @@ from tiny_models import make_trainer, save
 from fairseq_sharing import commands
 from fairseq_sharing.checkpoints.files import copy_atomically, save_atomically
 from fairseq_sharing.commands import COMMANDS, explain, main
-from fairseq_sharing.files import atomic_write, write_text
+from fairseq_sharing.files import atomic_write, temporary_folder, write_text
 from fairseq_sharing.interruption import Interruption, interruptible
 
 
@@ -140,6 +140,13 @@ def test_no_writer_leaves_a_temporary_file(tmp_path, monkeypatch, fails):
         with pytest.raises(type(fails)):
             write()
     assert names(tmp_path) == ["source"]
+
+
+def test_a_failed_write_names_its_folder(tmp_path):
+    with pytest.raises(OSError, match="No space left") as error, temporary_folder(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert explain(error.value) == f"{tmp_path / 'x'}: No space left on device"
+    assert not names(tmp_path)
 
 
 def test_a_failed_write_names_its_file(tmp_path):

@@ -121,6 +121,7 @@ def test_the_checkpoint_itself_is_refused_as_output(vanilla_file, tmp_path, caps
     output.symlink_to(vanilla_file)
     assert main(["tie", str(vanilla_file), "--sharing", "universal", "--output", str(output)]) == 2
     assert capsys.readouterr().err == (
-        f"fairseq-sharing tie: error: --output {output}: would overwrite the input {vanilla_file}; allowed: another file\n"
+        f"fairseq-sharing tie: error: --output {output}: would overwrite the input {vanilla_file}; "
+        "allowed: another file\n"
     )
     assert vanilla_file.read_bytes() == before
