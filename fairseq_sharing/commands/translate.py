@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
-from fairseq_sharing.finite import finite_number, whole_number
+from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
 from fairseq_sharing.terminal import visible
 
 HELP = "translate plain text with a run, a checkpoint or an exported model"
@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"CTranslate2 compute type: {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
     )
-    parser.add_argument("--beam", type=whole_number(most=1000), metavar="N", default=Search.beam, help="beam size")
+    parser.add_argument("--beam", type=whole_number(most=MAX_BEAM), metavar="N", default=Search.beam, help="beam size")
     parser.add_argument("--lenpen", type=finite_number, metavar="X", default=Search.lenpen, help="length penalty")
     parser.add_argument(
         "--nbest",
-        type=whole_number(most=1000),
+        type=whole_number(most=MAX_BEAM),
         metavar="N",
         default=Search.nbest,
         help="translations per line; above 1, the output is line number, score and text, separated by tabs",

@@ -91,7 +91,13 @@ def test_a_changed_comparison_is_kept(commands):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- a\n", "not the declaration of a study"), ("a: [", "not readable as YAML")]
+    ("text", "message"),
+    [
+        ("- a\n", "must be a mapping"),
+        ("a: [", "not readable as YAML"),
+        ("earlier: 5\n", "earlier: 5; allowed: a list of compare blocks"),
+        ("compare: [1]\n", "compare: \\[1\\]; allowed: a mapping with baseline, primary, metric, margin"),
+    ],
 )
 def test_a_damaged_declaration_is_refused_in_one_line(commands, text, message):
     Path("runs/mine/report").mkdir(parents=True)
