@@ -91,7 +91,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield temporary
+        with _naming(path):
+            yield temporary
     finally:
         os.close(descriptor)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -148,6 +149,22 @@ def check_output_file(path: Path, flag: str) -> None:
         raise SharingError(f"{flag} {path}: is not a regular file; allowed: a file, or omit the flag and redirect")
 
 
+def refuse_input(path: Path, flag: str, inputs: Iterable[Path]) -> None:
+    """Refuse an output file that the command reads, which would be lost.
+
+    Args:
+        path: the output.
+        flag: the flag that names it, for errors.
+        inputs: the files that the command reads; they need not exist.
+
+    Raises:
+        SharingError: the output is one of them, also by another path or link.
+    """
+    for file in inputs:
+        if path.exists() and file.exists() and path.samefile(file):
+            raise SharingError(f"{flag} {path}: would overwrite the input {file}; allowed: another file")
+
+
 def check_output_folder(path: Path, flag: str) -> None:
     """Refuse an output folder that could not be written to, before the work whose result it is for.
 
@@ -193,18 +210,25 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     temporary = _temporary(path)
     remove_stale(leftovers(path))
     try:
-        with temporary.open("xb") as file:
+        with _naming(path), temporary.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if is_full(error) and error.filename is None:  # a write that fails does not name its file
-            error.filename = os.fspath(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the output in the error of a full disk: a write that fails does not name its file."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error) and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def is_full(error: OSError) -> bool:

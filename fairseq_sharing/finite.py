@@ -11,6 +11,9 @@ from typing import Any
 HUGE = 10**9
 """No option of this package takes a larger number."""
 
+MAX_BEAM = 1000
+"""Largest beam, which the memory of a decoder limits."""
+
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite int or float."""
@@ -20,6 +23,15 @@ def is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer above the largest float
         return False
+
+
+def as_number(value: Any) -> float | None:
+    """Convert a value of a log; None if it is no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def finite_number(text: str) -> float:
@@ -41,10 +53,10 @@ def positive_number(text: str) -> float:
     """Parse a command-line value as a number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: the text is not a number, or it is not above 0, NaN, infinite or absurdly large.
+        argparse.ArgumentTypeError: the text is not a number, or it is not above 0, NaN, infinite or absurd.
     """
     number = finite_number(text)
-    if not 0 < number <= HUGE:
+    if not 1 / HUGE <= number <= HUGE:
         raise argparse.ArgumentTypeError(f"must be a number above 0 and at most {HUGE:,}, got {text!r}")
     return number
 

@@ -16,6 +16,7 @@ from fairseq_sharing.errors import SharingError
 
 LayerMap = tuple[int, ...]
 STACKS = ("encoder", "decoder")
+MAX_LAYERS = 10_000
 # What a map ties: whole layers, or some of their parts.
 SCOPES = ("layer", "self_attn", "encoder_attn", "ffn", "layer_norm")
 # The parts of a layer in each stack.

@@ -53,7 +53,8 @@ class DepthKinds:
             return cls(scale=scale, bias=bias, norm=norm)
         if rank < 1:
             raise SharingError(f"--depth-lora {rank}: the rank of an adapter; allowed: 1 or more")
-        given = str(getattr(options, "depth_lora_of", None) or ",".join(MATRICES)).split(",")
+        of = getattr(options, "depth_lora_of", None)
+        given = str(",".join(MATRICES) if of is None else of).split(",")
         if not set(given) <= set(MATRICES) or len(set(given)) != len(given):
             raise SharingError(
                 f"--depth-lora-of {','.join(given)}: allowed: a comma-separated list of {', '.join(MATRICES)}"

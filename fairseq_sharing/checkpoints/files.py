@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import IO, Any, BinaryIO
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -13,6 +15,7 @@ from fairseq_sharing.checkpoints.integrity import refuse_damaged, refuse_expande
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, explain_unreadable, to_plain
 from fairseq_sharing.checkpoints.recorded_state import refuse_incomplete
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import atomic_write
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -42,7 +45,8 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     """
     try:
         refuse_expanding(path)
-        with torch.serialization.safe_globals(NUMPY_READERS):
+        # torch warns of pickle protocols above 2, and then refuses the file.
+        with torch.serialization.safe_globals(NUMPY_READERS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
@@ -60,8 +64,9 @@ def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         SharingError: an object in it is neither a tensor nor a plain value, so it could not be read again.
     """
-    with _replacing(path) as file:
+    with atomic_write(Path(path)) as file:
         write_plain(obj, file, path)
+    flush_directory(path)
 
 
 def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None:
@@ -91,27 +96,9 @@ def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None
 
 def copy_atomically(source: str, target: str) -> None:
     """Copy a file atomically, so that the target is never incomplete."""
-    with open(source, "rb") as original, _replacing(target) as file:
-        while block := original.read(1 << 24):
-            file.write(block)
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file that gets its name when it is complete and on the disk; it is removed after an error."""
-    temporary = f"{os.fspath(path)}.tmp"
-    os.makedirs(os.path.dirname(temporary) or ".", exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
-    flush_directory(path)
+    with open(source, "rb") as original, atomic_write(Path(target)) as file:
+        shutil.copyfileobj(original, file, 1 << 24)
+    flush_directory(target)
 
 
 def flush_directory(path: str | os.PathLike[str]) -> None:

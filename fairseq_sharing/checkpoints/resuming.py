@@ -8,6 +8,7 @@ from typing import Any
 from fairseq_sharing.checkpoints.choose import has_diverged, missing_parts, newest_readable
 from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.files import leftovers
 
 _OTHER_SOURCES = ("finetune_from_model", "continue_once")  # fairseq uses them only if there is no last checkpoint
 _RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
@@ -39,7 +40,7 @@ def find_fallback(cfg: Any, trainer: Any) -> tuple[Path, str] | None:
     suffix, optimizer_state = trainer.checkpoint_suffix, not cfg.no_save_optimizer_state
     last = Path(cfg.save_dir, f"checkpoint_last{suffix}.pt")
     elsewhere = [path for name in _OTHER_SOURCES if (path := getattr(cfg, name, None))]
-    if not last.exists() and (elsewhere or not Path(f"{last}.tmp").exists()):
+    if not last.exists() and (elsewhere or not any(leftovers(last))):
         return None
     newest = newest_readable(cfg.save_dir, suffix, optimizer_state, elsewhere)
     if newest == last:

@@ -15,7 +15,7 @@ from fairseq_sharing.adapters.kinds import DEPTH_OPTIONS, DepthKinds
 from fairseq_sharing.checkpoints.align import Layer, align_layer
 from fairseq_sharing.checkpoints.arguments import model_arguments, with_model_arguments
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
-from fairseq_sharing.checkpoints.initial_values import source_layers
+from fairseq_sharing.checkpoints.initial_values import INITS, source_layers
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
 from fairseq_sharing.checkpoints.sharing_state import (
     count_layers,
@@ -30,6 +30,7 @@ from fairseq_sharing.options import flag_of
 from fairseq_sharing.parameter_sets import part_of
 from fairseq_sharing.tying import alias_names, shared_names
 
+MAX_FIT_ITERATIONS = 1000
 _OPTIONS = ("sharing", "unique_layers", "layer_map", "sharing_scope", "component_sharing")
 # The sharing options of both stacks and of each of them.
 SHARING_OPTIONS = tuple(prefix + name for prefix in ("", "encoder_", "decoder_") for name in _OPTIONS)
@@ -85,8 +86,14 @@ def tie(
         raise SharingError(
             f"--fit-iterations {fit_iterations}: there are no adapters to fit; allowed: with --depth-lora"
         )
-    if fit_iterations < 0:
-        raise SharingError(f"--fit-iterations {fit_iterations}: allowed: 0 or more")
+    if init not in INITS:
+        raise SharingError(f"--init {init}: allowed: {', '.join(INITS)}")
+    if options.get("depth_lora_of") is not None and not options.get("depth_lora"):
+        raise SharingError(
+            f"--depth-lora-of {options['depth_lora_of']}: there are no adapters; allowed: with --depth-lora"
+        )
+    if not 0 <= fit_iterations <= MAX_FIT_ITERATIONS:
+        raise SharingError(f"--fit-iterations {fit_iterations}: allowed: 0 to {MAX_FIT_ITERATIONS:,}")
     if align and init != "average":
         raise SharingError(f"--align with --init {init}: nothing is averaged; allowed: --init average")
     strategies = [name for name in SHARING_OPTIONS if name.endswith("sharing")]

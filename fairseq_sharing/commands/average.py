@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
     from fairseq_sharing.checkpoints.choose import last_epochs
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.files import check_output_file, refuse_input
     from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--last {args.last}: takes one checkpoint directory, got {' '.join(map(str, args.inputs))}"
             )
         args.inputs = last_epochs(args.inputs[0], args.last)
+    refuse_input(args.output, "--output", args.inputs)
     average_checkpoints(args.inputs, args.output)
     size = args.output.stat().st_size
     Console(highlight=False, soft_wrap=True).print(

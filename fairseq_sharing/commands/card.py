@@ -22,13 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the card."""
+    import shlex
+
     from fairseq_sharing.decoding.model_card import Usage, card_of_run
     from fairseq_sharing.files import check_output_file, write_text
     from fairseq_sharing.terminal import visible
 
     if args.output is not None:
         check_output_file(args.output, "--output")
-    usage = Usage("fairseq", "bash", [f"fairseq-sharing translate {args.run_directory.resolve().name} < INPUT"])
+    usage = Usage(
+        "fairseq", "bash", [f"fairseq-sharing translate {shlex.quote(args.run_directory.resolve().name)} < INPUT"]
+    )
     text = card_of_run(args.run_directory, usage, args.data, args.license)
     if args.output is None:
         print(visible(text), end="")

@@ -11,7 +11,7 @@ from pathlib import Path
 from fairseq_sharing.decoding.search import ENGINES, Search
 from fairseq_sharing.distillation.settings import DEFAULT_FILTERS, FILTERS, TARGETS, DistillationSettings
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.finite import finite_number, whole_number
+from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
 
 HELP = "write training data with the translations of a trained teacher"
 
@@ -51,13 +51,13 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--beam",
-        type=whole_number(most=1000),
+        type=whole_number(most=MAX_BEAM),
         metavar="N",
         help=f"beam size; {Search.beam}, or --nbest if it is larger, if not given",
     )
     group.add_argument(
         "--nbest",
-        type=whole_number(most=1000),
+        type=whole_number(most=MAX_BEAM),
         metavar="N",
         help="number of translations for interpolate; as many as --beam if not given",
     )
@@ -79,7 +79,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         default=default.temperature,
         help="for sample; below 1 favors likely words",
     )
-    group.add_argument("--seed", type=int, metavar="N", default=default.seed, help="for sample")
+    group.add_argument("--seed", type=whole_number(0), metavar="N", default=default.seed, help="for sample")
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
@@ -109,7 +109,7 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keep-original", action="store_true", help="also keep the original pairs")
     group.add_argument(
         "--upsample-original",
-        type=whole_number(),
+        type=whole_number(most=1000),
         metavar="K",
         help="copies of the original pairs with --keep-original; 1 if not given",
     )

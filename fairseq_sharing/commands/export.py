@@ -133,8 +133,10 @@ def _materialize(args: argparse.Namespace, console: Console) -> None:
     from fairseq_sharing.decoding.model_files import checkpoint_file
     from fairseq_sharing.depths.checkpoint import load_at_depth
     from fairseq_sharing.errors import SharingError
+    from fairseq_sharing.files import refuse_input
 
     path = checkpoint_file(Path(args.model))
+    refuse_input(args.output, "--output", [path])
     request = depth_request(args)
     checkpoint = load_at_depth(path, request)[0] if request.given else load_checkpoint(path)
     try:

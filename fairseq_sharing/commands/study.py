@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairseq_sharing.finite import positive_number, whole_number
+from fairseq_sharing.finite import HUGE, positive_number, whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,11 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=whole_number(), default=1, metavar="K", help="machines per run, with --slurm")
     parser.add_argument(
-        "--mirror", metavar="DIR_OR_URL", help="directory or URL of the corpus files, instead of their own servers"
+        "--mirror",
+        type=_named,
+        metavar="DIR_OR_URL",
+        help="directory or URL of the corpus files, instead of their own servers",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=lambda text: Path(_named(text)),
         metavar="DIR",
         help="directory for the results and the report; runs/<study>/report if not given",
     )
@@ -106,6 +109,8 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
     )
     check_output_folder(plan.results, "--out")
+    if args.action == "run" and args.dry_run:
+        plan.check()
     output, console = Console(), Console(stderr=True)
     if args.action == "status":
         _print_status(plan, output)
@@ -235,11 +240,18 @@ def _jobs(text: str) -> int | None:
     return None if text == "auto" else whole_number()(text)
 
 
+def _named(text: str) -> str:
+    """Refuse an empty path, which would be the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def _seconds(text: str) -> float:
     """Read a time such as 90s, 25m or 1h30m."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
     total = 3600 * hours + 60 * minutes + seconds
-    if not total:
+    if not 0 < total <= HUGE:
         raise argparse.ArgumentTypeError(f"{text}: allowed: a time above 0 such as 25m, 1h30m or 90s")
     return float(total)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.checkpoints.initial_values import INITS
-from fairseq_sharing.layer_map import SCOPES, SHARING_CHOICES, STACKS
+from fairseq_sharing.finite import whole_number
+from fairseq_sharing.layer_map import MAX_LAYERS, SCOPES, SHARING_CHOICES, STACKS
 
 if TYPE_CHECKING:
     from fairseq_sharing.terminal import Console
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for stack in STACKS:
         parser.add_argument(
             f"--{stack}-layers",
-            type=int,
+            type=whole_number(most=MAX_LAYERS),
             metavar="N",
             help=f"layers of the new {stack}; as in the checkpoint if not given",
         )
@@ -59,7 +60,9 @@ def _add_sharing(parser: argparse.ArgumentParser, flag: str, only: str) -> None:
     """Add the five sharing flags of one stack or of both."""
     choices = ", ".join(SHARING_CHOICES)
     parser.add_argument(f"{flag}sharing", metavar="STRATEGY", help=f"which layers share: {choices}{only}")
-    parser.add_argument(f"{flag}unique-layers", type=int, metavar="M", help=f"number of parameter sets{only}")
+    parser.add_argument(
+        f"{flag}unique-layers", type=whole_number(most=MAX_LAYERS), metavar="M", help=f"number of parameter sets{only}"
+    )
     parser.add_argument(f"{flag}layer-map", metavar="LABELS", help=f"layer map for custom, such as 0,1,1,0{only}")
     components = "maps of single components, such as ffn=universal;self_attn=cycle:2"
     parser.add_argument(f"{flag}component-sharing", metavar="MAPS", help=f"{components}{only}")
@@ -72,7 +75,7 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth-lora",
         "--lora-rank",
-        type=int,
+        type=whole_number(),
         metavar="R",
         help="rank of a low-rank adapter per depth, fitted to what the shared matrix loses",
     )
@@ -83,7 +86,7 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fit-iterations",
-        type=int,
+        type=whole_number(0),
         default=0,
         metavar="K",
         help="alternate K times between the shared matrices and the adapters, which reduces the error; 0 if not given",
@@ -106,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.checkpoints.tie import tie
     from fairseq_sharing.decoding.model_files import checkpoint_file
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.files import check_output_file, refuse_input
     from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
@@ -114,8 +117,7 @@ def run(args: argparse.Namespace) -> None:
     data = _binarized(args.data) if args.data is not None else None
     path = checkpoint_file(args.checkpoint)
     checkpoint = load_checkpoint(path)
-    if args.output.exists() and args.output.samefile(path):
-        raise SharingError(f"--output {args.output}: is the checkpoint to tie; allowed: another file")
+    refuse_input(args.output, "--output", [path])
     try:
         tied = tie(checkpoint, vars(args), args.init, args.align, args.fit_iterations)
     except SharingError as error:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
-from fairseq_sharing.finite import finite_number, whole_number
+from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
 from fairseq_sharing.terminal import visible
 
 HELP = "translate plain text with a run, a checkpoint or an exported model"
@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"CTranslate2 compute type: {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
     )
-    parser.add_argument("--beam", type=whole_number(most=1000), metavar="N", default=Search.beam, help="beam size")
+    parser.add_argument("--beam", type=whole_number(most=MAX_BEAM), metavar="N", default=Search.beam, help="beam size")
     parser.add_argument("--lenpen", type=finite_number, metavar="X", default=Search.lenpen, help="length penalty")
     parser.add_argument(
         "--nbest",
-        type=whole_number(most=1000),
+        type=whole_number(most=MAX_BEAM),
         metavar="N",
         default=Search.nbest,
         help="translations per line; above 1, the output is line number, score and text, separated by tabs",
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Translate the lines."""
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import atomic_write, check_output_file
+    from fairseq_sharing.files import atomic_write, check_output_file, refuse_input
     from fairseq_sharing.preparation.progress import progress
 
     search = Search(**{name: getattr(args, name) for name in ("beam", "lenpen", "nbest", "max_len_b", "max_tokens")})
@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         raise SharingError(f"--buffer must be at least 1, got {args.buffer}")
     if args.out:
         check_output_file(args.out, "--out")
+        refuse_input(args.out, "--out", map(Path, [args.input, args.model, *args.model.split(":")]))
     total = _count(args.input)
     from fairseq_sharing.decoding.translator import Translator
 

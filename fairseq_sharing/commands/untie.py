@@ -25,11 +25,12 @@ def run(args: argparse.Namespace) -> None:
     """Write the untied checkpoint."""
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.files import check_output_file
+    from fairseq_sharing.files import check_output_file, refuse_input
     from fairseq_sharing.schedules.at_rest import untie
     from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
+    refuse_input(args.output, "--output", [args.checkpoint])
     checkpoint = load_checkpoint(args.checkpoint)
     try:
         untied = untie(checkpoint, args.merge)

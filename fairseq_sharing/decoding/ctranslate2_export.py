@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None, car
             )
             write_manifest(temporary, files, model, preparation=True)
             if card:
-                lines = [f"fairseq-sharing translate {output.resolve().name} < INPUT"]
+                lines = [f"fairseq-sharing translate {shlex.quote(output.resolve().name)} < INPUT"]
                 stored = f"Weights are stored in {quantization}; the scores are those of the unquantized model."
                 write_card(
                     temporary, files, model, Usage("ctranslate2", "bash", lines, [stored] if quantization else [])

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from fairseq_sharing import markdown
 from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.depths.settings import Setting, setting_name
 from fairseq_sharing.errors import SharingError
@@ -155,8 +156,8 @@ def model_card(
     if shape is None and result:
         shape = Shape.recorded(result)
     pair = f"{languages['source']}-{languages['target']}"
-    dataset = manifest.get("dataset") or config.get("dataset")
-    what = f"{Row((result,)).title}, trained on {dataset}" if result else Path(name).resolve().name
+    dataset = one_line(manifest.get("dataset") or config.get("dataset") or "")
+    what = f"{Row((result,)).title}, trained on {dataset}" if result else one_line(Path(name).resolve().name)
     shares = shape is not None and shape.shares
     facts = {
         "front_matter": _front_matter(languages, license, usage, shares, dataset, what, pair, result),
@@ -177,7 +178,7 @@ def model_card(
         "limits": list(_limits(languages, usage)),
     }
     environment = Environment(autoescape=False, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["one_line"] = one_line
+    environment.filters |= {"plain": markdown.plain, "code": markdown.code_block}
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)
 
 
@@ -208,7 +209,7 @@ def _front_matter(
     """Format the metadata of the Hub in YAML."""
     fields: dict[str, Any] = {"language": list(languages.values())}
     if license is not None:
-        fields["license"] = license
+        fields["license"] = one_line(license)
     fields |= {"library_name": usage.library, "pipeline_tag": "translation"}
     fields["tags"] = ["translation", "fairseq", "fairseq-sharing", *(["parameter-sharing"] if shares else [])]
     if dataset:

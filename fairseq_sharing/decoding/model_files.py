@@ -17,7 +17,7 @@ from fairseq_sharing.experiment.direction import (
     refuse_other_direction,
 )
 from fairseq_sharing.files import sha256
-from fairseq_sharing.preparation.manifest import read_manifest
+from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 from fairseq_sharing.terminal import Console
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,11 @@ def _refuse_damaged(folder: Path, manifest: dict[str, Any]) -> None:
     if checksums is None:
         logger.warning(f"{folder}: cannot verify the files because manifest.json has no sha256; export the model again")
         return
+    read = {EXPORTED, "config.json", *(file.name for file in folder.glob("*vocabulary*"))}
+    if isinstance(subwords := manifest.get("subword", {}).get("model"), str):
+        read.add(Path(subwords).name)
+    if unchecked := sorted(read - {Path(name).name for name in checksums}):
+        raise SharingError(f"{folder / MANIFEST}: sha256 lacks {', '.join(unchecked)}; export the model again")
     for name, checksum in checksums.items():
         file = folder / Path(name).name
         if not file.is_file() or sha256(file) != checksum:

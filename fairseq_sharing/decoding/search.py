@@ -8,6 +8,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import is_number
 from fairseq_sharing.options import flag_of
 
+MIN_TEMPERATURE = 0.01  # below, 1 / temperature leaves the range of scores
 ENGINES = ("fairseq", "ctranslate2")
 # CTranslate2's types of weights and arithmetic.
 QUANTIZATIONS = (
@@ -52,8 +53,13 @@ class Search:
             raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")
         if not is_number(self.lenpen):
             raise SharingError(f"--lenpen must be a finite number, got {self.lenpen!r}")
-        if self.temperature is not None and not (is_number(self.temperature) and self.temperature > 0):
-            raise SharingError(f"--temperature must be a finite number above 0, got {self.temperature!r}")
+        if self.temperature is not None and not (
+            is_number(self.temperature) and MIN_TEMPERATURE <= self.temperature <= 1 / MIN_TEMPERATURE
+        ):
+            raise SharingError(
+                f"--temperature must be a number from {MIN_TEMPERATURE} to {1 / MIN_TEMPERATURE:g}, "
+                f"got {self.temperature!r}"
+            )
         if self.temperature is not None and self.beam != 1:
             raise SharingError(f"--temperature {self.temperature}: requires --beam 1, got {self.beam}")
 

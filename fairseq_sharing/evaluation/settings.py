@@ -8,7 +8,7 @@ from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import choose_tokenizer
-from fairseq_sharing.finite import is_number
+from fairseq_sharing.finite import HUGE, MAX_BEAM, is_number
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class EvaluationSettings:
             if key not in known:
                 raise SharingError(f"evaluate: unknown key {key!r}; allowed: {', '.join(known)}")
         lenpens = block.get("test_lenpen") or {}
+        if not isinstance(lenpens, Mapping):
+            raise SharingError(f"evaluate.test_lenpen: {lenpens}; allowed: a mapping from test set to length penalty")
         return cls(**{**block, "test_lenpen": {test: value for test, value in lenpens.items() if value is not None}})
 
     @classmethod
@@ -78,10 +80,14 @@ class EvaluationSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SharingError(f"evaluate.{name} must be an integer >= {least}, got {value!r}")
+            if value > (most := MAX_BEAM if name == "beam" else HUGE):
+                raise SharingError(f"evaluate.{name} must be at most {most:,}, got {value!r}")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
             if not is_number(value):
                 raise SharingError(f"evaluate: length penalty {name} must be a finite number, got {value!r}")
         if not is_number(self.max_len_a) or self.max_len_a < 0:
             raise SharingError(f"evaluate.max_len_a must be a finite number >= 0, got {self.max_len_a!r}")
+        if not isinstance(self.compound_split, bool):
+            raise SharingError(f"evaluate.compound_split must be true or false, got {self.compound_split!r}")
         if self.tokenize is not None:
             choose_tokenizer("", self.tokenize)

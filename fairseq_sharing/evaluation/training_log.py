@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from fairseq_sharing.finite import as_number
 
 # The first entries of a log include start-up costs: allocation, kernel selection, cache warm-up.
 WARM_UP_ENTRIES = 5
@@ -45,17 +46,17 @@ def summarize(records: Iterable[tuple[str, Mapping[str, Any]]]) -> TrainingLog:
     valid: dict[int, tuple[int | None, float | None, float | None]] = {}
     experts: dict[str, dict[str, Any]] = {}
     for _, record in records:
-        updates, speed = _finite(record.get("num_updates")), _finite(record.get("wps"))
+        updates, speed = as_number(record.get("num_updates")), as_number(record.get("wps"))
         if updates is not None and speed is not None:
             inner[int(updates)] = speed
             continue
-        updates, speed = _finite(record.get("train_num_updates")), _finite(record.get("train_wps"))
+        updates, speed = as_number(record.get("train_num_updates")), as_number(record.get("train_wps"))
         if updates is not None and speed is not None:
             epochs[int(updates)] = speed
             continue
-        updates, epoch = _finite(record.get("valid_num_updates")), _finite(record.get("epoch"))
+        updates, epoch = as_number(record.get("valid_num_updates")), as_number(record.get("epoch"))
         if "valid_loss" in record and updates is not None:
-            losses = _finite(record["valid_loss"]), _finite(record.get("valid_ppl"))
+            losses = as_number(record["valid_loss"]), as_number(record.get("valid_ppl"))
             valid[int(updates)] = (None if epoch is None else int(epoch), *losses)
             experts = _experts(record)
     speeds = [inner[updates] for updates in sorted(inner)][WARM_UP_ENTRIES:]
@@ -78,21 +79,12 @@ def _experts(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     experts: dict[str, dict[str, Any]] = {}
     for key, value in record.items():
         if match := re.fullmatch(r"valid_(.+)_(choices|evenness|dead)", key):
-            read = _choices(value) if match[2] == "choices" else _finite(value)
+            read = _choices(value) if match[2] == "choices" else as_number(value)
             if read is not None:
                 experts.setdefault(match[1], {})[match[2]] = read
     return experts
 
 
-def _finite(value: Any) -> float | None:
-    """Read a number from the log; return None if it is none, or if JSON cannot represent it (a diverged loss)."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _choices(value: Any) -> list[Any] | None:
     """Read how often each expert was chosen; None if the value is no list of numbers."""
-    return value if isinstance(value, list) and all(_finite(item) is not None for item in value) else None
+    return value if isinstance(value, list) and all(as_number(item) is not None for item in value) else None

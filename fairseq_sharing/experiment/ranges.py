@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_sharing.experiment.config import MAX_SEED, BadKeyError
+from fairseq_sharing.layer_map import MAX_LAYERS
 
 HUGE = 10**9
 
@@ -41,6 +42,7 @@ class Range:
         return above and below and math.isfinite(value)
 
 
+_LAYERS = Range(1, MAX_LAYERS, f"from 1 to {MAX_LAYERS:,}")
 _COUNT = Range(1, HUGE, f"from 1 to {HUGE:,}")
 _LIMIT = Range(0, HUGE, f"from 0 (no limit) to {HUGE:,}")
 _KEPT = Range(-1, HUGE, f"from -1 (all) to {HUGE:,}")
@@ -54,8 +56,9 @@ RANGES: Mapping[str, Range] = {
     **{
         f"{stack}_{size}": _COUNT
         for stack in _STACKS
-        for size in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads", "input_dim", "output_dim")
+        for size in ("embed_dim", "ffn_embed_dim", "attention_heads", "input_dim", "output_dim")
     },
+    **{f"{stack}_layers": _LAYERS for stack in _STACKS},
     **dict.fromkeys(("max_source_positions", "max_target_positions", "tokens_per_sample"), _COUNT),
     **dict.fromkeys(
         ("dropout", "attention_dropout", "activation_dropout", "relu_dropout", "adaptive_softmax_dropout"), _FRACTION
@@ -81,6 +84,9 @@ RANGES: Mapping[str, Range] = {
 }
 
 
+_PAIRS = ("adam_betas", "adamax_betas", "lamb_betas")
+
+
 def check_ranges(values: Mapping[str, Any]) -> None:
     """Refuse option values that make no sense.
 
@@ -88,12 +94,19 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         values: options of ``fairseq-train`` by name, including the defaults of the architecture.
 
     Raises:
-        BadKeyError: a value is outside of its range, or the attention heads do not divide a width.
+        BadKeyError: a value is outside of its range, a pair has another length, or the attention heads do not divide a
+            width.
     """
     for key, allowed in RANGES.items():
         for value in _numbers(values.get(key)):
             if not allowed.contains(value):
                 raise BadKeyError(key, f"{values[key]}; allowed: numbers {allowed.description}")
+    for key in _PAIRS:
+        if values.get(key) is not None and len(numbers := list(_numbers(values[key]))) != 2:
+            raise BadKeyError(key, f"{values[key]}; allowed: two numbers, got {len(numbers)}")
+    updates = values.get("total_num_update")
+    if values.get("lr_scheduler") == "polynomial_decay" and not all(number > 0 for number in _numbers(updates)):
+        raise BadKeyError("total_num_update", f"{updates}; allowed: numbers from 1 with polynomial_decay")
     for stack in _STACKS if values.get("head_dim") is None else ():
         heads, width = values.get(f"{stack}_attention_heads"), values.get(f"{stack}_embed_dim")
         if isinstance(heads, int) and isinstance(width, int) and width % heads:

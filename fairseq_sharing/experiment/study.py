@@ -26,6 +26,11 @@ DATA_KEYS = ("name", "recipe", "subword_size", "data_bin", "tests")
 ROWS_KEYS = ("from", "only", "add")
 ROW_KEYS = ("train", "evaluate", "tokens_per_batch", "map_of", "from_trained", "checkpoints")
 FROM_TRAINED_KEYS = ("checkpoint", "init", "align", "fit_iterations")
+_FROM_TRAINED_TYPES = {
+    "init": (str, "a choice of --init of fairseq-sharing tie"),
+    "align": (bool, "true or false"),
+    "fit_iterations": (int, "a whole number from 0"),
+}
 COMPARE_KEYS = ("baseline", "primary", "metric", "margin")
 METRICS = ("bleu", "chrf", "chrf++", "ter", "perplexity", "word_perplexity")
 ESTIMATE_KEYS = ("pairs", "tokens", "vocabulary")
@@ -164,6 +169,13 @@ def read_study(file: Path) -> Study:
     for key, value in estimate.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SharingError(f"{where}estimate.{key}: {value!r}; allowed: a whole number from 1")
+    if estimate and not ("vocabulary" in estimate and estimate.keys() & {"pairs", "tokens"}):
+        raise SharingError(
+            f"{where}estimate: {', '.join(estimate)}; allowed: vocabulary, and pairs or tokens per epoch"
+        )
+    overrides = document.get("overrides") or ()
+    if overrides and not OmegaConf.is_list(overrides):
+        raise SharingError(f"{where}overrides: {overrides!r}; allowed: a list such as [train.max_epoch=3]")
     return Study(
         name=check_name(file.stem, f"{file}: its name"),
         file=file,
@@ -175,7 +187,7 @@ def read_study(file: Path) -> Study:
         checkpoints=checkpoints,
         seeds=_seeds(document.seeds, f"{where}seeds"),
         row_seeds={row: _seeds(seeds, f"{where}row_seeds.{row}") for row, seeds in row_seeds.items()},
-        overrides=tuple(map(str, document.get("overrides") or ())),
+        overrides=tuple(map(str, overrides)),
         baseline=baseline,
         primary=str(compare.get("primary", "mean")),
         metric=metric,
@@ -222,6 +234,9 @@ def _checked_rows(block: DictConfig, where: str) -> tuple[dict[str, DictConfig],
         source = _mapping(row, "from_trained", FROM_TRAINED_KEYS, place)
         if source and not isinstance(source.get("checkpoint"), str):
             raise SharingError(f"{place}from_trained.checkpoint: missing; allowed: a checkpoint or run directory")
+        for key, (kind, allowed) in _FROM_TRAINED_TYPES.items():
+            if key in source and type(source[key]) is not kind:
+                raise SharingError(f"{place}from_trained.{key}: {source[key]!r}; allowed: {allowed}")
         plain = OmegaConf.create(OmegaConf.to_container(row, resolve=False))
         assert isinstance(plain, DictConfig)
         if "map_of" in plain:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_sharing.markdown import plain
 from fairseq_sharing.reporting.kept_hypotheses import read_kept
 from fairseq_sharing.reporting.results import Row, Spread, scored_sets
 from fairseq_sharing.reporting.segments import RawTexts, SegmentStatistics, make_metric
@@ -89,10 +90,10 @@ def differing_segments(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], fo
                 order = np.argsort(means, kind="stable")
                 for index in [*order[::-1][:_SHOWN], *order[:_SHOWN]]:
                     parts.append(f"### Segment {index + 1}: {means[index]:+.1f}")
-                    lines = [f"- source: {sources[index]}", f"- reference: {references[index]}"]
+                    lines = [f"- source: {plain(sources[index])}", f"- reference: {plain(references[index])}"]
                     for run in (first, second):
                         lines += [
-                            f"- {run}, seed {seed} ({score:.1f}): {text[index]}"
+                            f"- {run}, seed {seed} ({score:.1f}): {plain(text[index])}"
                             for (seed, text), score in zip(outputs[run].items(), scores[run][:, index], strict=True)
                         ]
                     parts.append("\n".join(lines))

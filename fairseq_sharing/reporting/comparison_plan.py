@@ -100,16 +100,29 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Co
     )
 
 
-def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list[int]], list[str]]:
-    """Read the study's name, compare block, seeds per row and earlier compare blocks; empty without a file."""
-    if not file.is_file():
-        return None, {}, {}, []
-    document = OmegaConf.to_container(read_yaml(file))
-    assert isinstance(document, dict)
-    compare, seeds = document.get("compare") or {}, document.get("seeds") or {}
+def read_declaration(file: Path) -> dict[str, Any]:
+    """Read the declaration of a study, with its ``compare`` block and the list of ``earlier`` ones.
+
+    Args:
+        file: the declaration; without one, both are empty.
+
+    Raises:
+        SharingError: the file is not readable, or one of these is malformed.
+    """
+    document: Any = OmegaConf.to_container(read_yaml(file)) if file.is_file() else {}
+    compare, earlier = document.get("compare") or {}, document.get("earlier") or []
     if not isinstance(compare, dict):
         raise SharingError(f"{file}: compare: {compare!r}; allowed: a mapping with {', '.join(COMPARE_KEYS)}")
     check_names(OmegaConf.create(compare), COMPARE_KEYS, f"{file}: compare: ")
+    if not isinstance(earlier, list) or not all(isinstance(block, dict) for block in earlier):
+        raise SharingError(f"{file}: earlier: {earlier!r}; allowed: a list of compare blocks")
+    return {**document, "compare": compare, "earlier": earlier}
+
+
+def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list[int]], list[str]]:
+    """Read the study's name, compare block, seeds per row and earlier compare blocks; empty without a file."""
+    document = read_declaration(file)
+    compare, seeds = document["compare"], document.get("seeds") or {}
     if not isinstance(seeds, dict) or not all(
         isinstance(numbers, list) and all(isinstance(seed, int) for seed in numbers) for numbers in seeds.values()
     ):
@@ -119,13 +132,11 @@ def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list
     name = document.get("study")
     if name is not None:
         name = check_name(str(name), f"{file}: study")
-    return name, compare, seeds, [_earlier(block, file) for block in document.get("earlier") or ()]
+    return name, compare, seeds, [_earlier(block, file) for block in document["earlier"]]
 
 
 def _earlier(block: Any, file: Path) -> str:
     """Describe an earlier compare block."""
-    if not isinstance(block, dict):
-        raise SharingError(f"{file}: earlier: {block!r}; allowed: a list of compare blocks")
     check_names(OmegaConf.create(block), COMPARE_KEYS, f"{file}: earlier: ")
     return ", ".join(f"{key} {check_name(str(value), f'{file}: earlier: {key}')}" for key, value in block.items())
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.averages import finished_average
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.studies.states import State, read_directory
+from fairseq_sharing.terminal import Console
 
 # Kept in every run: averages, which translate and export use, and the state from which training can continue.
 _KEPT = ("checkpoint_average", "checkpoint_last")
@@ -32,7 +35,8 @@ def removable_checkpoints(folder: Path) -> list[Removable]:
     """Find the checkpoints of finished runs that no result needs.
 
     A run is finished if it was trained to its end and evaluated since. Its averaged checkpoints and
-    ``checkpoint_last.pt`` are kept. Runs that are being trained or evaluated are skipped.
+    ``checkpoint_last.pt`` are kept. Runs that are being trained or evaluated are skipped, and so are runs whose average
+    is missing or damaged, since it could not be made again.
 
     Args:
         folder: a run directory, a directory of runs, or a directory of studies.
@@ -61,7 +65,9 @@ def remove(removable: Removable) -> None:
 
 
 def _has_average(run: RunDirectory) -> bool:
-    return any(run.checkpoints.glob("checkpoint_average*.pt"))
+    """Return whether the average that ``translate`` and ``export`` use is there, complete and unchanged."""
+    count = EvaluationSettings.of_run(run.config()).average_last
+    return finished_average(run, count, Console(stderr=True)) is not None
 
 
 def _run_directories(folder: Path) -> list[Path]:

@@ -70,8 +70,9 @@ def data_bytes(study: Study) -> int:
 def measured_hours(plan: StudyPlan, row: str) -> float | None:
     """Return the mean recorded training time of a row's finished runs, in hours; None if there are none."""
     records = [run.directory.record() for run in plan.runs if run.row == row]
-    seconds = [float(record["train_seconds"]) for record in records if record.get("exit_status") == 0]
-    return sum(seconds) / len(seconds) / 3600 if seconds else None
+    seconds = [float(record.get("train_seconds") or 0) for record in records if record.get("exit_status") == 0]
+    known = [each for each in seconds if each]
+    return sum(known) / len(known) / 3600 if known else None
 
 
 def _tokens_per_epoch(study: Study) -> int:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fairseq_sharing.documents import read_yaml
-from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.study import Study
 from fairseq_sharing.files import write_text
-from fairseq_sharing.reporting.comparison_plan import DECLARATION
+from fairseq_sharing.reporting.comparison_plan import DECLARATION, read_declaration
 from fairseq_sharing.studies.plan import StudyPlan
 
 
@@ -21,10 +18,10 @@ def write_declaration(plan: StudyPlan) -> None:
     If the comparison has changed since a result was written, the earlier one is kept under ``earlier``.
     """
     file = plan.results / DECLARATION
-    before = _read(file)
+    before = read_declaration(file)
     compare = _comparison(plan.study)
-    earlier = list(before.get("earlier") or [])
-    if before and before.get("compare") != compare and any(plan.results.glob("*.json")):
+    earlier = list(before["earlier"])
+    if before["compare"] and before["compare"] != compare and any(plan.results.glob("*.json")):
         earlier.append(before["compare"])
     declared = {
         "study": plan.study.name,
@@ -44,10 +41,3 @@ def _comparison(study: Study) -> dict[str, Any]:
         "metric": study.metric,
         "margin": study.margin,
     }
-
-
-def _read(file: Path) -> dict[str, Any]:
-    found = read_yaml(file) if file.is_file() else {}
-    if not isinstance(found, dict):
-        raise SharingError(f"{file}: not the declaration of a study; allowed: a mapping")
-    return found

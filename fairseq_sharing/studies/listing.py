@@ -62,7 +62,7 @@ def prepared_data(folder: Path) -> list[ListedData]:
             languages = [manifest[key] for key in ("source_lang", "target_lang") if manifest.get(key)]
             tests = [test["name"] for test in manifest.get("tests", ())]
             description = f"{'-'.join(languages)}; tests: {', '.join(tests) or 'none'}"
-        except SharingError as error:
+        except (SharingError, OSError) as error:
             description = str(error)
         found.append(ListedData(path, description, disk_use(path)))
     return found
@@ -75,7 +75,7 @@ def runs(folder: Path) -> list[ListedRun]:
         state, error = None, ""
         try:
             state = read_directory(RunDirectory(path), None, None)
-        except (SharingError, ValueError, TypeError, KeyError) as problem:
+        except (SharingError, OSError) as problem:
             error = str(problem)
         found.append(ListedRun(path, state, error, disk_use(path)))
     return found

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.experiment.study import Study
@@ -133,10 +134,10 @@ class StudyPlan:
         return {}
 
     def check(self) -> None:
-        """Check the configuration of every row against fairseq-train.
+        """Check the configuration of every row and seed against fairseq-train and evaluate.
 
         Raises:
-            SharingError: a key or value that fairseq-train does not accept.
+            SharingError: a key or value that fairseq-train or evaluate does not accept.
         """
         from fairseq_sharing import flags  # imports torch, which a plan alone does not need
 
@@ -146,6 +147,9 @@ class StudyPlan:
             # The final map of another row is unknown until that row is trained.
             check = None if row in self.study.map_of else flags.check
             compose(self.study.file, [f"row={row}", *self.overrides], check=check)
+        for run in self.runs:
+            if not self.is_trained_elsewhere(run):
+                EvaluationSettings.of(self.compose(run).evaluate)
 
     def prepare(self) -> list[str] | None:
         """Return the command that prepares the data; None if it is prepared elsewhere."""

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.changes import config_changes
 from fairseq_sharing.experiment.run_directory import RunDirectory, parse_log_line
+from fairseq_sharing.finite import as_number
 from fairseq_sharing.reporting.results import read_result
 from fairseq_sharing.studies.plan import PlannedRun, StudyPlan
 
@@ -128,13 +129,15 @@ def _progress(run: RunDirectory, config: DictConfig | None) -> dict[str, Any]:
     record = next((record for kind, record in last_records(run) if kind == "train_inner"), {})
     if config is None or not record:
         return {}
-    ends = ((float(record.get("update") or 0), "max_epoch"), (float(record.get("num_updates") or 0), "max_update"))
-    parts = [done / int(config.train[key]) for done, key in ends if config.train.get(key)]
+    train = config.get("train") or {}
+    done = {name: as_number(record.get(name)) or 0.0 for name in ("update", "epoch", "num_updates", "wps")}
+    ends = ((done["update"], train.get("max_epoch")), (done["num_updates"], train.get("max_update")))
+    parts = [updates / end for updates, limit in ends if (end := as_number(limit))]
     return {
         "fraction": min(1.0, max(parts, default=0.0)),
-        "epoch": int(record.get("epoch") or 0),
-        "updates": int(record.get("num_updates") or 0),
-        "tokens_per_second": float(record.get("wps") or 0),
+        "epoch": int(done["epoch"]),
+        "updates": int(done["num_updates"]),
+        "tokens_per_second": done["wps"],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import signal
 import time
 from functools import partial
@@ -122,12 +123,13 @@ def test_terminated_training_saves_its_last_update(tmp_path, commands, train_wor
 
 
 def assert_every_name_was_flushed_first(steps: list[str]) -> None:
-    """Each rename to NAME.pt follows a flush of NAME.pt.tmp."""
-    flushed, renamed = set(), 0
+    """Each rename to NAME.pt follows a flush of its temporary file, NAME.pt.XXXXXXXX.tmp."""
+    flushed: set[str] = set()
+    renamed = 0
     for step in steps:
         what, name = step.split()
         if what == "fsync":
-            flushed.add(name)
+            flushed.add(re.sub(r"\.[0-9a-f]{8}\.tmp$", ".tmp", name))
         elif what == "rename":
             assert f"{name}.tmp" in flushed, f"{name} was renamed before its content was on the disk"
             flushed.discard(f"{name}.tmp")

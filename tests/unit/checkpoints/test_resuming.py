@@ -132,7 +132,7 @@ def test_deleted_last_checkpoint_starts_a_new_training(interrupted, caplog):
     interrupted.last.unlink()
     assert interrupted.resume() == 0
     assert "resuming from" not in caplog.text
-    (interrupted.folder / "checkpoint_last.pt.tmp").write_bytes(b"half")
+    (interrupted.folder / "checkpoint_last.pt.0123abcd.tmp").write_bytes(b"half")
     assert interrupted.resume() == 2
     assert f"{interrupted.last}: was not written completely; resuming from" in caplog.text
 

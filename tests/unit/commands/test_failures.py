@@ -20,7 +20,7 @@ from tiny_models import make_trainer, save
 from fairseq_sharing import commands
 from fairseq_sharing.checkpoints.files import copy_atomically, save_atomically
 from fairseq_sharing.commands import COMMANDS, explain, main
-from fairseq_sharing.files import atomic_write, write_text
+from fairseq_sharing.files import atomic_write, temporary_folder, write_text
 from fairseq_sharing.interruption import Interruption, interruptible
 
 
@@ -140,6 +140,13 @@ def test_no_writer_leaves_a_temporary_file(tmp_path, monkeypatch, fails):
         with pytest.raises(type(fails)):
             write()
     assert names(tmp_path) == ["source"]
+
+
+def test_a_failed_write_names_its_folder(tmp_path):
+    with pytest.raises(OSError, match="No space left") as error, temporary_folder(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert explain(error.value) == f"{tmp_path / 'x'}: No space left on device"
+    assert not names(tmp_path)
 
 
 def test_a_failed_write_names_its_file(tmp_path):
@@ -299,3 +306,55 @@ def test_torch_reports_a_full_disk_as_the_system_does(tmp_path, small_disk):
 def test_every_command_is_in_these_tests():
     assert set(COMMANDS) - set(NEEDED) <= {"evaluate", "flags", "list", "power", "calibrate"}
     assert commands.MIN_COLUMNS == 20
+
+
+READERS = {
+    "untie": lambda model: ["untie", model, "--output"],
+    "average": lambda model: ["average", model.parent / "checkpoint2.pt", model, "--output"],
+    "export": lambda model: ["export", model, "--materialize", "--output"],
+    "translate a text": lambda model: ["translate", "none.pt", model, "--out"],
+    "translate with it": lambda model: ["translate", f"none.pt:{model}", "--out"],
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_an_output_that_is_an_input_is_refused(command, tmp_path, capfd):
+    """Under its own name and as a link."""
+    model = tmp_path / "checkpoint1.pt"
+    model.write_bytes(b"precious")
+    (tmp_path / "checkpoint2.pt").write_bytes(b"x")
+    (tmp_path / "link.pt").symlink_to(model)
+    for output in (model, tmp_path / "link.pt"):
+        words = [*READERS[command](model), output]
+        assert failed(capfd, words) == f"{words[-2]} {output}: would overwrite the input {model}; allowed: another file"
+        assert model.read_bytes() == b"precious"
+
+
+def test_a_link_at_the_name_of_a_temporary_file_is_not_followed(tmp_path):
+    """A folder from someone else may contain one."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("a.pt.tmp", "b.pt.tmp", "a.pt.0123abcd.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    save_atomically({"model": {}}, tmp_path / "a.pt")
+    copy_atomically(str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
+    assert victim.read_text() == "precious"
+    assert torch.load(tmp_path / "b.pt", weights_only=True) == {"model": {}}
+
+
+def test_checkpoints_written_at_once_under_one_name_are_not_mixed(tmp_path, monkeypatch):
+    """The second is written between the first one's content and its name."""
+    path, stock = tmp_path / "a.pt", Path.replace
+    calls = []
+
+    def replace(self, target):
+        calls.append(self)
+        if len(calls) == 1:
+            save_atomically({"model": {"second": torch.ones(3)}}, path)
+        return stock(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    save_atomically({"model": {"first": torch.zeros(5)}}, path)
+    assert len(set(calls)) == 2
+    assert set(torch.load(path, weights_only=True)["model"]) == {"first"}
+    assert names(tmp_path) == ["a.pt"]

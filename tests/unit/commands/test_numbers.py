@@ -56,6 +56,46 @@ def test_the_parsers_accept_their_limits():
             parse(text)
 
 
+OWN_LIMITS = [
+    (["distill", "run", "--out", "x", "--seed=-1"], "argument --seed: must be a whole number from 0 to "),
+    (
+        ["distill", "run", "--out", "x", "--upsample-original=1001"],
+        "argument --upsample-original: must be a whole number",
+    ),
+    (
+        ["distill", "run", "--out", "x", "--targets=sample", "--temperature=1e-300"],
+        "--temperature must be a number from",
+    ),
+    (
+        ["distill", "run", "--out", "x", "--targets=sample", "--temperature=nan"],
+        "argument --temperature: must be a finite",
+    ),
+    (
+        ["tie", "a.pt", "--output", "x", "--encoder-layers=0"],
+        "argument --encoder-layers: must be a whole number from 1 to",
+    ),
+    (["tie", "a.pt", "--output", "x", "--decoder-layers=10001"], "argument --decoder-layers: must be a whole number"),
+    (
+        ["tie", "a.pt", "--output", "x", "--unique-layers=0"],
+        "argument --unique-layers: must be a whole number from 1 to",
+    ),
+    (["tie", "a.pt", "--output", "x", "--depth-lora=-1"], "argument --depth-lora/--lora-rank: must be a whole number"),
+    (
+        ["tie", "a.pt", "--output", "x", "--fit-iterations=-1"],
+        "argument --fit-iterations: must be a whole number from 0",
+    ),
+    (["study", "run", "toy", "--dry-run", "--budget=99999999999999999999h"], "argument --budget: 9"),
+    (["study", "run", "toy", "--dry-run", "--out="], "argument --out: must not be empty"),
+    (["study", "run", "toy", "--dry-run", "--mirror="], "argument --mirror: must not be empty"),
+    (["study", "estimate", "toy", "--tflops=1e-300"], "argument --tflops: must be a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), OWN_LIMITS, ids=lambda value: str(value[-1]))
+def test_limits_of_single_flags(words, message, capfd):
+    assert failed(capfd, words).startswith(message)
+
+
 @pytest.mark.parametrize("port", ["0", "-1", "65536", "99999999999", "x", "", "1.5", "٣"])
 def test_ports(port):
     with pytest.raises(SharingError, match=r"^--master must be HOST:PORT, got .*; allowed: ports 1 to 65535$"):
@@ -95,6 +135,12 @@ KEYS = [
     ("data=3", "data: must be a path, got 3"),
     ("train=3", "train: must be a mapping, got 3"),
     ("train.optimizer=adam train.adam_betas='(0.9, 2)'", "train.adam_betas: (0.9, 2); allowed: numbers from 0"),
+    ("train.encoder_layers=100000000", "train.encoder_layers: 100000000; allowed: numbers from 1 to 10,000"),
+    ("train.optimizer=adam train.adam_betas=[0.9]", "train.adam_betas: 0.9; allowed: two numbers, got 1"),
+    (
+        "train.lr_scheduler=polynomial_decay train.total_num_update=0",
+        "train.total_num_update: 0; allowed: numbers from 1 with polynomial_decay",
+    ),
     ("train.optimizer=adam train.adam_eps=0", "train.adam_eps: 0.0; allowed: numbers above 0"),
 ]
 
@@ -108,7 +154,7 @@ def experiment(tmp_path_factory):
 
 @pytest.mark.parametrize(("overrides", "message"), KEYS)
 def test_keys_of_a_configuration(experiment, overrides, message):
-    words = overrides.split(" ", 1) if overrides.startswith("train.optimizer") else [overrides]
+    words = overrides.split(" ", 1) if overrides.startswith(("train.optimizer", "train.lr_")) else [overrides]
     with pytest.raises(SharingError) as error:
         compose(experiment, [BLOCK, *(word.replace("'", "") for word in words)], check=flags.check)
     assert message in str(error.value)
@@ -121,6 +167,10 @@ def test_keys_of_a_configuration(experiment, overrides, message):
         ("evaluate.beam=0", "evaluate.beam must be an integer >= 1, got 0"),
         ("evaluate.lenpen=.nan", "evaluate: length penalty lenpen must be a finite number, got nan"),
         ("evaluate.average_last=true", "evaluate.average_last must be an integer >= 1, got True"),
+        ("evaluate.test_lenpen=[1]", "evaluate.test_lenpen: [1]; allowed: a mapping from test set to length penalty"),
+        ("evaluate.compound_split=7", "evaluate.compound_split must be true or false, got 7"),
+        ("evaluate.beam=1001", "evaluate.beam must be at most 1,000, got 1001"),
+        ("evaluate.max_tokens=1000000001", "evaluate.max_tokens must be at most 1,000,000,000, got 1000000001"),
         ("evaluate.max_len_a=-1", "evaluate.max_len_a must be a finite number >= 0, got -1"),
         ("train.dropout=2", "override: train.dropout: 2.0; allowed: numbers from 0 to below 1"),
         ("tokens_per_batch=0", "tokens_per_batch=0: not a multiple of "),
@@ -130,6 +180,7 @@ def test_a_dry_run_refuses_them_too(override, message, tmp_path, capfd):
     words = ["train", "toy", "row=vanilla", "--dry-run", "--data", tmp_path, "--runs", tmp_path / "runs", override]
     assert message in failed(capfd, words)
     if not override.startswith("tokens"):
+        assert message in failed(capfd, ["study", "run", "toy", "--out", tmp_path, "--dry-run", override])
         assert message in failed(capfd, ["describe", "toy", "row=vanilla", "--vocabulary", 50, override])
     assert not list(tmp_path.iterdir())
 

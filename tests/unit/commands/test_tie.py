@@ -121,6 +121,23 @@ def test_the_checkpoint_itself_is_refused_as_output(vanilla_file, tmp_path, caps
     output.symlink_to(vanilla_file)
     assert main(["tie", str(vanilla_file), "--sharing", "universal", "--output", str(output)]) == 2
     assert capsys.readouterr().err == (
-        f"fairseq-sharing tie: error: --output {output}: is the checkpoint to tie; allowed: another file\n"
+        f"fairseq-sharing tie: error: --output {output}: would overwrite the input {vanilla_file}; "
+        "allowed: another file\n"
     )
     assert vanilla_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "rules", "message"),
+    [
+        ({"depth_lora_of": "q"}, {}, "--depth-lora-of q: there are no adapters; allowed: with --depth-lora"),
+        ({}, {"init": "zz"}, "--init zz: allowed: stepwise, average, first"),
+        ({"depth_lora": 2}, {"fit_iterations": 1001}, "--fit-iterations 1001: allowed: 0 to 1,000"),
+        ({"depth_lora": 2}, {"fit_iterations": -1}, "--fit-iterations -1: allowed: 0 to 1,000"),
+        ({"depth_lora": 2, "depth_lora_of": ""}, {}, "--depth-lora-of : allowed: a comma-separated list of q, k, v"),
+    ],
+)
+def test_senseless_rules_are_refused(vanilla_file, options, rules, message):
+    with pytest.raises(SharingError) as error:
+        tie(load_checkpoint(vanilla_file), {"sharing": "universal", **options}, **rules)
+    assert str(error.value).startswith(message)

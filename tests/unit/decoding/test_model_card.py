@@ -138,7 +138,7 @@ def test_text_of_files_stays_on_its_line(run):
     record = {**RECORD, "data": str(run.parent / "data"), "batch": "one\n# two\x1b[31m"}
     (run / "run.json").write_text(json.dumps(record))
     _, body = parts(card_of_run(run, USAGE))
-    assert "- batch: one # two\\x1b[31m\n" in body
+    assert "- batch: one # two\\\\x1b\\[31m\n" in body  # a Markdown page shows \x1b[31m
 
 
 def test_other_folders_and_language_models_are_refused(run, tmp_path):
@@ -177,3 +177,39 @@ def test_export_contains_a_card(monkeypatch, tmp_path):
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters." in body
     assert "## How to use" not in body, "there is no tokenizer"
     assert "## Training" not in body
+
+
+EVIL = "x\n```\n---\n<script>alert(1)</script> [a](javascript:b) | `c`\n# H"
+
+
+def test_texts_of_others_stay_text(run):
+    """Configuration, record and manifest come with a run from someone else."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"] |= {"note": EVIL, "encoder_embed_dim": EVIL}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    data = run.parent / "data"
+    (data / "manifest.json").write_text(
+        json.dumps({**MANIFEST, "dataset": EVIL, "license": EVIL, "tokenizer": {"name": "moses", EVIL: EVIL}})
+    )
+    record = {**RECORD, "data": str(data), "batch": EVIL, "versions": {"torch": EVIL}, "device": {"name": EVIL}}
+    (run / "run.json").write_text(json.dumps(record))
+    front, body = parts(card_of_run(run, USAGE, license=EVIL))
+    assert front["datasets"] == ["x ``` --- <script>alert(1)</script> [a](javascript:b) | `c` # H"]
+    assert front["license"] == front["datasets"][0]
+    fence, inside = "", []
+    for line in body.splitlines():
+        if line.startswith("```"):
+            fence = "" if line == fence else fence or line.rstrip("abcdefghijklmnopqrstuvwxyz")
+        elif not fence:
+            inside.append(line)
+    assert not fence
+    text = "\n".join(inside)
+    for active in ("<script", "[a](", "`c`", "\n# H"):
+        assert active not in text.replace("\\" + active[0], ""), active
+    assert text.count("\\<script") == 9
+
+
+def test_the_command_of_a_card_is_safe_to_copy(run, capsys):
+    folder = run.rename(run.parent / "a; touch $(id) `id`")
+    assert main(["card", str(folder)]) == 0
+    assert "\nfairseq-sharing translate 'a; touch $(id) `id`' < INPUT\n" in capsys.readouterr().out

@@ -349,6 +349,13 @@ def test_every_file_of_an_exported_model_is_checked(exported, tmp_path, caplog):
             with pytest.raises(SharingError, match=rf"^{folder / name}: missing"):
                 Translator(folder)
     manifest = json.loads((exported / "manifest.json").read_text())
+    for name in names:
+        folder = tmp_path / f"without {name}"
+        shutil.copytree(exported, folder)
+        checksums = {key: value for key, value in manifest["sha256"].items() if key != name}
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": checksums}))
+        with pytest.raises(SharingError, match=rf"manifest\.json: sha256 lacks {name}; export the model again$"):
+            Translator(folder)
     del manifest["sha256"]
     shutil.copytree(exported, tmp_path / "old")
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))

@@ -116,7 +116,7 @@ def test_interpolation_takes_the_best_bleu_and_then_the_higher_score():
         ({"nbest": 4}, "^--nbest 4: requires --targets interpolate, got best$"),
         ({"targets": "interpolate", "nbest": 4, "beam": 3}, r"^--nbest must be between 1 and --beam \(3\), got 4$"),
         ({"targets": "sample", "beam": 3}, "^--beam 3: --targets sample has no beam; allowed: best or interpolate$"),
-        ({"targets": "sample", "temperature": 0.0}, "^--temperature must be a finite number above 0, got 0.0$"),
+        ({"targets": "sample", "temperature": 0.0}, r"^--temperature must be a number from 0.01 to 100, got 0\.0$"),
         ({"max_ratio": 0.5}, "^--max-ratio must be a finite number >= 1, got 0.5$"),
         ({"min_bleu": 101}, "^--min-bleu must be between 0 and 100, got 101$"),
     ],

@@ -104,6 +104,18 @@ def test_a_row_must_be_named_once(study, overrides, message):
         ("baseline: plain", "baseline: plan", "compare.baseline: no row 'plan'; allowed: shared, plain"),
         ("margin: 0.5", "margin: .nan", "compare.margin: nan; allowed: finite numbers"),
         ("pairs: 10", "pairs: -1", "estimate.pairs: -1; allowed: a whole number from 1"),
+        ("pairs: 10, ", "", "estimate: vocabulary; allowed: vocabulary, and pairs or tokens per epoch"),
+        ("overrides: [train.max_epoch=7]", "overrides: 5", "overrides: 5; allowed: a list such as [train.max_epoch=3]"),
+        (
+            "{train: {encoder_layers: 8}}",
+            "{from_trained: {checkpoint: a, fit_iterations: x}}",
+            "rows.add: deep: from_trained.fit_iterations: 'x'; allowed: a whole number from 0",
+        ),
+        (
+            "{train: {encoder_layers: 8}}",
+            "{from_trained: {checkpoint: a, align: 7}}",
+            "rows.add: deep: from_trained.align: 7; allowed: true or false",
+        ),
         ("overrides: [train.max_epoch=7]", "overrides: [max_epoch=7]", "unknown key 'max_epoch'"),
     ],
 )

@@ -144,7 +144,7 @@ def test_other_references_are_refused(tmp_path):
 
 def test_segments_in_which_rows_differ_most_are_quoted_with_all_seeds(tmp_path, monkeypatch):
     references = _study(tmp_path)
-    sources = [f"source {number}" for number in range(1, 61)]
+    sources = [f"source <b>{number}" for number in range(1, 61)]
     file = tmp_path / "hypotheses" / "cycle-seed1.de.gz"
     for name in ("cycle-seed1", "cycle-seed2", "vanilla-seed1", "vanilla-seed2"):
         file = tmp_path / "hypotheses" / f"{name}.de.gz"
@@ -161,7 +161,7 @@ def test_segments_in_which_rows_differ_most_are_quoted_with_all_seeds(tmp_path, 
     assert first == ("7", "+100.0")
     assert last[0] != "7"
     quoted = page.split("### Segment 7: ")[1].split("###")[0]
-    assert "- source: source 7\n" in quoted
+    assert "- source: source \\<b\\>7\n" in quoted, "HTML in a sentence is text on the page"
     assert f"- reference: {references[6]}\n" in quoted
     assert f"- cycle, seed 2 (100.0): {references[6]}\n" in quoted
     assert "- vanilla, seed 1 (0.0): xyz\n" in quoted

@@ -16,6 +16,8 @@ from stand_in_run import words
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.averages import AVERAGE, hashes
+from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.experiment.config import find_study
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.studies import run_study, runner
@@ -89,7 +91,13 @@ def test_a_changed_comparison_is_kept(commands):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- a\n", "not the declaration of a study"), ("a: [", "not readable as YAML")]
+    ("text", "message"),
+    [
+        ("- a\n", "must be a mapping"),
+        ("a: [", "not readable as YAML"),
+        ("earlier: 5\n", "earlier: 5; allowed: a list of compare blocks"),
+        ("compare: [1]\n", "compare: \\[1\\]; allowed: a mapping with baseline, primary, metric, margin"),
+    ],
 )
 def test_a_damaged_declaration_is_refused_in_one_line(commands, text, message):
     Path("runs/mine/report").mkdir(parents=True)
@@ -206,12 +214,63 @@ def test_list_shows_studies_data_and_runs(commands, capsys):
     assert "damaged" in capsys.readouterr().out
 
 
+def record_average(run: RunDirectory) -> None:
+    """Record the average as that of the two epochs, as ``evaluate`` does."""
+    inputs = hashes([run.checkpoints / f"checkpoint{number}.pt" for number in (1, 2)])
+    Steps(run.steps_file).record(AVERAGE, inputs, run.checkpoints / AVERAGE)
+
+
+@pytest.mark.parametrize("lacks", ["average", "record", "bytes"])
+def test_clean_keeps_checkpoints_whose_average_cannot_be_used(commands, capsys, lacks):
+    """Another number of epochs was averaged, or the average is damaged: only the checkpoints can make it again."""
+    run_all(rows=("vanilla",), seeds=(1,))
+    run = RunDirectory(Path("runs/mine/vanilla-seed1"))
+    for name in ("1", "2", "_average", "_average_last1"):
+        (run.checkpoints / f"checkpoint{name}.pt").write_text(name)
+    if lacks != "record":
+        record_average(run)
+    if lacks == "average":
+        (run.checkpoints / AVERAGE).unlink()
+    elif lacks == "bytes":
+        (run.checkpoints / AVERAGE).write_text("flipped")
+    assert main(["clean", "--yes"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+    assert (run.checkpoints / "checkpoint1.pt").is_file()
+
+
+LOGS = {
+    "text": '{"update": "abc", "num_updates": [1], "epoch": {}, "wps": "x"}',
+    "not finite": '{"update": NaN, "num_updates": 1e999, "epoch": Infinity, "wps": -1e999}',
+    "huge": f'{{"update": {"9" * 400}, "num_updates": {"9" * 400}, "epoch": 1, "wps": 1}}',
+}
+CONFIGURATIONS = {"[1]": [1], "x": "x", "0": "0", "mapping": {"a": 1}, "missing": None}
+
+
+@pytest.mark.parametrize("damaged", [*LOGS, *CONFIGURATIONS])
+def test_foreign_logs_and_configurations_do_not_stop_list_clean_and_status(commands, capsys, damaged):
+    run_all(rows=("vanilla",), seeds=(1,))
+    run = RunDirectory(Path("runs/mine/vanilla-seed1"))
+    if damaged in LOGS:
+        run.log_file.write_text(f"t | INFO | train_inner | {LOGS[damaged]}\n")
+    else:
+        content = yaml.safe_load(run.config_file.read_text())
+        content["train"]["max_epoch"] = content["train"]["max_update"] = CONFIGURATIONS[damaged]
+        if damaged == "missing":
+            del content["train"]
+        run.config_file.write_text(yaml.safe_dump(content))
+    capsys.readouterr()
+    for words_ in (["list", "runs"], ["clean", "--dry-run"], ["study", "status", "mine.yaml"]):
+        assert main(words_) == 0, capsys.readouterr()
+    assert "finished" in capsys.readouterr().out
+
+
 def test_clean_keeps_what_results_need(commands, capsys):
     run_all(rows=("vanilla",))
     finished, other = (RunDirectory(Path(f"runs/mine/vanilla-seed{seed}")) for seed in (1, 2))
     for run in (finished, other):
         for name in ("1", "2", "_best", "_average", "_average_last5", "_2_700"):
             (run.checkpoints / f"checkpoint{name}.pt").write_text("x" * 1000)
+        record_average(run)
     other.write_record({**other.record(), "exit_status": 143})
     assert main(["clean", "--dry-run"]) == 0
     told = capsys.readouterr().out
