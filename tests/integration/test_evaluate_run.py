@@ -95,7 +95,7 @@ def _evaluate(place, run, *flags):
 
 
 def test_runs_are_evaluated_and_reported_with_their_hypotheses(place, capsys, translations_in_forks):
-    universal = _evaluate(place, "universal")
+    universal = _evaluate(place, "universal")  # in separate processes
     translations_in_forks()
     vanilla = _evaluate(place, "vanilla")
 
