@@ -34,6 +34,8 @@ def call_after_imports(function: Callable[[], None]) -> None:
 
 
 def _call_if_ready() -> None:
+    if not _waiting:
+        return
     watched = [module for name, module in list(sys.modules.items()) if _is_watched(name)]
     if "fairseq" in sys.modules and not any(map(_is_importing, watched)):
         while _waiting:

@@ -160,6 +160,41 @@ def fork_generation() -> None:
     generation.subprocess = SimpleNamespace(Popen=_ForkedGeneration, PIPE=None)
 
 
+def fork_runs() -> None:
+    """Make ``fairseq-sharing study run`` in this process start the commands of its runs, and theirs, as forks."""
+    from fairseq_sharing.studies import runner
+
+    runner.subprocess = SimpleNamespace(Popen=_ForkedRun, DEVNULL=None, STDOUT=None)
+
+
+class _ForkedRun:
+    """The part of subprocess.Popen that studies use for a run."""
+
+    def __init__(self, command: list[str], stdout: Any, env: dict[str, str], **_: object):
+        self._process = multiprocessing.Process(target=_run_command, args=(command, stdout.fileno(), env))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+
+def _run_command(command: list[str], output: int, env: dict[str, str]) -> None:
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(env)
+    fork_trainings()
+    fork_generation()
+    _become(command[3], command[4:])
+
+
 class _ForkedGeneration:
     """The part of subprocess.Popen that evaluation uses."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from fairseq import options
 from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import generate, interactive, preprocess, train, validate
 
 # Imported by tests that are not selected.
@@ -125,11 +126,12 @@ def generate_main(data_dir, extra_flags=None, path=None):
     flags += ["--beam", "3", "--batch-size", "64", "--max-len-b", "5"]
     words = [data_dir, *flags, *(["--print-alignment"] if extra_flags is None else extra_flags)]
     args = options.parse_args_and_arch(options.get_generation_parser(), words)
-    generate.main(args)
+    cfg = convert_namespace_to_omegaconf(args)  # Hydra takes a third of a second
+    generate.main(cfg)
 
-    args.buffer_size, args.input, args.batch_size = 0, "-", None
+    cfg.interactive.buffer_size, cfg.interactive.input, cfg.dataset.batch_size = 0, "-", None
     stdin, sys.stdin = sys.stdin, StringIO("h e l l o\n")
     try:
-        interactive.main(args)
+        interactive.main(cfg)
     finally:
         sys.stdin = stdin

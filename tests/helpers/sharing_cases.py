@@ -85,3 +85,9 @@ CASES = (
 # Every test of a case also runs on the fast path.
 CASES += tuple(replace(case, name=f"{case.name}-fast", options={**case.options, "fast": True}) for case in CASES)
 BY_NAME = {case.name: case for case in CASES}
+# All pairs of a map, a norm and a path, half of the triples: the map only chooses each layer's parameters, and the fast
+# path replaces dropout and attention of a finished model, so a triple adds nothing to its pairs.
+WITH_NORMS = [
+    (case, NORMS[(number + bool(case.options.get("fast"))) % 2])
+    for number, case in zip([*range(len(CASES) // 2)] * 2, CASES, strict=True)
+]

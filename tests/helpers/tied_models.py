@@ -7,9 +7,15 @@ import re
 from argparse import Namespace
 
 import torch
-from sharing_cases import LAYERS
+from sharing_cases import CASES, LAYERS, NORMS
 from tiny_models import arguments, batch, build, perturb
 
+from fairseq_sharing.checkpoints.initial_values import INITS
+
+PLAIN = [case for case in CASES if "fast" not in case.options]
+# Every rule with every map, each with one of the norms, which no rule looks at; every map and every rule has both.
+TIED = [(case, NORMS[(m + r) % 2], init) for m, case in enumerate(PLAIN) for r, init in enumerate(INITS)]
+TIED_IDS = [f"{case.name}-{norm}-{init}" for case, norm, init in TIED]
 CYCLE = {"sharing": "cycle", "unique_layers": 3}
 STACKS = ("encoder", "decoder")
 

@@ -35,11 +35,11 @@ train:
 """
 
 
-def call(*words, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+def call(*words, cwd: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, *map(str, words)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
     )
-    assert done.returncode == status, done.stderr
+    assert done.returncode == 0, done.stderr
     return done
 
 

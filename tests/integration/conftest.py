@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-from fairseq_processes import ENVIRONMENT, PLUGIN, Commands, lines_by_kind
+from fairseq_processes import PLUGIN, lines_by_kind
 from tiny_training import CYCLE_REV, TRAINING, distributed, write_corpus
-
-
-@pytest.fixture(scope="session")
-def commands(tmp_path_factory) -> Commands:
-    """Start commands of fairseq and of this project."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in ENVIRONMENT.items():
-            environment.setenv(name, value)
-        forkserver.ensure_running()
-    return Commands(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,13 @@ VANILLA = ["--arch", "transformer", *LAYERS]
 SEQUENCE = ["--arch", "transformer_sharing", "--encoder-layers", "3", "--decoder-layers", "6"]
 SEQUENCE += ["--encoder-sharing", "universal", "--decoder-sharing", "sequence", "--decoder-unique-layers", "3"]
 
+# Runs modules like python -m, one after the other, because importing fairseq takes seconds.
+RUN_EACH = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
 
 def call(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a user does and require success."""
@@ -66,12 +73,12 @@ def test_fairseq_train_from_a_clone(tmp_path, train_words):
 
 def test_fairseq_commands_from_an_installation(tmp_path, installed, train_words, data):
     """fairseq finds an installed package from any directory, without a path."""
-    run = [sys.executable, "-P", "-m"]
-    words = train_words("checkpoints", "--max-update", "2", user_dir="fairseq_sharing")
-    call([*run, "fairseq_cli.train", *words], cwd=tmp_path, PYTHONPATH=str(installed))
-    words = [data, "--path", "checkpoints/checkpoint_last.pt", "--gen-subset", "test1", "--max-len-b", "5", "--cpu"]
-    words += ["--user-dir", "fairseq_sharing"]
-    done = call([*run, "fairseq_cli.generate", *words], cwd=tmp_path, PYTHONPATH=str(installed))
+    plugin = ["--user-dir", "fairseq_sharing"]
+    train = ["fairseq_cli.train", *train_words("checkpoints", "--max-update", "2", user_dir="fairseq_sharing")]
+    generate = ["fairseq_cli.generate", data, *plugin, "--path", "checkpoints/checkpoint_last.pt", "--cpu"]
+    generate += ["--gen-subset", "test1", "--max-len-b", "5"]
+    commands = json.dumps([[str(word) for word in words] for words in (train, generate)])
+    done = call([sys.executable, "-P", "-c", RUN_EACH, commands], cwd=tmp_path, PYTHONPATH=str(installed))
     assert sorted(lines_by_kind(done.stdout)["H"]) == list(range(5))
     assert list((installed / "fairseq_sharing").glob("__pycache__/tying*.pyc")), "a different fairseq_sharing was used"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fairseq_sharing.commands import main
+from fairseq_sharing.evaluation.scoring import Scorer
+from fairseq_sharing.files import read_lines
 
 MIRROR = os.environ.get("FAIRSEQ_SHARING_MIRROR")
 mirror = pytest.mark.skipif(not MIRROR, reason="FAIRSEQ_SHARING_MIRROR is not set to a folder with real text")
@@ -29,10 +31,15 @@ def _system(name):
     ],
 )
 def test_published_scores_of_newstest2017(system, bleu, chrf, capsys):
-    reference = str(NEWSTEST / "newstest2017.de.gz")
-    status = main(["evaluate", "--hypothesis", _system(system), "--reference", reference, "--json"])
-    scores = json.loads(capsys.readouterr().out)
-    assert status == 0
+    reference = NEWSTEST / "newstest2017.de.gz"
+    if system == "C-3MA.4959":
+        status = main(["evaluate", "--hypothesis", _system(system), "--reference", str(reference), "--json"])
+        assert status == 0
+        scores = json.loads(capsys.readouterr().out)
+    else:
+        scorer = Scorer([list(read_lines(reference))])
+        del scorer.metrics["ter"]  # takes most of the time
+        scores = scorer.scores(list(read_lines(Path(_system(system)))))
     assert f"{scores['bleu']:.2f}" == bleu
     assert scores["segments"] == 3004
     if chrf is not None:

@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import shutil
+import subprocess
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -83,9 +85,19 @@ def place(tmp_path_factory, commands):
 
 @pytest.fixture
 def translations_in_forks(commands, monkeypatch):
-    """Return a function after whose call translations run in forks, where everything is imported already."""
-    forking = SimpleNamespace(Popen=partial(generate_in_fork, commands), PIPE=None)
-    return lambda: monkeypatch.setattr(generation, "subprocess", forking)
+    """Return a function after whose call translations run in forks, where everything is imported already.
+
+    Its argument is the number of translations before the first of them that still run in separate processes.
+    """
+
+    def install(separate: int = 0) -> None:
+        programs = itertools.chain(
+            itertools.repeat(subprocess.Popen, separate), itertools.repeat(partial(generate_in_fork, commands))
+        )
+        start = SimpleNamespace(Popen=lambda *command, **options: next(programs)(*command, **options), PIPE=-1)
+        monkeypatch.setattr(generation, "subprocess", start)
+
+    return install
 
 
 def _evaluate(place, run, *flags):
@@ -95,8 +107,8 @@ def _evaluate(place, run, *flags):
 
 
 def test_runs_are_evaluated_and_reported_with_their_hypotheses(place, capsys, translations_in_forks):
+    translations_in_forks(separate=1)
     universal = _evaluate(place, "universal")
-    translations_in_forks()
     vanilla = _evaluate(place, "vanilla")
 
     assert {name: score["segments"] for name, score in vanilla["scores"].items()} == {"five": 5, "more": 21}

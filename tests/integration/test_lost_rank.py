@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fairseq_processes import ROOT
 from tiny_training import free_port
-from words_corpus import ENVIRONMENT, make_place
+from words_corpus import make_place
 
 from fairseq_sharing.checkpoints.files import load_checkpoint
 from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -36,10 +35,15 @@ def processes_of(run: RunDirectory) -> dict[str, int]:
     return found
 
 
+def set_path() -> None:
+    """Let the programs that this process starts import the package."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+
+
 class Training:
     """The command with two ranks in the background, on one machine or on two simulated machines."""
 
-    def __init__(self, place: Path, nodes: int):
+    def __init__(self, commands, place: Path, nodes: int):
         words = ["train", "words.yaml", "run=lost", "train.save_interval_updates=2", "train.max_update=1000000"]
         self.run = RunDirectory(Path("runs/words/lost-seed1"))
         self.place = place
@@ -47,15 +51,9 @@ class Training:
         if nodes == 2:
             here = f"127.0.0.1:{free_port()}"
             starts = [["--devices", "1", "--nodes", "2", "--node-rank", n, "--master", here] for n in "01"]
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "fairseq_sharing", *words, *more],
-                cwd=place,
-                env=ENVIRONMENT,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for more in starts
+        # These are forks; torchrun and its ranks are separate programs.
+        self.commands = [
+            commands.start("fairseq_sharing", *words, *more, cwd=place, before=set_path) for more in starts
         ]
 
     @property
@@ -69,14 +67,15 @@ class Training:
     def wait_for_update(self, more_than: int) -> None:
         end = time.monotonic() + 180
         while self.saved <= more_than:
-            assert self.processes[0].poll() is None, self.processes[0].stderr.read()
+            assert self.commands[0].process.is_alive(), self.commands[0].stderr
             assert time.monotonic() < end, f"not more than {more_than} updates in three minutes"
             time.sleep(0.5)
 
-    def end(self) -> str:
-        """Wait for all commands; return the stderr of the first."""
-        first, *_ = [process.communicate(timeout=120)[1] for process in self.processes]
-        return first
+    def end(self, status: int) -> str:
+        """Wait for all commands; return the stderr of the first, which must have this exit status."""
+        for command in self.commands:
+            command.process.join(120)
+        return self.commands[0].wait(status, patience=0).stderr
 
 
 LOSSES = [
@@ -92,13 +91,12 @@ def test_the_next_start_resumes_after_any_loss(losses, tmp_path, commands):
     place = make_place(tmp_path, commands)
     saved = 0
     for lost, number, error in losses:
-        training = Training(place, nodes=2 if lost == "machine 1" else 1)
+        training = Training(commands, place, nodes=2 if lost == "machine 1" else 1)
         training.wait_for_update(saved)
         running = processes_of(training.run)
         assert {"rank 0", "rank 1"} <= set(running)
-        os.kill({**running, "command": training.processes[0].pid}[lost], number)
-        told = training.end()
-        assert training.processes[0].returncode == (143 if lost == "command" else 2), told
+        os.kill({**running, "command": training.commands[0].process.pid}[lost], number)
+        told = training.end(143 if lost == "command" else 2)
         if error:
             assert told.splitlines()[-1].startswith(f"fairseq-sharing train: error: {error}")
         assert "Traceback" not in told

@@ -36,19 +36,21 @@ class Training(NamedTuple):
     ranks: int
     model: list[str]
     flags: list[str]
-    places: tuple[str, ...] = ("in the first epoch", "between epochs")
+    places: tuple[str, ...]
 
 
-EVERYWHERE = ("in the first epoch", "between epochs", "in a later epoch")
+# The position in the data depends on the place and the number of ranks, not on the model.
+FIRST, BETWEEN = ("in the first epoch",), ("between epochs",)
+EVERYWHERE = (*FIRST, *BETWEEN, "in a later epoch")
 TRAININGS = {
     "cycle_rev": Training(1, CYCLE_REV, FLAGS, EVERYWHERE),
     "cycle_rev on 2 ranks": Training(2, CYCLE_REV, FLAGS, EVERYWHERE),
-    "cycle_rev, fast, on 2 ranks": Training(2, CYCLE_REV, [*FLAGS, *FAST], EVERYWHERE),
-    "vanilla": Training(1, SHARING, FLAGS),
-    "cycle, fast, Admin": Training(1, CYCLE, [*FLAGS, *FAST, "--admin", "profile"]),
-    "universal with ACT": Training(1, [*SHARING, "--sharing", "universal"], [*FLAGS, *ACT]),
-    "MoEUT": Training(1, MOEUT, [*FLAGS, *BALANCED]),
-    "dynamic layer tying": Training(1, SHARING, [*FLAGS, *DYNAMIC]),
+    "cycle_rev, fast, on 2 ranks": Training(2, CYCLE_REV, [*FLAGS, *FAST], FIRST),
+    "vanilla": Training(1, SHARING, FLAGS, FIRST),
+    "cycle, fast, Admin": Training(1, CYCLE, [*FLAGS, *FAST, "--admin", "profile"], BETWEEN),
+    "universal with ACT": Training(1, [*SHARING, "--sharing", "universal"], [*FLAGS, *ACT], FIRST),
+    "MoEUT": Training(1, MOEUT, [*FLAGS, *BALANCED], BETWEEN),
+    "dynamic layer tying": Training(1, SHARING, [*FLAGS, *DYNAMIC], (*FIRST, *BETWEEN)),
 }
 ONE_RANK = [name for name, training in TRAININGS.items() if training.ranks == 1]
 RESUMES = [(name, place) for name, training in TRAININGS.items() for place in training.places]

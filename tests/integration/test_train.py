@@ -21,16 +21,9 @@ def place(tmp_path_factory, commands) -> Path:
     return make_place(tmp_path_factory.mktemp("train"), commands)
 
 
-def _train_as_a_user(place: Path, *words: str, status: int = 0) -> str:
-    """Run the command in separate processes; return its stderr."""
-    done = call("-m", "fairseq_sharing", "train", "words.yaml", *words, cwd=place, status=status)
-    assert done.stdout == ""
-    return done.stderr
-
-
 @pytest.fixture(scope="module")
 def train(place, commands):
-    """Run the command like ``_train_as_a_user``, but fork instead of importing torch and fairseq again."""
+    """Run the command; fork instead of importing torch and fairseq again. Return its stderr."""
 
     def run(*words: str, status: int = 0) -> str:
         command = ["fairseq_sharing", "train", "words.yaml", *words]
@@ -43,8 +36,10 @@ def train(place, commands):
 
 @pytest.fixture(scope="module")
 def trained(place) -> tuple[Path, str]:
-    """A finished run of 6 updates, and the command's stderr."""
-    return place / "runs" / "words" / "words-seed1", _train_as_a_user(place)
+    """A finished run of 6 updates, made by separate processes, and the command's stderr."""
+    done = call("-m", "fairseq_sharing", "train", "words.yaml", cwd=place)
+    assert done.stdout == ""
+    return place / "runs" / "words" / "words-seed1", done.stderr
 
 
 def _words_per_batch(run: RunDirectory) -> list[int]:
@@ -99,7 +94,7 @@ def test_run_under_another_recipe_is_refused_in_one_line(trained, train, words, 
 
 
 def test_mistake_that_fairseq_finds_is_reported_in_one_line_and_can_be_corrected(place, train):
-    told = _train_as_a_user(place, "run=wrong", "train.valid_subset=other", status=2)
+    told = train("run=wrong", "train.valid_subset=other", status=2)
     assert told.splitlines()[-1] == (
         "fairseq-sharing train: error: fairseq-train failed: FileNotFoundError: Dataset not found: other"
         " (data/words/bin) (log: runs/words/wrong-seed1/train.log)"

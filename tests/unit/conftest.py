@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sharing_cases import CASES, NORMS
+from sharing_cases import CASES, NORMS, WITH_NORMS
 
 import fairseq_sharing.models.transformer_sharing  # noqa: F401  fixes bf16 on some machines, before the first matrix product
 
@@ -22,6 +22,20 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    """Combine the cases below with the norms in pairs, unless a test has cases or norms of its own."""
+    own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
+    if {"case", "norm"} <= set(metafunc.fixturenames) - own and not hasattr(metafunc.module, "case"):
+        ids = [f"{case.name}-{norm}" for case, norm in WITH_NORMS]
+        metafunc.definition.add_marker(pytest.mark.parametrize(("case", "norm"), WITH_NORMS, ids=ids))
+
+
+def _names(mark):
+    names = mark.args[0]
+    return names.replace(" ", "").split(",") if isinstance(names, str) else names
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

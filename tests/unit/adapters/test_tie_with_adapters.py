@@ -5,21 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from depth_models import ALL, adapted
-from sharing_cases import CASES, LAYERS
-from tied_models import CYCLE, STACKS, checkpoint_of, load, logits, own_layers, vanilla_checkpoint
+from sharing_cases import BY_NAME, LAYERS
+from tied_models import CYCLE, STACKS, TIED, TIED_IDS, checkpoint_of, load, logits, own_layers, vanilla_checkpoint
 from tiny_models import EMBED, arguments, assert_same_translations, build, build_case, tensors, translate
 
 from fairseq_sharing.adapters.low_rank import fit_adapters
-from fairseq_sharing.checkpoints.initial_values import INITS
 from fairseq_sharing.checkpoints.tie import tie
 from fairseq_sharing.errors import SharingError
 
 FULL = {"depth_lora": EMBED, "depth_bias": True, "depth_norm": True}
-
-
-@pytest.fixture(params=[case for case in CASES if "fast" not in case.options], ids=lambda case: case.name)
-def case(request):
-    return request.param
 
 
 def stock(source: dict, norm: str):
@@ -28,7 +22,7 @@ def stock(source: dict, norm: str):
     return model
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(("case", "norm", "init"), TIED, ids=TIED_IDS)
 def test_full_rank_reproduces_the_source(case, norm, init):
     """For every map, scope and rule: the logits to 1e-5, and the same hypotheses."""
     source = vanilla_checkpoint(norm)
@@ -146,7 +140,7 @@ def test_a_model_with_adapters_is_tied_with_the_matrices_that_it_uses(norm):
 
 
 def test_equal_layers_give_their_model_with_any_adapters(norm):
-    source = build_case(next(case for case in CASES if case.name == "universal"), norm).eval()
+    source = build_case(BY_NAME["universal"], norm).eval()
     checkpoint = checkpoint_of(source, arguments(norm, sharing="universal"))
     options = {**CYCLE, **ALL}
     torch.testing.assert_close(logits(load(tie(checkpoint, options), norm, **options)), logits(source), rtol=0, atol=0)

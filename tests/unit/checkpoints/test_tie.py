@@ -7,8 +7,19 @@ import re
 
 import pytest
 import torch
-from sharing_cases import BY_NAME, CASES, LAYERS
-from tied_models import CYCLE, STACKS, checkpoint_of, load, logits, own_layers, vanilla_checkpoint
+from sharing_cases import BY_NAME, LAYERS
+from tied_models import (
+    CYCLE,
+    PLAIN,
+    STACKS,
+    TIED,
+    TIED_IDS,
+    checkpoint_of,
+    load,
+    logits,
+    own_layers,
+    vanilla_checkpoint,
+)
 from tiny_models import EMBED, FFN, HEADS, arguments, assert_tied, build, build_case, tensors
 
 from fairseq_sharing.checkpoints.align import align_layer
@@ -19,7 +30,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import StackSharing
 
 
-@pytest.fixture(params=[case for case in CASES if "fast" not in case.options], ids=lambda case: case.name)
+@pytest.fixture(params=PLAIN, ids=lambda case: case.name)
 def case(request):
     """Each strategy, a custom map, partial scopes, and stacks that differ; the fast path has the same weights."""
     return request.param
@@ -47,7 +58,7 @@ def test_an_identity_map_gives_the_input_back(init, norm):
     assert again["model"]["_extra_state"] == tied["model"]["_extra_state"]
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(("case", "norm", "init"), TIED, ids=TIED_IDS)
 def test_equal_layers_give_the_model_that_they_are_in(case, norm, init):
     """Any rule, any map and any scope: the source has one layer, used at all depths."""
     source = build_case(BY_NAME["universal"], norm).eval()
@@ -58,7 +69,7 @@ def test_equal_layers_give_the_model_that_they_are_in(case, norm, init):
     torch.testing.assert_close(logits(model), logits(source), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(("case", "norm", "init"), TIED, ids=TIED_IDS)
 def test_every_tensor_is_filled_by_the_rule_or_stays_with_its_depth(case, norm, init):
     source = vanilla_checkpoint(norm)
     model = load(tie(source, options_of(case), init), norm, **case.options)

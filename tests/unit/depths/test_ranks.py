@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,26 +12,15 @@ HELPERS = Path(__file__).resolve().parents[2] / "helpers"
 
 
 @pytest.fixture(scope="module")
-def noted(tmp_path_factory, data_dir):
+def noted(tmp_path_factory, data_dir, commands):
     """Return the record of each of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+    store = folder / "store"
     started = [
-        subprocess.Popen(
-            [
-                *(sys.executable, HELPERS / "depths_rank.py", data_dir, str(rank), "2"),
-                *(folder / "store", folder / f"{rank}.pt"),
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        commands.start("depths_rank", data_dir, rank, 2, store, folder / f"{rank}.pt", cwd=HELPERS) for rank in range(2)
     ]
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-2000:]
+    for rank in started:
+        rank.wait()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -3,6 +3,9 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
+from fairseq_sharing.description import counts
 from fairseq_sharing.description.describe import describe
 
 D, FFN, V, N = 16, 24, 50, 4
@@ -21,6 +24,13 @@ BASE = {"arch": "transformer_sharing", "share_all_embeddings": True}
 SIZES = {"layers": N, "embed_dim": D, "ffn_embed_dim": FFN, "attention_heads": 2}
 
 
+@pytest.fixture
+def no_memory(monkeypatch):
+    """Skip the estimate of the memory, which takes seconds and is part of test_counts_per_component."""
+    monkeypatch.setattr(counts, "estimate_both", lambda *_: {})
+
+
+@pytest.mark.usefixtures("no_memory")
 def test_one_line_and_one_row_of_the_picture_per_component(tmp_path, capsys):
     maps = {
         "cross_stack_sharing": "attention=by_depth;ffn=0,0,1,1,1,1,2,2",
@@ -59,6 +69,7 @@ def test_counts_per_component(tmp_path, capsys):
     assert ours["maps"][3]["uses"] == [3] * N
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_a_scope_is_described_by_component(tmp_path, capsys):
     describe(write(tmp_path, sharing="universal", sharing_scope="ffn"), vocabulary=V, length=7)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[:3]]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,28 +12,17 @@ HELPERS = Path(__file__).resolve().parents[2] / "helpers"
 
 
 @pytest.fixture(scope="module")
-def noted(tmp_path_factory, data_dir):
+def noted(tmp_path_factory, data_dir, commands):
     """(ranks, rank) -> its state after each update."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
-    # Virtual machines may report bf16 units (AMX) that they do not have.
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
-    started = {
-        rank: subprocess.Popen(
-            [
-                *(sys.executable, HELPERS / "schedule_rank.py", data_dir, str(rank), "2"),
-                *(folder / "store", folder / f"{rank}.pt"),
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    store = folder / "store"
+    started = [
+        commands.start("schedule_rank", data_dir, rank, 2, store, folder / f"{rank}.pt", cwd=HELPERS)
         for rank in range(2)
-    }
+    ]
     alone = run(str(data_dir), 0, 1)
-    for process in started.values():
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-2000:]
+    for rank in started:
+        rank.wait()
     together = {(2, rank): torch.load(folder / f"{rank}.pt") for rank in range(2)}
     return {(1, 0): alone, **together}
 
