@@ -106,7 +106,7 @@ def _print(outcome: Outcome, target: str, console: Console) -> None:
     console.print(table)
     most = max(outcome.best) / outcome.held_out
     console.print(
-        f"The classifier chooses the best depth for {100 * outcome.agreement:.1f}% of them; no single depth is the best "
-        f"for more than {100 * most:.1f}%."
+        f"The classifier chooses the best depth for {100 * outcome.agreement:.1f}% of them; "
+        f"no single depth is the best for more than {100 * most:.1f}%."
     )
     console.print(f"{outcome.file}: translate with --depth auto")

@@ -41,10 +41,13 @@ class SentenceDepthEngine:
         """Maximum number of subwords of a source, without the end of the sentence."""
         return self._engine.max_source
 
+    def choose(self, sentences: Sequence[Sequence[str]], search: Search) -> list[int]:
+        """Return the index of the depth of each sentence; the arguments are those of ``translate``."""
+        return choose_depths(self._model, self._classifier, self._engine.batches(sentences, search), len(sentences))
+
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences. Arguments, results and errors are those of ``FairseqEngine.translate``."""
-        batches = self._engine.batches(sentences, search)
-        chosen = choose_depths(self._model, self._classifier, batches, len(sentences))
+        chosen = self.choose(sentences, search)
         for index, setting in enumerate(self._classifier.settings):
             numbers = [number for number, choice in enumerate(chosen) if choice == index]
             if not numbers:

@@ -49,7 +49,9 @@ def write_pairs(checkpoint: Path, folder: Path, count: int = 60, candidates: int
     model, _ = load_model(checkpoint, folder, {"source": "en", "target": "de"})
     sources, depths = sentences(count, seed=1)
     generator = torch.Generator().manual_seed(2)
-    words = torch.cat([torch.randint(4, VOCABULARY, (candidates, 5), generator=generator), torch.full((candidates, 1), EOS)], 1)
+    words = torch.cat(
+        [torch.randint(4, VOCABULARY, (candidates, 5), generator=generator), torch.full((candidates, 1), EOS)], 1
+    )
     settings = [dict(setting) for setting in model.depths.settings]
     targets = []
     for source, depth in zip(sources, depths, strict=True):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 import pytest
-from moeut_models import build_moeut
+from moeut_models import BANKS, build_moeut
 from tied_models import checkpoint_of
 from tiny_models import VOCABULARY, arguments, build
 
@@ -43,8 +41,8 @@ def test_encoder_of_the_classifier_is_the_shallowest():
 
 
 def test_moeut_counts_its_encoder():
-    model = build_moeut(**CYCLE, depths="2,4")
-    stored = checkpoint_of(model, Namespace(**vars(model.args)))
+    options = {**BANKS, **CYCLE, "depths": "2,4"}
+    stored = checkpoint_of(build_moeut(**options), arguments("pre", "transformer_moeut", **options))
     costs = measure_costs(stored, [{"encoder": n, "decoder": n} for n in (2, 4)], VOCABULARY)
     assert 0 < costs.encoder[0] < costs.settings[0][0] < costs.settings[1][0]
 
@@ -53,5 +51,5 @@ def test_a_depth_that_has_no_model_is_refused():
     stored, _ = checkpoint(sharing="sequence", depths="2,4", depth_signal="sinusoidal")
     with pytest.raises(SharingError, match="--depth-signal sinusoidal: depth 2 of the encoder skips layers"):
         measure_costs(stored, [{"encoder": 2, "decoder": 2}], VOCABULARY)
-    with pytest.raises(SharingError, match="^--depth auto: .*; allowed here: a number of layers$"):
+    with pytest.raises(SharingError, match=r"^--depth auto: .*; allowed here: a number of layers$"):
         DepthRequest(per_sentence=True).resolve([{"encoder": 2, "decoder": 2}])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from depth_corpus import DEPTHS, copy_dictionaries, make_checkpoint, sentences, write_pairs
+from depth_corpus import copy_dictionaries, make_checkpoint, sentences, write_pairs
 from tiny_models import batch
 
 from fairseq_sharing.checkpoints.files import load_checkpoint
@@ -16,7 +16,7 @@ from fairseq_sharing.decoding.fairseq_engine import load_models
 from fairseq_sharing.decoding.model_files import find_model
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.decoding.translator import Translator
-from fairseq_sharing.depths.settings import DepthRequest
+from fairseq_sharing.depths.settings import DepthRequest, setting_name
 from fairseq_sharing.description.sentence_macs import measure_costs
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import sha256
@@ -26,22 +26,20 @@ from fairseq_sharing.terminal import Console
 
 MODELS = {
     "post": {},
-    "fast": {"norm": "pre", "fast": True},
-    "sequence": {"norm": "pre", "sharing": "sequence"},
-    "decoder": {"depths": None, "decoder_depths": "2,4"},
-    "depth parameters": {"norm": "pre", "depth_scale": True, "depth_signal": "learned"},
+    "fast sequence": {"norm": "pre", "fast": True, "sharing": "sequence", "depth_signal": "learned"},
+    "decoder": {"depths": None, "decoder_depths": "2,4", "depth_scale": True},
 }
+one_model = pytest.mark.parametrize("trained", ["decoder"], indirect=True)
 SEARCH = Search(beam=3, nbest=2, max_len_b=12)
 
 
 @dataclass
 class Trained:
-    """A model with a classifier, and the two depths that belong to its sentences."""
+    """A model with a classifier."""
 
     checkpoint: Path
     data: Path
     outcome: Outcome
-    requests: dict[int, DepthRequest]
 
     def translator(self, depth) -> Translator:
         return Translator(self.checkpoint, data=self.data, prepared=True, threads=1, depth=depth)
@@ -64,38 +62,53 @@ def trained(request, data_dir, tmp_path_factory):
     write_pairs(checkpoint, data)
     outcome = learn(checkpoint, data)
     assert sha256(checkpoint) == before
-    encoder = {"encoder": 4} if request.param == "decoder" else {}
-    return Trained(checkpoint, data, outcome, {n: DepthRequest(**{"encoder": n, "decoder": n, **encoder}) for n in DEPTHS})
+    return Trained(checkpoint, data, outcome)
+
+
+def chosen_by(translator: Translator, lines: list[str]) -> list[dict[str, int]]:
+    """Return the depth that the classifier chooses for each line."""
+    engine = translator._engine
+    return [engine._classifier.settings[index] for index in engine.choose([line.split() for line in lines], SEARCH)]
 
 
 def test_classifier_learns_which_depth_belongs_to_a_sentence(trained):
     outcome = trained.outcome
-    assert (outcome.sentences, outcome.held_out, outcome.agreement) == (60, 6, 1.0)
-    assert outcome.best == outcome.chosen
+    assert (outcome.sentences, outcome.held_out) == (60, 6)
+    assert outcome.agreement >= 5 / 6
+    assert sum(outcome.best) == sum(outcome.chosen) == 6
     assert outcome.score > max(outcome.scores)
     lines, depths = sentences(40, seed=9)
     translator = trained.translator("auto")
+    chosen = [setting["decoder"] for setting in chosen_by(translator, lines)]
+    assert sum(one == other for one, other in zip(chosen, depths, strict=True)) >= 32
     translator.translate(lines, beam=1, max_len_b=3)
-    names = {n: "d4" if n == 4 else "e4d2" if trained.requests[2].encoder == 4 else "d2" for n in DEPTHS}
-    assert translator.chosen_depths == {names[n]: depths.count(n) for n in DEPTHS}
+    assert translator.chosen_depths == {
+        setting_name(setting): count
+        for setting in outcome.settings
+        if (count := sum(setting["decoder"] == depth for depth in chosen))
+    }
 
 
 def test_translations_equal_those_of_each_depth_bit_by_bit_and_in_order(trained):
-    lines, depths = sentences(30, seed=8)
-    lines[7] = ""
+    lines, _ = sentences(30, seed=8)
     auto = trained.translator("auto")
-    found = auto.hypotheses(lines, SEARCH)
-    assert len({hypotheses[0].text for hypotheses in found}) > 3
-    for depth, request in trained.requests.items():
-        numbers = [number for number, own in enumerate(depths) if own == depth and lines[number]]
-        static = trained.translator(request)
+    chosen = chosen_by(auto, lines)
+    found = auto.hypotheses([*lines, ""], SEARCH)
+    assert found.pop()[0].text == ""
+    assert len({hypotheses[0].text for hypotheses in found}) > 2
+    used = 0
+    for setting in trained.outcome.settings:
+        numbers = [number for number, own in enumerate(chosen) if own == setting]
+        used += bool(numbers)
+        static = trained.translator(DepthRequest.of(setting))
         assert static.hypotheses([lines[n] for n in numbers], SEARCH) == [found[n] for n in numbers]
         # The batches of the whole file differ, so scores are rounded differently.
         whole = static.hypotheses(lines, SEARCH)
         assert [whole[n][0].text for n in numbers] == [found[n][0].text for n in numbers]
-        alone = lines[numbers[-1]]
-        assert auto.hypotheses([alone], SEARCH) == static.hypotheses([alone], SEARCH)
-    assert found[7][0].text == ""
+        if numbers:
+            alone = [lines[numbers[-1]]]
+            assert auto.hypotheses(alone, SEARCH) == static.hypotheses(alone, SEARCH)
+    assert used >= 2
     assert auto.hypotheses(lines, SEARCH) == found, "no state is left from other depths"
 
 
@@ -107,12 +120,13 @@ def test_caches_are_those_of_the_depth_when_it_changes_between_batches(trained):
     settings = Namespace(beam=3, max_len_b=12)
     generator = task.build_generator([model], settings)
     inputs = {key: value for key, value in batch().items() if key != "prev_output_tokens"}
-    for depth in (4, 2, 4, 2, 2, 4):
-        request = trained.requests[depth]
-        with at_depth(files, request) as smaller:
+    first, last = trained.outcome.settings[0], trained.outcome.settings[-1]
+    for setting in (last, first, last, first, first, last):
+        with at_depth(files, DepthRequest.of(setting)) as smaller:
             (alone,), own, _ = load_models(smaller)
+        alone.make_generation_fast_(need_attn=False)
         expected = own.inference_step(own.build_generator([alone], settings), [alone], {"net_input": inputs})
-        model.use_depth({"encoder": request.encoder, "decoder": request.decoder})
+        model.use_depth(setting)
         found = task.inference_step(generator, [model], {"net_input": inputs})
         for ours, theirs in zip(found, expected, strict=True):
             assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
@@ -120,6 +134,7 @@ def test_caches_are_those_of_the_depth_when_it_changes_between_batches(trained):
             assert scores[0] == scores[1]
 
 
+@one_model
 def test_penalty_and_target(trained):
     file = classifier_file(trained.checkpoint)
     before = file.read_bytes()
@@ -133,22 +148,25 @@ def test_penalty_and_target(trained):
         file.write_bytes(before)
 
 
+@one_model
 def test_ctranslate2_translates_each_sentence_at_its_depth(trained):
-    if "decoder" not in str(trained.requests[2]) or trained.requests[2].encoder != 4:
-        pytest.skip("one model is enough")
-    lines, depths = sentences(12, seed=7)
+    lines, _ = sentences(12, seed=7)
     choices = {"data": trained.data, "prepared": True, "threads": 1, "engine": "ctranslate2"}
     auto = Translator(trained.checkpoint, depth="auto", **choices)
     found = auto.translate(lines, max_len_b=12)
-    assert sum(auto.chosen_depths.values()) == 12
-    for depth, request in trained.requests.items():
-        numbers = [number for number, own in enumerate(depths) if own == depth]
-        static = Translator(trained.checkpoint, depth=request, **choices)
+    chosen = chosen_by(auto, lines)
+    assert len(auto.chosen_depths) == 2
+    for setting in trained.outcome.settings:
+        numbers = [number for number, own in enumerate(chosen) if own == setting]
+        static = Translator(trained.checkpoint, depth=DepthRequest.of(setting), **choices)
         assert static.translate([lines[n] for n in numbers], max_len_b=12) == [found[n] for n in numbers]
 
 
+@one_model
 def test_too_few_sentences_and_missing_subsets_are_refused(trained):
-    with pytest.raises(SharingError, match="^--subset valid: 19 sentences; allowed: at least 20$"):
+    with pytest.raises(SharingError, match=r"^--subset valid: 19 sentences; allowed: at least 20$"):
         learn(trained.checkpoint, trained.data, sentences=19)
-    with pytest.raises(SharingError, match="^--subset news: .* has no such subset; allowed: train, valid, test, ...$"):
+    with pytest.raises(
+        SharingError, match=r"^--subset news: .* has no such subset; allowed: train, valid, test, \.\.\.$"
+    ):
         learn(trained.checkpoint, trained.data, subset="news")
