@@ -26,7 +26,7 @@ from fairseq_sharing.files import atomic_write, sha256
 from fairseq_sharing.preparation.binarize import data_names
 from fairseq_sharing.sentence_depth.file import check_fit, classifier_file, read_classifier
 from fairseq_sharing.sentence_depth.model import load_model, load_subset
-from fairseq_sharing.sentence_depth.states import choose_depths, in_batches, within_positions
+from fairseq_sharing.sentence_depth.states import choose_depths, in_batches, refuse_too_long
 
 
 class SentenceDepthTranslator(RunTranslator):
@@ -92,8 +92,8 @@ class SentenceDepthTranslator(RunTranslator):
             raise SharingError(
                 f"{self._data.binarized}: {test.subset} has {len(dataset)} sentences; {test.recorded} {test.segments}"
             )
-        batches = in_batches(dataset, self._settings.max_tokens, "cpu", within_positions(dataset, self._model))
-        # fairseq-generate refuses sentences that are too long and names them.
+        refuse_too_long(dataset, self._model, test.name)
+        batches = in_batches(dataset, self._settings.max_tokens)
         self._chosen[test.name] = choose_depths(self._model, self._classifier, batches, len(dataset))
         self._inputs, self._steps = inputs, steps
         return super().translate(test, checkpoint, {**inputs, "classifier": self._file_hash}, steps, console)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.sentence_depth.classifier import DepthClassifier
 
 
@@ -43,6 +44,28 @@ def within_positions(dataset: Any, model: Any) -> list[int]:
     return np.flatnonzero((sizes <= limits[: sizes.shape[1]]).all(1)).tolist()
 
 
+def refuse_too_long(dataset: Any, model: Any, name: str) -> None:
+    """Refuse a dataset with a sentence that has more tokens than the model has positions.
+
+    Args:
+        dataset: a pair dataset of fairseq.
+        model: the model.
+        name: the dataset, for the error message.
+
+    Raises:
+        SharingError: with the line of the first one.
+    """
+    fitting = set(within_positions(dataset, model))
+    for number in range(len(dataset)):
+        if number not in fitting:
+            sizes = " and ".join(map(str, np.atleast_1d(dataset.sizes[number])))
+            limits = " and ".join(map(str, model.max_positions()))
+            raise SharingError(
+                f"{name}: line {number + 1} has {sizes} source and target subwords with the end of sentence; "
+                f"allowed: at most {limits}, the run's train.max_source_positions and train.max_target_positions"
+            )
+
+
 @torch.no_grad()
 def mean_states(model: Any, depth: int, inputs: Mapping[str, Any]) -> Tensor:
     """Return the mean of the encoder's states over the tokens of each sentence, without padding.
@@ -72,7 +95,7 @@ def choose_depths(model: Any, classifier: DepthClassifier, batches: Iterable[dic
         count: number of sentences.
 
     Returns:
-        The index of the setting of each sentence; 0 for a sentence that is in no batch.
+        The index of the setting of each sentence.
     """
     chosen = [0] * count
     for batch in batches:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -15,7 +17,7 @@ from fairseq_sharing.sentence_depth.classifier import DepthClassifier
 from fairseq_sharing.sentence_depth.costs import Costs
 from fairseq_sharing.sentence_depth.file import check_fit, read_classifier, write_classifier
 from fairseq_sharing.sentence_depth.fit import _fit, fit
-from fairseq_sharing.sentence_depth.states import mean_states
+from fairseq_sharing.sentence_depth.states import mean_states, refuse_too_long, within_positions
 
 SETTINGS = ({"encoder": 2, "decoder": 2}, {"encoder": 3, "decoder": 3}, {"encoder": 4, "decoder": 4})
 COSTS = Costs((1.0, 0.5), ((10.0, 1.0), (20.0, 2.0), (30.0, 3.0)))
@@ -182,3 +184,22 @@ def test_classifier_of_another_model_is_refused(classifier, tmp_path):
     with pytest.raises(SharingError) as refused:
         check_fit(narrow, build(**CYCLE), tmp_path)
     assert str(refused.value) == f"{tmp_path}: has 8 values per depth; allowed: 16, the width of the encoder"
+
+
+class Pairs(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def test_sentences_that_are_too_long_are_left_out_or_refused():
+    model = SimpleNamespace(max_positions=lambda: (8, 6))
+    pairs = Pairs(sizes=np.array([[8, 6], [9, 2], [3, 7], [1, 1]]))
+    assert within_positions(pairs, model) == [0, 3]
+    assert within_positions(Pairs(sizes=np.array([8, 9])), model) == [0]
+    with pytest.raises(SharingError) as refused:
+        refuse_too_long(pairs, model, "news")
+    assert str(refused.value) == (
+        "news: line 2 has 9 and 2 source and target subwords with the end of sentence; "
+        "allowed: at most 8 and 6, the run's train.max_source_positions and train.max_target_positions"
+    )
+    refuse_too_long(Pairs(sizes=pairs.sizes[:1]), model, "news")
