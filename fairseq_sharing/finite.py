@@ -61,6 +61,18 @@ def positive_number(text: str) -> float:
     return number
 
 
+def nonnegative_number(text: str) -> float:
+    """Parse a command-line value as a number from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not a number, or it is below 0, NaN, infinite or absurdly large.
+    """
+    number = finite_number(text)
+    if not 0 <= number <= HUGE:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {HUGE:,}, got {text!r}")
+    return number
+
+
 def whole_number(least: int = 1, most: int = HUGE) -> Callable[[str], int]:
     """Return a parser of command-line values: whole numbers within limits, in decimal digits.
 

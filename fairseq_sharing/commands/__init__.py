@@ -18,7 +18,7 @@ from fairseq_sharing.terminal import LogFormatter, one_line
 # In the order of a typical workflow. The help of each is its module's HELP.
 COMMANDS = (
     *("describe", "match", "prepare", "train", "average", "evaluate", "export", "card", "tie", "untie", "translate"),
-    "distill",
+    *("distill", "autodepth"),
     *("score", "report", "power", "calibrate"),
     *("study", "list", "clean", "flags"),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.commands.depth_flags import NAMES as DEPTH_FLAGS
-from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
+from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request, shown_counts
 from fairseq_sharing.finite import finite_number
 from fairseq_sharing.options import flag_of
 
@@ -78,7 +78,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             flag_of(name), type=kind, metavar=metavar, help=f"{text}; overrides evaluate.{name}", **optional
         )
-    add_depth_flags(group)
+    add_depth_flags(group, per_sentence=True)
 
 
 def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
@@ -147,7 +147,22 @@ def run(args: argparse.Namespace) -> None:
         output.print_json(data=result, highlight=output.is_terminal)
         return
     output.print(_table(f"{result['run']}, seed {result['seed']}", [*result["scores"].items()]))
+    _print_depths(result["scores"], output)
     _print_signatures(result["scores"].values(), output)
+
+
+def _print_depths(scores: dict[str, dict[str, Any]], output: Any) -> None:
+    """Print how many sentences took each depth, and what that costs."""
+    for name, score in scores.items():
+        if "depths" in score:
+            macs, whole = score["macs_per_sentence"], score["macs_per_sentence_all_layers"]
+            output.print(
+                f"{name}: sentences per depth: {shown_counts(score['depths'])}; {macs:,} MACs per sentence, "
+                f"{100 * macs / whole:.0f}% of all layers",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def _score_files(given: dict[str, Any], as_json: bool, output: Any) -> None:
@@ -188,7 +203,7 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
     console, out = Console(stderr=True), given.get("out")
     if out is not None:
         check_output_folder(out, "--out")
-    depth = depth_request(args)
+    depth = depth_request(args, per_sentence=True)
     path = _find_run(args.evaluated, args.overrides)
     overrides = {name: given[name] for name in _SETTINGS if name in given}
     if not is_checkpoint_directory(path):

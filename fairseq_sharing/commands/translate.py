@@ -10,10 +10,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
+from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request, shown_counts
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
 from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
-from fairseq_sharing.terminal import visible
+from fairseq_sharing.terminal import Console, visible
 
 HELP = "translate plain text with a run, a checkpoint or an exported model"
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prepared", action="store_true", help="the input is already segmented into subwords; the output stays so"
     )
-    add_depth_flags(parser)
+    add_depth_flags(parser, per_sentence=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         threads=args.threads,
         device=args.device,
         prepared=args.prepared,
-        depth=depth_request(args),
+        depth=depth_request(args, per_sentence=True),
     )
     terminal = args.input == "-" and sys.stdin.isatty()
     buffer = args.buffer or (1 if terminal else 10_000)
@@ -114,6 +114,8 @@ def run(args: argparse.Namespace) -> None:
         nullcontext(None) if terminal else progress("translate", total, "sentences") as advance,
     ):
         _translate(translator, search, _lines(args.input), buffer, output, advance)
+    if chosen := translator.chosen_depths:
+        Console(stderr=True).print(f"sentences per depth: {shown_counts(chosen)}", highlight=False, soft_wrap=True)
 
 
 def _translate(

@@ -43,3 +43,17 @@ def at_depth(files: ModelFiles, request: DepthRequest) -> Iterator[ModelFiles]:
             written.append(Path(folder) / f"{number}.pt")
             save_atomically(taken, written[-1])
         yield replace(files, checkpoints=tuple(written), depth=depth)
+
+
+def refuse_several(files: ModelFiles) -> None:
+    """Refuse a depth per sentence of a model that is not a single checkpoint, which has no classifier.
+
+    Raises:
+        SharingError: the model is exported, or an ensemble.
+    """
+    if files.exported:
+        raise SharingError(
+            f"{files.name}: --depth auto: an exported model has one depth; allowed: the run directory or the checkpoint"
+        )
+    if len(files.checkpoints) > 1:
+        raise SharingError(f"{files.name}: --depth auto: is an ensemble; allowed: one run directory or checkpoint")

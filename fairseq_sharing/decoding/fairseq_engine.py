@@ -14,6 +14,8 @@ from fairseq_sharing.decoding.model_files import ModelFiles
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.command_line import refuse_separator
+from fairseq_sharing.models.loading import load_ensemble
+from fairseq_sharing.sentence_depth.states import in_batches
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,6 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any, Any]:
     Raises:
         SharingError: a dictionary or option is missing, or the weights do not fit the model or are NaN or infinite.
     """
-    from fairseq import checkpoint_utils  # registers the models of this package
-
-    from fairseq_sharing.fixes.error_messages import find_sharing_error
-
     _compute_alone_if_forked()
     assert files.dictionaries is not None
     refuse_separator(files.dictionaries, "data directory")
@@ -40,16 +38,7 @@ def load_models(files: ModelFiles) -> tuple[list[Any], Any, Any]:
         dictionary = files.dictionaries / f"dict.{lang}.txt"
         if not dictionary.is_file():
             raise SharingError(f"{dictionary}: no such file; give the prepared data directory with --data")
-    overrides = {"data": str(files.dictionaries)}
-    overrides |= {f"{side}_lang": lang for side, lang in files.languages.items()}
-    names = [str(path) for path in files.checkpoints]
-    try:
-        models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides=overrides)
-    except Exception as error:
-        cause = find_sharing_error(error)
-        if cause is None:
-            raise
-        raise SharingError(f"{files.name}: {cause}") from error
+    models, cfg, task = load_ensemble(files.checkpoints, files.dictionaries, files.languages, files.name)
     for path, model in zip(files.checkpoints, models, strict=True):
         refuse_nonfinite_weights(model.state_dict(), path)
         model.eval()
@@ -70,16 +59,20 @@ class FairseqEngine:
         files: the checkpoints.
         threads: number of threads.
         device: ``cpu`` or ``cuda``.
+
+    Attributes:
+        models: the models.
+        task: fairseq's task.
     """
 
     def __init__(self, files: ModelFiles, threads: int, device: str):
         if device == "cuda" and not torch.cuda.is_available():
             raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")
-        self._models, self._task, _ = load_models(files)
+        self.models, self.task, _ = load_models(files)
         self._device = device
         if not inherited():
             torch.set_num_threads(threads)
-        for model in self._models:
+        for model in self.models:
             model.make_generation_fast_(need_attn=False)
             if device == "cuda":
                 model.cuda()
@@ -88,13 +81,13 @@ class FairseqEngine:
     def max_source(self) -> int:
         """Maximum number of subwords of a source, without the end of the sentence."""
         # A task for several directions may add the language as a word.
-        marked = bool(getattr(getattr(self._task, "args", None), "encoder_langtok", None))
-        return min(model.max_positions()[0] for model in self._models) - 1 - marked
+        marked = bool(getattr(getattr(self.task, "args", None), "encoder_langtok", None))
+        return min(model.max_positions()[0] for model in self.models) - 1 - marked
 
     @property
     def max_target(self) -> int:
         """Maximum number of subwords of a translation, without the end of the sentence."""
-        return min(model.max_decoder_positions() for model in self._models) - 1
+        return min(model.max_decoder_positions() for model in self.models) - 1
 
     def translate(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Translate sentences.
@@ -115,12 +108,12 @@ class FairseqEngine:
         settings = Namespace(beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len_b)
         if search.temperature is not None:
             settings = Namespace(**vars(settings), sampling=True, temperature=search.temperature)
-        generator = self._task.build_generator(self._models, settings)
-        dictionary = self._task.target_dictionary
+        generator = self.task.build_generator(self.models, settings)
+        dictionary = self.task.target_dictionary
         ignored = getattr(generator, "symbols_to_strip_from_output", None)  # the word for the target language
-        for batch in self._batches(sentences, search):
+        for batch in self.batches(sentences, search):
             try:
-                found = self._task.inference_step(generator, self._models, batch)
+                found = self.task.inference_step(generator, self.models, batch)
             except AssertionError as error:  # raised by the search if no hypothesis has a finite score
                 raise SharingError(
                     "the model's log-probabilities are NaN or infinite, so the search found no translation; "
@@ -137,21 +130,15 @@ class FairseqEngine:
             for sentence, hypotheses in zip(batch["id"].tolist(), found, strict=True):
                 yield sentence, [_hypothesis(one, dictionary, ignored) for one in hypotheses[: search.nbest]]
 
-    def _batches(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[dict[str, Any]]:
-        from fairseq import utils
-
-        source = self._task.source_dictionary
+    def batches(self, sentences: Sequence[Sequence[str]], search: Search) -> Iterator[dict[str, Any]]:
+        """Yield the batches of sentences, numbered by ``id``. The arguments are those of ``translate``."""
+        source = self.task.source_dictionary
         tokens = [
             source.encode_line(" ".join(words), line_tokenizer=str.split, add_if_not_exist=False).long()
             for words in sentences
         ]
-        dataset = self._task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
-        # fairseq would order sentences of equal length at random, and rounding depends on the batch.
-        dataset.shuffle = False
-        limit = max(search.max_tokens or MAX_TOKENS, max(map(len, tokens)))
-        for indices in dataset.batch_by_size(dataset.ordered_indices(), max_tokens=limit):
-            batch = dataset.collater([dataset[index] for index in indices])
-            yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
+        dataset = self.task.build_dataset_for_inference(tokens, torch.tensor([len(words) for words in tokens]))
+        yield from in_batches(dataset, search.max_tokens or MAX_TOKENS, self._device)
 
 
 def _hypothesis(found: dict[str, Any], dictionary: Any, ignored: set[int] | None) -> Hypothesis:

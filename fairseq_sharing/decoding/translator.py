@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.decoding.at_depth import at_depth
+from fairseq_sharing.decoding.at_depth import at_depth, refuse_several
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
-from fairseq_sharing.depths.settings import DepthRequest
+from fairseq_sharing.depths.settings import AUTO, DepthRequest, Setting, setting_name
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import cpu_cores, torch_threads
 from fairseq_sharing.preparation.text import Pipeline
@@ -38,8 +38,8 @@ class Translator:
             fairseq it uses OMP_NUM_THREADS, or the number of idle cores.
         device: ``cpu`` or ``cuda``.
         prepared: read and write subwords instead of plain text.
-        depth: number of layers to run, of a model trained for several depths; None for all. A ``DepthRequest`` sets the
-            depth of each stack.
+        depth: number of layers to run, of a model trained for several depths; None for all; ``auto`` for a depth per
+            sentence, chosen by the model's classifier. A ``DepthRequest`` sets the depth of each stack.
 
     Raises:
         SharingError: there is no such model, or it does not support the options.
@@ -55,7 +55,7 @@ class Translator:
         threads: int | None = None,
         device: str = "cpu",
         prepared: bool = False,
-        depth: int | DepthRequest | None = None,
+        depth: int | str | DepthRequest | None = None,
     ):
         if engine not in (None, *ENGINES):
             raise SharingError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -65,10 +65,15 @@ class Translator:
             raise SharingError(f"--device must be cpu or cuda, got {device!r}")
         if threads is not None and threads < 1:
             raise SharingError(f"--threads must be at least 1, got {threads}")
-        request = depth if isinstance(depth, DepthRequest) else DepthRequest(depth)
+        request = _request(depth)
         found = find_model(os.fspath(model), Path(data) if data is not None else None, Console(stderr=True))
         self._temporary = ExitStack()  # folders that are kept as long as the translator
-        self._files = self._temporary.enter_context(at_depth(found, request))
+        self._per_sentence = request.per_sentence
+        if request.per_sentence:
+            refuse_several(found)
+            self._files = found
+        else:
+            self._files = self._temporary.enter_context(at_depth(found, request))
         self.engine = engine or ("ctranslate2" if self._files.exported else "fairseq")
         if self.engine == "fairseq" and self._files.exported:
             raise SharingError(
@@ -78,6 +83,8 @@ class Translator:
             raise SharingError(f"--quantization {quantization} requires --engine ctranslate2")
         self._quantization, self._device, self._threads = quantization, device, threads
         self._pipeline = None if prepared else _pipeline(self._files)
+        if request.per_sentence:
+            _ = self._engine  # whose errors concern the model, not a sentence
 
     def translate(self, sentences: Iterable[str], **search: Any) -> list[str]:
         """Translate sentences.
@@ -136,22 +143,44 @@ class Translator:
                     advance(1)
         return found
 
+    @property
+    def chosen_depths(self) -> dict[str, int]:
+        """The number of sentences translated so far at each depth; empty without a depth per sentence."""
+        return dict(self._engine.chosen) if self._per_sentence else {}
+
     @cached_property
     def _engine(self) -> Any:
-        if self.engine == "ctranslate2":
-            return self._ctranslate2()
+        if self._per_sentence:
+            from fairseq_sharing.decoding.sentence_depth import SentenceDepthEngine
+
+            engine_at = self._ctranslate2_at() if self.engine == "ctranslate2" else None
+            return SentenceDepthEngine(self._files, self._fairseq(), engine_at)
+        return self._ctranslate2(self._files) if self.engine == "ctranslate2" else self._fairseq()
+
+    def _fairseq(self) -> Any:
         from fairseq_sharing.decoding.fairseq_engine import FairseqEngine
 
         return FairseqEngine(self._files, self._threads or torch_threads(), self._device)
 
-    def _ctranslate2(self) -> CTranslate2Engine:
-        if self._files.exported:
-            files = self._files
-        else:
+    def _ctranslate2_at(self) -> Callable[[Setting], CTranslate2Engine]:
+        """Return a function that exports the model at a depth when the depth is first chosen."""
+        engines: dict[str, CTranslate2Engine] = {}
+
+        def engine_at(setting: Setting) -> CTranslate2Engine:
+            name = setting_name(setting)
+            if name not in engines:
+                with at_depth(self._files, DepthRequest.of(setting)) as files:
+                    engines[name] = self._ctranslate2(files)
+            return engines[name]
+
+        return engine_at
+
+    def _ctranslate2(self, files: ModelFiles) -> CTranslate2Engine:
+        if not files.exported:
             from fairseq_sharing.decoding.ctranslate2_export import export
 
             folder = self._temporary.enter_context(tempfile.TemporaryDirectory(prefix="fairseq-sharing-"))
-            exported = export(self._files, Path(folder) / "model", card=False)
+            exported = export(files, Path(folder) / "model", card=False)
             files = find_model(str(exported.path), None, Console(stderr=True))
         assert files.exported is not None
         assert files.max_tokens is not None
@@ -177,6 +206,14 @@ class Translator:
         if self._pipeline is None:
             return hypothesis
         return Hypothesis(self._pipeline.decode(hypothesis.text), hypothesis.score, hypothesis.num_tokens)
+
+
+def _request(depth: int | str | DepthRequest | None) -> DepthRequest:
+    if isinstance(depth, DepthRequest):
+        return depth
+    if isinstance(depth, str) and depth != AUTO:
+        raise SharingError(f"depth must be a number of layers or {AUTO!r}, got {depth!r}")
+    return DepthRequest(per_sentence=True) if isinstance(depth, str) else DepthRequest(depth)
 
 
 def _pipeline(files: ModelFiles) -> Pipeline:

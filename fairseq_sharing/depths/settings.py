@@ -9,6 +9,13 @@ from fairseq_sharing.errors import SharingError
 
 Setting = Mapping[str, int]  # stack -> number of layers that run
 
+AUTO = "auto"
+"""The value of ``--depth`` for a depth per sentence."""
+
+REFUSED_AUTO = (
+    f"--depth {AUTO}: the depth of each sentence is chosen by translate and evaluate; allowed here: a number of layers"
+)
+
 
 def setting_name(setting: Setting) -> str:
     """Return a short name for logs and files: ``d6`` if the stacks agree, else ``e12d3``."""
@@ -26,17 +33,24 @@ class DepthRequest:
         encoder: the depth of the encoder, overriding ``depth``.
         decoder: the depth of the decoder, overriding ``depth``.
         force: also allow a depth that the model was not trained at.
+        per_sentence: a classifier chooses the depth of each sentence.
     """
 
     depth: int | None = None
     encoder: int | None = None
     decoder: int | None = None
     force: bool = False
+    per_sentence: bool = False
+
+    @classmethod
+    def of(cls, setting: Setting) -> DepthRequest:
+        """Return the request for a setting."""
+        return cls(encoder=setting.get("encoder"), decoder=setting.get("decoder"))
 
     @property
     def given(self) -> bool:
         """Whether any depth is requested."""
-        return any(depth is not None for depth in (self.depth, self.encoder, self.decoder))
+        return self.per_sentence or any(depth is not None for depth in (self.depth, self.encoder, self.decoder))
 
     def resolve(self, trained: Sequence[Setting]) -> dict[str, int]:
         """Return the requested setting.
@@ -47,6 +61,8 @@ class DepthRequest:
         Raises:
             SharingError: the model lacks the stack, or was not trained at this depth.
         """
+        if self.per_sentence:
+            raise SharingError(REFUSED_AUTO)
         full = trained[-1]
         for stack, depth in self._own.items():
             if depth is not None and stack not in full:

@@ -165,13 +165,9 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         The output (sentences x length x vocabulary); for an adaptive softmax, log-probabilities.
     """
     encoder, decoder = getattr(model, "encoder", None), model.decoder
+    memory = None if encoder is None else encode_without_storage(model, length, sentences)
     with torch.device("meta"):
-        memory = None
         x = _input(decoder, model.cfg.decoder.embed_dim, length, sentences)
-        if encoder is not None:
-            memory = _input(encoder, model.cfg.encoder.embed_dim, length, sentences)
-            for layer in encoder.layers:
-                memory = layer(memory, encoder_padding_mask=None)
         for layer in decoder.layers:
             x = layer(x, memory, None, self_attn_mask=torch.zeros(length, length))[0]
         x = x.transpose(0, 1)
@@ -180,6 +176,15 @@ def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor
         if decoder.adaptive_softmax is not None:
             return decoder.adaptive_softmax.get_log_prob(x, None)
         return decoder.output_layer(x)
+
+
+def encode_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor:
+    """Run the layers of the encoder. The arguments are those of ``run_without_storage``."""
+    with torch.device("meta"):
+        x = _input(model.encoder, model.cfg.encoder.embed_dim, length, sentences)
+        for layer in model.encoder.layers:
+            x = layer(x, encoder_padding_mask=None)
+    return x
 
 
 def _input(stack: Any, width: int, length: int, sentences: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
-from fairseq_sharing.depths.settings import DepthRequest, setting_name
+from fairseq_sharing.depths.settings import AUTO, DepthRequest, setting_name
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.at_depth import reduce_to_depth
 from fairseq_sharing.evaluation.averages import average_last_epochs, average_name
@@ -63,10 +63,11 @@ def evaluate_run(
         data: data directory, if it has moved since training.
         out: directory for a copy of the result, ``<run>-seed<seed>.json``, and of its hypotheses.
         overrides: values that replace those of the configuration's ``evaluate`` block.
-        depth: the depth to evaluate. Its result is that of a run named ``<run>-d<depth>``; None for all layers.
+        depth: the depth to evaluate, or a depth per sentence. Its result is that of a run named ``<run>-d<depth>`` or
+            ``<run>-auto``; None for all layers.
 
     Returns:
-        The result, as written to ``result.json``, or ``result-d<depth>.json``.
+        The result, as written to ``result.json``, ``result-d<depth>.json`` or ``result-auto.json``.
 
     Raises:
         SharingError: an input is missing, incomplete or inconsistent, or another process is evaluating the run; the
@@ -138,24 +139,31 @@ def _evaluate(
     refuse_separator(path, "run directory")
     refuse_separator(data.binarized, "data directory")
     _check(data, settings, task, path)
+    per_sentence = depth is not None and depth.per_sentence
+    if per_sentence and not translates:
+        raise SharingError(
+            f"--depth {AUTO}: {path} is a language model; allowed: translation models, or a number of layers"
+        )
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
     setting: dict[str, int] | None = None
-    if depth is not None and depth.given:
+    if depth is not None and depth.given and not per_sentence:
         averaged, setting, inputs = reduce_to_depth(averaged, inputs, depth, steps)
-    suffix = f"-{setting_name(setting)}" if setting else ""
+    suffix = f"-{AUTO}" if per_sentence else f"-{setting_name(setting)}" if setting else ""
     log, history = summarize(run.log_records()), _read_history(averaged)
     _refuse_nonfinite(path, {**vars(log), **history})
     system = f"{config.run}{suffix}-seed{config.seed}"
     scores: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, str]] = []
+    classifier: Mapping[str, Any] = {}
     if translates:
-        translator = RunTranslator(run, data, settings, config.get("train", {}), suffix)
+        translator = _translator(run, data, settings, averaged, suffix, per_sentence)
+        classifier = translator.depth_classifier
         for test in data.tests:
             hypotheses = translator.translate(test, averaged, inputs, steps, console)
             scores[test.name] = _score(test, hypotheses, data, settings)
-            scores[test.name] |= keep(hypotheses, path, test.name, data.direction, system)
+            scores[test.name] |= keep(hypotheses, path, test.name, data.direction, system) | translator.record(test)
             if data.lowercase:
                 generated = read_generated(run.evaluation / f"{test.name}{suffix}.generate.txt", test.segments)
                 scores[test.name]["tokenized_bleu"] = _tokenized_bleu(test, generated, data)
@@ -174,6 +182,7 @@ def _evaluate(
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
         **({"depth": setting} if setting else {}),
+        **({"depth_classifier": classifier} if classifier else {}),
         "epochs": _epoch(names[-1], averaged),
         "seed": int(config.seed),
         "tokens_per_second": log.tokens_per_second,
@@ -196,6 +205,22 @@ def _evaluate(
     if out is not None:
         add_result(result_file, out)
     return json.loads(text)
+
+
+def _translator(
+    run: RunDirectory,
+    data: EvaluationData,
+    settings: EvaluationSettings,
+    averaged: Path,
+    suffix: str,
+    per_sentence: bool,
+) -> RunTranslator:
+    train = run.config().get("train", {})
+    if not per_sentence:
+        return RunTranslator(run, data, settings, train, suffix)
+    from fairseq_sharing.evaluation.sentence_depth import SentenceDepthTranslator  # imports torch
+
+    return SentenceDepthTranslator(run, data, settings, train, averaged)
 
 
 def _check(data: EvaluationData, settings: EvaluationSettings, task: str, run: Path) -> None:

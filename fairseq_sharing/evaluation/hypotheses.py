@@ -66,13 +66,34 @@ class RunTranslator:
         if steps.is_done(step, inputs, output):
             tokens = read_generated(output, test.segments)
         else:
-            words = [path_word(self._data.binarized), *flag_words("--path", checkpoint)]
-            words += [*flag_words("--gen-subset", test.subset), *self._task, *self._languages]
-            for option, value in search.items():
-                words += [flag_of(option), str(value)]
-            tokens = generate(words, output, test.segments, name, console)
+            tokens = self._generate(test, checkpoint, search, output, console)
             steps.record(step, inputs, output)
         return [self._data.pipeline.decode(line) for line in tokens]
+
+    @property
+    def depth_classifier(self) -> dict[str, Any]:
+        """How the classifier of a depth per sentence was trained; empty without one."""
+        return {}
+
+    def record(self, test: Subset) -> dict[str, Any]:
+        """Return what a result states about the translation of a test set besides its scores."""
+        return {}
+
+    def _generate(
+        self,
+        test: Subset,
+        checkpoint: Path,
+        search: Mapping[str, Any],
+        output: Path,
+        console: Console,
+        binarized: Path | None = None,
+    ) -> list[str]:
+        """Run fairseq-generate on a test set, by default of the data; see ``generation.generate``."""
+        words = [path_word(binarized or self._data.binarized), *flag_words("--path", checkpoint)]
+        words += [*flag_words("--gen-subset", test.subset), *self._task, *self._languages]
+        for option, value in search.items():
+            words += [flag_of(option), str(value)]
+        return generate(words, output, test.segments, test.name, console)
 
 
 def task_words(train: Mapping[str, Any]) -> list[str]:

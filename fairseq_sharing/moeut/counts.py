@@ -59,19 +59,20 @@ class MoECounts:
         total = length * self.decoder.output_embed_dim * len(self.decoder.dictionary)
         for projection in (self.decoder.project_in_dim, self.decoder.project_out_dim):
             total += length * projection.weight.numel() if projection is not None else 0
-        for stack in self.sharing:
-            layers = getattr(self, stack).layers
-            cross_weights = set()
-            for layer in layers:
-                if isinstance(layer, DenseLayer):
-                    total += dense_sizes(self.cfg).macs(length)
-                    continue
-                sizes = layer_sizes(self.cfg, stack)
-                source, destination = sizes.attention_macs(length)
-                total += source + destination + sizes.read_macs(length, length) + sizes.ffn_macs(length)
-                if layer.encoder_attn is not None:
-                    total += destination + sizes.read_macs(length, length)
-                    cross_weights.add(layer.encoder_attn.value_experts)
-                    memory = source
-            total += len(cross_weights) and len(cross_weights) * memory
-        return total
+        return total + sum(self.stack_macs(stack, length) for stack in self.sharing)
+
+    def stack_macs(self, stack: str, length: int) -> int:
+        """Count the multiply-accumulate operations (MACs) of the layers of one stack. See ``count_macs``."""
+        total, cross_weights = 0, set()
+        for layer in getattr(self, stack).layers:
+            if isinstance(layer, DenseLayer):
+                total += dense_sizes(self.cfg).macs(length)
+                continue
+            sizes = layer_sizes(self.cfg, stack)
+            source, destination = sizes.attention_macs(length)
+            total += source + destination + sizes.read_macs(length, length) + sizes.ffn_macs(length)
+            if layer.encoder_attn is not None:
+                total += destination + sizes.read_macs(length, length)
+                cross_weights.add(layer.encoder_attn.value_experts)
+                memory = source
+        return total + (len(cross_weights) and len(cross_weights) * memory)

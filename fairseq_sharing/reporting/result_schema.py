@@ -59,6 +59,8 @@ SCORE: Schema = {
     **dict.fromkeys(("empty", "over_long"), (is_count, "a whole number")),
     "by_length": (list_of(has_fields(_BUCKET, tuple(_BUCKET))), "scores by reference length"),
     "hypotheses": (is_text, "a path"),
+    "depths": (named(is_count), "a number of sentences per depth"),
+    **dict.fromkeys(("macs_per_sentence", "macs_per_sentence_all_layers"), (is_quantity, "a number")),
 }
 
 
@@ -91,6 +93,7 @@ RESULT: Schema = {
     "schedule": (optional(is_name), "a name"),
     "sharing": (lambda value: named(is_name)(value) and bool(value), "a strategy per stack"),
     "depth": (named(is_count), "a number per stack"),
+    "depth_classifier": (named(lambda value: is_quantity(value) or is_name(value)), "names and numbers"),
     "layers": (named(is_count), "a number per stack"),
     "unique_layers": (named(is_count), "a number per stack"),
     "layer_map": (named(list_of(is_count)), "a list of labels per stack"),

@@ -184,6 +184,7 @@ NEEDED = {
     "tie": ["a", "--output", "b"],
     "prepare": ["toy", "--out", "b"],
     "distill": ["a", "--out", "b"],
+    "autodepth": ["a", "--penalty", "1"],
     **{name: ["a"] for name in ("describe", "train", "translate", "report", "score", "clean")},
     "study": ["run", "a"],
     "power": ["--sd", "1"],

@@ -28,6 +28,7 @@ WORDS = {
     "export": (["run"], ["--output", "out"], ["--materialize"]),
     "untie": (["a.pt"], ["--output", "b.pt"], []),
     "translate": (["run", "en.txt"], ["--beam", "4"], ["--prepared"]),
+    "autodepth": (["run"], ["--penalty", "0.1"], ["--subset", "train"]),
     "report": (["results"], ["--metric", "chrf"], ["--json"]),
     "study": (["run", "toy", "train.max_epoch=1"], ["--jobs", "2"], ["--dry-run"]),
     "clean": (["runs"], [], ["--dry-run"]),

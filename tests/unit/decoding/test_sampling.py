@@ -77,7 +77,7 @@ def test_a_temperature_at_which_all_words_vanish_is_refused(files, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
 
-    monkeypatch.setattr(engine._task, "inference_step", fail)
+    monkeypatch.setattr(engine.task, "inference_step", fail)
     with pytest.raises(SharingError, match=r"^--temperature 0.01: all words of a sentence have the probability 0"):
         list(engine.translate([SOURCE], Search(beam=1, temperature=0.01)))
     with pytest.raises(RuntimeError, match="multinomial"):

@@ -432,6 +432,6 @@ def test_batches_do_not_depend_on_random_numbers(checkpoint, prepared):
     orders = []
     for seed in (1, 2):
         numpy.random.seed(seed)
-        batches = engine._batches(sentences, Search(max_tokens=12))
+        batches = engine.batches(sentences, Search(max_tokens=12))
         orders.append([number for batch in batches for number in batch["id"].tolist()])
     assert orders[0] == orders[1] == list(range(20))
