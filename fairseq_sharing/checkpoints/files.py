@@ -14,6 +14,7 @@ import torch
 from fairseq_sharing.checkpoints.integrity import refuse_damaged, refuse_expanded, refuse_expanding
 from fairseq_sharing.checkpoints.plain import NUMPY_READERS, explain_unreadable, to_plain
 from fairseq_sharing.checkpoints.recorded_state import refuse_incomplete
+from fairseq_sharing.checkpoints.senseless_arguments import refuse_senseless_arguments
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write
 
@@ -23,7 +24,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         SharingError: the file does not exist, is damaged, cannot be read safely by torch, or contains no model whose
-            tensors match its recorded layer maps.
+            tensors and arguments match its recorded layer maps.
     """
     checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
@@ -32,6 +33,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         refuse_expanded(checkpoint["model"])
         refuse_incomplete(checkpoint["model"])
+        refuse_senseless_arguments(checkpoint)
     except SharingError as error:
         raise SharingError(f"{path}: {error}") from error
     return checkpoint

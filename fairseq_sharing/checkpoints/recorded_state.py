@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,7 @@ def refuse_incomplete(state: Mapping[str, Any]) -> None:
             )
         if 0 not in stored[stack] and not shared.spans_stacks:
             raise SharingError(f"the checkpoint has a layer map of {stack} but no tensor {stack}.layers.0.*")
+    _require_adapters(tensors, DepthKinds.recorded(recorded_extra(state).get("depth", {})))
     _compare_layers(tensors, {stack: shared for stack, shared in sharing.items() if shared.shares}, stored)
 
 
@@ -210,6 +211,13 @@ def _compare_layers(
         for depth in range(len(shared.layer_map)):
             for name, first in leaves[stack].items():
                 _check_tensor(shapes, full_name(stack, depth, name), shapes[first], tied)
+
+
+def _require_adapters(names: Iterable[str], kinds: DepthKinds) -> None:
+    """Reject recorded adapters and scales of which the state dict has no tensor."""
+    for kind, recorded in (("lora", kinds.rank), ("scale", kinds.scale)):
+        if recorded and not any(f".depth.{kind}." in name for name in names):
+            raise SharingError(f"the checkpoint records {kind} as a depth parameter but has no tensor *.depth.{kind}.*")
 
 
 def _are_settings(values: Any, stacks: Mapping[str, Any]) -> bool:

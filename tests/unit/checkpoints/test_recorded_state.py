@@ -106,6 +106,11 @@ MALFORMED = {
         lambda s: s.update({"encoder.layers.1.fc1.bias": "0"}),
         "lacks the tensor encoder.layers.1.fc1.bias",
     ),
+    "adapters without tensors": (
+        extra(depth={"lora": {"rank": 2, "of": ["fc1"]}}),
+        "records lora as a depth parameter but has no tensor *.depth.lora.*",
+    ),
+    "factors without tensors": (extra(depth={"scale": True}), "records scale as a depth parameter but has no tensor"),
     "name is a number": (lambda s: s.update({3: torch.ones(1)}), "has the entry 3; allowed: names of tensors"),
 }
 
@@ -163,6 +168,32 @@ def test_materializing_compares_tensors_with_the_model_s_arguments(change, messa
     with pytest.raises(SharingError) as caught:
         materialize(content)
     assert f"the checkpoint's tensor {message}" in str(caught.value)
+
+
+def arguments(**values):
+    return lambda content: vars(content["cfg"]["model"]).update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (arguments(encoder_layers="x"), "train.encoder_layers: 'x'; allowed: a whole number"),
+        (arguments(encoder_layers=10**8), "train.encoder_layers: 100000000; allowed: 6, the length of its layer map"),
+        (arguments(decoder_layers=5), "train.decoder_layers: 5; allowed: 6, the length of its layer map"),
+        (arguments(decoder_layers=True), "train.decoder_layers: True; allowed: a whole number"),
+        (arguments(decoder_attention_heads=0), "train.decoder_attention_heads: 0; allowed: numbers from 1"),
+        (arguments(encoder_attention_heads=3), "train.encoder_attention_heads: 3; allowed: divisors of"),
+        (arguments(encoder_embed_dim=1.5), "train.encoder_embed_dim: 1.5; allowed: a whole number"),
+        (arguments(encoder_ffn_embed_dim=-4), "train.encoder_ffn_embed_dim: -4; allowed: numbers from 1"),
+    ],
+)
+def test_senseless_arguments_are_refused_before_a_model_is_built(change, message, trained, tmp_path):
+    content, path = load_checkpoint(trained), tmp_path / "bad.pt"
+    change(content)
+    save_atomically(content, path)
+    with pytest.raises(SharingError) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: the checkpoint's model has {message}")
 
 
 # Damaged files.
