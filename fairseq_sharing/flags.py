@@ -78,6 +78,7 @@ def parse(train: Mapping[str, Any]) -> argparse.Namespace:
     if not train.get("arch"):
         raise BadKeyError("arch", "missing; allowed: an architecture of fairseq or of this package")
     flags, printed = words(train), io.StringIO()
+    check_ranges(train)  # before the architecture makes layer maps of this size
     try:
         with contextlib.redirect_stderr(printed):
             args = options.parse_args_and_arch(options.get_training_parser(), input_args=["unused", *flags])
@@ -87,7 +88,7 @@ def parse(train: Mapping[str, Any]) -> argparse.Namespace:
         raise _refusal(train, line[:300]) from error
     except ValueError as error:
         raise _refusal(train, str(error)) from error
-    check_ranges(vars(args))
+    check_ranges(vars(args))  # with the defaults of the architecture
     parser = _training_parser(train)
     for key, value in train.items():
         # Architectures turn some switches on, and most switches have a flag for only one of their values.

@@ -224,7 +224,7 @@ def _depth_kinds(model: Any) -> list[str]:
     lines = []
     for stack in model.sharing if kinds else ():
         layer = model.get_submodule(stack).layers[0]
-        names = depth_names(layer)
+        names = list(depth_names(layer))
         lora = [name for name in names if name.startswith("depth.lora.")]
         norm = [name for name in names if kinds.norm and part_of(name) == "layer_norm"]
         chosen = {

@@ -162,7 +162,7 @@ def test_the_checkpoint_states_the_kinds():
             "--depth-lora 2: depth 6 of the encoder has no trained layer to fit; allowed: at most 6 layers",
         ),
         ({}, {"fit_iterations": 3}, "--fit-iterations 3: there are no adapters to fit; allowed: with --depth-lora"),
-        ({"depth_lora": 2}, {"fit_iterations": -1}, "--fit-iterations -1: allowed: 0 or more"),
+        ({"depth_lora": 2}, {"fit_iterations": -1}, "--fit-iterations -1: allowed: 0 to 1,000"),
         ({"depth_lora": 20}, {}, "--depth-lora 20: the smallest matrix has rank 16; allowed: 1 to 16"),
     ],
 )

@@ -105,10 +105,10 @@ def test_ports(port):
 
 BLOCK = "train={arch: transformer_sharing_tiny, batch_size: 4, criterion: label_smoothed_cross_entropy}"
 KEYS = [
-    ("train.lr=-1", "train.lr: [-1.0]; allowed: numbers above 0"),
+    ("train.lr=-1", "train.lr: -1; allowed: numbers above 0"),
     ("train.lr=[0.1,0]", "train.lr: [0.1, 0.0]; allowed: numbers above 0"),
-    ("train.dropout=2", "train.dropout: 2.0; allowed: numbers from 0 to below 1"),
-    ("train.dropout=1", "train.dropout: 1.0; allowed: numbers from 0 to below 1"),
+    ("train.dropout=2", "train.dropout: 2; allowed: numbers from 0 to below 1"),
+    ("train.dropout=1", "train.dropout: 1; allowed: numbers from 0 to below 1"),
     ("train.attention_dropout=-0.1", "train.attention_dropout: -0.1; allowed: numbers from 0 to below 1"),
     ("train.label_smoothing=1.5", "train.label_smoothing: 1.5; allowed: numbers from 0 to below 1"),
     ("train.encoder_layers=0", "train.encoder_layers: 0; allowed: numbers from 1"),
@@ -119,7 +119,7 @@ KEYS = [
     ("train.max_tokens=0", "train.max_tokens: 0; allowed: numbers from 1"),
     ("train.batch_size=0", "train.batch_size: 0; allowed: numbers from 1"),
     ("train.update_freq=[1,-2]", "train.update_freq: [1, -2]; allowed: numbers from 1"),
-    ("train.clip_norm=-1", "train.clip_norm: -1.0; allowed: numbers from 0"),
+    ("train.clip_norm=-1", "train.clip_norm: -1; allowed: numbers from 0"),
     ("train.log_interval=0", "train.log_interval: 0; allowed: numbers from 1"),
     ("train.num_workers=-1", "train.num_workers: -1; allowed: numbers from 0"),
     ("train.max_source_positions=0", "train.max_source_positions: 0; allowed: numbers from 1"),
@@ -136,12 +136,12 @@ KEYS = [
     ("train=3", "train: must be a mapping, got 3"),
     ("train.optimizer=adam train.adam_betas='(0.9, 2)'", "train.adam_betas: (0.9, 2); allowed: numbers from 0"),
     ("train.encoder_layers=100000000", "train.encoder_layers: 100000000; allowed: numbers from 1 to 10,000"),
-    ("train.optimizer=adam train.adam_betas=[0.9]", "train.adam_betas: 0.9; allowed: two numbers, got 1"),
+    ("train.optimizer=adam train.adam_betas=[0.9]", "train.adam_betas: [0.9]; allowed: two numbers, got 1"),
     (
         "train.lr_scheduler=polynomial_decay train.total_num_update=0",
         "train.total_num_update: 0; allowed: numbers from 1 with polynomial_decay",
     ),
-    ("train.optimizer=adam train.adam_eps=0", "train.adam_eps: 0.0; allowed: numbers above 0"),
+    ("train.optimizer=adam train.adam_eps=0", "train.adam_eps: 0; allowed: numbers above 0"),
 ]
 
 
@@ -172,7 +172,7 @@ def test_keys_of_a_configuration(experiment, overrides, message):
         ("evaluate.beam=1001", "evaluate.beam must be at most 1,000, got 1001"),
         ("evaluate.max_tokens=1000000001", "evaluate.max_tokens must be at most 1,000,000,000, got 1000000001"),
         ("evaluate.max_len_a=-1", "evaluate.max_len_a must be a finite number >= 0, got -1"),
-        ("train.dropout=2", "override: train.dropout: 2.0; allowed: numbers from 0 to below 1"),
+        ("train.dropout=2", "override: train.dropout: 2; allowed: numbers from 0 to below 1"),
         ("tokens_per_batch=0", "tokens_per_batch=0: not a multiple of "),
     ],
 )

@@ -67,7 +67,7 @@ def test_first_words_are_as_frequent_as_probable(engine, files, temperature):
 def test_a_temperature_needs_a_beam_of_1_and_is_positive():
     with pytest.raises(SharingError, match=r"^--temperature 0.5: requires --beam 1, got 5$"):
         Search(temperature=0.5)
-    with pytest.raises(SharingError, match=r"^--temperature must be a finite number above 0, got 0$"):
+    with pytest.raises(SharingError, match=r"^--temperature must be a number from 0.01 to 100, got 0$"):
         Search(beam=1, temperature=0)
 
 
