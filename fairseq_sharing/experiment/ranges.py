@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,9 @@ def _numbers(value: Any) -> Iterator[float]:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             return
-    if isinstance(value, list | tuple):
+        if isinstance(value, str):
+            return
+    if isinstance(value, Sequence):
         for item in value:
             yield from _numbers(item)
     elif isinstance(value, int | float) and not isinstance(value, bool):
