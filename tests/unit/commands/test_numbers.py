@@ -106,7 +106,7 @@ def test_ports(port):
 BLOCK = "train={arch: transformer_sharing_tiny, batch_size: 4, criterion: label_smoothed_cross_entropy}"
 KEYS = [
     ("train.lr=-1", "train.lr: -1; allowed: numbers above 0"),
-    ("train.lr=[0.1,0]", "train.lr: [0.1, 0.0]; allowed: numbers above 0"),
+    ("train.lr=[0.1,0]", "train.lr: [0.1, 0]; allowed: numbers above 0"),
     ("train.dropout=2", "train.dropout: 2; allowed: numbers from 0 to below 1"),
     ("train.dropout=1", "train.dropout: 1; allowed: numbers from 0 to below 1"),
     ("train.attention_dropout=-0.1", "train.attention_dropout: -0.1; allowed: numbers from 0 to below 1"),
