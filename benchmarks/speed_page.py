@@ -368,7 +368,7 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "training_bf16": (
         "Training in bf16 on a processor with AMX",
-        "python -m benchmarks.training.speed --data data/news_commentary --pairs '6 layers' --batches 2 --runs 3",
+        "python -m benchmarks.training.speed --data data/news_commentary --batches 2 --runs 3",
         partial(training, name="training_bf16"),
     ),
     "training_parts": (
@@ -393,7 +393,7 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "decoding": (
         "Decoding against fairseq-generate",
-        "python -m benchmarks.decoding.speed runs/news_commentary_8k/decoding-seed1 --test newstest2014",
+        "python -m benchmarks.decoding.speed runs/multi30k/cycle-seed1 --rounds 3",
         decoding,
     ),
     "decoding_parts": (
