@@ -420,13 +420,26 @@ def test_package_is_the_one_of_the_repository():
     assert Path(fairseq_sharing.__file__).parent == PACKAGE
 
 
-def test_agreement_of_int8_is_stated_with_its_model():
+def test_numbers_of_decoding_are_the_measured_ones():
     measured = json.loads((ROOT / "results/speed/decoding.json").read_text(encoding="utf-8"))
-    model, bleu = measured["model"]["name"], measured["bleu_of_fairseq_generate"]
-    page = " ".join((ROOT / "docs/decoding.md").read_text(encoding="utf-8").split())
-    share = f"{measured['agreement']['int8']['same']:.0%}"
-    assert f"only {share} of the translations of this model (`{model}`, {bleu:.2f} BLEU)" in page
-    assert f"model {model} that are identical" in (ROOT / "results/speed/README.md").read_text(encoding="utf-8")
+    page, bleu = DOCS["decoding"], measured["bleu_of_fairseq_generate"]
+    speed = {(row["engine"], row["load"]): row for row in measured["speed"]}
+    for kind, name in (("float32", "fp32"), ("int8", "int8")):
+        rows = [speed[f"CTranslate2 {kind}", load] for load in ("together", "one by one")]
+        cells = [f"{row['sentences_per_second']} ({row['ratio']:.1f}x)" for row in rows]
+        found = measured["agreement"][kind]
+        difference = f"{found['bleu'] - bleu:+.2f}".replace("+0.00", "0.00")
+        assert f"| CTranslate2, {name} | {' | '.join(cells)} | {found['same']:.1%} | {difference} |" in page
+
+
+def test_numbers_of_quantized_models_are_the_measured_ones():
+    measured = json.loads((ROOT / "results/speed/quantization.json").read_text(encoding="utf-8"))
+    for model in measured["models"]:
+        rows = dict(model["types"])
+        assert f" (fairseq: {rows.pop('fairseq')['bleu']:.2f}) |" in DOCS["decoding"]
+        for kind, row in rows.items():
+            differences = f"{row['mean_difference']:.1g} / {row['largest_difference']:.1g}"
+            assert f"| {kind} | {differences} | {row['same']:.1%} | {row['bleu']:.2f}" in DOCS["decoding"]
 
 
 def test_numbers_of_the_export_to_hugging_face_are_the_measured_ones():
