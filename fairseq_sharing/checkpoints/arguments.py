@@ -10,7 +10,7 @@ from typing import Any
 def model_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the model in a checkpoint as a plain dict."""
     cfg = checkpoint.get("cfg")
-    return plain(cfg["model"] if cfg else checkpoint.get("args") or {})
+    return plain((cfg.get("model") if cfg else checkpoint.get("args")) or {})
 
 
 def with_model_arguments(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -196,6 +196,13 @@ def test_senseless_arguments_are_refused_before_a_model_is_built(change, message
     assert str(caught.value).startswith(f"{path}: the checkpoint's model has {message}")
 
 
+def test_a_checkpoint_without_arguments_is_read(trained, tmp_path):
+    content, path = load_checkpoint(trained), tmp_path / "no_arguments.pt"
+    del content["cfg"]["model"]
+    save_atomically(content, path)
+    assert load_checkpoint(path)["model"].keys() == content["model"].keys()
+
+
 # Damaged files.
 
 
