@@ -403,7 +403,7 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "quantization": (
         "Translations of quantized models",
-        "python -m benchmarks.decoding.quantization RUN...",
+        "python -m benchmarks.decoding.quantization runs/multi30k/{vanilla,vanilla_admin,sequence,cycle}-seed1",
         quantization,
     ),
     "distillation": (

@@ -158,7 +158,7 @@ def _evaluate(
     examples: list[dict[str, str]] = []
     classifier: Mapping[str, Any] = {}
     if translates:
-        translator = _translator(run, data, settings, averaged, suffix, per_sentence)
+        translator = _translator(run, data, settings, config.get("train", {}), averaged, suffix, per_sentence)
         classifier = translator.depth_classifier
         for test in data.tests:
             hypotheses = translator.translate(test, averaged, inputs, steps, console)
@@ -211,11 +211,11 @@ def _translator(
     run: RunDirectory,
     data: EvaluationData,
     settings: EvaluationSettings,
+    train: Mapping[str, Any],
     averaged: Path,
     suffix: str,
     per_sentence: bool,
 ) -> RunTranslator:
-    train = run.config().get("train", {})
     if not per_sentence:
         return RunTranslator(run, data, settings, train, suffix)
     from fairseq_sharing.evaluation.sentence_depth import SentenceDepthTranslator  # imports torch
