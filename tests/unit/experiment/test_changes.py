@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import pytest
 from omegaconf import OmegaConf
+from run_configuration import CONFIG
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.changes import config_changes, refuse_changed
-from fairseq_sharing.experiment.run_directory import RunDirectory
-
-CONFIG = {
-    "run": "a",
-    "dataset": "toy",
-    "seed": 1,
-    "train": {"lr": 0.1, "max_epoch": 3, "keep_last_epochs": 2},
-}
-
-
-@pytest.fixture
-def run(tmp_path):
-    run = RunDirectory(tmp_path / "runs" / "a")
-    run.write_config(OmegaConf.create(CONFIG))
-    return run
 
 
 @pytest.mark.parametrize("key", ["train.max_epoch", "train.keep_last_epochs", "train.validate_interval", "data"])

@@ -7,23 +7,10 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from run_configuration import CONFIG
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.run_directory import RunDirectory, parse_log_line
-
-CONFIG = {
-    "run": "a",
-    "dataset": "toy",
-    "seed": 1,
-    "train": {"lr": 0.1, "max_epoch": 3, "keep_last_epochs": 2},
-}
-
-
-@pytest.fixture
-def run(tmp_path):
-    run = RunDirectory(tmp_path / "runs" / "a")
-    run.write_config(OmegaConf.create(CONFIG))
-    return run
 
 
 def test_config_and_record_come_back_as_written(run):
