@@ -45,15 +45,16 @@ class DepthKinds:
         """Read the kinds from fairseq's arguments, its TransformerConfig, or another object with these attributes.
 
         Raises:
-            SharingError: a rank below 1, or an unknown matrix.
+            SharingError: a rank below 1, an unknown matrix, or a choice of matrices without a rank.
         """
-        rank = getattr(options, "depth_lora", None)
+        rank, of = (getattr(options, name, None) for name in ("depth_lora", "depth_lora_of"))
         scale, bias, norm = (bool(getattr(options, f"depth_{name}", False)) for name in ("scale", "bias", "norm"))
         if rank is None:
+            if of not in (None, ",".join(MATRICES)):
+                raise SharingError(f"--depth-lora-of {of}: there are no adapters; allowed: with --depth-lora")
             return cls(scale=scale, bias=bias, norm=norm)
         if rank < 1:
             raise SharingError(f"--depth-lora {rank}: the rank of an adapter; allowed: 1 or more")
-        of = getattr(options, "depth_lora_of", None)
         given = str(",".join(MATRICES) if of is None else of).split(",")
         if not set(given) <= set(MATRICES) or len(set(given)) != len(given):
             raise SharingError(

@@ -60,26 +60,28 @@ def main(argv: list[str] | None = None) -> int:
         line on stderr), 130 if interrupted, 143 if terminated.
     """
     _adapt_to_terminal()
-    args = _parse(argv)
     # fairseq and sacrebleu set the root logger to INFO on import; keep their messages out of this command's output.
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    program = "fairseq-sharing"
     try:
         with interruptible():
+            args = _parse(argv)
+            program += f" {args.command}"
             args.run(args)
             sys.stdout.flush()
     except SharingError as error:
-        return _fail(args, error)
+        return _fail(program, error)
     except BrokenPipeError:
         # The reader closed the pipe. Discard buffered output, which Python would flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # the status of a program killed by SIGPIPE
     except OSError as error:
-        return _fail(args, explain(error))
+        return _fail(program, explain(error))
     except KeyboardInterrupt as error:
         what = "terminated" if isinstance(error, Interruption) else "interrupted"
-        print(f"fairseq-sharing {args.command}: {what}; re-run the command to resume", file=sys.stderr)
+        print(f"{program}: {what}; re-run the command to resume", file=sys.stderr)
         return error.status if isinstance(error, Interruption) else 130
     return 0
 
@@ -91,8 +93,8 @@ def explain(error: OSError) -> str:
     return ": ".join([" -> ".join(names), reason] if names else [reason])
 
 
-def _fail(args: argparse.Namespace, error: object) -> int:
-    print(f"fairseq-sharing {args.command}: error: {one_line(error)}", file=sys.stderr)
+def _fail(program: str, error: object) -> int:
+    print(f"{program}: error: {one_line(error)}", file=sys.stderr)
     return 2
 
 

@@ -55,9 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop in time, e.g. 25m or 1h30m: the runs write checkpoints, and finished runs are reported",
     )
     parser.add_argument(
-        "--gpus", type=whole_number(), metavar="N", help="GPUs per machine for each run, or CPU processes without GPUs"
+        "--gpus",
+        type=whole_number(most=1024),
+        metavar="N",
+        help="GPUs per machine for each run, or CPU processes without GPUs",
     )
-    parser.add_argument("--nodes", type=whole_number(), default=1, metavar="K", help="machines per run, with --slurm")
+    parser.add_argument(
+        "--nodes", type=whole_number(most=100_000), default=1, metavar="K", help="machines per run, with --slurm"
+    )
     parser.add_argument(
         "--mirror",
         type=_named,
@@ -237,7 +242,7 @@ def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
 
 
 def _jobs(text: str) -> int | None:
-    return None if text == "auto" else whole_number()(text)
+    return None if text == "auto" else whole_number(most=1024)(text)
 
 
 def _named(text: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +30,9 @@ _JOURNAL: Schema = {
     "lines": (is_count, "a number"),
     "read": (list_of(is_count), "positions"),
     "written": (list_of(is_count), "sizes"),
+    "crc32": (list_of(is_count), "checksums of the outputs"),
     "counts": (mapping_of(is_count), "numbers"),
+    "sha256": (is_text, "the checksum of the other fields"),
 }
 
 Chunk = tuple[bytes, ...]
@@ -51,7 +55,8 @@ def process_chunks(
     """Write outputs made from chunks of lines of parallel inputs, keeping the order.
 
     Only a few chunks are in memory at a time. Outputs are written to temporary files. Every few seconds they are
-    flushed to disk, and their progress is recorded in a journal next to the first output.
+    flushed to disk, and their progress is recorded in a journal next to the first output. Outputs whose journal or
+    finished part is damaged are restarted.
 
     Args:
         title: label of the progress bar.
@@ -68,9 +73,10 @@ def process_chunks(
     """
     journal = outputs[0].with_name(outputs[0].name + ".journal.tmp")
     parts = [output.with_name(output.name + ".tmp") for output in outputs]
-    state = _read_journal(journal, parts, key)
+    state = _read_journal(journal, parts, key, len(inputs))
     if state is None:
-        state = {"key": key, "lines": 0, "read": [0] * len(inputs), "written": [0] * len(outputs), "counts": {}}
+        nothing = [0] * len(outputs)
+        state = {"key": key, "lines": 0, "read": [0] * len(inputs), "written": nothing, "crc32": nothing, "counts": {}}
     counts: Counter[str] = Counter(state["counts"])
     with contextlib.ExitStack() as stack:
         sources: list[IO[bytes]] = [stack.enter_context(path.open("rb")) for path in inputs]
@@ -83,6 +89,7 @@ def process_chunks(
         for texts, chunk_counts in pool.map(function, _chunks(sources, sizes, size or CHUNK)):
             for file, text in zip(files, texts, strict=True):
                 _write(file, text)
+            state["crc32"] = [zlib.crc32(text, crc) for text, crc in zip(texts, state["crc32"], strict=True)]
             number, *read = sizes.popleft()
             counts.update(chunk_counts)
             advance(number)
@@ -124,10 +131,13 @@ def _chunks(sources: list[IO[bytes]], sizes: deque[list[int]], size: int) -> Ite
         yield chunk
 
 
-def _read_journal(journal: Path, parts: list[Path], key: str) -> dict[str, Any] | None:
+def _read_journal(journal: Path, parts: list[Path], key: str, inputs: int) -> dict[str, Any] | None:
     try:
         state = read_json(journal, _JOURNAL, "a journal", tuple(_JOURNAL))
-        if state["key"] == key and all(p.stat().st_size >= n for p, n in zip(parts, state["written"], strict=True)):
+        checksum = state.pop("sha256")
+        if (state["key"], _checksum(state), len(state["read"])) == (key, checksum, inputs) and [
+            _size_and_crc32(*part) for part in zip(parts, state["written"], strict=True)
+        ] == list(zip(state["written"], state["crc32"], strict=True)):
             return state
     except (OSError, ValueError):
         pass  # The journal is damaged or its files are missing: restart the outputs.
@@ -136,7 +146,20 @@ def _read_journal(journal: Path, parts: list[Path], key: str) -> dict[str, Any] 
 
 def _write_journal(journal: Path, state: dict[str, Any]) -> None:
     with atomic_write(journal) as file:
-        file.write(json.dumps(state).encode())
+        file.write(json.dumps({**state, "sha256": _checksum(state)}).encode())
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _size_and_crc32(part: Path, size: int) -> tuple[int, int]:
+    """Return the size and the CRC-32 of a file's first bytes."""
+    found = crc = 0
+    with part.open("rb") as file:
+        while block := file.read(min(size - found, 1 << 20)):
+            found, crc = found + len(block), zlib.crc32(block, crc)
+    return found, crc
 
 
 @contextlib.contextmanager

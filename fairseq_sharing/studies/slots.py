@@ -83,22 +83,23 @@ def open_slots(plan: StudyPlan, jobs: int | None, console: Console) -> Iterator[
     Raises:
         SharingError: more slots than the machine has cores, or runs that need more GPUs than it has.
     """
-    device = environment.device()
+    device, each = environment.device(), plan.devices or 1
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-    if device["kind"] != "cuda":
+    cuda = device["kind"] == "cuda"
+    most = int(device["count"]) if cuda else len(cores)
+    if each > most:
+        raise SharingError(
+            f"--gpus {each}: allowed: at most {most}, the {'GPUs' if cuda else 'CPU cores'} of this machine"
+        )
+    if not cuda:
         jobs = jobs or automatic_cpu_jobs(plan, len(cores), device["memory_bytes"])
-        if jobs * (plan.devices or 1) > len(cores):
-            raise SharingError(
-                f"--jobs {jobs}: allowed: at most {len(cores) // (plan.devices or 1)} on {len(cores)} cores"
-            )
+        if jobs * each > len(cores):
+            raise SharingError(f"--jobs {jobs}: allowed: at most {len(cores) // each} on {len(cores)} cores")
         yield cpu_slots(jobs, cores, plan.devices)
         return
-    gpus, each = int(device["count"]), plan.devices or 1
-    if each > gpus:
-        raise SharingError(f"--gpus {each}: allowed: at most {gpus}, the GPUs of this machine")
-    jobs = jobs or automatic_gpu_jobs(plan, gpus, len(cores), device["memory_bytes"])
-    with mps.shared_gpus(plan.directory, wanted=jobs > gpus // each, console=console):
-        yield gpu_slots(jobs, gpus, each)
+    jobs = jobs or automatic_gpu_jobs(plan, most, len(cores), device["memory_bytes"])
+    with mps.shared_gpus(plan.directory, wanted=jobs > most // each, console=console):
+        yield gpu_slots(jobs, most, each)
 
 
 def automatic_cpu_jobs(plan: StudyPlan, cores: int, memory: int) -> int:

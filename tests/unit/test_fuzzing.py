@@ -75,13 +75,13 @@ MANIFEST = {
 }
 RECORD = {"run": "a", "data": "d", "command": ["x"], "train_seconds": 1.0, "exit_status": 0, "device": {"kind": "cpu"}}
 CONFIG = {"run": "a", "dataset": "toy", "seed": 1, "train": {"arch": "transformer"}, "evaluate": {"beam": 1}}
-JOURNAL = {"key": "k", "lines": 1, "read": [1], "written": [1], "counts": {"a": 1}}
+JOURNAL = {"key": "k", "lines": 1, "read": [1], "written": [1], "crc32": [1], "counts": {"a": 1}, "sha256": "0"}
 EXPERIMENT = {"dataset": "toy", "train": {"dropout": 0.1}, "evaluate": {"beam": 2}, "seed": 1}
 
 
 def _journal(file: Path) -> None:
     (file.parent / "part").write_bytes(b"xyz")
-    _read_journal(file, [file.parent / "part"], "k")
+    _read_journal(file, [file.parent / "part"], "k", 1)
 
 
 # Reader -> file name, a valid content, the function.

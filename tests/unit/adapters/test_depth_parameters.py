@@ -305,6 +305,7 @@ def test_a_copy_of_a_model_uses_its_own_weights():
     [
         ({"depth_lora": 0}, "--depth-lora 0: the rank of an adapter; allowed: 1 or more"),
         ({"depth_lora": 17}, "--depth-lora 17: the smallest matrix has rank 16; allowed: 1 to 16"),
+        ({"depth_lora_of": "q,v"}, "--depth-lora-of q,v: there are no adapters; allowed: with --depth-lora"),
         (
             {"depth_lora": 2, "depth_lora_of": "q,w"},
             "--depth-lora-of q,w: allowed: a comma-separated list of q, k, v, out, fc1, fc2",

@@ -223,6 +223,20 @@ def test_signals_end_every_command_like_an_interrupt(command, number, status, ca
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")],
+)
+def test_signals_while_arguments_are_parsed_end_in_one_line(number, message, capfd, monkeypatch):
+    def add_arguments(parser: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)  # the signal interrupts it
+
+    monkeypatch.setattr("fairseq_sharing.commands.flags.add_arguments", add_arguments)
+    assert main(["flags"]) == 128 + number
+    assert capfd.readouterr().err == f"fairseq-sharing: {message}; re-run the command to resume\n"
+
+
 def test_a_second_signal_does_not_disturb_the_clean_up():
     cleaned = []
 

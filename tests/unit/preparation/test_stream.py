@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,16 +56,35 @@ def test_a_failed_run_resumes(texts: list[Path], tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.de", "in.en", "out.de", "out.en"]
 
 
-@pytest.mark.parametrize("loss", ["other key", "lost part", "damaged journal"])
-def test_outputs_that_cannot_be_resumed_are_restarted(texts: list[Path], tmp_path: Path, loss: str):
+def _edit_journal(directory: Path, **changes: object) -> None:
+    journal = directory / "out.en.journal.tmp"
+    journal.write_text(json.dumps({**json.loads(journal.read_text()), **changes}))
+
+
+# What happens to the files of a stopped run.
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "other key": lambda directory: None,
+    "lost part": lambda directory: (directory / "out.de.tmp").write_bytes(b""),
+    "damaged journal": lambda directory: (directory / "out.en.journal.tmp").write_text("{"),
+    "journal without checksums": lambda directory: (directory / "out.en.journal.tmp").write_text(
+        json.dumps({"key": "key", "lines": 10, "read": [10, 10], "written": [10, 10], "counts": {}})
+    ),
+    "changed count": lambda directory: _edit_journal(directory, counts={"lines": 1000}),
+    "changed position": lambda directory: _edit_journal(directory, read=[1, 1]),
+    "too few inputs": lambda directory: _edit_journal(directory, read=[1]),
+    "changed part": lambda directory: (directory / "out.de.tmp").write_bytes(
+        (directory / "out.de.tmp").read_bytes().replace(b"DE", b"DX", 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_outputs_that_cannot_be_resumed_are_restarted(texts: list[Path], tmp_path: Path, damage: str):
     with pytest.raises(RuntimeError):
         run(texts, Upper(breaks_at=3))
-    if loss == "lost part":
-        (tmp_path / "out.de.tmp").write_bytes(b"")
-    elif loss == "damaged journal":
-        (tmp_path / "out.en.journal.tmp").write_text("{")
+    DAMAGE[damage](tmp_path)
     function = Upper()
-    counts, outputs = run(texts, function, key="other" if loss == "other key" else "key")
+    counts, outputs = run(texts, function, key="other" if damage == "other key" else "key")
     assert function.calls == 6
     assert counts == {"lines": LINES}
     assert outputs == [text.read_text().upper().encode() for text in texts]

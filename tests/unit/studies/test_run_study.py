@@ -297,6 +297,8 @@ def test_clean_keeps_what_results_need(commands, capsys):
         (["--budget", "0m"], "argument --budget: 0m: allowed: a time above 0"),
         (["--jobs", "0"], "argument --jobs: must be a whole number from 1"),
         (["--gpus", "-1"], "argument --gpus: must be a whole number from 1"),
+        (["--gpus", "999999999"], "argument --gpus: must be a whole number from 1 to 1,024, got '999999999'"),
+        (["--jobs", "1025"], "argument --jobs: must be a whole number from 1 to 1,024, got '1025'"),
         (["--tflops", "0"], "argument --tflops: must be a number above 0"),
         (["--seeds", "-5"], "--seeds"),
         (["--seeds", "1", "1"], "--seeds 1 1: allowed: whole numbers from 0, each once"),

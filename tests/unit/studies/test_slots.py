@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_too_many_jobs_are_refused(plan, monkeypatch):
         pytest.raises(SharingError, match=r"^--jobs 3: allowed: at most 2 on 2 cores$"),
         slots.open_slots(plan, 3, None),
     ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cpu", "--gpus 5: allowed: at most 2, the CPU cores of this machine"),
+        ("cuda", "--gpus 5: allowed: at most 4, the GPUs of this machine"),
+    ],
+)
+def test_more_devices_than_the_machine_has_are_refused(plan, monkeypatch, kind, message):
+    device = {"kind": kind, "count": 4, "memory_bytes": GIB}
+    monkeypatch.setattr(slots.environment, "device", lambda: device)
+    monkeypatch.setattr(slots.os, "sched_getaffinity", lambda _: {0, 1})
+    wanted = dataclasses.replace(plan, devices=5)
+    with pytest.raises(SharingError, match=f"^{message}$"), slots.open_slots(wanted, None, None):
         pass
 
 
