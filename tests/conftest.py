@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from multiprocessing import forkserver
 
 import pytest
@@ -16,3 +18,17 @@ def commands(tmp_path_factory) -> Commands:
             environment.setenv(name, value)
         forkserver.ensure_running()
     return Commands(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.fixture
+def small_disk():
+    """Limit the size of files that this process writes; the error is like that of a full disk."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)

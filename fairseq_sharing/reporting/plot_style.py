@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.colors import set_colors
-from fairseq_sharing.files import inside
+from fairseq_sharing.files import atomic_write, inside
 from fairseq_sharing.reporting.results import Row
 
 if TYPE_CHECKING:
@@ -155,4 +155,5 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
     figure.set_layout_engine("none")  # the same layout in all formats
     with mpl.rc_context({"svg.hashsalt": "fairseq-sharing", "pdf.fonttype": 42}):
         for suffix in SUFFIXES:
-            figure.savefig(inside(folder, name + suffix), dpi=DPI, metadata=metadata[suffix])
+            with atomic_write(inside(folder, name + suffix)) as file:
+                figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata[suffix])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import time
@@ -161,6 +163,19 @@ def test_neither_processes_nor_chunks_change_the_bytes(call, monkeypatch):
     whole = contents(call("--filter", "none", out="third"))
     same = sum(a == b for a, b in zip(*(c["bpe/train.de"].split(b"\n") for c in (first, whole)), strict=True))
     assert same >= 0.98 * PAIRS, "other batches change the rounding only"
+
+
+def test_a_full_disk_names_the_file_and_the_next_run_finishes(call, small_disk, tmp_path):
+    expected = contents(call(out="undisturbed"))
+    failures = []
+    for size in (100, 3_000, 10_000, 30_000):
+        small_disk(size)
+        failures.append(call(status=2).splitlines()[-1])
+        assert not [path for path in tmp_path.rglob("*.tmp") if "kd" not in path.parts]
+    small_disk(resource.RLIM_INFINITY)
+    assert contents(call()) == expected
+    for line in failures:
+        assert re.fullmatch(r"fairseq-sharing distill: error: /\S+: File too large", line), failures
 
 
 def test_a_list_of_one_is_the_best_and_a_longer_one_is_nearer_to_the_references(call, prepared):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import sys
 import threading
@@ -84,20 +83,6 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_the_work(word
     filled = [word.format(run=tmp_path / "run", file=tmp_path / "file") for word in words]
     assert f"{tmp_path / 'file'} is a file; allowed: a path below folders" in failed(capfd, filled)
     assert names(tmp_path) == ["file", "run"]
-
-
-@pytest.fixture
-def small_disk():
-    """Limit the size of files that this process writes; the error is like that of a full disk."""
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("command", ["average", "untie", "export"])

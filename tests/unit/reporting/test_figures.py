@@ -244,3 +244,13 @@ def test_equal_figures_give_equal_files_without_dates(tmp_path):
         assert b"dc:date" not in content
         assert matplotlib.__version__.encode() not in content
     assert b"/Type3" not in (tmp_path / "plot.pdf").read_bytes()
+
+
+def test_a_full_disk_names_the_figure_and_keeps_the_old_one(tmp_path, small_disk):
+    _plot(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    small_disk(1_000)
+    with pytest.raises(OSError, match="File too large") as error:
+        _plot(tmp_path)
+    assert error.value.filename == str(tmp_path / "plot.png")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
