@@ -13,6 +13,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from fairseq_sharing.deferred_imports import defer_imports_of
+
 _PACKAGE = __name__.partition(".")[0]
 _waiting: list[Callable[[], None]] = []
 
@@ -83,5 +85,7 @@ class _Finder(MetaPathFinder):
             spec = finder.find_spec(name, path, target) if finder is not self else None
             if spec is not None:
                 _watch(spec)
+                if name == "fairseq" and spec.loader is not None:
+                    defer_imports_of(spec.loader)
                 return spec
         return None
