@@ -208,7 +208,7 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
     overrides = {name: given[name] for name in _SETTINGS if name in given}
     if not is_checkpoint_directory(path):
         _refuse(given, _CHECKPOINTS, "a directory of checkpoints of fairseq-train")
-        return evaluate_run(path, console, given.get("data"), out, overrides, depth)
+        return evaluate_run(path, console, given.get("data"), out, overrides, depth, _count_macs)
     data: Path | PlainData
     if "data" in given:
         _refuse(given, [name for name in _CHECKPOINTS if name != "run_name"], "--data", "without")
@@ -221,7 +221,13 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
             f"{path}: contains checkpoints but no config.yaml of fairseq-sharing train; "
             "give --data-bin and --test, or --data with a prepared data directory"
         )
-    return evaluate_checkpoints(path, console, data, given.get("run_name"), out, overrides, depth)
+    return evaluate_checkpoints(path, console, data, given.get("run_name"), out, overrides, depth, _count_macs)
+
+
+def _count_macs(checkpoint: Path, dictionary: Path) -> int | None:
+    from fairseq_sharing.description.checkpoint_macs import macs_of_checkpoint  # imports torch: after the input checks
+
+    return macs_of_checkpoint(checkpoint, dictionary)
 
 
 def _find_run(named: Path, overrides: list[str]) -> Path:

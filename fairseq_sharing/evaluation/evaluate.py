@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ _BLOCKS = ("tokens_per_sample", "context_window")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
 _RECORD = ("train_seconds", "device", "versions", "commit")
 
+CountMacs = Callable[[Path, Path], int | None]
+"""Counts the MACs of the model in a checkpoint, given the dictionary of the target language."""
+
 
 def evaluate_run(
     path: Path,
@@ -52,6 +55,7 @@ def evaluate_run(
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     depth: DepthRequest | None = None,
+    count_macs: CountMacs | None = None,
 ) -> dict[str, Any]:
     """Average a run's last checkpoints and score every test set of its data.
 
@@ -65,6 +69,7 @@ def evaluate_run(
         overrides: values that replace those of the configuration's ``evaluate`` block.
         depth: the depth to evaluate, or a depth per sentence. Its result is that of a run named ``<run>-d<depth>`` or
             ``<run>-auto``; None for all layers.
+        count_macs: counts the MACs in the result; None to leave them out.
 
     Returns:
         The result, as written to ``result.json``, ``result-d<depth>.json`` or ``result-auto.json``.
@@ -87,7 +92,7 @@ def evaluate_run(
             console.print(
                 f"{path}: training has not finished; evaluating its current checkpoints", markup=False, soft_wrap=True
             )
-        return _evaluate(run, console, settings, average, found, out, depth)
+        return _evaluate(run, console, settings, average, found, out, depth, count_macs)
 
 
 def evaluate_checkpoints(
@@ -98,6 +103,7 @@ def evaluate_checkpoints(
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     depth: DepthRequest | None = None,
+    count_macs: CountMacs | None = None,
 ) -> dict[str, Any]:
     """Evaluate a translation model of plain ``fairseq-train`` like a run.
 
@@ -109,6 +115,7 @@ def evaluate_checkpoints(
         out: see `evaluate_run`.
         overrides: settings that differ from the defaults of `EvaluationSettings`.
         depth: see `evaluate_run`.
+        count_macs: see `evaluate_run`.
 
     Returns:
         The result.
@@ -121,7 +128,7 @@ def evaluate_checkpoints(
     refuse_other_direction(run.direction(), found.direction, path, found.binarized)
     average = average_name(settings.average_last, EvaluationSettings.average_last)
     with run.evaluating():
-        return _evaluate(run, console, settings, average, found, out, depth)
+        return _evaluate(run, console, settings, average, found, out, depth, count_macs)
 
 
 def _evaluate(
@@ -132,6 +139,7 @@ def _evaluate(
     data: EvaluationData,
     out: Path | None,
     depth: DepthRequest | None,
+    count_macs: CountMacs | None,
 ) -> dict[str, Any]:
     config, record, path = run.config(), run.record(), run.path
     task = str(config.get("train", {}).get("task") or "translation")
@@ -177,10 +185,14 @@ def _evaluate(
     from fairseq_sharing.checkpoints.summary import describe_checkpoint  # imports torch: after the input checks
 
     model = describe_checkpoint(averaged)
+    # The MACs of a depth per sentence are those of its scores.
+    dictionary = data.binarized / (f"dict.{data.direction[1]}.txt" if translates else "dict.txt")
+    macs = count_macs(averaged, dictionary) if count_macs and not per_sentence else None
     result = {
         "run": f"{config.run}{suffix}",
         "dataset": str(config.dataset),
         **{name: model[name] for name in _MODEL},
+        **({"macs": macs} if macs else {}),
         **({"depth": setting} if setting else {}),
         **({"depth_classifier": classifier} if classifier else {}),
         "epochs": _epoch(names[-1], averaged),

@@ -23,7 +23,9 @@ _COLUMNS = (
     *("run", "strategy", "unique_layers", "layers", "parameters_unique", "parameters_effective", "parameters_mean"),
     *("recipe", "tokens_per_second", "updates", "seeds", "test_set", "segments"),
 )
-_NOT_IN_TERMINAL = {"Effective parameters", "Peak memory, GiB", "Recipe", "g", "Permutation p, not adjusted"}
+_NOT_IN_TERMINAL = {
+    *("Effective parameters", "MACs, millions", "Peak memory, GiB", "Recipe", "g", "Permutation p, not adjusted")
+}
 
 
 def markdown(rows: Sequence[Row], conclusions: Conclusions, title: str, pictures: Sequence[tuple[str, str]]) -> str:

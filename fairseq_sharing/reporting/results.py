@@ -131,6 +131,12 @@ class Row:
         return self._range([result["parameters"][kind] for result in self.results])
 
     @property
+    def macs(self) -> str:
+        """Millions of MACs of a forward pass; a range if the seeds differ, empty unless every run records them."""
+        found = [round(result["macs"] / 1e6, 1) for result in self.results if "macs" in result]
+        return self._range(found, ",.1f") if len(found) == len(self.results) else ""
+
+    @property
     def mean_parameters(self) -> str:
         """Trained unique parameters, averaged over the updates; all unique parameters for a fixed map."""
         return self._range([result.get("mean_parameters", result["parameters"]["unique"]) for result in self.results])

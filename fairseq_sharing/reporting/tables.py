@@ -75,7 +75,9 @@ def summary(rows: Sequence[Row], metric: str = "bleu") -> tuple[list[str], Cells
     tests = scored_sets(rows)
     recipes = differences(rows)
     changing = any(row.schedule for row in rows)
+    with_macs = any(row.macs for row in rows)
     headers = ["Model", "M", "N", "Unique parameters", "Effective parameters"]
+    headers += ["MACs, millions"] if with_macs else []
     headers += ["Mean unique parameters", "Peak memory, GiB"] if changing else []
     headers += ["Recipe"] if any(recipes) else []
     cells = []
@@ -86,6 +88,7 @@ def summary(rows: Sequence[Row], metric: str = "bleu") -> tuple[list[str], Cells
             row.sizes("layers"),
             row.parameters("unique"),
             row.parameters("effective"),
+            *([row.macs or "-"] if with_macs else []),
             *([row.mean_parameters, row.peak_memory] if changing else []),
             *([recipe or "-"] if any(recipes) else []),
             row.speed.format(0) if row.speed else "-",

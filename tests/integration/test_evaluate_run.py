@@ -116,6 +116,7 @@ def test_runs_are_evaluated_and_reported_with_their_hypotheses(place, capsys, tr
     assert universal["unique_layers"] == {"encoder": 1, "decoder": 1}
     assert universal["parameters"]["effective"] == vanilla["parameters"]["unique"]
     assert universal["parameters"]["unique"] < vanilla["parameters"]["unique"]
+    assert universal["macs"] == vanilla["macs"] > 100_000
     command = universal["command"]
     assert command[command.index("--source-lang") :][:4] == ["--source-lang", SOURCE, "--target-lang", TARGET]
     assert universal["checkpoint"] == {"averaged": ["checkpoint2.pt", "checkpoint3.pt"]}
@@ -170,6 +171,7 @@ def test_evaluation_at_a_depth_is_a_result_of_its_own(place, capsys, translation
     assert result["scores"]["more"]["hypotheses"] == "hypotheses/more.fr-en.hyp.universal-d1-seed1.en.gz"
     full = json.loads(before)
     assert result["parameters"]["unique"] == full["parameters"]["unique"]
+    assert result["macs"] < full["macs"]
     assert result["scores"]["more"]["hypothesis_sha256"] != full["scores"]["more"]["hypothesis_sha256"]
     written = path / "evaluate/more-d1.generate.txt"
     at = written.stat().st_mtime_ns

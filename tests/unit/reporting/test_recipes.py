@@ -10,6 +10,7 @@ from fairseq_sharing.reporting.conclusions import conclude
 from fairseq_sharing.reporting.equal_cost import equal_cost
 from fairseq_sharing.reporting.recipes import differences
 from fairseq_sharing.reporting.results import read_rows
+from fairseq_sharing.reporting.tables import summary
 
 COMMON = ["fairseq-train", "data/multi30k/bin", "--arch", "transformer_sharing_tiny", "--max-tokens", "4096"]
 
@@ -128,3 +129,11 @@ def test_single_seeds_are_not_compared_at_equal_cost(tmp_path, seeds):
     write(tmp_path, *(result(run, sharing, seeds) for run, sharing in (("vanilla", "none"), ("cycle", "cycle"))))
     rows = read_rows(tmp_path)
     assert equal_cost(rows, conclude(rows, ComparisonPlan("vanilla", "bleu")))[1] == []
+
+
+def test_macs_are_a_column_if_any_row_records_them(tmp_path):
+    write(tmp_path, result(macs=66_073_600), result("cycle", "cycle"))
+    headers, cells = summary(read_rows(tmp_path))
+    assert [line[headers.index("MACs, millions")] for line in cells] == ["66.1", "-"]
+    write(tmp_path / "without", result())
+    assert "MACs, millions" not in summary(read_rows(tmp_path / "without"))[0]
