@@ -349,14 +349,27 @@ def precision(found: dict, _folder: Path) -> str:
         for row in found["runs"]
     ]
     epochs = [f"epoch {number}" for number in range(1, len(found["runs"][0]["valid_loss"]) + 1)]
-    fp32 = found["fp32"]
-    spread = f"{fp32['least']:.3f} to {fp32['most']:.3f}, standard deviation {fp32['standard_deviation']:.3f}"
+    difference, spread = found["difference_in_nats"], found["spread"]
+    low, high = difference["interval"]
     early = f", compared after epoch {found['after_epoch']}, before the end of the runs" if found["after_epoch"] else ""
+    means = ", ".join(f"{name} {one['mean']:.3f} ± {one['sd']:.3f}" for name, one in spread.items())
     text = (
-        f"Validation loss (label-smoothed cross-entropy in bits per target subword) of "
-        f"benchmarks/training/precision.yaml{early}. Last column of the fp32 seeds: {spread}."
+        "Validation loss (label-smoothed cross-entropy in bits per target subword) of "
+        f"benchmarks/training/precision.yaml{early}. Last column, mean ± sd over {difference['pairs']} seeds: {means}. "
+        f"Difference of the pairs of equal seeds, bf16 - fp32: {difference['mean']:+.4f} nats, 95% interval "
+        f"[{low:+.4f}, {high:+.4f}]."
     )
     return "\n\n".join([text, table(["precision", "seed", "updates", *epochs], told)])
+
+
+def start(found: dict, _folder: Path) -> str:
+    """Describe how long commands take to start."""
+    told = [
+        [f"`{name}`", *(f"{row[kind]:.2f}" for kind in ("wall_seconds", "cpu_seconds")), f"{row['ratio']:.2f}x"]
+        for name, row in found["rows"].items()
+    ]
+    text = f"{plural(found['threads'], 'thread')}, medians of {found['rounds']} rounds in turn."
+    return f"{text}\n\n" + table(["command", "seconds", "processor seconds", "relative to the imports"], told)
 
 
 # File -> title, the command that writes it, and the function that describes it.
@@ -423,8 +436,13 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "precision_loss": (
         "Validation loss of bf16 and fp32 runs",
-        "python -m benchmarks.training.precision_loss --runs runs/precision --bf16-seeds 1 2 3",
+        "python -m benchmarks.training.precision_loss --runs runs/precision",
         precision,
+    ),
+    "start": (
+        "Start of the commands",
+        "python -m benchmarks.commands.start runs/multi30k/vanilla-seed1 --data data/toy",
+        start,
     ),
 }
 

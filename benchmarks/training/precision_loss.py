@@ -1,20 +1,24 @@
-"""Train the same run in fp32 with several seeds and in bf16, and compare the final validation losses.
+"""Train the same run in fp32 and in bf16 with several seeds, and compare the final validation losses.
 
 Run: python -m benchmarks.training.precision_loss --runs runs/precision [--output results/speed/precision_loss.json]
 
 The runs train benchmarks/training/precision.yaml on data/multi30k; finished runs are not trained again. With
 --after-epoch nothing is trained, and the losses after that epoch are compared, for runs that were stopped early.
-Validation uses fp32. A bf16 run and the fp32 run of the same seed start from the same weights and use the same batches.
+Validation uses fp32. A bf16 run and the fp32 run of the same seed start from the same weights and use the same batches,
+so the difference is that of pairs, with the interval of Student's t.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from benchmarks.record import write
 from fairseq_sharing.evaluation.training_log import summarize
@@ -30,12 +34,20 @@ def train(precision: str, seed: int, runs: Path, changes: list[str]) -> None:
     subprocess.run([sys.executable, "-P", "-m", "fairseq_sharing", "train", *words], check=True)
 
 
+def compare(fp32: list[float], bf16: list[float]) -> dict[str, Any]:
+    """Compare the losses of runs with equal seeds, in nats: mean difference bf16 - fp32 and its 95% interval."""
+    differences = [math.log(2) * (low - high) for high, low in zip(fp32, bf16, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    mean = statistics.mean(differences)
+    return {"mean": mean, "interval": [mean - half, mean + half], "pairs": len(differences), "differences": differences}
+
+
 def main() -> None:
     """Train all runs, print and write their losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the fp32 runs")
-    parser.add_argument("--bf16-seeds", type=int, nargs="+", default=[1], help="seeds of the bf16 runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds, at least two")
     parser.add_argument(
         "--after-epoch", type=int, metavar="N", help="do not train; compare the losses after this epoch"
     )
@@ -43,24 +55,23 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for precision, seeds in (("fp32", args.seeds), ("bf16", args.bf16_seeds)):
-        for seed in seeds:
+    final: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    for precision, losses in final.items():
+        for seed in args.seeds:
             if args.after_epoch is None:
                 train(precision, seed, args.runs, args.changes)
             run = RunDirectory(args.runs / f"{precision}-seed{seed}")
             curve = summarize(run.log_records()).valid
             last = args.after_epoch or len(curve["loss"])
-            losses = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
-            record = run.record()
-            row = {"precision": precision, "seed": seed, **losses}
-            rows.append(row)
-            print(f"{precision} seed {seed}: validation loss {row['valid_loss'][-1]:.3f}", flush=True)
-    final = {p: [row["valid_loss"][-1] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}
-    mean, deviation = statistics.mean(final["fp32"]), statistics.stdev(final["fp32"])
-    within = [min(final["fp32"]) <= loss <= max(final["fp32"]) for loss in final["bf16"]]
-    spread = f"{min(final['fp32']):.3f} to {max(final['fp32']):.3f}"
-    print(f"fp32: mean {mean:.3f}, standard deviation {deviation:.3f}, {spread}; bf16 within: {within}")
-    summary = {"mean": mean, "standard_deviation": deviation, "least": min(final["fp32"]), "most": max(final["fp32"])}
+            row: dict[str, Any] = {"updates": curve["updates"][:last], "valid_loss": curve["loss"][:last]}
+            rows.append({"precision": precision, "seed": seed, **row})
+            losses.append(row["valid_loss"][-1])
+            print(f"{precision} seed {seed}: validation loss {losses[-1]:.3f}", flush=True)
+    spread = {name: {"mean": statistics.mean(one), "sd": statistics.stdev(one)} for name, one in final.items()}
+    difference = compare(final["fp32"], final["bf16"])
+    low, high = difference["interval"]
+    print(f"bf16 - fp32: {difference['mean']:+.4f} nats [{low:+.4f}, {high:+.4f}] ({difference['pairs']} pairs)")
+    record = run.record()
     write(
         {
             "machine": record["device"],
@@ -70,7 +81,8 @@ def main() -> None:
             "changes": args.changes,
             "after_epoch": args.after_epoch if args.after_epoch != run.config().train.max_epoch else None,
             "runs": rows,
-            "fp32": summary,
+            "spread": spread,
+            "difference_in_nats": difference,
         },
         args.output,
     )
