@@ -1,6 +1,6 @@
-"""Train the classifier that chooses a depth for each sentence, for ``--depth auto`` of ``translate`` and ``evaluate``.
+"""Train the classifier that chooses a depth for each sentence, which --depth auto of translate and evaluate uses.
 
-The model must have been trained with --depths; it is not changed. The classifier is a small JSON file beside its
+The model must have been trained with --depths; it is not changed. The classifier is a small JSON file next to the
 checkpoint.
 """
 

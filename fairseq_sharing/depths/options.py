@@ -47,12 +47,12 @@ class DepthOptions(FairseqDataclass):
         _LISTED + " (decoder only; overrides --depths; the depths of the two stacks are then independent)"
     )
     depth_sampling: str = option_field(
-        "how often each depth is trained: uniform, poisson_lognormal (as Huginn, with the mean of the listed depths), "
-        "or one weight per depth of --depths, for example 1,1,2",
+        "how often each depth is trained: uniform, poisson_lognormal (as in Huginn, with the mean of the listed "
+        "depths), or one weight per depth of --depths, for example 1,1,2",
         "uniform",
     )
     depth_full_share: Optional[float] = option_field(
-        f"share of the steps that run all layers, except with weights (default: {FULL_SHARE})"
+        f"share of the steps that run all layers, unless --depth-sampling gives weights (default: {FULL_SHARE})"
     )
     depth_loss: ChoiceEnum(["sampled", "aligned"]) = option_field(
         "sampled: one depth per step; aligned: the weighted loss of all depths of the decoder, from one pass",
