@@ -23,8 +23,8 @@ _LISTED = (
 # Option -> its value without effect, and why several depths exclude any other.
 REFUSED = {
     "act": ("off", "it chooses the depth of each token"),
-    "encoder_layerdrop": (0, "it skips layers by itself"),
-    "decoder_layerdrop": (0, "it skips layers by itself"),
+    "encoder_layerdrop": (0, "it skips layers at random"),
+    "decoder_layerdrop": (0, "it skips layers at random"),
     "encoder_layers_to_keep": (None, "pruning changes the layer numbering"),
     "decoder_layers_to_keep": (None, "pruning changes the layer numbering"),
     "base_layers": (0, "expert layers change the layer numbering"),
@@ -162,7 +162,7 @@ def _listed(given: Mapping[str, Any], stack: str, shared: StackSharing) -> tuple
         return (layers,)
     words = [word.strip() for word in str(text).split(",")]
     depths = [int(word) for word in words if word.isdecimal()]
-    # Ascending, so that there is no doubt about which depth a weight of --depth-sampling belongs to.
+    # Ascending, so that the weights of --depth-sampling have one order.
     if len(depths) < len(words) or depths != sorted(set(depths)):
         raise SharingError(f"{flag} {text}: allowed: numbers of layers in ascending order, separated by commas")
     if layers not in depths:
