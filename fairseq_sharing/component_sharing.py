@@ -149,7 +149,8 @@ def _labels(text: str, num_layers: int, given: str, counted: str, more: str = ""
     free = [name for name, strategy in STRATEGIES.items() if strategy.fixed_unique_layers is None]
     fixed = [name for name in STRATEGIES if name not in free]
     raise SharingError(
-        f"{given}: {num_layers} {counted}; allowed: {more}{', '.join(fixed)} (sandwich from 3 layers), "
+        f"{given}: not a strategy for {num_layers} {counted}; "
+        f"allowed: {more}{', '.join(fixed)} (sandwich from 3 layers), "
         f"{', '.join(f'{name}:M' for name in free)} with M from 1 to {num_layers}, "
         f"or {num_layers} labels such as 0,1,1,0"
     )
