@@ -44,7 +44,7 @@ def resolve_sharing(options: Mapping[str, Any], layers: Mapping[str, int]) -> di
         layers: the number of layers of each stack of the model.
 
     Raises:
-        SharingError: the options do not define a valid map, or give one component two maps.
+        SharingError: the options define no valid map, or two maps for one component.
     """
     sharing = {}
     across = _across_stacks(options.get(CROSS_STACK_OPTION), layers)
@@ -134,7 +134,7 @@ def _labels(text: str, num_layers: int, given: str, counted: str, more: str = ""
     """Read a strategy, such as ``universal``, ``cycle:3`` or ``0,1,1,0``.
 
     Raises:
-        SharingError: it is none, or does not fit the number of layers.
+        SharingError: the text is not a strategy, or does not fit the number of layers.
     """
     name, colon, number = text.partition(":")
     strategy = STRATEGIES.get(name)
@@ -149,7 +149,8 @@ def _labels(text: str, num_layers: int, given: str, counted: str, more: str = ""
     free = [name for name, strategy in STRATEGIES.items() if strategy.fixed_unique_layers is None]
     fixed = [name for name in STRATEGIES if name not in free]
     raise SharingError(
-        f"{given}: {num_layers} {counted}; allowed: {more}{', '.join(fixed)} (sandwich from 3 layers), "
+        f"{given}: not a strategy for {num_layers} {counted}; "
+        f"allowed: {more}{', '.join(fixed)} (sandwich from 3 layers), "
         f"{', '.join(f'{name}:M' for name in free)} with M from 1 to {num_layers}, "
         f"or {num_layers} labels such as 0,1,1,0"
     )

@@ -24,8 +24,8 @@ def fit_depth_parameters(
 ) -> None:
     """Adapt a saved state dict to a model with other depth parameters in place.
 
-    Adapters and factors that the checkpoint lacks start without effect; biases and norms, at those of the layer whose
-    parameter set the depth uses.
+    Adapters and factors that the checkpoint lacks start without effect. Biases and norms start with the values of the
+    layer whose parameter set the depth uses.
 
     Args:
         state: a model's state dict.
@@ -36,7 +36,7 @@ def fit_depth_parameters(
         initializing: whether a model starts from the checkpoint (``--finetune-from-model``).
 
     Raises:
-        SharingError: the kinds differ, and the model does not only add some to start from the checkpoint.
+        SharingError: the kinds differ. A model that starts from the checkpoint may only add kinds.
     """
     if found == wanted:
         return

@@ -18,9 +18,10 @@ def fit_adapters(
 
     Each adapter is the best one for the shared matrix: the truncated singular value decomposition of the residual,
     with the square roots of the singular values in both factors. An iteration replaces the shared matrix by the mean
-    of what the adapters leave; the squared error never rises.
+    of what the adapters leave; the squared error never increases.
 
-    Directions without a residual start as in a new model, A random and B zero, because two zeros would get no gradient.
+    Directions without a residual start as in a new model (A random, B zero), because neither factor would get a
+    gradient if both were zero.
 
     Args:
         targets: the matrix of each depth, d_out x d_in.

@@ -23,7 +23,7 @@ class AdapterOptions(FairseqDataclass):
         "matrices with an adapter, a comma-separated list of " + ", ".join(MATRICES), ",".join(MATRICES)
     )
     depth_scale: bool = option_field(
-        "one factor per depth and unit for the keys, the values and the feed-forward units, initially 1", False
+        "one factor per depth and unit of the keys, the values and the feed-forward network, initially 1", False
     )
     depth_bias: bool = option_field("every depth has its own biases, including those of its LayerNorms", False)
     depth_norm: bool = option_field("every depth has its own LayerNorms", False)

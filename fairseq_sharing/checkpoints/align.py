@@ -1,7 +1,7 @@
 """Align a Transformer layer with another one: reorder its feed-forward units and attention heads.
 
-Units and heads have no natural order: a layer computes the same function in any order of them. Before layers are
-averaged, each is brought into the order that matches the first of them best.
+The order of units and heads is arbitrary: it does not change the function of a layer. Before layers are averaged, the
+units and heads of each are put into the order that best matches the first layer.
 """
 
 from __future__ import annotations

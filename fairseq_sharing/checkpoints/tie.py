@@ -1,4 +1,4 @@
-"""Tie a trained checkpoint: a model with shared layers starts from the new file."""
+"""Tie a trained checkpoint: write a checkpoint from which a model with shared layers can start."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _WITHOUT: dict[str, Any] = {
     "quant_noise_scalar": 0,
 }
 _WITHOUT["store_ema"] = False
-# A new training chooses its depths.
+# A new training chooses its own depths.
 _WITHOUT |= {
     **dict.fromkeys(("depths", "encoder_depths", "decoder_depths", "depth_full_share")),
     "depth_loss": "sampled",
@@ -165,7 +165,7 @@ def _refuse_other_stacks(options: Mapping[str, Any], stacks: Iterable[str]) -> N
 
 
 def _tied_state(state: Mapping[str, Any], model: Any, init: str, align: bool, iterations: int) -> dict[str, Any]:
-    """Fill the state dict of a shared model."""
+    """Return the state dict of a shared model, filled from the trained one."""
     recorded, values = recorded_sharing(state), _without_layers(state, model)
     for stack, sharing in model.sharing.items():
         layers = _effective_layers(state, stack, recorded)

@@ -1,6 +1,6 @@
-"""Train the classifier that chooses a depth for each sentence, for ``--depth auto`` of ``translate`` and ``evaluate``.
+"""Train the classifier that chooses a depth for each sentence, which --depth auto of translate and evaluate uses.
 
-The model must have been trained with --depths; it is not changed. The classifier is a small JSON file beside its
+The model must have been trained with --depths; it is not changed. The classifier is a small JSON file next to the
 checkpoint.
 """
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("likelihood", "correctness"),
         default="likelihood",
         help="score of a depth: the log-probability of the reference (natural logarithm), or the number of its tokens "
-        "that are the most probable ones",
+        "that are the model's most probable ones",
     )
     parser.add_argument(
         "--subset", default="valid", metavar="NAME", help="binarized sentences to learn from, e.g. valid or train"

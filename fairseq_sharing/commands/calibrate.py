@@ -1,4 +1,4 @@
-"""Check that report tells equal methods apart in 5% of studies, by simulation and by splitting the runs of one row."""
+"""Check how often report finds a difference between equal methods: in 5% of studies, by simulation or on split rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="DIR",
-        help="directory of result files, whose rows, numbers of seeds and standard deviation are simulated",
+        help="directory of result files: simulate its numbers of rows and seeds and its standard deviation",
     )
-    parser.add_argument("--row", help="row of DIR with eight or more seeds, whose runs are split at random")
+    parser.add_argument("--row", help="row of DIR with eight or more seeds: also compare random halves of its runs")
     parser.add_argument(
         "--sd", type=finite_number, help="standard deviation between seeds; default: that of DIR, or 0.4"
     )
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--segment-noise",
         type=finite_number,
         default=0.25,
-        help="part of a run's deviation that comes from the sentences, which a paired test of two files sees",
+        help="standard deviation of a score over test sets of equal size, which a paired test of two files measures",
     )
 
 

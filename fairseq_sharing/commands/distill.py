@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=whole_number(most=1024),
         metavar="N",
-        help="number of processes with one thread each; if not given, all CPU cores, or 1 with --device cuda",
+        help="number of processes with one thread each; default: all CPU cores, or 1 with --device cuda",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to translate on")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON on stdout")
@@ -46,20 +46,18 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         default=default.targets,
         help="best (of the beam search), interpolate (highest sentence BLEU among the N best translations) or sample",
     )
-    group.add_argument(
-        "--engine", choices=ENGINES, help="ctranslate2, or fairseq for an ensemble, if not given; see export"
-    )
+    group.add_argument("--engine", choices=ENGINES, help="default: ctranslate2, or fairseq for an ensemble")
     group.add_argument(
         "--beam",
         type=whole_number(most=MAX_BEAM),
         metavar="N",
-        help=f"beam size; {Search.beam}, or --nbest if it is larger, if not given",
+        help=f"beam size; default: {Search.beam}, or --nbest if that is larger",
     )
     group.add_argument(
         "--nbest",
         type=whole_number(most=MAX_BEAM),
         metavar="N",
-        help="number of translations for interpolate; as many as --beam if not given",
+        help="number of translations for interpolate; default: the beam size",
     )
     group.add_argument("--lenpen", type=finite_number, metavar="X", default=default.lenpen, help="length penalty")
     group.add_argument(
@@ -77,9 +75,9 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         type=finite_number,
         metavar="X",
         default=default.temperature,
-        help="for sample; below 1 favors likely words",
+        help="temperature of the teacher's distribution, for sample; below 1 favors likely words",
     )
-    group.add_argument("--seed", type=whole_number(0), metavar="N", default=default.seed, help="for sample")
+    group.add_argument("--seed", type=whole_number(0), metavar="N", default=default.seed, help="seed, for sample")
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
@@ -89,7 +87,7 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         metavar="NAMES",
         default=",".join(DEFAULT_FILTERS),
         help=f"remove translations: comma-separated list of {', '.join(FILTERS)}; or none. empty: no words; "
-        "unfinished: as long as --max-len-b; ratio: see --max-ratio; copied: equal to the source; repeated: a "
+        "unfinished: cut off at --max-len-b; ratio: see --max-ratio; copied: equal to the source; repeated: a "
         "sequence of 1 to 4 subwords more than 3 times in a row",
     )
     group.add_argument(
@@ -111,7 +109,7 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         "--upsample-original",
         type=whole_number(most=1000),
         metavar="K",
-        help="copies of the original pairs with --keep-original; 1 if not given",
+        help="number of copies of the original pairs, with --keep-original; default: 1",
     )
 
 

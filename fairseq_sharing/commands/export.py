@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-sharing",
         action="store_true",
         help="with --to huggingface: store the weights of shared layers once, with a Python file that transformers "
-        "loads with trust_remote_code=True; otherwise all N layers are stored, for a class of transformers",
+        "loads with trust_remote_code=True; without this flag, all N layers are stored, for a stock class",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
     add_depth_flags(parser)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(),
         default=1,
         metavar="K",
-        help="try multiples of K only; widths are also multiples of the attention heads",
+        help="try multiples of K only; an embedding width is always a multiple of the number of heads",
     )
     parser.add_argument(
         "--nearest",

@@ -12,9 +12,7 @@ _SEEDS = (2, 3, 4, 5, 8, 10, 12)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``power``."""
-    parser.add_argument(
-        "--sd", type=positive_number, required=True, help="standard deviation between runs of one row with other seeds"
-    )
+    parser.add_argument("--sd", type=positive_number, required=True, help="standard deviation between seeds of one row")
     parser.add_argument(
         "--difference", type=positive_number, default=0.5, help="difference between the means of two rows to detect"
     )

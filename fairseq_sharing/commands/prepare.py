@@ -16,6 +16,12 @@ from fairseq_sharing.preparation.settings import CLEANING, DEFAULT_SUBWORD_SIZE,
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
 
 HELP = "fetch, clean, tokenize, segment and binarize a dataset"
+_LIMITS = {
+    "min_tokens": "fewest tokens per side of a training pair",
+    "max_tokens": "most tokens per side of a training pair",
+    "max_ratio": "largest ratio of the lengths of the two sides of a training pair",
+    "max_word_length": "most characters in a word of a training pair",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="data directory to create or update")
     parser.add_argument(
-        "--mirror", metavar="DIR", help="directory, file:// or http(s):// URL that contains the files to fetch"
+        "--mirror", metavar="DIR", help="directory, or file://, http:// or https:// URL, that contains the files"
     )
     parser.add_argument(
         "--workers", type=whole_number(most=1024), metavar="N", help="number of processes (default: all CPU cores)"
@@ -72,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, value in CLEANING.items():
         flag = flag_of(name)
-        settings.add_argument(flag, type=type(value), metavar="N", help=f"limit for training pairs (files: {value})")
+        settings.add_argument(flag, type=type(value), metavar="N", help=f"{_LIMITS[name]} (files: {value})")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -31,18 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="ROW",
-        help="row that the others are compared with; default: that of DIR/study.yaml, or the row vanilla",
+        help="row that the others are compared with; default: of study.yaml in DIR, or the row vanilla",
     )
     parser.add_argument(
-        "--primary", metavar="TEST", help="test set of the comparison, or mean of all; default: study.yaml's, or mean"
+        "--primary", metavar="TEST", help="test set of the comparison, or mean for all; default: of study.yaml, or mean"
     )
     parser.add_argument(
-        "--metric", choices=METRICS, help="metric of the comparison; default: study.yaml's, or bleu, or perplexity"
+        "--metric", choices=METRICS, help="metric of the comparison; default: of study.yaml, or bleu, or perplexity"
     )
     parser.add_argument(
         "--margin",
         type=finite_number,
-        help="difference below which rows count as equivalent; default: study.yaml's, or 0.3",
+        help="difference up to which rows count as equivalent; default: of study.yaml, or 0.3",
     )
     parser.add_argument(
         "--variance",
@@ -59,14 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paired-seeds",
         action="store_true",
-        help="compare runs with equal seeds, for rows that fork from one checkpoint",
+        help="compare runs with equal seeds, for rows that start from the same checkpoint",
     )
     parser.add_argument(
         "--data",
         type=Path,
         metavar="DATA",
-        help="prepared data of the study, such as data/multi30k: intervals that also cover the choice of sentences; "
-        "segments.md, the segments in which rows differ most (quotes the test sets)",
+        help="prepared data of the study, such as data/multi30k: also show intervals that cover the choice of "
+        "sentences, and write segments.md with the segments in which rows differ most (it quotes the test sets)",
     )
     parser.add_argument("--json", action="store_true", help="print the table and the file names as JSON on stdout")
 

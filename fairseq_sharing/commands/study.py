@@ -52,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=_seconds,
         metavar="TIME",
-        help="stop in time, e.g. 25m or 1h30m: the runs write checkpoints, and finished runs are reported",
+        help="stop before this time is over, e.g. 25m or 1h30m: trainings save checkpoints, finished runs are reported",
     )
     parser.add_argument(
         "--gpus",
         type=whole_number(most=1024),
         metavar="N",
-        help="GPUs per machine for each run, or CPU processes without GPUs",
+        help="GPUs per machine for each run, or CPU processes without a GPU",
     )
     parser.add_argument(
         "--nodes", type=whole_number(most=100_000), default=1, metavar="K", help="machines per run, with --slurm"
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mirror",
         type=_named,
         metavar="DIR_OR_URL",
-        help="directory or URL of the corpus files, instead of their own servers",
+        help="directory or URL of the corpus files, instead of the servers of the recipe",
     )
     parser.add_argument(
         "--out",

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         choices=INITS,
         help="what fills a parameter set: stepwise (M layers at equal distances, including the first and the last; the "
-        "default), average (the mean of the layers that use the set; the default with --depth-lora), or first (the "
-        "first of them)",
+        "default), average (the mean of the layers that use the set; the default with --depth-lora) or first (the "
+        "first layer that uses the set)",
     )
     parser.add_argument(
         "--align",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="prepared or binarized data: print the validation loss of both checkpoints, by fairseq-validate",
+        help="prepared or binarized data: print the validation loss of both checkpoints, computed by fairseq-validate",
     )
 
 
@@ -77,7 +77,7 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
         "--lora-rank",
         type=whole_number(),
         metavar="R",
-        help="rank of a low-rank adapter per depth, fitted to what the shared matrix loses",
+        help="rank of a low-rank adapter per depth, fitted to the difference between the trained and the shared matrix",
     )
     parser.add_argument(
         "--depth-lora-of",
@@ -89,10 +89,10 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
         type=whole_number(0),
         default=0,
         metavar="K",
-        help="alternate K times between the shared matrices and the adapters, which reduces the error; 0 if not given",
+        help="alternate K times between fitting shared matrices and adapters, which reduces the error; default: 0",
     )
     help_of = {
-        "scale": "one factor per depth and unit of keys, values and feed-forward, initially 1",
+        "scale": "one factor per depth and unit of the keys, values and feed-forward network, initially 1",
         "bias": "every depth keeps the biases of its layer",
         "norm": "every depth keeps the LayerNorms of its layer",
     }

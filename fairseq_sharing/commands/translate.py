@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", help="output file, written when all lines are done; stdout if not given"
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, help="if not given, ctranslate2 for exported models and fairseq for others"
+        "--engine", choices=ENGINES, help="default: ctranslate2 for exported models, fairseq for others"
     )
     parser.add_argument(
         "--quantization",
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to translate on")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data directory, if it moved since training")
     parser.add_argument(
-        "--prepared", action="store_true", help="the input is already segmented into subwords; the output stays so"
+        "--prepared", action="store_true", help="input and output are lines of subwords, without text preparation"
     )
     add_depth_flags(parser, per_sentence=True)
 

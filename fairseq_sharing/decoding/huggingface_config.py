@@ -99,7 +99,7 @@ def choose_family(model: Any, task: Any, name: str) -> Family:
 
 
 def model_config(model: Any, task: Any, tied_embeddings: bool) -> dict[str, Any]:
-    """Describe a model in the terms of transformers.
+    """Return the configuration of a model for transformers.
 
     Args:
         model: fairseq's model.
@@ -107,7 +107,7 @@ def model_config(model: Any, task: Any, tied_embeddings: bool) -> dict[str, Any]
         tied_embeddings: whether source, target and output use one table.
 
     Returns:
-        The fields of the configuration that FSMT and M2M100 have in common, with those of each.
+        The fields of the configuration, those of both classes.
     """
     cfg, target = model.cfg, task.target_dictionary
     fields: dict[str, Any] = {"d_model": cfg.encoder.embed_dim}
@@ -165,7 +165,7 @@ def generation_config(config: dict[str, Any], search: Search, max_target: int) -
     return {
         "num_beams": search.beam,
         "length_penalty": search.lenpen,
-        "early_stopping": True,  # as fairseq, stop when as many hypotheses have ended as the beam has places
+        "early_stopping": True,  # as in fairseq, stop when as many hypotheses have ended as the beam is wide
         "suppress_tokens": [config["pad_token_id"]],
         "min_new_tokens": 1,
         "max_new_tokens": min(search.max_len_b + 1, max_target),

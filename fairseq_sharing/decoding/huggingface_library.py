@@ -18,7 +18,7 @@ from fairseq_sharing.errors import SharingError
 logger = logging.getLogger(__name__)
 
 LEAST = (5, 24)
-"""The lowest version with which exports are tested; the names of tied weights have another form before."""
+"""The lowest version with which exports are tested; earlier versions name tied weights differently."""
 
 MODELING, TOKENIZATION = "modeling_fairseq_sharing", "tokenization_fairseq_sharing"
 """The Python files that an exported folder may contain, without suffix."""
@@ -53,7 +53,7 @@ def import_transformers() -> Any:
 
 
 def _hide_broken_torchaudio() -> None:
-    """Hide a torchaudio that does not fit torch from transformers, which would fail with it on M2M100 models."""
+    """Hide a torchaudio that does not match torch from transformers, which could not load M2M100 models with it."""
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
         return
     try:

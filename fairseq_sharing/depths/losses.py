@@ -61,8 +61,8 @@ def aligned_loss(
     Returns:
         The results of the criterion. Its log is that of the largest depth with a weight, except for the loss.
 
-    Source: Elbayad et al. 2020, "Depth-Adaptive Transformer", aligned training. There the weights are those of the
-    exits; here also their shares in sampled training.
+    Source: Elbayad et al. 2020, "Depth-Adaptive Transformer", aligned training. Here, the weights of the exits are the
+    shares of the depths in sampled training.
     """
     weighted = [(s, p) for s, p in zip(depths.settings, depths.probabilities, strict=True) if p > 0]
     total, size, logged, losses = None, None, {}, {}

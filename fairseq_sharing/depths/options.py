@@ -23,8 +23,8 @@ _LISTED = (
 # Option -> its value without effect, and why several depths exclude any other.
 REFUSED = {
     "act": ("off", "it chooses the depth of each token"),
-    "encoder_layerdrop": (0, "it skips layers by itself"),
-    "decoder_layerdrop": (0, "it skips layers by itself"),
+    "encoder_layerdrop": (0, "it skips layers at random"),
+    "decoder_layerdrop": (0, "it skips layers at random"),
     "encoder_layers_to_keep": (None, "pruning changes the layer numbering"),
     "decoder_layers_to_keep": (None, "pruning changes the layer numbering"),
     "base_layers": (0, "expert layers change the layer numbering"),
@@ -47,12 +47,12 @@ class DepthOptions(FairseqDataclass):
         _LISTED + " (decoder only; overrides --depths; the depths of the two stacks are then independent)"
     )
     depth_sampling: str = option_field(
-        "how often each depth is trained: uniform, poisson_lognormal (as Huginn, with the mean of the listed depths), "
-        "or one weight per depth of --depths, for example 1,1,2",
+        "how often each depth is trained: uniform, poisson_lognormal (as in Huginn, with the mean of the listed "
+        "depths), or one weight per depth of --depths, for example 1,1,2",
         "uniform",
     )
     depth_full_share: Optional[float] = option_field(
-        f"share of the steps that run all layers, except with weights (default: {FULL_SHARE})"
+        f"share of the steps that run all layers, unless --depth-sampling gives weights (default: {FULL_SHARE})"
     )
     depth_loss: ChoiceEnum(["sampled", "aligned"]) = option_field(
         "sampled: one depth per step; aligned: the weighted loss of all depths of the decoder, from one pass",
@@ -162,7 +162,7 @@ def _listed(given: Mapping[str, Any], stack: str, shared: StackSharing) -> tuple
         return (layers,)
     words = [word.strip() for word in str(text).split(",")]
     depths = [int(word) for word in words if word.isdecimal()]
-    # Ascending, so that there is no doubt about which depth a weight of --depth-sampling belongs to.
+    # Ascending, so that the weights of --depth-sampling have one order.
     if len(depths) < len(words) or depths != sorted(set(depths)):
         raise SharingError(f"{flag} {text}: allowed: numbers of layers in ascending order, separated by commas")
     if layers not in depths:

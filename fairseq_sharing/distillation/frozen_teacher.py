@@ -16,7 +16,7 @@ from fairseq_sharing.terminal import Console
 
 
 class FrozenTeacher:
-    """A trained model in evaluation mode, whose parameters take no gradient.
+    """A trained model in evaluation mode, whose parameters get no gradient.
 
     It is not a module, so the model's optimizer, data-parallel wrapper and checkpoints do not contain it.
 

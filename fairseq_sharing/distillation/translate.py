@@ -21,11 +21,11 @@ from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.preparation.transform import Transformed
 
 CHUNK = 500
-"""Number of sentences that are translated at a time; a stopped run repeats those that are in progress."""
+"""Number of sentences that are translated at a time; a stopped run repeats the chunks in progress."""
 
 FINISHED, UNFINISHED, UNTRANSLATED = "finished", "unfinished", "untranslated"
 """States of a translation: complete; cut off at the maximum length; no translation, because the source is empty or
-longer than the teacher reads."""
+has more subwords than the teacher has positions."""
 
 
 @dataclass(frozen=True)

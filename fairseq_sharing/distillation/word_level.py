@@ -33,15 +33,21 @@ class TeacherCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
     teacher_data: str = field(
         default="",
-        metadata={"help": "prepared data of the teacher, if it moved since its training; only dictionaries are read"},
+        metadata={
+            "help": "prepared data of the teacher, if it moved since its training; only the dictionaries are read"
+        },
     )
     kd_alpha: float = field(
         default=0.5,
-        metadata={"help": "weight of the divergence from the teacher, 0 to 1; the cross-entropy has the rest"},
+        metadata={
+            "help": "weight of the divergence from the teacher, 0 to 1; the weight of the cross-entropy is 1 minus this"
+        },
     )
     kd_temperature: float = field(
         default=1.0,
-        metadata={"help": "divides the scores of teacher and student; above 1, unlikely words count more"},
+        metadata={
+            "help": "temperature that divides the scores of teacher and student; above 1, unlikely words count more"
+        },
     )
 
 

@@ -68,7 +68,7 @@ class SharingOptions(AdapterOptions):
         "decoder self-attention and cross-attention use the same sets"
     )
     preset: Optional[str] = option_field(
-        "a published sharing scheme; a flag that is given replaces the preset's value of this flag"
+        "a published sharing scheme, a bundle of flags; a flag of the bundle that is also given keeps the given value"
     )
     admin: ChoiceEnum(["off", "profile", "closed_form"]) = option_field(
         "Admin's residual weights for post-norm stacks, one vector per sub-layer, never shared: profile sets them from "
@@ -81,7 +81,7 @@ class SharingOptions(AdapterOptions):
         False,
     )
     b2t: bool = option_field(
-        "B2T connections for post-norm stacks: add the input of each layer before its last LayerNorm", False
+        "B2T connections for post-norm stacks: also add the input of each layer before its last LayerNorm", False
     )
     encoder_no_ffn: bool = option_field("encoder layers without feed-forward network and its LayerNorm", False)
     decoder_no_ffn: bool = option_field("decoder layers without feed-forward network and its LayerNorm", False)

@@ -45,7 +45,7 @@ class DepthClassifier:
         return min(setting["encoder"] for setting in self.settings)
 
     def choose(self, means: Tensor) -> list[int]:
-        """Choose the most probable setting of each sentence, of equals the one with the fewest layers.
+        """Choose the most probable setting of each sentence; among equals, the one with the fewest layers.
 
         Args:
             means: the mean state of the encoder for each sentence (sentences x width).

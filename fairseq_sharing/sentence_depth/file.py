@@ -1,7 +1,7 @@
-"""The file of a classifier, beside the checkpoint of its model: JSON, so that reading it executes no code.
+"""The file of a classifier, next to the checkpoint of its model: JSON, so that reading it executes no code.
 
-The checkpoint stays as it is, so every command and fairseq itself load it as before. Its hash in the file ties the
-classifier to its weights.
+The checkpoint is not modified, so every command and fairseq itself can still load it. The file contains its hash, so
+that a classifier is used only with the weights that it was trained for.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _SCHEMA: Schema = {
 
 
 def classifier_file(checkpoint: Path) -> Path:
-    """Return the file of a checkpoint's classifier, beside the checkpoint."""
+    """Return the path of a checkpoint's classifier, next to the checkpoint."""
     return checkpoint.with_name(checkpoint.stem + SUFFIX)
 
 
 def write_classifier(classifier: DepthClassifier, checkpoint: Path) -> Path:
-    """Write the classifier of a checkpoint beside it, and return the file."""
+    """Write the classifier of a checkpoint next to it, and return the path."""
     content = {
         "settings": list(classifier.settings),
         "training": classifier.training,
@@ -82,7 +82,7 @@ def read_classifier(checkpoint: Path) -> DepthClassifier:
     """Read the classifier of a checkpoint. The file contains only numbers and text; reading it executes no code.
 
     Raises:
-        SharingError: there is none, it is damaged, or the checkpoint has changed since it was trained.
+        SharingError: there is no classifier, it is damaged, or it was trained for other weights.
     """
     file = classifier_file(checkpoint)
     command = f"fairseq-sharing autodepth {checkpoint} --penalty X"
@@ -111,7 +111,7 @@ def check_fit(classifier: DepthClassifier, model: Any, file: Path) -> None:
     """Check that a model has the depths and the width of a classifier.
 
     Raises:
-        SharingError: it does not.
+        SharingError: the model has other depths or another width.
     """
     trained = model.depths.settings if getattr(model, "depths", None) else ()
     for setting in classifier.settings:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Weights of the L2 penalty to try: from nearly none to one that leaves little more than the most frequent depth.
+# Weights of the L2 penalty to try, from nearly no penalty to one that nearly always chooses the most frequent depth.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
 

@@ -38,7 +38,7 @@ def check_model(model: Any, task: Any, name: object) -> None:
         name: the model, for error messages.
 
     Raises:
-        SharingError: it cannot.
+        SharingError: the depth cannot be chosen per sentence.
     """
     from fairseq.tasks.translation import TranslationTask
 
@@ -57,7 +57,7 @@ def load_subset(task: Any, subset: str, data: Path) -> Any:
     """Load binarized sentence pairs.
 
     Raises:
-        SharingError: there is no such subset.
+        SharingError: the data has no such subset.
     """
     try:
         task.load_dataset(subset)

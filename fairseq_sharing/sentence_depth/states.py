@@ -53,7 +53,7 @@ def refuse_too_long(dataset: Any, model: Any, name: str) -> None:
         name: the dataset, for the error message.
 
     Raises:
-        SharingError: with the line of the first one.
+        SharingError: with the line number of the first such sentence.
     """
     fitting = set(within_positions(dataset, model))
     for number in range(len(dataset)):

@@ -21,7 +21,7 @@ def sentence_scores(model: Any, settings: Sequence[Setting], sample: dict[str, A
         settings: the depths.
         sample: a batch with its targets.
         target: ``likelihood``, the log-probability of the reference (natural logarithm), or ``correctness``, the
-            number of its tokens that are the most probable ones.
+            number of its tokens that are the model's most probable ones.
 
     Returns:
         Sentences x settings (float64), on the CPU.
@@ -44,7 +44,7 @@ def best_depths(scores: Tensor, settings: Sequence[Setting], penalty: float) -> 
 
     Args:
         scores: sentences x settings.
-        settings: the depths, in ascending number of layers; of equally good ones, the first is the best.
+        settings: the depths, in ascending number of layers; among equally good ones, the first is the best.
         penalty: what one more layer must add to the score.
 
     Source: Elbayad et al. 2020, "Depth-Adaptive Transformer", the oracles of sequence-specific depth.

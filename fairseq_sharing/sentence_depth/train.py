@@ -19,19 +19,19 @@ from fairseq_sharing.sentence_depth.states import in_batches, mean_states, withi
 from fairseq_sharing.sentence_depth.targets import best_depths, sentence_scores
 
 MAX_TOKENS = 4000  # per batch
-HELD_OUT = 10  # one sentence in so many is not fitted
+HELD_OUT = 10  # one sentence in this many is held out
 LEAST = 2 * HELD_OUT
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the training of a classifier gave.
+    """The result of training a classifier.
 
     Attributes:
         file: the classifier.
         settings: its depths.
-        sentences: number of sentences, and of those among them that were not fitted.
-        held_out: see ``sentences``; all following values are about these.
+        sentences: number of sentences.
+        held_out: number of them that are held out; all following values are those of the held-out sentences.
         scores: the mean score at each depth.
         best: for how many sentences each depth is the best.
         chosen: for how many sentences the classifier chooses each depth.
@@ -65,7 +65,7 @@ def train_classifier(
     device: str = "cpu",
     advance: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Train the classifier of a checkpoint and write it beside the checkpoint.
+    """Train the classifier of a checkpoint and write it next to the checkpoint.
 
     Args:
         checkpoint: the model, which is not changed.
@@ -80,7 +80,7 @@ def train_classifier(
         advance: called with the number of sentences completed since the last call.
 
     Returns:
-        The classifier's file, and what it gives on held-out sentences.
+        The classifier's file, and its results on held-out sentences.
 
     Raises:
         SharingError: the model has one depth, or there are too few sentences.

@@ -1,4 +1,4 @@
-"""Keep the declaration of a study beside its results, so that a report shows what was decided before training."""
+"""Keep the declaration of a study next to its results, so that a report shows what was decided before training."""
 
 from __future__ import annotations
 

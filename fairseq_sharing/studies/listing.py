@@ -1,4 +1,4 @@
-"""List what is at hand: studies, prepared data, and runs with their state, scores and disk use."""
+"""List what is available: studies, prepared data, and runs with their state, scores and disk use."""
 
 from __future__ import annotations
 

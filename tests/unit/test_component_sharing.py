@@ -70,18 +70,22 @@ def test_a_map_across_stacks_that_crosses_nothing_is_one_of_each_stack():
         (
             "component_sharing",
             "ffn=cycle",
-            "--component-sharing ffn=cycle: 4 encoder layers; allowed: none, universal,",
+            "--component-sharing ffn=cycle: not a strategy for 4 encoder layers; allowed: none, universal,",
         ),
         ("component_sharing", "ffn=cycle:5", "cycle:M, cycle_rev:M with M from 1 to 4, or 4 labels such as 0,1,1,0"),
-        ("component_sharing", "ffn=universal:1", "ffn=universal:1: 4 encoder layers"),
-        ("component_sharing", "ffn=0,0", "ffn=0,0: 4 encoder layers"),
+        ("component_sharing", "ffn=universal:1", "ffn=universal:1: not a strategy for 4 encoder layers"),
+        ("component_sharing", "ffn=0,0", "ffn=0,0: not a strategy for 4 encoder layers"),
         (
             "decoder_component_sharing",
             "ffn=sandwich",
-            "ffn=sandwich: 2 decoder layers; allowed: none, universal, sandwich",
+            "ffn=sandwich: not a strategy for 2 decoder layers; allowed: none, universal, sandwich",
         ),
         ("cross_stack_sharing", "encoder_attn=none", "each component of self_attn, ffn, layer_norm, attention at most"),
-        ("cross_stack_sharing", "ffn=0,1", "--cross-stack-sharing ffn=0,1: 6 layers of ffn; allowed: by_depth, none,"),
+        (
+            "cross_stack_sharing",
+            "ffn=0,1",
+            "--cross-stack-sharing ffn=0,1: not a strategy for 6 layers of ffn; allowed: by_depth, none,",
+        ),
         ("cross_stack_sharing", "attention=none;self_attn=none", "attention includes self_attn; allowed: one map per"),
     ],
 )

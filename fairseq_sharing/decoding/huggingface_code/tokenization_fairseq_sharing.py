@@ -58,7 +58,7 @@ class FairseqSharingTokenizer(FSMTTokenizer):
         return (text.lower() if self.rules["lowercase"] else text).split()
 
     def moses_detokenize(self, tokens: list[str], lang: str) -> str:
-        """Join words to a sentence.
+        """Join words into a sentence.
 
         Args:
             tokens: the words.
