@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairseq import options
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.utils import csv_str_list, eval_bool
 from omegaconf import OmegaConf
@@ -82,6 +83,8 @@ def parse(train: Mapping[str, Any]) -> argparse.Namespace:
     try:
         with contextlib.redirect_stderr(printed):
             args = options.parse_args_and_arch(options.get_training_parser(), input_args=["unused", *flags])
+        if hasattr(criterion := CRITERION_REGISTRY[args.criterion], "check_options"):
+            criterion.check_options(args)
     except SystemExit as error:
         # argparse prints the complete usage before the error.
         line = printed.getvalue().strip().rpartition("\n")[2].partition("error: ")[2] or str(error.code)

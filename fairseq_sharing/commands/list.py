@@ -17,11 +17,17 @@ _WHAT = ("studies", "data", "runs")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``list``."""
     parser.add_argument(
-        "what", nargs="*", choices=(*_WHAT, []), metavar="studies|data|runs", help="what to list; all if not given"
+        "what", nargs="*", type=_what, metavar="studies|data|runs", help="what to list; all if not given"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="directory of all runs")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="directory of all prepared data")
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def _what(text: str) -> str:
+    if text not in _WHAT:
+        raise argparse.ArgumentTypeError(f"{text}: allowed: {', '.join(_WHAT)}")
+    return text
 
 
 def run(args: argparse.Namespace) -> None:

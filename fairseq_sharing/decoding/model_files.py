@@ -82,7 +82,7 @@ def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
     paths = (path,) if path.exists() else tuple(Path(part) for part in name.split(":"))
     for part in paths:
         if not part.is_file():
-            raise SharingError(f"{part}: not found; allowed: a run directory, a checkpoint or an exported model")
+            raise SharingError(f"{part}: not found; allowed: the path of a trained model")
     return _checkpoints(name, paths, data)
 
 

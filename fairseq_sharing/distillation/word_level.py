@@ -1,6 +1,7 @@
 """Word-level distillation: ``--criterion label_smoothed_cross_entropy_with_teacher``."""
 
 import math
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,15 +78,24 @@ class LabelSmoothedCrossEntropyWithTeacher(LabelSmoothedCrossEntropyCriterion):
         report_accuracy: bool = False,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        if not is_number(kd_alpha) or not 0 <= kd_alpha <= 1:
-            raise SharingError(f"--kd-alpha must be between 0 and 1, got {kd_alpha}")
-        if not is_number(kd_temperature) or kd_temperature <= 0:
-            raise SharingError(f"--kd-temperature must be a finite number above 0, got {kd_temperature}")
-        if not teacher:
-            raise SharingError(f"--criterion {NAME} requires --teacher CHECKPOINT")
+        self.check_options(Namespace(teacher=teacher, kd_alpha=kd_alpha, kd_temperature=kd_temperature))
         self.alpha, self.temperature = kd_alpha, kd_temperature
         self.teacher = FrozenTeacher(teacher, teacher_data, task)
         self._divergence = torch.zeros(())
+
+    @staticmethod
+    def check_options(args: Namespace) -> None:
+        """Check the options before a training starts.
+
+        Raises:
+            SharingError: there is no teacher, or a number is out of its range.
+        """
+        if not is_number(args.kd_alpha) or not 0 <= args.kd_alpha <= 1:
+            raise SharingError(f"--kd-alpha must be between 0 and 1, got {args.kd_alpha}")
+        if not is_number(args.kd_temperature) or args.kd_temperature <= 0:
+            raise SharingError(f"--kd-temperature must be a finite number above 0, got {args.kd_temperature}")
+        if not args.teacher:
+            raise SharingError(f"--criterion {NAME} requires --teacher CHECKPOINT")
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss, the sample size and the logging output of a batch, as fairseq's criterions do.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,17 @@ class Preset:
         source: the publication.
         options: the options and their values, or functions of the given and of the completed options; an option whose
             function returns None is left out.
+        both: whether it needs an encoder and a decoder.
     """
 
     shares: str
     source: str
     options: Mapping[str, Any]
+    both: bool = False
+
+    def fits(self, known: Container[str], stacks: int) -> bool:
+        """Return whether a model with these options and this number of stacks can use it."""
+        return all(option in known for option in self.options) and (stacks == len(STACKS) or not self.both)
 
 
 def _half(stack: str) -> Callable[[Namespace, Namespace], int | None]:
@@ -83,9 +89,12 @@ PRESETS: Mapping[str, Preset] = {
             "decoder_no_ffn": True,
             "encoder_ffn_embed_dim": _one_wide_ffn,
         },
+        both=True,
     ),
     "shared_ffn": Preset("one FFN per stack", _WIDE, {"component_sharing": "ffn=universal"}),
-    "shared_ffn_across_stacks": Preset("one FFN for both stacks", _WIDE, {"cross_stack_sharing": "ffn=universal"}),
+    "shared_ffn_across_stacks": Preset(
+        "one FFN for both stacks", _WIDE, {"cross_stack_sharing": "ffn=universal"}, both=True
+    ),
     "shared_attention": Preset(
         "one self-attention per stack, and one cross-attention",
         _WIDE,
@@ -95,11 +104,13 @@ PRESETS: Mapping[str, Preset] = {
         "encoder layer i and decoder layer i: self-attention, FFN and LayerNorms",
         _TIED,
         {"cross_stack_sharing": f"self_attn=by_depth;{_BY_DEPTH}"},
+        both=True,
     ),
     "tied_transformer_cross": Preset(
         "as tied_transformer; the cross-attention of decoder layer i also uses the set of its self-attention",
         _TIED,
         {"cross_stack_sharing": f"attention=by_depth;{_BY_DEPTH}"},
+        both=True,
     ),
 }
 
@@ -113,7 +124,7 @@ def apply_preset(args: Namespace, known: Iterable[str], size: Callable[[Namespac
         size: sets the defaults of the architecture.
 
     Raises:
-        SharingError: no such preset, or it needs an option that the model does not have.
+        SharingError: no such preset, or it needs an option or a stack that the model does not have.
     """
     name = getattr(args, "preset", None)
     if name is None:
@@ -124,14 +135,15 @@ def apply_preset(args: Namespace, known: Iterable[str], size: Callable[[Namespac
     size(sizes)
     applied: dict[str, Any] = {}
     given: dict[str, Any] = {}
-    known = set(known)
+    known, stacks = set(known), sum(hasattr(sizes, f"{stack}_layers") for stack in STACKS)
+    if not PRESETS[name].fits(known, stacks):
+        absent = [flag_of(option) for option in PRESETS[name].options if option not in known]
+        needed = absent[0] if absent else "an encoder and a decoder"
+        usable = [other for other, preset in PRESETS.items() if preset.fits(known, stacks)]
+        raise SharingError(
+            f"--preset {name}: needs {needed}, which this model does not have; allowed: {', '.join(usable)}"
+        )
     for option, value in PRESETS[name].options.items():
-        if option not in known:
-            usable = [other for other, preset in PRESETS.items() if known.issuperset(preset.options)]
-            raise SharingError(
-                f"--preset {name}: needs {flag_of(option)}, which this model does not have; "
-                f"allowed: {', '.join(usable)}"
-            )
         value = value(args, sizes) if callable(value) else value
         if getattr(args, option, None) is not None:
             given[option] = getattr(args, option)

@@ -10,12 +10,18 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
+from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropyCriterion
 from fairseq_sharing.moeut.routing import RouterUsage, negative_entropy
 
+NAME = "moe_cross_entropy"
 _COUNTS = "experts/"
+_NEEDS_EXPERTS = (
+    f"--criterion {NAME} requires a model with expert banks; "
+    "allowed: --arch transformer_moeut, transformer_lm_moeut or one of their sizes"
+)
 
 
 @dataclass
@@ -45,7 +51,7 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
 
 
-@register_criterion("moe_cross_entropy", dataclass=MoECrossEntropyConfig)
+@register_criterion(NAME, dataclass=MoECrossEntropyConfig)
 class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy minus the weighted entropies of the routers' mean distributions, in training only.
 
@@ -56,7 +62,7 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
     Source: Csordas et al. 2024, MoEUT, section 2.1.
     """
 
-    flag = "moe_cross_entropy"
+    flag = NAME
 
     def __init__(
         self,
@@ -71,11 +77,20 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
         log_expert_usage=False,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        for flag, weight in (("--ffn-entropy", ffn_entropy), ("--attention-entropy", attention_entropy)):
-            if weight < 0:
-                raise SharingError(f"{flag} must be at least 0, got {weight}; nearest: 0")
+        _check_weights(ffn_entropy, attention_entropy)
         self.ffn_entropy, self.attention_entropy = ffn_entropy, attention_entropy
         self.entropy_scope, self.log_expert_usage = str(entropy_scope), log_expert_usage
+
+    @staticmethod
+    def check_options(args):
+        """Check the options before a training starts.
+
+        Raises:
+            SharingError: the model has no expert banks, or a weight is negative.
+        """
+        if not hasattr(ARCH_MODEL_REGISTRY.get(args.arch), "expert_banks"):
+            raise SharingError(_NEEDS_EXPERTS)
+        _check_weights(args.ffn_entropy, args.attention_entropy)
 
     def forward(self, model, sample, reduce=True):
         """Compute the loss.
@@ -89,10 +104,7 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
             The loss, its denominator and the logging output.
         """
         if not hasattr(model, "expert_banks"):
-            raise SharingError(
-                "--criterion moe_cross_entropy requires a model with expert banks; "
-                "allowed: --arch transformer_moeut, transformer_lm_moeut or one of their sizes"
-            )
+            raise SharingError(_NEEDS_EXPERTS)
         if not reduce:
             return super().forward(model, sample, reduce=False)
         loss, size, logged, extra = self.score(model, sample, return_usage=True)
@@ -191,3 +203,9 @@ def _log_choices(name: str, counts: torch.Tensor, listed: bool) -> None:
     log("dead", lambda counts: round((counts == 0).double().mean().item(), 4))
     if listed:
         log("choices", lambda counts: counts.flatten().long().tolist())
+
+
+def _check_weights(ffn_entropy, attention_entropy):
+    for flag, weight in (("--ffn-entropy", ffn_entropy), ("--attention-entropy", attention_entropy)):
+        if weight < 0:
+            raise SharingError(f"{flag} must be at least 0, got {weight}; nearest: 0")

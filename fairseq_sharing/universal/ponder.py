@@ -27,7 +27,11 @@ class PonderCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
 
 
-@register_criterion("label_smoothed_cross_entropy_with_ponder", dataclass=PonderCriterionConfig)
+NAME = "label_smoothed_cross_entropy_with_ponder"
+_NEEDS_ACT = f"--criterion {NAME} requires a model with ACT; allowed: --act encoder, decoder, both"
+
+
+@register_criterion(NAME, dataclass=PonderCriterionConfig)
 class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
     """Cross-entropy + weight x ponder cost, both summed over tokens and divided by the size of the whole batch.
 
@@ -38,10 +42,20 @@ class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
 
     def __init__(self, task, sentence_avg, label_smoothing, ponder_weight, ignore_prefix_size=0, report_accuracy=False):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        if ponder_weight < 0:
-            raise SharingError(f"--ponder-weight must be at least 0, got {ponder_weight}")
+        _check_weight(ponder_weight)
         self.ponder_weight = ponder_weight
         self._logged: dict[str, torch.Tensor] = {}
+
+    @staticmethod
+    def check_options(args):
+        """Check the options before a training starts.
+
+        Raises:
+            SharingError: the model has no ACT, or the weight is negative.
+        """
+        if getattr(args, "act", "off") == "off":
+            raise SharingError(_NEEDS_ACT)
+        _check_weight(args.ponder_weight)
 
     def forward(self, model, sample, reduce=True):
         """Compute the loss, the sample size and the logging output of a batch, as fairseq's criterions do."""
@@ -57,10 +71,7 @@ class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
         loss, nll_loss = super().compute_loss(model, net_output, sample, reduce=reduce)
         ponder = net_output[1].get("ponder")
         if not ponder:
-            raise SharingError(
-                "--criterion label_smoothed_cross_entropy_with_ponder requires a model with ACT; "
-                "allowed: --act encoder, decoder, both"
-            )
+            raise SharingError(_NEEDS_ACT)
         cost = torch.stack([stack.cost for stack in ponder.values()]).sum()
         self._logged = {"ponder_loss": cost.detach()}
         for stack, spent in ponder.items():
@@ -80,3 +91,8 @@ class LabelSmoothedCrossEntropyWithPonder(LabelSmoothedCrossEntropyCriterion):
             if positions:
                 steps = sum(log.get(f"{stack}_steps", 0) for log in logging_outputs)
                 metrics.log_scalar(f"{stack}_steps", steps / positions, positions, round=3)
+
+
+def _check_weight(weight):
+    if weight < 0:
+        raise SharingError(f"--ponder-weight must be at least 0, got {weight}")

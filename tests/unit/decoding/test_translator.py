@@ -140,7 +140,7 @@ def test_unusable_models_and_options_are_named(checkpoint, exported, prepared, t
             Translator(model, **options).translate(["w5"])
         return str(raised.value)
 
-    assert "not found; allowed: a run directory, a checkpoint or an exported model" in message_of(tmp_path / "none")
+    assert "not found; allowed: the path of a trained model" in message_of(tmp_path / "none")
     assert "neither a run directory (config.yaml) nor an exported model" in message_of(tmp_path)
     assert "no manifest.json" in message_of(checkpoint)
     assert "dict.en.txt: no such file; give the prepared data" in message_of(checkpoint, data=tmp_path, prepared=True)

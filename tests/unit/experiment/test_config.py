@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fairseq_sharing import flags
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.experiment.config import compose, find_study, tokens_per_batch, update_freq
+from fairseq_sharing.experiment.config import BadKeyError, compose, find_study, tokens_per_batch, update_freq
 from fairseq_sharing.experiment.layers import check_name
 from fairseq_sharing.layer_map import STACKS
 from fairseq_sharing.resources import configs_dir
@@ -208,6 +208,49 @@ def test_null_removes_a_key_that_another_architecture_has(experiment):
     with pytest.raises(SharingError, match=r"small\.yaml: train\.fast: "):
         compose(experiment, overrides, check=flags.check)
     assert compose(experiment, [*overrides, "train.fast=null"], check=flags.check).train.fast is None
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "message"),
+    [
+        (
+            {"criterion": "label_smoothed_cross_entropy_with_teacher"},
+            "criterion",
+            "--criterion label_smoothed_cross_entropy_with_teacher requires --teacher CHECKPOINT",
+        ),
+        (
+            {"criterion": "label_smoothed_cross_entropy_with_teacher", "teacher": "x", "kd_alpha": 2},
+            "kd_alpha",
+            "--kd-alpha must be between 0 and 1, got 2.0",
+        ),
+        (
+            {"criterion": "label_smoothed_cross_entropy_with_ponder"},
+            "criterion",
+            "--criterion label_smoothed_cross_entropy_with_ponder requires a model with ACT; "
+            "allowed: --act encoder, decoder, both",
+        ),
+        (
+            {"criterion": "label_smoothed_cross_entropy_with_ponder", "act": "both", "ponder_weight": -1},
+            "ponder_weight",
+            "--ponder-weight must be at least 0, got -1.0",
+        ),
+        (
+            {"criterion": "moe_cross_entropy"},
+            "criterion",
+            "--criterion moe_cross_entropy requires a model with expert banks; "
+            "allowed: --arch transformer_moeut, transformer_lm_moeut or one of their sizes",
+        ),
+        (
+            {"criterion": "moe_cross_entropy", "arch": "transformer_moeut", "ffn_entropy": -1},
+            "ffn_entropy",
+            "--ffn-entropy must be at least 0, got -1.0; nearest: 0",
+        ),
+    ],
+)
+def test_options_of_criterions_are_checked_before_the_training(block, key, message):
+    with pytest.raises(BadKeyError) as error:
+        flags.parse({**TRANSLATION, **block})
+    assert (error.value.key, str(error.value)) == (key, f"train.{key}: {message}")
 
 
 @pytest.mark.parametrize("key", ["adam_betas", "update_freq", "adaptive_softmax_cutoff"])

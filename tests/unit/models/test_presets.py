@@ -182,8 +182,17 @@ def test_the_log_lists_what_a_preset_sets_and_what_was_given(caplog):
 def test_a_language_model_takes_presets_of_one_stack():
     args = resolve("transformer_lm_sharing", preset="cycle", decoder_layers=8)
     assert (args.sharing, args.decoder_unique_layers) == ("cycle", 4)
-    with pytest.raises(SharingError, match="the model has only one stack, the decoder"):
-        resolve("transformer_lm_sharing", preset="tied_transformer")
+
+
+@pytest.mark.parametrize("arch", ["transformer_lm_sharing", "roberta_sharing"])
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.both])
+def test_presets_of_both_stacks_are_refused_for_a_single_one(arch, name):
+    with pytest.raises(SharingError) as error:
+        resolve(arch, preset=name)
+    assert str(error.value) == (
+        f"--preset {name}: needs an encoder and a decoder, which this model does not have; "
+        "allowed: sequence, cycle, cycle_rev, sandwich, albert, shared_ffn, shared_attention"
+    )
 
 
 def test_unknown_presets_and_options_are_refused_in_one_line():

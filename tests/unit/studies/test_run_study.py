@@ -209,6 +209,9 @@ def test_list_shows_studies_data_and_runs(commands, capsys):
     told = capsys.readouterr().out
     assert "vanilla-seed1" in told
     assert "data: none in data" in told
+    with pytest.raises(SystemExit):
+        main(["list", "models"])
+    assert capsys.readouterr().err.endswith("models: allowed: studies, data, runs\n")
     Path("runs/mine/vanilla-seed1/config.yaml").write_text("run: ../x\n")
     assert main(["list", "runs"]) == 0
     assert "damaged" in capsys.readouterr().out
