@@ -13,11 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption(KeyboardInterrupt):
-    """A signal that ends the process.
-
-    Args:
-        number: the signal.
-    """
+    """A signal that ends the process."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

@@ -16,12 +16,7 @@ def flag_of(name: str) -> str:
 
 
 def option_field(text: str, default: Any = None) -> Any:
-    """Declare a field of a FairseqDataclass.
-
-    Args:
-        text: the help text.
-        default: the default.
-    """
+    """Declare a field of a FairseqDataclass."""
     return field(default=default, metadata={"help": text})
 
 
@@ -34,9 +29,6 @@ def refuse(args: Namespace, name: str, reason: str, allowed: Any, what: str = "t
     """Refuse an option unless it is unset, false or has the allowed value.
 
     Args:
-        args: fairseq's arguments.
-        name: the option.
-        reason: why it is refused.
         allowed: a value that is not refused; None or false if there is none.
         what: what the option cannot be combined with.
 

@@ -18,6 +18,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import torch_threads
 from fairseq_sharing.files import atomic_write
 from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.terminal import say
 
 
 def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:
@@ -25,10 +26,6 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
 
     Args:
         arguments: the words after ``fairseq-generate``, without ``--user-dir``.
-        output: file for the complete output.
-        segments: number of sentences of the test set.
-        title: label of the progress bar.
-        console: prints the command and the progress.
 
     Returns:
         The best hypothesis of each sentence as fairseq wrote it (tokenized subwords), in the order of the test set.
@@ -38,7 +35,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     """
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
     shown = shlex.join(["fairseq-generate", *words])
-    console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"$ {shown}", "dim")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch_threads()), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     # -P: like fairseq-generate itself, do not import modules from the current directory.
     command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
@@ -76,15 +73,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
 
 
 def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
-    """Read the hypotheses from a file written by `generate`.
-
-    Args:
-        path: the output of fairseq-generate.
-        segments: number of sentences of the test set.
-        name: name of the output in error messages; its path if empty.
-
-    Returns:
-        The hypotheses, sorted by sentence id.
+    """Read the hypotheses from a file written by `generate`, sorted by sentence id.
 
     Raises:
         SharingError: the file is not UTF-8, or its ids are not 0 .. segments - 1, each exactly once.
@@ -98,11 +87,6 @@ def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
 
 def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]:
     """Extract the hypotheses from the output of fairseq-generate: ``H-<id> TAB <score> TAB <tokens>``.
-
-    Args:
-        lines: its output, without line endings.
-        segments: number of sentences of the test set.
-        name: name of the output in error messages.
 
     Returns:
         The hypotheses, sorted by sentence id; a hypothesis may be empty or contain tabs.

@@ -27,10 +27,6 @@ class RunTranslator:
     """Translates test sets with a run's model.
 
     Args:
-        run: the run.
-        data: the test sets.
-        settings: the settings of the search.
-        train: the ``train`` block of the run.
         suffix: distinguishes the files of a model at a smaller depth.
     """
 
@@ -97,11 +93,7 @@ class RunTranslator:
 
 
 def task_words(train: Mapping[str, Any]) -> list[str]:
-    """Return the flags of the task that fairseq-generate does not read from the checkpoint.
-
-    Args:
-        train: the ``train`` block of the run.
-    """
+    """Return the flags of the task that fairseq-generate does not read from the checkpoint."""
     words = flag_words("--task", train.get("task") or "translation")
     for name in (
         "max_source_positions",

@@ -64,7 +64,6 @@ class EvaluationSettings:
 
         Args:
             config: the configuration. Earlier versions recorded a baseline, which is ignored.
-            overrides: values that replace those of the block.
 
         Raises:
             SharingError: an unknown key or an invalid value.

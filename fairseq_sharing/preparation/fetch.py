@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import atomic_write, inside, is_full, sha256
 from fairseq_sharing.preparation.progress import console, progress
+from fairseq_sharing.terminal import say
 
 UNKNOWN = "unknown"
 """Marks a checksum in a recipe that is recorded at the first download and verified afterwards."""
@@ -48,16 +49,12 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
         digest = sha256(path)
         with atomic_write(_cached(url, folder, ".sha256")) as file:
             file.write(f"{digest}\n".encode())
-        console.print(f"{file_name(url)}: recorded SHA-256 {digest}", soft_wrap=True, highlight=False)
+        say(console, f"{file_name(url)}: recorded SHA-256 {digest}")
     return path
 
 
 def recorded_digest(url: str, folder: Path) -> str | None:
     """Read the recorded checksum of a file without a checksum in the recipe.
-
-    Args:
-        url: see `fetch`.
-        folder: download folder.
 
     Returns:
         The SHA-256 recorded at the first download from this address; None before that.
@@ -75,13 +72,7 @@ def recorded_digest(url: str, folder: Path) -> str | None:
 
 
 def file_name(url: str) -> str:
-    """Return the name of a file in a mirror.
-
-    Args:
-        url: see `fetch`.
-
-    Returns:
-        The last part of the URL's path, decoded, without the query.
+    """Return the name of a file in a mirror: the last part of the URL's path, decoded, without the query.
 
     Raises:
         SharingError: the last part is not a file name.
@@ -143,13 +134,7 @@ def _find(folder: Path, name: str, mirror: str) -> Path:
 
 
 def local_path(location: str) -> Path | None:
-    """Return the local path of a location.
-
-    Args:
-        location: a path, or a file:// or http(s):// URL.
-
-    Returns:
-        The path; None for http(s).
+    """Return the local path of a path or a file:// URL; None for http(s).
 
     Raises:
         SharingError: the URL has another scheme.
@@ -168,7 +153,6 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
     """Verify the checksum of a file.
 
     Args:
-        path: the file.
         digest: its expected SHA-256; UNKNOWN accepts any file.
         name: name of the file in error messages; its path if None.
 
@@ -188,9 +172,7 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
     """Download a URL to a file, resuming a partial download.
 
     Args:
-        url: http or https.
         part: the file; existing content is treated as the beginning of the download.
-        wait: seconds before the second attempt; doubled before each further attempt.
 
     Raises:
         SharingError: the server refused, or ATTEMPTS attempts made no progress.

@@ -44,14 +44,7 @@ class Workers:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Apply a function to items and yield the results in the order of the items.
-
-        Args:
-            function: picklable, called in a worker process.
-            items: picklable items, read only as fast as they are processed.
-
-        Yields:
-            One result per item.
+        """Apply a picklable function to items, read only as fast as processed; yield the results in order.
 
         Raises:
             SharingError: a process was killed.

@@ -34,6 +34,7 @@ from fairseq_sharing.preparation.stream import ChunkFunction, process_chunks, sp
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
 from fairseq_sharing.preparation.unspaced import removal_hint, subword_warning
+from fairseq_sharing.terminal import say
 
 PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "tokenizers", "sentencepiece")
 
@@ -42,13 +43,8 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
     """Create or update a data directory.
 
     Args:
-        recipe: the recipe of the dataset.
-        directory: the output directory.
         mirror: local folder, file:// or http(s):// URL with the files of the recipe's URLs.
         workers: number of processes; None for one per CPU.
-
-    Returns:
-        The manifest.
 
     Raises:
         SharingError: an invalid text or flag; the message names the file and line, or the flag.
@@ -215,7 +211,7 @@ class _Preparation:
 
         def write() -> dict[str, Any]:
             arguments = preprocess_arguments(self.languages, self.recipe.tests)
-            console.print("equivalent to: fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
+            say(console, "equivalent to: fairseq-preprocess " + shlex.join(arguments))
             counts = subwords.count_words("dictionary", self._paths(texts), self.pool)
             return {"dictionary": write_dictionary(counts, self._paths(dictionaries))}
 
@@ -268,7 +264,7 @@ class _Preparation:
         sizes += [f"{test['name']} {test['segments']:,}" for test in manifest["tests"]]
         done = f"{len(self.steps.ran)} steps done" if self.steps.ran else "nothing to do"
         text = f"{self.directory}: {', '.join(sizes)}; dictionary {manifest['dictionary']:,}; {done}"
-        console.print(text, soft_wrap=True, highlight=False)
+        say(console, text)
 
     def _report_removed(self, kept: int, removed: Mapping[str, int]) -> None:
         """Refuse a corpus without training pairs, and warn if cleaning removed most pairs."""
@@ -285,16 +281,15 @@ class _Preparation:
     def _report_unexpected(self, lines: Mapping[str, int]) -> None:
         for name, expected in self.recipe.expected.items():
             if lines[name] != expected:
-                console.print(
+                say(
+                    console,
                     f"warning: {name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}",
-                    style="yellow",
-                    soft_wrap=True,
-                    highlight=False,
+                    "yellow",
                 )
 
 
 def _warn(text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)
+    say(console, f"warning: {text}", "yellow")
 
 
 def _version(package: str) -> str | None:

@@ -56,11 +56,6 @@ class ComparisonPlan:
 def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> ComparisonPlan:
     """Combine the study's declaration in the folder, if any, with the flags of ``report``.
 
-    Args:
-        folder: the results of the study.
-        rows: its rows.
-        flags: the given flags: baseline, primary, metric, margin, variance, family, paired_seeds.
-
     Raises:
         SharingError: a malformed declaration, or a row, test set, metric or margin that does not exist.
     """
@@ -78,7 +73,7 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Co
             raise SharingError(f"--baseline: no row {baseline!r}; allowed: {', '.join(names)}")
         remarks.append(f"The baseline of the study, {baseline}, has no result, so no row is compared with it.")
         baseline = None
-    metric = str(chosen.get("metric") or _default_metric(rows))
+    metric = str(chosen.get("metric") or ("bleu" if _is_scored(rows, "bleu") else "perplexity"))
     _check_choice("metric", metric, [name for name in METRICS if _is_scored(rows, name)])
     primary = str(chosen.get("primary", MEAN))
     _check_choice("primary", primary, [MEAN, *scored_sets(rows)])
@@ -101,10 +96,7 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Co
 
 
 def read_declaration(file: Path) -> dict[str, Any]:
-    """Read the declaration of a study, with its ``compare`` block and the list of ``earlier`` ones.
-
-    Args:
-        file: the declaration; without one, both are empty.
+    """Read the declaration of a study, with its ``compare`` block and the ``earlier`` ones; empty without a file.
 
     Raises:
         SharingError: the file is not readable, or one of these is malformed.
@@ -127,7 +119,8 @@ def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list
         isinstance(numbers, list) and all(isinstance(seed, int) for seed in numbers) for numbers in seeds.values()
     ):
         raise SharingError(f"{file}: seeds: {seeds!r}; allowed: a mapping of rows to lists of whole numbers")
-    for row in (*seeds, *(name for name in (compare.get("baseline"),) if name is not None)):
+    baseline = compare.get("baseline")
+    for row in seeds if baseline is None else (*seeds, baseline):
         check_name(str(row), f"{file}: row")
     name = document.get("study")
     if name is not None:
@@ -139,10 +132,6 @@ def _earlier(block: Any, file: Path) -> str:
     """Describe an earlier compare block."""
     check_names(OmegaConf.create(block), COMPARE_KEYS, f"{file}: earlier: ")
     return ", ".join(f"{key} {check_name(str(value), f'{file}: earlier: {key}')}" for key, value in block.items())
-
-
-def _default_metric(rows: Sequence[Row]) -> str:
-    return "bleu" if _is_scored(rows, "bleu") else "perplexity"
 
 
 def _is_scored(rows: Sequence[Row], metric: str) -> bool:

@@ -73,7 +73,7 @@ class Conclusions:
 
     def comparison(self, pair: Pair) -> Comparison | None:
         """Comparison of two rows; None if they cannot be compared."""
-        return next((one for one in self.family.comparisons if one.pair == pair), None) if self.family else None
+        return self.family.of(pair) if self.family else None
 
     def verdict(self, pair: Pair) -> str:
         """Describe what the simultaneous interval of a pair says."""
@@ -93,10 +93,6 @@ class Conclusions:
 
 def conclude(rows: Sequence[Row], plan: ComparisonPlan) -> Conclusions:
     """Compare the rows of a study as planned.
-
-    Args:
-        rows: the experiments.
-        plan: what is compared.
 
     Raises:
         SharingError: a run has no score on a test set of the primary score.

@@ -17,10 +17,6 @@ _MACHINE = ("kind", "name", "count", "threads")
 def equal_cost(rows: Sequence[Row], conclusions: Conclusions) -> tuple[list[str], list[list[str]]]:
     """Make the table of comparisons at equal cost.
 
-    Args:
-        rows: the experiments.
-        conclusions: the comparison of the study, whose primary score is used.
-
     Returns:
         The headers and the cells: one line per row that has a row without sharing of equal cost, one column per kind
         of cost; no cells if no row has one.
@@ -77,15 +73,11 @@ def _equal_macs(row: Row, other: Row) -> bool:
     recorded = all("macs" in result for one in (row, other) for result in one.results)
     if not recorded and (row.is_moeut or other.is_moeut):
         return False
-    return _close(
-        *(
-            fmean(
-                (result["macs"] if recorded else result["parameters"]["effective"]) * result["updates"]
-                for result in one.results
-            )
-            for one in (row, other)
-        )
-    )
+
+    def macs(result: dict[str, Any]) -> float:
+        return (result["macs"] if recorded else result["parameters"]["effective"]) * result["updates"]
+
+    return _close(*(fmean(map(macs, one.results)) for one in (row, other)))
 
 
 def _equal_time(row: Row, other: Row) -> bool:

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
-
-    Attributes:
-        label: its name in tables.
-        lower_is_better: whether a lower value is better.
-    """
+    """One metric."""
 
     label: str
     lower_is_better: bool = False

@@ -23,23 +23,13 @@ _LEAST_HEIGHT = 0.5  # least extent of the y-axis, so that rounding looks small
 
 
 def score_by_parameters(rows: Sequence[Row], metric: str) -> Figure:
-    """Draw the scores against unique parameters.
-
-    Args:
-        rows: the experiments.
-        metric: key of ``METRICS``.
-    """
+    """Draw the scores against unique parameters."""
     sizes = [Spread.of([float(result["parameters"]["unique"]) for result in row.results]) for row in rows]
     return _panels(rows, metric, sizes, "unique parameters")
 
 
 def score_by_speed(rows: Sequence[Row], metric: str, comparable: Collection[str]) -> Figure | None:
-    """Draw the scores against training speed.
-
-    Args:
-        rows: the experiments.
-        metric: key of ``METRICS``.
-        comparable: the names of those whose speeds are comparable.
+    """Draw the scores against training speed, of the rows whose speeds are comparable.
 
     Returns:
         The figure; None if there are no speeds, or only one of several experiments is left to draw.
@@ -101,13 +91,7 @@ def _point(axes: Axes, x: Spread, y: Spread, style: dict[str, Any], number: int)
 
 
 def _limits(values: Sequence[tuple[float, float]], least: float = 0.0, relative: float = 0.0) -> tuple[float, float]:
-    """Return the limits of an axis that covers all values with their error bars.
-
-    Args:
-        values: the values with half the length of their error bars.
-        least: minimum extent.
-        relative: minimum extent relative to the center.
-    """
+    """Return the limits of an axis that covers all values with their error bars, given as half their length."""
     low = min((value - bar for value, bar in values), default=0.0)
     high = max((value + bar for value, bar in values), default=1.0)
     extent = max(high - low, least, relative * abs(low + high) / 2) or 1.0

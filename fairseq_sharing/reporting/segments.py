@@ -37,10 +37,6 @@ class SegmentStatistics:
     """The sufficient statistics of a metric for each segment of a test set, by run.
 
     A corpus score is computed from their sum, so that segments can be resampled without scoring them again.
-
-    Args:
-        metric: a sacreBLEU metric.
-        references: one reference per segment.
     """
 
     def __init__(self, metric: Any, references: Sequence[str]) -> None:
@@ -69,12 +65,8 @@ def segment_errors(
     gives one score per run, and thus one difference of row means.
 
     Args:
-        rows: the experiments.
-        folder: the folder of their result files; the paths of hypotheses are relative to it.
-        references: raw references by test set.
         tests: the test sets of the primary score, which is their mean.
         metric: bleu, chrf, chrf++ or ter.
-        pairs: names of the rows to compare.
 
     Returns:
         The standard error of each pair; empty if a result names no hypotheses.
@@ -92,7 +84,9 @@ def segment_errors(
     for test in tests:
         if test not in references:
             raise SharingError(f"--data: no test set {test}; allowed: the data that the runs were evaluated on")
-        counts = _resamples(generator, len(references[test]))
+        segments = len(references[test])
+        # How often each resample contains each segment.
+        counts = generator.multinomial(segments, np.full(segments, 1 / segments), size=RESAMPLES)
         for row in chosen:
             for result in row.results:
                 means[row.run] += _resampled(result, test, folder, references[test], metric, counts) / (
@@ -119,11 +113,6 @@ def _resampled(
             f"{score[metric]:.4f}; allowed: the data that the run was evaluated on"
         )
     return np.array([statistics.score(total) for total in counts @ by_segment])
-
-
-def _resamples(generator: np.random.Generator, segments: int) -> np.ndarray:
-    """Return how often each resample contains each segment."""
-    return generator.multinomial(segments, np.full(segments, 1 / segments), size=RESAMPLES)
 
 
 def make_metric(metric: str, signature: str) -> Any:

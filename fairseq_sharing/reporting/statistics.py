@@ -73,11 +73,7 @@ class Comparison:
         return self._around(_student(1 - LEVEL / 2, self.freedom))
 
     def widened(self, segments: float) -> tuple[float, float]:
-        """95% interval of this comparison alone that also covers the choice of test sentences.
-
-        Args:
-            segments: standard error over segments.
-        """
+        """95% interval of this comparison alone that also covers the choice of sentences, by its standard error."""
         return self._around(_student(1 - LEVEL / 2, self.freedom) * math.hypot(1, segments / self.error))
 
     @property
@@ -106,6 +102,10 @@ class Family:
     method: str
     _samples: Samples
 
+    def of(self, pair: Pair) -> Comparison | None:
+        """Return the comparison of a pair; None if it is not in the family."""
+        return next((one for one in self.comparisons if one.pair == pair), None)
+
     @cached_property
     def adjusted(self) -> tuple[float, ...]:
         """Adjusted p-value of each comparison."""
@@ -125,7 +125,6 @@ def against_baseline(samples: Samples, baseline: str) -> Family | None:
 
     Args:
         samples: one number per run, by row; rows with a single run are left out.
-        baseline: name of the baseline.
 
     Returns:
         The comparisons; None if fewer than two rows have two runs, or if there is no spread.
@@ -170,10 +169,6 @@ def of_pairs(samples: Samples, pairs: Sequence[Pair], separate: bool = False) ->
 
 def of_paired_seeds(runs: Mapping[str, Mapping[int, float]], pairs: Sequence[Pair]) -> Family | None:
     """Compare pairs of rows by the differences of runs with the same seed, with Holm's correction.
-
-    Args:
-        runs: one number per seed, by row.
-        pairs: names of the rows; the second is subtracted from the first.
 
     Returns:
         The comparisons; None if no pair has two common seeds with different differences.
@@ -223,9 +218,11 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
     """
     from scipy import stats
 
-    result = stats.permutation_test(
-        (first, second), _mean_difference, vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(0)
-    )
+    def difference(one: np.ndarray, two: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean(one, axis=axis) - np.mean(two, axis=axis)
+
+    generator = np.random.default_rng(0)
+    result = stats.permutation_test((first, second), difference, n_resamples=_PERMUTATIONS, rng=generator)
     return float(result.pvalue)
 
 
@@ -262,10 +259,6 @@ def outliers(samples: Samples) -> list[str]:
                 f"runs of {name} differ from its mean by more than three pooled standard deviations: {', '.join(far)}"
             )
     return found
-
-
-def _mean_difference(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-    return np.mean(first, axis=axis) - np.mean(second, axis=axis)
 
 
 def _pooled(samples: Samples, pair: Pair, pooled: Pooled, critical: float) -> Comparison:

@@ -11,7 +11,6 @@ from fairseq_sharing.reporting.comparison_tables import by_test, comparison
 from fairseq_sharing.reporting.conclusions import Conclusions
 from fairseq_sharing.reporting.equal_cost import equal_cost
 from fairseq_sharing.reporting.metrics import METRICS
-from fairseq_sharing.reporting.notes import machine as machine
 from fairseq_sharing.reporting.recipes import differences
 from fairseq_sharing.reporting.results import Row, scored_sets
 
@@ -40,12 +39,7 @@ class Section:
 
 
 def sections(rows: Sequence[Row], conclusions: Conclusions) -> list[Section]:
-    """Make all tables of a study that have lines.
-
-    Args:
-        rows: the experiments, in order.
-        conclusions: the comparison of their scores.
-    """
+    """Make all tables of a study that have lines."""
     against = f" with {conclusions.plan.baseline}" if conclusions.plan.baseline and not conclusions.plan.pairs else ""
     found = [
         Section("", *summary(rows, conclusions.plan.metric), in_terminal=True),
@@ -63,15 +57,7 @@ def sections(rows: Sequence[Row], conclusions: Conclusions) -> list[Section]:
 
 
 def summary(rows: Sequence[Row], metric: str = "bleu") -> tuple[list[str], Cells]:
-    """Make the main table: one experiment per row, mean ± standard deviation per test set.
-
-    Args:
-        rows: the experiments, in order.
-        metric: key of ``METRICS``.
-
-    Returns:
-        The headers and the cells.
-    """
+    """Make the main table: one experiment per row, mean ± standard deviation per test set."""
     tests = scored_sets(rows)
     recipes = differences(rows)
     changing = any(row.schedule for row in rows)

@@ -13,6 +13,7 @@ from rich.table import Column
 
 from fairseq_sharing.studies.plan import PlannedRun
 from fairseq_sharing.studies.states import RunState, State
+from fairseq_sharing.terminal import say
 from fairseq_sharing.training.progress import duration
 
 
@@ -51,7 +52,7 @@ class StudyProgress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def update(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState], current: Sequence[str]) -> None:
         """Show the states of all runs.

@@ -15,6 +15,7 @@ from fairseq_sharing.studies.plan import StudyPlan, show
 from fairseq_sharing.studies.progress import StudyProgress
 from fairseq_sharing.studies.runner import StudyRunner, python_words
 from fairseq_sharing.studies.slots import open_slots
+from fairseq_sharing.terminal import say
 from fairseq_sharing.training.processes import forwarded_signals
 
 
@@ -46,12 +47,7 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
         call(plan.report(), console)
     left = runner.unfinished()
     if left:
-        console.print(
-            f"not finished: {'; '.join(left)}. Re-run the command to resume.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"not finished: {'; '.join(left)}. Re-run the command to resume.")
     if failed:
         listed = "; ".join(f"{name} ({error})" for name, error in failed.items())
         raise SharingError(f"not in the table: {listed}; re-run the command to resume them")

@@ -20,6 +20,7 @@ from fairseq_sharing.experiment.dictionaries import dictionary_hashes, refuse_ot
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RECORD_SECONDS, RunDirectory
 from fairseq_sharing.interruption import Interruption
+from fairseq_sharing.terminal import say
 from fairseq_sharing.training.from_trained import write_tied
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
@@ -61,11 +62,7 @@ def train(plan: Plan, console: Console) -> None:
             if (record["tokens_per_batch"] or record["batch"]) != (plan.tokens_per_batch() or plan.batch()):
                 raise SharingError(f"{run.path}: was started with {record['batch']}; now: {plan.batch()}")
             if _is_finished(plan, record):
-                console.print(
-                    f"{run.path}: finished {record['finished']}; nothing to do",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                say(console, f"{run.path}: finished {record['finished']}; nothing to do")
                 return
         check_scorer(plan)
         if not record:
@@ -98,7 +95,7 @@ def _join(plan: Plan, console: Console) -> None:
     run, command = plan.run, plan.command()
     record = run.record(NEEDED) if any(run.checkpoints.glob("checkpoint*.pt")) else {}
     if record and _is_finished(plan, record):
-        console.print(f"{run.path}: finished {record['finished']}; nothing to do", highlight=False, soft_wrap=True)
+        say(console, f"{run.path}: finished {record['finished']}; nothing to do")
         return
     _print_start(plan, command, console)
     log = run.path / f"train.node{plan.machines.node_rank}.log"
@@ -150,24 +147,17 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
 
 def _print_start(plan: Plan, command: list[str], console: Console) -> None:
     resumed = " (resuming from its last checkpoint)" if (plan.run.checkpoints / "checkpoint_last.pt").is_file() else ""
-    console.print(f"$ {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"{plan.run.path}{resumed}: {plan.world()}, {plan.batch()}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"$ {shlex.join(command)}", "dim")
+    say(console, f"{plan.run.path}{resumed}: {plan.world()}, {plan.batch()}")
 
 
 def _print_other_device(before: dict[str, Any], record: dict[str, Any], console: Console) -> None:
     """Report a resumed run whose results will differ by rounding from those of an uninterrupted run."""
     if before and not environment.rounds_alike(before["device"], record["device"]):
-        console.print(
+        say(
+            console,
             f"resuming on {_describe_device(record['device'])}; the run was last trained on "
             f"{_describe_device(before['device'])}, so its results differ by rounding from an uninterrupted run's",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
 
 
@@ -211,7 +201,7 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
     _raise_failure(status, received, tail, run.log_file)
     if not plan.config.train.get("no_save") and not any(run.checkpoints.glob("checkpoint*.pt")):
         raise SharingError(f"{run.path}: fairseq-train succeeded but wrote no checkpoint (log: {run.log_file})")
-    console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{run.path}: finished; {tail.summary()}")
 
 
 class _Clock:

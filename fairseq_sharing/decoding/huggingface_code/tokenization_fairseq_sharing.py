@@ -30,22 +30,12 @@ class FairseqSharingTokenizer(FSMTTokenizer):
         super().__init__(*args, rules=rules, **options)
 
     def moses_pipeline(self, text: str, lang: str) -> str:
-        """Normalize the punctuation of a sentence.
-
-        Args:
-            text: the sentence.
-            lang: language code.
-        """
+        """Normalize the punctuation of a sentence."""
         text = _LINE_BREAKS.sub(" ", text)
         return self.moses_punct_norm(text, lang) if self.rules["name"] == "moses" and self.rules["normalize"] else text
 
     def moses_tokenize(self, text: str, lang: str) -> list[str]:
-        """Split a sentence into words.
-
-        Args:
-            text: the sentence.
-            lang: language code.
-        """
+        """Split a sentence into words."""
         if self.rules["name"] == "moses":
             if lang not in self.cache_moses_tokenizer:
                 self.cache_moses_tokenizer[lang] = self.sm.MosesTokenizer(lang=lang)
@@ -58,12 +48,7 @@ class FairseqSharingTokenizer(FSMTTokenizer):
         return (text.lower() if self.rules["lowercase"] else text).split()
 
     def moses_detokenize(self, tokens: list[str], lang: str) -> str:
-        """Join words to a sentence.
-
-        Args:
-            tokens: the words.
-            lang: language code.
-        """
+        """Join words to a sentence."""
         if self.rules["name"] != "moses":
             return " ".join(tokens)
         if lang not in self.cache_moses_detokenizer:
