@@ -29,15 +29,12 @@ _SHARING_OPTION = re.compile(
 # Structures that stock fairseq lacks -> where they can be exported to, if anywhere.
 _STRUCTURES = {
     **dict.fromkeys(("encoder_no_ffn", "decoder_no_ffn", "embedding_factor_dim", "deepnorm"), "--to ctranslate2"),
-    "b2t": "",
+    **dict.fromkeys(("b2t", "position_per_depth"), ""),
 }
 
 
 def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Convert a checkpoint to one of stock fairseq's ``transformer``: all N layers, plain dicts only.
-
-    Args:
-        checkpoint: the result of ``load_checkpoint``; it is not modified.
+    """Convert a loaded checkpoint to one of stock fairseq's ``transformer``: all N layers, plain dicts only.
 
     Returns:
         The stock checkpoint, without optimizer state. Tied layers still share storage, so the file does not grow,
@@ -65,10 +62,6 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
             raise SharingError(
                 f"--materialize cannot write a model with {flag}: stock fairseq has no such option{allowed}"
             )
-    if model_args.get("position_per_depth"):
-        raise SharingError(
-            "--materialize cannot write a model with --position-per-depth: stock fairseq has no such option"
-        )
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
     aliases = {**recorded_extra(state).get("aliases", {}), **layer_aliases(state, recorded_sharing(state))}

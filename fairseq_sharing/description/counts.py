@@ -137,7 +137,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
         layer_map={stack: sharing.layer_map for stack, sharing in model.sharing.items()},
         depth_steps={stack: getattr(model, stack).describe_depth_steps() for stack in model.sharing},
         unique=unique,
-        effective=_count(model, once=False),
+        effective=count_parameters(model, once=False),
         bytes={
             "weights": BYTES * values,
             "gradients": BYTES * values,
@@ -240,8 +240,8 @@ def _depth_kinds(model: Any) -> list[str]:
     return lines
 
 
-def _count(model: Any, once: bool) -> dict[str, int]:
-    """Count parameters by component; tied embeddings are always counted once."""
+def count_parameters(model: Any, once: bool = True) -> dict[str, int]:
+    """Count the parameters of a model by component: shared ones once, or per layer except for tied embeddings."""
     counts = dict.fromkeys(COMPONENTS, 0)
     seen = set()
     own = {
@@ -271,11 +271,6 @@ def _count(model: Any, once: bool) -> dict[str, int]:
             component = "output"
         counts[component] += parameter.numel()
     return counts
-
-
-def count_parameters(model: Any) -> dict[str, int]:
-    """Count the unique parameters of a model by component."""
-    return _count(model, once=True)
 
 
 def composed_vocabulary(composed: Any, data: Path | None = None, vocabulary: int | None = None) -> int:

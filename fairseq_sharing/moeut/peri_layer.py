@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -40,12 +41,10 @@ class LayerSizes:
     expert_dim: int
     rotary_dim: int
 
-    def attention_macs(self, tokens: int) -> tuple[int, int]:
-        """Count the MACs of attention's linear maps on the source and the destination side."""
-        side = (
-            tokens * self.heads * self.embed_dim * (self.head_dim * (1 + self.attention_top_k) + self.attention_experts)
-        )
-        return side, side
+    def attention_macs(self, tokens: int) -> int:
+        """Count the MACs of attention's linear maps on one side: the source or the destination."""
+        maps = self.head_dim * (1 + self.attention_top_k) + self.attention_experts
+        return tokens * self.heads * self.embed_dim * maps
 
     def read_macs(self, tokens: int, attended: int) -> int:
         """Count the MACs of attention scores and weighted sums."""
@@ -88,12 +87,8 @@ class PeriLayer(nn.Module):
     In cross-attention, keys, value router and values read the normalized output of the encoder.
 
     Args:
-        sizes: sizes of the layer.
         num_layers: L, depth of the stack; a shared layer counts as often as it is applied.
-        dropout: dropout on what is added to the residual stream.
-        attention_dropout: dropout on attention probabilities.
         cross_attention: also attend to the output of an encoder.
-        options: options of the expert banks.
 
     Source: Csordas et al. 2024, "MoEUT: Mixture-of-Experts Universal Transformers", section 2.3. The paper has no
         cross-attention; it and the scale of its initialization, sqrt(4 / (3 L)), are this project's.
@@ -113,18 +108,8 @@ class PeriLayer(nn.Module):
         sublayers = 3 if cross_attention else 2
         scale = (4 / (sublayers * num_layers)) ** 0.5
 
-        def attention() -> SwitchHead:
-            return SwitchHead(
-                sizes.embed_dim,
-                sizes.heads,
-                sizes.head_dim,
-                sizes.attention_experts,
-                sizes.attention_top_k,
-                scale,
-                attention_dropout,
-                options,
-            )
-
+        heads = sizes.embed_dim, sizes.heads, sizes.head_dim, sizes.attention_experts, sizes.attention_top_k
+        attention = partial(SwitchHead, *heads, scale, attention_dropout, options)
         self.self_attn_layer_norm = nn.LayerNorm(sizes.embed_dim)
         self.self_attn = attention()
         self.encoder_attn_layer_norm = nn.LayerNorm(sizes.embed_dim) if cross_attention else None
@@ -140,7 +125,6 @@ class PeriLayer(nn.Module):
 
         Args:
             x: the residual stream, (T, B, d).
-            step: inputs that all layers have in common.
             past: keys and values of earlier positions.
             memory: keys and values of cross-attention, from ``attend_to``.
 
@@ -173,7 +157,6 @@ class PeriLayer(nn.Module):
 
         Args:
             memory: the encoder's output, (S, B, d).
-            step: inputs that all layers have in common.
             keep: True for source tokens that are not padding, (S, B).
         """
         assert self.encoder_attn is not None

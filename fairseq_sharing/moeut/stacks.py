@@ -71,10 +71,8 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
 
         Args:
             src_tokens: (B, S).
-            src_lengths: unused; fairseq passes it.
             return_all_hiddens: also return the residual stream before and after each layer.
             token_embeddings: embeddings to use instead of those of the tokens, (B, S, C).
-            return_usage: return the usage of the routers' experts.
 
         Returns:
             fairseq's encoder output, with the usage of each layer as ``usage``.
@@ -150,9 +148,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
 
         Args:
             prev_output_tokens: (B, T).
-            encoder_out: output of the encoder.
             incremental_state: fairseq's decoding cache; only positions that are not cached are computed.
-            return_usage: return the usage of the routers' experts.
             unused: other arguments of fairseq, for attention weights, which these layers do not return.
 
         Returns:

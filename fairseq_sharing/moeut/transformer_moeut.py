@@ -12,7 +12,7 @@ from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.moeut.counts import MoECounts
-from fairseq_sharing.moeut.options import add_moe_args, check_moe, fill, warn_without_balance
+from fairseq_sharing.moeut.options import add_moe_args, check_moe, make_architecture, warn_without_balance
 from fairseq_sharing.moeut.stacks import MoEUTDecoder, MoEUTEncoder
 
 _STACKS = ("encoder", "decoder")
@@ -39,11 +39,7 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model.
-
-        Args:
-            args: fairseq's arguments; missing ones get the defaults of ``transformer_moeut``.
-            task: a translation task with both dictionaries.
+        """Build the model; missing arguments get the defaults of ``transformer_moeut``.
 
         Raises:
             SharingError: if the options give no layer map or no valid expert banks.
@@ -68,11 +64,8 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 
         Args:
             src_tokens: (B, S).
-            src_lengths: unused; fairseq passes it.
             prev_output_tokens: (B, T).
-            return_usage: return the usage of the routers' experts.
             features_only: return the last layer's output instead of scores.
-            unused: other arguments of fairseq, for attention weights.
 
         Returns:
             Scores, (B, T, vocabulary), and a dict with ``usage`` by stack and layer if requested.
@@ -112,14 +105,6 @@ SIZES = {
 }
 
 
-def _architecture(size: dict):
-    def architecture(args: Namespace) -> None:
-        fill(args, size)
-        transformer_legacy.base_architecture(args)
-
-    return architecture
-
-
 def _check(args: Namespace) -> None:
     if args.encoder_embed_dim != args.decoder_embed_dim:
         raise SharingError(
@@ -131,6 +116,9 @@ def _check(args: Namespace) -> None:
 
 
 _architectures = {
-    name: register_size("transformer_moeut", name, _architecture(size), _check) for name, size in SIZES.items()
+    name: register_size(
+        "transformer_moeut", name, make_architecture(size, transformer_legacy.base_architecture), _check
+    )
+    for name, size in SIZES.items()
 }
 transformer_moeut = _architectures["transformer_moeut"]

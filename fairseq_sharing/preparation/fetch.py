@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, is_full, sha256
+from fairseq_sharing.files import inside, is_full, sha256, write_text
 from fairseq_sharing.preparation.progress import console, progress
 from fairseq_sharing.terminal import say
 
@@ -47,8 +47,7 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
     path = _get(url, digest, folder, mirror)
     if digest == UNKNOWN:
         digest = sha256(path)
-        with atomic_write(_cached(url, folder, ".sha256")) as file:
-            file.write(f"{digest}\n".encode())
+        write_text(_cached(url, folder, ".sha256"), f"{digest}\n")
         say(console, f"{file_name(url)}: recorded SHA-256 {digest}")
     return path
 
@@ -168,7 +167,7 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
         raise SharingError(f"{name or path}: SHA-256 is {actual}, expected {digest}")
 
 
-def download(url: str, part: Path, wait: float = 1.0) -> None:
+def download(url: str, part: Path) -> None:
     """Download a URL to a file, resuming a partial download.
 
     Args:
@@ -197,7 +196,7 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
             raise SharingError(
                 f"{url}: {reason}, {ATTEMPTS} times in a row; re-run the command to resume, or use --mirror"
             )
-        time.sleep(wait * 2**failures)
+        time.sleep(2.0**failures)
 
 
 def _continue(url: str, part: Path, start: int) -> bool:

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -246,7 +247,7 @@ class _Preparation:
             "artificial": recipe.generator is not None,
             "source_lang": recipe.source_lang,
             "target_lang": recipe.target_lang,
-            "recipe": recipe.as_dict(),
+            "recipe": asdict(recipe),
             "tokenizer": recipe.tokenizer,
             "subword": subword,
             "dictionary": binary["dictionary"],
@@ -281,11 +282,7 @@ class _Preparation:
     def _report_unexpected(self, lines: Mapping[str, int]) -> None:
         for name, expected in self.recipe.expected.items():
             if lines[name] != expected:
-                say(
-                    console,
-                    f"warning: {name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}",
-                    "yellow",
-                )
+                _warn(f"{name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}")
 
 
 def _warn(text: str) -> None:

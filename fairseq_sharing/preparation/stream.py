@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_sharing.documents import Schema, is_count, is_text, list_of, mapping_of, read_json
-from fairseq_sharing.files import atomic_write
+from fairseq_sharing.files import atomic_write, write_text
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
 
@@ -84,7 +84,7 @@ def process_chunks(
             state["read"] = [before + size for before, size in zip(state["read"], read, strict=True)]
             if time.monotonic() - saved > SAVE_EVERY:
                 state["written"] = [_sync(file) for file in files]
-                _write_journal(journal, {**state, "counts": counts})
+                write_text(journal, json.dumps({**state, "counts": counts}))
                 saved = time.monotonic()
         for file in files:
             _sync(file)
@@ -119,11 +119,6 @@ def _read_journal(journal: Path, parts: list[Path], key: str) -> dict[str, Any] 
     except (OSError, ValueError):
         pass  # The journal is damaged or its files are missing: restart the outputs.
     return None
-
-
-def _write_journal(journal: Path, state: dict[str, Any]) -> None:
-    with atomic_write(journal) as file:
-        file.write(json.dumps(state).encode())
 
 
 @contextlib.contextmanager
