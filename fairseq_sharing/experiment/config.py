@@ -48,12 +48,7 @@ CheckFlags = Callable[[Mapping[str, Any], Sequence[str]], None]
 
 
 class BadKeyError(SharingError):
-    """A key of a ``train`` block that ``fairseq-train`` would reject or misread.
-
-    Args:
-        key: the key.
-        message: the reason.
-    """
+    """A key of a ``train`` block that ``fairseq-train`` would reject or misread."""
 
     def __init__(self, key: str, message: str):
         super().__init__(f"train.{key}: {message}")

@@ -42,11 +42,7 @@ class NotScriptable:
     """Mixin for a module that TorchScript cannot compile: layers that share parameters depend on Python objects."""
 
     def __prepare_scriptable__(self):
-        """Refuse torch.jit.script, which calls this first, also for a module that contains this one.
-
-        Raises:
-            SharingError: always.
-        """
+        """Refuse torch.jit.script, which calls this first, also for a module that contains this one."""
         raise SharingError(
             f"torch.jit.script: {type(self).__name__} cannot be compiled; allowed: the stock fairseq model that "
             "fairseq-sharing export --materialize writes, or torch.compile (--compile)"
@@ -76,10 +72,9 @@ class SharedStack(NotScriptable, DepthStack, DepthSteps):
         return layer
 
     def change_map(self, sharing: StackSharing) -> dict[nn.Parameter, nn.Parameter]:
-        """Change the layer map. A layer that becomes independent starts from the values it shared.
+        """Change the layer map; return for each new Parameter the one that it was copied from.
 
-        Returns:
-            A map from each new Parameter to the Parameter that it was copied from.
+        A layer that becomes independent starts from the values it shared.
         """
         origins = retie_stack(self, self.sharing, sharing)
         self.sharing = sharing
@@ -234,11 +229,7 @@ class SharingModel(NotScriptable, DepthModel):
                 set_closed_form(stack.layers)
 
     def profile_admin(self, forward: Callable[[], object]) -> None:
-        """Set Admin's residual weights from the first training batch, once and equally on all ranks.
-
-        Args:
-            forward: runs the model on that batch.
-        """
+        """Set Admin's residual weights from the first training batch, once and equally on all ranks."""
         if not self.training or not self.admin_pending:
             return
         stacks = list(self.stacks.values())

@@ -90,11 +90,7 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model.
-
-        Args:
-            args: fairseq's arguments; missing ones get the defaults of ``transformer_sharing``.
-            task: a translation task with both dictionaries.
+        """Build the model; missing arguments get the defaults of ``transformer_sharing``.
 
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.

@@ -31,7 +31,6 @@ class RowEstimate:
     """The cost of one run of a row.
 
     Args:
-        run: the name of the row.
         parameters: unique parameters.
         tokens: target tokens in training.
         flops: floating-point operations in training.

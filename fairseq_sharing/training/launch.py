@@ -34,10 +34,6 @@ STATUS_OF_FAILURE = 2  # the command itself failed, with one line on stderr
 def train(plan: Plan, console: Console) -> None:
     """Train, or resume an interrupted run. A finished run is left unchanged.
 
-    Args:
-        plan: the planned run.
-        console: where progress is printed.
-
     Raises:
         SharingError: the data is missing, the run was started with a different configuration, another process is
             training it, its translations could not be scored, or ``fairseq-train`` fails.
@@ -207,9 +203,7 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
 class _Clock:
     """Measures the training time of a run and writes it into its record, also in case this process is killed.
 
-    Args:
-        run: the run.
-        record: its record; a time of null, because an earlier part was not measured, stays null.
+    A time of null, because an earlier part was not measured, stays null.
     """
 
     def __init__(self, run: RunDirectory, record: dict[str, Any]):

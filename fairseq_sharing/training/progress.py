@@ -20,13 +20,7 @@ LINE_PERIOD = 60.0
 
 
 class TrainingProgress:
-    """Show a progress bar on a terminal; elsewhere print a line per minute within an epoch, and one after it.
-
-    Args:
-        console: where to show it.
-        name: the name of the run.
-        config: the composed configuration; ``max_epoch`` and ``max_update`` define the end of training.
-    """
+    """Show a progress bar on a terminal; elsewhere print a line per minute within an epoch, and one after it."""
 
     def __init__(self, console: Console, name: str, config: DictConfig) -> None:
         self._console = console
@@ -65,11 +59,9 @@ class TrainingProgress:
         self._bar.stop()
 
     def update(self, kind: str, record: dict[str, Any]) -> None:
-        """Process one JSON record of the log.
+        """Process a JSON record of the log.
 
-        Args:
-            kind: ``train_inner`` (each log interval), ``train`` (each epoch) or the name of a validation subset.
-            record: its values, as written by fairseq.
+        The kind is ``train_inner`` (each log interval), ``train`` (each epoch) or the name of a validation subset.
         """
         self._epoch = int(record.get("epoch") or self._epoch)
         self._within = ""
