@@ -25,6 +25,8 @@ def effective_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A factor multiplies an output unit of a key or value projection, with its bias; and an input of the second
     feed-forward matrix, which is an activation.
 
+    Source: Bae et al. 2025, "Relaxed Recursive Transformers", for the adapters.
+
     Args:
         tensors: the layer's tensors, with ``depth.lora.NAME.a`` (r x d_in), ``depth.lora.NAME.b`` (d_out x r) and
             ``depth.scale.NAME``.

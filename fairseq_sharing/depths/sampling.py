@@ -52,6 +52,8 @@ def poisson_lognormal(depths: Sequence[int]) -> list[float]:
 
     A number of layers n is 1 plus a Poisson variable with a log-normal rate of mean r, and the nearest listed depth
     (of two, the smaller) is used.
+
+    Source: Geiping et al. 2025, "Scaling up Test-Time Compute with Latent Reasoning" (Huginn).
     """
     rate = sum(depths) / len(depths) - 1
     counts = np.arange(1, depths[-1])

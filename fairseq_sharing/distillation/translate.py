@@ -78,7 +78,10 @@ def translate_chunk(
 
 
 def choose(found: Sequence[Hypothesis], reference: str, references: References) -> Hypothesis:
-    """Choose the translation with the highest sentence BLEU; of equal ones, that with the highest score."""
+    """Choose the translation with the highest sentence BLEU; of equal ones, that with the highest score.
+
+    Source: Kim and Rush 2016, sequence-level interpolation.
+    """
     if len(found) == 1:
         return found[0]
     return max(found, key=lambda hypothesis: (references.bleu(hypothesis.text, reference), hypothesis.score))

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fairseq_sharing.documents import is_quantity
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.layers import check_name, check_names, read_yaml
 from fairseq_sharing.experiment.study import COMPARE_KEYS
@@ -78,7 +79,7 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Co
     primary = str(chosen.get("primary", MEAN))
     _check_choice("primary", primary, [MEAN, *scored_sets(rows)])
     margin = chosen.get("margin", 0.3)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
+    if not is_quantity(margin) or not 0 < margin < 100:
         raise SharingError(f"margin: {margin!r}; allowed: a number above 0 and below 100")
     family = flags.get("family") or "rows"
     return ComparisonPlan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from fairseq_sharing.studies.progress import StudyProgress
 from fairseq_sharing.studies.runner import StudyRunner, python_words
 from fairseq_sharing.studies.slots import open_slots
 from fairseq_sharing.terminal import say
-from fairseq_sharing.training.processes import forwarded_signals
+from fairseq_sharing.training.processes import forwarded_signals, raise_signal
 
 
 def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: Console) -> None:
@@ -62,7 +61,6 @@ def call(command: Sequence[str], console: Console) -> None:
     process = subprocess.Popen(python_words(command), start_new_session=True)
     with forwarded_signals(process) as received:
         status = process.wait()
-    if received:
-        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+    raise_signal(received)
     if status:
         raise SharingError(f"{shlex.join(command[:3])} failed (exit status {status}); re-run the command to resume")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from fairseq_sharing.terminal import say
 from fairseq_sharing.training.from_trained import write_tied
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
-from fairseq_sharing.training.processes import end, forwarded_signals, spawn, wait
+from fairseq_sharing.training.processes import end, forwarded_signals, raise_signal, spawn, wait
 from fairseq_sharing.training.progress import TrainingProgress
 
 NEEDED = ("tokens_per_batch", "batch", "finished", "exit_status")  # fields of a record to resume from
@@ -225,8 +224,7 @@ class _Clock:
 
 def _raise_failure(status: int, received: list[int], tail: LogTail, log: Any) -> None:
     """Raise for a received signal or a failed training; return if neither occurred."""
-    if received:
-        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+    raise_signal(received)
     if status:
         raise SharingError(f"fairseq-train failed: {tail.error(status)} (log: {log})")
 
