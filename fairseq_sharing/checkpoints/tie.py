@@ -16,11 +16,7 @@ from fairseq_sharing.checkpoints.arguments import model_arguments, with_model_ar
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.initial_values import INITS, source_layers
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
-from fairseq_sharing.checkpoints.sharing_state import (
-    count_layers,
-    find_aliases,
-    layer_aliases,
-)
+from fairseq_sharing.checkpoints.sharing_state import count_layers, find_aliases, layer_aliases
 from fairseq_sharing.checkpoints.stock_model import model_on_meta, refuse_unfit_tensor
 from fairseq_sharing.component_sharing import CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError

@@ -18,12 +18,7 @@ HELP = "remove checkpoints that no result needs"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``clean``."""
     parser.add_argument(
-        "folder",
-        type=Path,
-        nargs="?",
-        default=Path("runs"),
-        metavar="DIR",
-        help="run directory, or directory of runs",
+        "folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="run directory, or directory of runs"
     )
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed and stop")

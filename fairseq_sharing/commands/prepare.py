@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``prepare``."""
     recipes = ", ".join(recipe_names())
     parser.add_argument(
-        "dataset",
-        metavar="DATASET",
-        help=f"{recipes}; 'files' for your own text; or the path of a recipe.yaml",
+        "dataset", metavar="DATASET", help=f"{recipes}; 'files' for your own text; or the path of a recipe.yaml"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="data directory to create or update")
     parser.add_argument(
@@ -42,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--train", metavar="PREFIX", help="training text")
     files.add_argument("--valid", metavar="PREFIX", help="validation text")
     files.add_argument(
-        "--test",
-        action="append",
-        default=[],
-        metavar="NAME=PREFIX",
-        help="test set; may be given several times",
+        "--test", action="append", default=[], metavar="NAME=PREFIX", help="test set; may be given several times"
     )
 
     settings = parser.add_argument_group("settings (default: those of the recipe)")

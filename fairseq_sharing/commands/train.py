@@ -16,10 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``train``."""
     add_experiment(parser, "seed=2 train.max_epoch=3")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="RUN",
-        help="run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given",
+        "--out", type=Path, metavar="RUN", help="run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all runs")
     parser.add_argument(

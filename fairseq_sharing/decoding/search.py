@@ -12,16 +12,7 @@ from fairseq_sharing.options import flag_of
 MIN_TEMPERATURE = 0.01  # below, 1 / temperature leaves the range of scores
 ENGINES = ("fairseq", "ctranslate2")
 # CTranslate2's types of weights and arithmetic.
-QUANTIZATIONS = (
-    "int8",
-    "int8_float32",
-    "int8_float16",
-    "int8_bfloat16",
-    "int16",
-    "float16",
-    "bfloat16",
-    "float32",
-)
+QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,7 @@ class RunTranslator:
         return self._run_generate(test, self._checkpoint, self._data.binarized, search, output, console)
 
     def _run_generate(
-        self,
-        test: Subset,
-        checkpoint: Path,
-        binarized: Path,
-        search: Mapping[str, Any],
-        output: Path,
-        console: Console,
+        self, test: Subset, checkpoint: Path, binarized: Path, search: Mapping[str, Any], output: Path, console: Console
     ) -> list[str]:
         """Run fairseq-generate with a checkpoint on a test set in a folder; see ``generation.generate``."""
         words = [path_word(binarized), *flag_words("--path", checkpoint)]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from fairseq.logging import metrics
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.fast.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropyCriterion
 from fairseq_sharing.moeut.routing import RouterUsage, negative_entropy
-from fairseq_sharing.options import option_field
 
 _COUNTS = "experts/"
 
@@ -25,17 +24,24 @@ class MoECrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
     # fairseq derives the flags from these annotations at run time: use no postponed annotations.
 
-    ffn_entropy: float = option_field(
-        "weight of the entropy reward of feed-forward experts, in nats per target token", 0.01
+    ffn_entropy: float = field(
+        default=0.01,
+        metadata={"help": "weight of the entropy reward of feed-forward experts, in nats per target token"},
     )
-    attention_entropy: float = option_field("weight of the entropy reward of each attention router", 0.001)
-    entropy_scope: ChoiceEnum(["auto", "sequence", "batch"]) = option_field(
-        "tokens over which choices are averaged: sequence, as in the paper, or batch (a micro-batch of one "
-        "device); auto: sequence for language models, batch for translation, whose sentences are too short",
-        "auto",
+    attention_entropy: float = field(
+        default=0.001,
+        metadata={"help": "weight of the entropy reward of each attention router"},
     )
-    log_expert_usage: bool = option_field(
-        "log how often each expert is chosen in validation, for the figures of report", False
+    entropy_scope: ChoiceEnum(["auto", "sequence", "batch"]) = field(
+        default="auto",
+        metadata={
+            "help": "tokens over which choices are averaged: sequence, as in the paper, or batch (a micro-batch of one "
+            "device); auto: sequence for language models, batch for translation, whose sentences are too short"
+        },
+    )
+    log_expert_usage: bool = field(
+        default=False,
+        metadata={"help": "log how often each expert is chosen in validation, for the figures of report"},
     )
 
 

@@ -29,10 +29,7 @@ class Report:
 
 
 def write_report(
-    folder: Path,
-    runs: Iterable[Path] = (),
-    flags: Mapping[str, Any] | None = None,
-    texts: RawTexts | None = None,
+    folder: Path, runs: Iterable[Path] = (), flags: Mapping[str, Any] | None = None, texts: RawTexts | None = None
 ) -> Report:
     """Write table.md, table.csv, table.tex, the figures and index.html of a study.
 

@@ -33,10 +33,7 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
     if prepare := plan.prepare():
         call(prepare, console)
     write_declaration(plan)
-    with (
-        open_slots(plan, jobs, console) as slots,
-        StudyProgress(console, plan.study.name) as progress,
-    ):
+    with open_slots(plan, jobs, console) as slots, StudyProgress(console, plan.study.name) as progress:
         progress.say(f"{len(plan.runs)} runs, {len(slots)} at once; logs: {plan.directory}/*/study.log")
         runner = StudyRunner(plan, slots, progress, budget)
         failed = runner.run()
