@@ -35,7 +35,7 @@ def _count_encoder_macs(model: Any, length: int) -> int:
     if hasattr(model, "stack_macs"):  # as for ``count_macs``
         return model.stack_macs("encoder", length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encode_without_storage(model, length, 1)
+        encode_without_storage(model, length)
     return counter.get_total_flops() // 2
 
 

@@ -127,8 +127,8 @@ def _is_finite(score: str) -> bool:
         return False
 
 
-def _some(ids: Sequence[int], shown: int = 5) -> str:
-    return ", ".join(map(str, ids[:shown])) + (", ..." if len(ids) > shown else "")
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
 
 
 def _too_long(line: str) -> str | None:
