@@ -72,7 +72,7 @@ def open_slots(plan: StudyPlan, jobs: int | None, console: Console) -> Iterator[
         SharingError: more slots than the machine has cores, or runs that need more GPUs than it has.
     """
     device = environment.device()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    cores = environment.usable_cores()
     if device["kind"] != "cuda":
         jobs = jobs or automatic_cpu_jobs(plan, len(cores), device["memory_bytes"])
         if jobs * (plan.devices or 1) > len(cores):
