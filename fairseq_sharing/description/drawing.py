@@ -9,12 +9,11 @@ from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.layer_map import LayerMap, num_unique
 
 
-def draw_maps(layer_maps: Mapping[str, LayerMap], sets: Mapping[str, int] | None = None) -> str:
+def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44, sets: Mapping[str, int] | None = None) -> str:
     """Draw layer maps as SVG: one row per map, one cell per layer, one color per parameter set.
 
-    Chooses colors for as many ``sets`` as given, if it is not the number of the map itself.
+    Chooses colors for as many ``sets`` as given, if it is not the number of the map itself. ``cell`` is in pixels.
     """
-    cell = 44  # pixels
     margin = max([90, *(8 * len(title) + 18 for title in layer_maps)])
     header, row = 34, cell + 34
     width = margin + cell * max((len(m) for m in layer_maps.values()), default=0) + 16
