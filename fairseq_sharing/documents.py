@@ -92,9 +92,13 @@ def read_json(file: Path, schema: Schema, kind: str, needed: tuple[str, ...] = (
     """Read a JSON file that must contain a mapping.
 
     Args:
+        file: the file.
         schema: the fields to check, if they are present.
         kind: what the file must be, for errors: "a manifest of prepare or export".
         needed: the required fields.
+
+    Returns:
+        The content.
 
     Raises:
         SharingError: the file is missing, too large, not UTF-8 or not JSON, contains numbers or text that cannot be
@@ -127,6 +131,10 @@ def load_yaml(text: str, name: object) -> Any:
     """Parse YAML text.
 
     Values are counted before aliases are expanded, since nine lines of aliases can fill the memory.
+
+    Args:
+        text: the text.
+        name: its name in errors.
 
     Raises:
         SharingError: the text is not YAML, is nested too deeply, or its aliases expand to too many values.
@@ -216,6 +224,8 @@ def leaves(content: Any, field: str = "", depth: int = 0) -> Iterator[tuple[str,
     """Yield each key and each value that is neither a mapping nor a list, with its path.
 
     Args:
+        content: mappings and lists.
+        field: the path of the content.
         depth: its nesting; anything nested more than ``MAX_DEPTH`` levels deep is left out and named ``TOO_DEEP``.
     """
     if depth > MAX_DEPTH:

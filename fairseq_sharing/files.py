@@ -25,7 +25,14 @@ from fairseq_sharing.errors import SharingError
 
 
 def inside(folder: Path, name: object) -> Path:
-    """Join a directory and a relative path that was read from a file; it need not exist, but must be inside.
+    """Join a directory and a name that was read from a file; the result must be inside the directory.
+
+    Args:
+        folder: the directory.
+        name: a relative path; it need not exist.
+
+    Returns:
+        The path.
 
     Raises:
         SharingError: the name is empty, absolute, contains ``..`` or NUL, or a symbolic link points outside.
@@ -50,7 +57,11 @@ _FRESH_SECONDS = 2.0  # the time in which a process locks a temporary file that 
 
 
 def remove_stale(found: Iterable[Path]) -> None:
-    """Remove temporary files and folders whose process has ended without doing so; a running one holds a lock."""
+    """Remove temporary files and folders whose process has ended without doing so; a running one holds a lock.
+
+    Args:
+        found: temporary files, or folders.
+    """
     for path in found:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             descriptor = os.open(path, os.O_RDONLY)
@@ -64,7 +75,14 @@ def remove_stale(found: Iterable[Path]) -> None:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Create a folder beside another, for a new version of it; the folder is removed unless it was renamed."""
+    """Create a folder beside another, for a new version of it; the folder is removed unless it was renamed.
+
+    Args:
+        path: the folder that the new one may replace.
+
+    Yields:
+        The new folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     stale = path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp")
     remove_stale(folder for folder in stale if folder.is_dir() and not folder.is_symlink())
@@ -81,7 +99,12 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give a complete folder its name; a folder that has this name is removed afterwards."""
+    """Give a complete folder its name; a folder that has this name is removed afterwards.
+
+    Args:
+        new: the new folder.
+        path: its name.
+    """
     if not path.exists():
         new.rename(path)
         return
@@ -96,7 +119,14 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """Find the regular files that killed processes left behind in ``atomic_write`` of a path."""
+    """Find the temporary files that killed processes left behind in ``atomic_write``.
+
+    Args:
+        path: the file that was being written.
+
+    Yields:
+        Regular files in the same directory.
+    """
     for found in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         if found.is_file() and not found.is_symlink():
             yield found
@@ -104,6 +134,10 @@ def leftovers(path: Path) -> Iterator[Path]:
 
 def check_output_file(path: Path, flag: str) -> None:
     """Refuse an output file that could not be written, before the work whose result it is for.
+
+    Args:
+        path: the file; an existing one is replaced.
+        flag: the flag that names it, for errors.
 
     Raises:
         SharingError: the path is a folder or a device, or its folder cannot be created or written to.
@@ -117,6 +151,11 @@ def check_output_file(path: Path, flag: str) -> None:
 
 def refuse_input(path: Path, flag: str, inputs: Iterable[Path]) -> None:
     """Refuse an output file that the command reads, which would be lost.
+
+    Args:
+        path: the output.
+        flag: the flag that names it, for errors.
+        inputs: the files that the command reads; they need not exist.
 
     Raises:
         SharingError: the output is one of them, also by another path or link.
@@ -156,10 +195,16 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file for writing that appears under its name only when it is complete.
+    """Open a file for writing that appears under its name only when it is complete.
 
     Each process writes to its own temporary file, so two processes that write the same file never mix their bytes. The
     last one to finish wins. Temporary files of processes that were killed are removed.
+
+    Args:
+        path: the file to write; its directory is created if missing.
+
+    Yields:
+        A binary file object.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -192,13 +237,25 @@ def is_full(error: OSError) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically, with line feeds unchanged."""
+    """Write a UTF-8 file atomically, with line feeds unchanged.
+
+    Args:
+        path: the file to write; its directory is created if missing.
+        text: its content.
+    """
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    """Compute the SHA-256 of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -253,7 +310,14 @@ def _limited(file: IO[bytes], name: str, limit: int) -> Iterator[bytes]:
 
 
 def decode_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    """Decode the lines of an open binary file and remove their line feeds; errors name the file.
+    """Decode the lines of an open binary file.
+
+    Args:
+        file: yields lines that end in line feeds.
+        name: the name of the file in errors.
+
+    Yields:
+        Each line without its line feed.
 
     Raises:
         SharingError: a line is not UTF-8, contains a NUL byte or is too long.

@@ -74,7 +74,12 @@ def nonnegative_number(text: str) -> float:
 
 
 def whole_number(least: int = 1, most: int = HUGE) -> Callable[[str], int]:
-    """Return a parser of command-line values: whole numbers within limits, in decimal digits."""
+    """Return a parser of command-line values: whole numbers within limits, in decimal digits.
+
+    Args:
+        least: the least allowed value.
+        most: the largest allowed value, beyond which a value is a mistake and would exhaust the machine.
+    """
 
     def parse(text: str) -> int:
         if not re.fullmatch("[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:

@@ -13,7 +13,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption(KeyboardInterrupt):
-    """A signal that ends the process."""
+    """A signal that ends the process.
+
+    Args:
+        number: the signal.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

@@ -92,7 +92,14 @@ def relabel(labels: Iterable[Hashable]) -> LayerMap:
 
 
 def owners(layer_map: LayerMap) -> list[int]:
-    """Return the first layer that uses each set of a relabeled map, in ascending order."""
+    """Return the owner of each parameter set, which is the first layer that uses it.
+
+    Args:
+        layer_map: N labels, relabeled by first use.
+
+    Returns:
+        M layer indices from 0, in ascending order.
+    """
     return [layer_map.index(group) for group in range(num_unique(layer_map))]
 
 
@@ -227,7 +234,11 @@ class StackSharing:
 
     @classmethod
     def of(cls, components: Iterable[ComponentMap]) -> StackSharing:
-        """Combine the maps of all components of a stack, one or more; one map with a scope if that says the same."""
+        """Combine the maps of all components of a stack; one map with a scope if that says the same.
+
+        Args:
+            components: at least one map, each of N labels.
+        """
         ordered = tuple(sorted(components, key=lambda component: SCOPES.index(component.component)))
         sharing = [c for c in ordered if c.space or num_unique(c.labels) < len(c.labels)]
         scope = tuple(c.component for c in sharing)

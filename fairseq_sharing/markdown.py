@@ -15,6 +15,11 @@ def plain(text: object) -> str:
 
 
 def code_block(text: str, language: str) -> str:
-    """Return a code block that its text cannot end; a line feed is added if the text does not end in one."""
+    """Return a code block that its text cannot end.
+
+    Args:
+        text: the code; a line feed is added if it has none at its end.
+        language: for highlighting.
+    """
     fence = "`" * max([_FENCE, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
     return f"{fence}{language}\n{text.removesuffix(chr(10))}\n{fence}"

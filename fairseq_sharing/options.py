@@ -16,7 +16,12 @@ def flag_of(name: str) -> str:
 
 
 def option_field(text: str, default: Any = None) -> Any:
-    """Declare a field of a FairseqDataclass."""
+    """Declare a field of a FairseqDataclass.
+
+    Args:
+        text: the help text.
+        default: the default.
+    """
     return field(default=default, metadata={"help": text})
 
 
@@ -29,6 +34,9 @@ def refuse(args: Namespace, name: str, reason: str, allowed: Any, what: str = "t
     """Refuse an option unless it is unset, false or has the allowed value.
 
     Args:
+        args: fairseq's arguments.
+        name: the option.
+        reason: why it is refused.
         allowed: a value that is not refused; None or false if there is none.
         what: what the option cannot be combined with.
 

@@ -46,7 +46,13 @@ def in_scope(name: str, scope: tuple[str, ...]) -> bool:
 
 
 def set_of(name: str, depth: int, stack: str, sharing: StackSharing) -> SetKey | None:
-    """Return the set that a parameter belongs to, given its name within the layer.
+    """Return the set that a parameter belongs to.
+
+    Args:
+        name: its name within the layer.
+        depth: the layer, from 0.
+        stack: the layer's stack.
+        sharing: the stack's maps.
 
     Returns:
         The set and the parameter's name within it; None if the maps do not cover the parameter.
@@ -65,6 +71,7 @@ def find_borrowed(names: Mapping[str, Sequence[Iterable[str]]], sharing: Mapping
 
     Args:
         names: for each stack, the names of the parameters of each layer that maps can tie.
+        sharing: the maps of each stack.
 
     Returns:
         Full name of each borrowed parameter -> full name of its owner, such as ``encoder.layers.3.fc1.weight`` ->

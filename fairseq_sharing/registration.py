@@ -18,7 +18,11 @@ _waiting: list[Callable[[], None]] = []
 
 
 def call_after_imports(function: Callable[[], None]) -> None:
-    """Call a function once, when fairseq is imported and no import of fairseq or of this package is in progress."""
+    """Call a function when fairseq is imported and no import of fairseq or of this package is in progress.
+
+    Args:
+        function: called once; immediately if the condition already holds.
+    """
     _waiting.append(function)
     # Remove the finder of an earlier import of this package: two finders would call each other endlessly.
     earlier = [finder for finder in sys.meta_path if repr(type(finder)) == repr(_Finder)]

@@ -18,7 +18,15 @@ from fairseq_sharing.parameter_sets import find_borrowed, in_scope
 
 
 def shared_names(layer: nn.Module, scope: tuple[str, ...]) -> Iterator[str]:
-    """List the names of a layer's parameters that a map with this scope ties, such as ``self_attn.k_proj.weight``."""
+    """List the names of a layer's parameters that a map ties.
+
+    Args:
+        layer: a layer of a stack.
+        scope: ``("layer",)`` for all parameters, or the tied parts.
+
+    Yields:
+        Names relative to the layer, for example ``self_attn.k_proj.weight``.
+    """
     own = set(depth_names(layer))
     for name, _ in layer.named_parameters(remove_duplicate=False):
         if name not in own and in_scope(name, scope):
@@ -37,7 +45,13 @@ def depth_names(layer: nn.Module) -> Iterator[str]:
 
 
 def tie_layer(layer: nn.Module, owner: nn.Module, scope: tuple[str, ...] = ("layer",)) -> None:
-    """Replace a layer's Parameters in a scope by those of its owner, which has the same parameter names."""
+    """Replace a layer's Parameters by those of its owner.
+
+    Args:
+        layer: the layer to tie; its previous Parameters are dropped.
+        owner: a layer with the same parameter names.
+        scope: what to tie.
+    """
     for name in list(shared_names(layer, scope)):
         _set_parameter(layer, name, owner.get_parameter(name))
 
@@ -46,6 +60,9 @@ class StackBuilder:
     """Build the layers of a stack in order, tied by a map, allocating storage for owners only.
 
     fairseq's stacks call ``build_encoder_layer`` once per layer without an index, so the builder counts.
+
+    Args:
+        sharing: the stack's map and scope.
     """
 
     def __init__(self, sharing: StackSharing):
@@ -58,7 +75,14 @@ class StackBuilder:
         return len(self._layers) == len(self._sharing.layer_map)
 
     def build(self, build_layer: Callable[[], nn.Module]) -> nn.Module:
-        """Build the next layer of the stack, with its owner's Parameters where tied."""
+        """Build the next layer.
+
+        Args:
+            build_layer: builds one layer of the stack with its own parameters.
+
+        Returns:
+            The layer, with its owner's Parameters where tied.
+        """
         if not self._sharing.lenders(len(self._layers)):
             layer = build_layer()
         else:
@@ -79,7 +103,12 @@ class StackBuilder:
 
 
 def tie_stacks(stacks: Mapping[str, Any], sharing: Mapping[str, StackSharing]) -> None:
-    """Tie the sets that span stacks, in the order of the model, and those of both self- and cross-attention."""
+    """Tie the sets that span stacks, and those that self-attention and cross-attention have in common.
+
+    Args:
+        stacks: modules with ``layers``, each tied by its own map, in the order of the model.
+        sharing: their maps.
+    """
     names = {
         stack: [list(shared_names(layer, sharing[stack].scope)) for layer in module.layers]
         for stack, module in stacks.items()
@@ -91,6 +120,10 @@ def tie_stacks(stacks: Mapping[str, Any], sharing: Mapping[str, StackSharing]) -
 
 def alias_names(stack: nn.Module, sharing: StackSharing) -> dict[str, str]:
     """Map each borrowed parameter of a stack to the name under its owner.
+
+    Args:
+        stack: a module with ``layers``.
+        sharing: its map and scope.
 
     Returns:
         Name of each borrowed parameter -> name under its owner, both relative to the stack, for example
@@ -109,6 +142,11 @@ def retie_stack(stack: nn.Module, old: StackSharing, new: StackSharing) -> dict[
 
     A parameter that becomes independent starts as a copy of the one that the layer used. Unused parameters are dropped.
     The optimizer does not change; see ``follow_model``.
+
+    Args:
+        stack: a module with ``layers``, tied by ``old``.
+        old: the current map and scope.
+        new: the new map and scope, for the same N.
 
     Returns:
         A map from each new Parameter to the Parameter that it was copied from.
@@ -152,10 +190,18 @@ def count_uses(stack: nn.Module, sharing: StackSharing) -> dict[nn.Parameter, in
 
 @contextmanager
 def proxy_parameters(stack: nn.Module, names: Iterable[str], requires_grad: bool) -> Iterator[dict[str, nn.Parameter]]:
-    """Temporarily replace Parameters, named relative to the stack, by proxies on the same storage.
+    """Temporarily replace Parameters by proxies: separate Parameters on the same storage.
 
     The gradients of the enclosed forward and backward pass go to the proxies, separately for each layer, or are not
     computed.
+
+    Args:
+        stack: a module with ``layers``.
+        names: the parameters to replace, relative to the stack.
+        requires_grad: whether the proxies get gradients.
+
+    Yields:
+        The proxies by name.
     """
     kept = {name: stack.get_parameter(name) for name in names}
     proxies = {name: nn.Parameter(used.detach(), requires_grad=requires_grad) for name, used in kept.items()}

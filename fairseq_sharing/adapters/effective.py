@@ -25,11 +25,14 @@ def effective_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A factor multiplies an output unit of a key or value projection, with its bias; and an input of the second
     feed-forward matrix, which is an activation.
 
-    Source: Bae et al. 2025, "Relaxed Recursive Transformers", for the adapters.
-
     Args:
         tensors: the layer's tensors, with ``depth.lora.NAME.a`` (r x d_in), ``depth.lora.NAME.b`` (d_out x r) and
             ``depth.scale.NAME``.
+
+    Returns:
+        The changed weights and biases by name.
+
+    Source: Bae et al. 2025, "Relaxed Recursive Transformers", for the adapters.
     """
     changed: dict[str, Tensor] = {}
     for name, a in tensors.items():
@@ -57,7 +60,14 @@ def _with_adapter(weight: Tensor, b: Tensor, a: Tensor) -> Tensor:
 
 
 def merge_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the matrices of a state dict by those that each depth uses, and drop adapters and factors."""
+    """Replace the matrices of a state dict by those that each depth uses, and drop adapters and factors.
+
+    Args:
+        state: a model's state dict with the tensors of every layer, including those that it shares.
+
+    Returns:
+        The state dict without adapters and factors.
+    """
     layers: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         if match := _IN_LAYER.fullmatch(name):

@@ -28,6 +28,9 @@ def fit_layers(
     """Fit the adapters of a stack so that each depth approximates the trained layer of the same number.
 
     Args:
+        stack: name of the stack.
+        sharing: its map and scope.
+        kinds: the depth parameters.
         layers: tensors of the trained layers by name.
         values: initial values of the parameter sets, under the names of the owners.
         iterations: number of alternations between the shared matrices and the adapters.

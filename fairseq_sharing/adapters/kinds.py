@@ -31,6 +31,7 @@ class DepthKinds:
         of: the matrices with an adapter, in the order of ``MATRICES``.
         scale: whether keys, values and feed-forward units have factors.
         bias: whether biases belong to the depth.
+        norm: whether LayerNorms belong to the depth.
     """
 
     rank: int = 0
@@ -112,6 +113,10 @@ def _names(matrices: tuple[str, ...]) -> list[str]:
 
 def validate_depth(args: Namespace, stacks: tuple[str, ...]) -> None:
     """Check the options of the depth parameters against the other arguments of a model.
+
+    Args:
+        args: fairseq's arguments after the architecture was applied.
+        stacks: the stacks that the model has.
 
     Raises:
         SharingError: an impossible rank, an unknown matrix, or an option that cannot be combined with them.

@@ -25,6 +25,10 @@ class DepthParameters(nn.Module):
 
     Their names are those of the matrices: ``lora.self_attn.q_proj.a`` (r x d_in), ``lora.self_attn.q_proj.b``
     (d_out x r), ``scale.self_attn.k_proj`` (d_out) and ``scale.fc2`` (d_in).
+
+    Args:
+        layer: the layer that they belong to.
+        kinds: which of them to create.
     """
 
     # The weights for evaluation, computed once.
@@ -58,9 +62,16 @@ def _register(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def add_depth_parameters(layer: nn.Module, kinds: DepthKinds) -> nn.Module:
-    """Add depth parameters to a new layer and return it, before it is tied and wrapped to recompute its activations.
+    """Add depth parameters to a new layer. Call this before it is tied and wrapped to recompute its activations.
 
     Biases and norms of a depth keep their names and are excluded from tying. Adapters and factors are in ``depth``.
+
+    Args:
+        layer: a fairseq Transformer layer; it changes.
+        kinds: the depth parameters.
+
+    Returns:
+        The layer.
     """
     own = [name for name, _ in layer.named_parameters() if _belongs(name, kinds)]
     if kinds.rank or kinds.scale:
@@ -87,11 +98,14 @@ def _run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: An
 
 @contextmanager
 def effective(*layers: nn.Module) -> Iterator[None]:
-    """Let layers with adapters use their effective weights instead of the shared ones.
+    """Let layers use their effective weights instead of the shared ones.
 
     fairseq's self-attention reads the weights of its projections in training and calls the projections in incremental
     decoding. Both find the effective weights, because an attribute of a module hides its parameter of the same name.
     Names, ties and the state dict do not change.
+
+    Args:
+        layers: layers; those without adapters are ignored.
     """
     hidden: list[tuple[dict[str, Any], str]] = []
     with _HIDING:

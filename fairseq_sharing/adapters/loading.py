@@ -28,8 +28,11 @@ def fit_depth_parameters(
     parameter set the depth uses.
 
     Args:
+        state: a model's state dict.
         found: the kinds in it.
         wanted: the kinds of the model.
+        stacks: the stacks of the model by name.
+        sharing: the map and scope of each.
         initializing: whether a model starts from the checkpoint (``--finetune-from-model``).
 
     Raises:

@@ -26,6 +26,8 @@ def fit_adapters(
         targets: the matrix of each depth, d_out x d_in.
         shared: the initial shared matrix.
         rank: r, at most the smaller dimension.
+        iterations: number of alternations.
+        generator: source of the random directions.
 
     Returns:
         The shared matrix, in its type, and A (r x d_in) and B (d_out x r) of each depth.

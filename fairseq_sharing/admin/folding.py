@@ -41,6 +41,10 @@ class ResidualWeight:
 def residual_weights(stack: Any, name: str) -> list[ResidualWeight]:
     """List the residual weights of a stack in the order of its sub-layers.
 
+    Args:
+        stack: fairseq's encoder or decoder.
+        name: name of the model and stack in error messages.
+
     Returns:
         The weights; empty without Admin or DeepNorm.
 
@@ -78,7 +82,9 @@ def fold_admin(spec: Any, model: Any, name: str) -> int:
     """Fold the residual weights of a model, if it has any, into its CTranslate2 specification.
 
     Args:
+        spec: the specification with the model's weights.
         model: the model. Layers with residual weights have ``residual_weight``, (sub-layers, embed_dim or 1).
+        name: the model's name in error messages.
 
     Returns:
         Number of additional matrices: shared before, and different per depth now.

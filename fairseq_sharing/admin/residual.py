@@ -39,9 +39,13 @@ class AdminResidual:
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Add the output f(x) of a sub-layer, (T, B, C), to its weighted input, which fairseq names ``residual``.
+        """Add the output of a sub-layer to its weighted input.
 
         fairseq calls this once per sub-layer, in order, without an index, so the layer counts.
+
+        Args:
+            x: f(x), (T, B, C).
+            residual: x, (T, B, C).
         """
         weight = self.residual_weight[self._sublayer]
         if self._profile is not None:

@@ -27,11 +27,16 @@ _FIXED = re.compile(
 
 
 def align_layer(layer: Layer, reference: Layer, heads: Mapping[str, int], scope: tuple[str, ...] = ("layer",)) -> Layer:
-    """Reorder the units and heads of a layer like those of a reference, without changing its function.
+    """Reorder the units and heads of a layer without changing its function.
 
     Args:
+        layer: the layer.
+        reference: the layer to match, of the same shapes.
         heads: number of heads of each attention of the layer, by name: ``self_attn``, ``encoder_attn``.
         scope: the parts of a layer that are to be averaged; other parts keep their order.
+
+    Returns:
+        The reordered layer.
 
     Raises:
         SharingError: it is not a layer of fairseq's Transformer.

@@ -23,6 +23,7 @@ def newest_readable(
 
     Args:
         directory, suffix: fairseq's --save-dir and --checkpoint-suffix.
+        optimizer_state: whether a file requires the optimizer's state.
         foreign: files of other trainings, which may be in the folder.
 
     Returns:

@@ -72,7 +72,12 @@ def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
 
 
 def write_plain(obj: Any, file: IO[bytes], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint as tensors and plain values to an open file; ``path`` is its later name, for errors.
+    """Write a checkpoint as tensors and plain values to an open, named file.
+
+    Args:
+        obj: the checkpoint.
+        file: the file, usually under a temporary name.
+        path: the name that the file will get, for the error.
 
     Raises:
         SharingError: something in it is neither a tensor nor a plain value, so that it could not be read again.

@@ -11,7 +11,11 @@ from fairseq_sharing.errors import SharingError
 
 
 def refuse_nonfinite_weights(state: Mapping[str, Any], name: object = "") -> None:
-    """Reject floating-point weights that are NaN or infinite; the message starts with the name, if given.
+    """Reject weights that are NaN or infinite.
+
+    Args:
+        state: a state dict; only floating-point tensors are checked.
+        name: the file, for the error message; empty if the caller adds it.
 
     Raises:
         SharingError: a tensor has a value that is not finite; the message names the first such tensor.

@@ -39,6 +39,11 @@ INITS = tuple(_RULES)
 def source_layers(init: str, layer_map: LayerMap, num_layers: int) -> list[list[int]]:
     """Choose the trained layers of each parameter set.
 
+    Args:
+        init: one of ``INITS``.
+        layer_map: the map of the shared stack, with N labels.
+        num_layers: L, the number of trained layers.
+
     Returns:
         For each set, the layers from 0 whose mean fills it.
 

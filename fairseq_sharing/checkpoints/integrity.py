@@ -15,6 +15,9 @@ from fairseq_sharing.errors import SharingError
 def refuse_expanding(path: str | os.PathLike[str]) -> None:
     """Reject a file whose records would unpack to more than its size; torch stores every record as it is.
 
+    Args:
+        path: a file, before torch reads it.
+
     Raises:
         SharingError: a record is compressed, or records overlap.
     """
@@ -48,7 +51,10 @@ def refuse_expanded(model: Mapping[str, Any]) -> None:
 
 
 def refuse_damaged(path: str | os.PathLike[str]) -> None:
-    """Compare each record of a checkpoint with its CRC-32, which torch does not do; files before torch 1.6 have none.
+    """Compare each record of a checkpoint with its CRC-32, which torch's own reader does not do.
+
+    Args:
+        path: a file that torch can read. Files in the format of torch before 1.6 have no checksums and are not checked.
 
     Raises:
         SharingError: a record differs from its checksum.

@@ -34,7 +34,10 @@ _STRUCTURES = {
 
 
 def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Convert a loaded checkpoint to one of stock fairseq's ``transformer``: all N layers, plain dicts only.
+    """Convert a checkpoint to one of stock fairseq's ``transformer``: all N layers, plain dicts only.
+
+    Args:
+        checkpoint: the result of ``load_checkpoint``; it is not modified.
 
     Returns:
         The stock checkpoint, without optimizer state. Tied layers still share storage, so the file does not grow,

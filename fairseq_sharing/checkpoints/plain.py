@@ -23,6 +23,9 @@ torch.serialization.add_safe_globals([Namespace])
 def to_plain(value: Any) -> Any:
     """Replace values that torch does not read safely; tensors are returned as the same objects.
 
+    Args:
+        value: the content of a checkpoint, or a part of it.
+
     Returns:
         Arrays as lists, numpy scalars as Python scalars, configurations and containers as dicts, lists and tuples.
     """

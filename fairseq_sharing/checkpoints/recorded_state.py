@@ -20,6 +20,9 @@ _STACK_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 def recorded_extra(state: Mapping[str, Any]) -> dict[str, Any]:
     """Read the entry of a state dict that records the sharing.
 
+    Args:
+        state: a model's state dict.
+
     Returns:
         The entry, always with "stacks" and "aliases"; empty for a vanilla fairseq model.
 

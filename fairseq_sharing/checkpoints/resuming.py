@@ -20,6 +20,10 @@ def find_fallback(cfg: Any, trainer: Any) -> tuple[Path, str] | None:
     As in fairseq, a missing ``checkpoint_last.pt`` starts a new training, unless its temporary file shows that the
     process was killed while writing it for the first time.
 
+    Args:
+        cfg: fairseq's checkpoint options.
+        trainer: fairseq's trainer.
+
     Returns:
         The checkpoint with the most updates among those that fairseq wrote, and the problem with the last checkpoint.
         None to keep fairseq's choice: the last checkpoint is complete or missing, the options reset a part of it, or

@@ -20,6 +20,9 @@ def refuse_senseless_arguments(checkpoint: Mapping[str, Any]) -> None:
 
     Models of other families than Transformers and shared models are not checked: there, sizes can be text.
 
+    Args:
+        checkpoint: a checkpoint with its model.
+
     Raises:
         SharingError: with the argument, its value and the allowed values.
     """

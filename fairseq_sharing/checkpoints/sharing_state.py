@@ -53,7 +53,15 @@ def extra_state(sharing: Mapping[str, StackSharing], aliases: Mapping[str, str])
 
 
 def layer_aliases(state: Mapping[str, Any], sharing: Mapping[str, StackSharing]) -> dict[str, str]:
-    """Map the shared tensor names of saved stacks to the names of the stored tensors in the state dict."""
+    """Map the shared tensor names of saved stacks to the names of the stored tensors.
+
+    Args:
+        state: a model's state dict.
+        sharing: the maps of each stack.
+
+    Returns:
+        Name of a shared tensor -> its name in the state dict.
+    """
     return complete({stack: names_by_layer(state, stack) for stack in sharing}, sharing)
 
 
@@ -64,6 +72,8 @@ def fit_to_model(
 
     Args:
         state: a state dict of this package, of vanilla fairseq, or a materialized one.
+        sharing: the model's map and scope of each stack.
+        aliases: the model's shared names.
 
     Raises:
         SharingError: a different map or number of layers, or tied layers with different weights.

@@ -17,6 +17,10 @@ from fairseq_sharing.errors import SharingError
 def model_on_meta(arguments: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
     """Build a registered model on torch's meta device, with dictionaries of the sizes of saved embeddings.
 
+    Args:
+        arguments: the model's arguments, including ``arch``.
+        state: a state dict with its embeddings.
+
     Raises:
         SharingError: a model of this package rejects the arguments.
     """
@@ -38,7 +42,11 @@ class _WithoutCopies(TorchFunctionMode):
 
 
 def refuse_unfit(arguments: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Reject a state dict, with all layers, that stock fairseq's model with these arguments does not load.
+    """Reject a state dict that stock fairseq's model with these arguments does not load.
+
+    Args:
+        arguments: a stock model's arguments, including ``arch``.
+        state: the model's state dict, with all layers.
 
     Raises:
         SharingError: a tensor is missing or has the wrong shape; the message names it.

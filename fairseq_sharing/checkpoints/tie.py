@@ -61,6 +61,8 @@ def tie(
             depth; a missing option equals None.
         init: the rule that fills the parameter sets, one of ``INITS``; by default ``average`` with adapters and
             ``stepwise`` without.
+        align: reorder the units and heads of the layers of a set before averaging them.
+        fit_iterations: number of alternations between the shared matrices and the adapters.
 
     Returns:
         A checkpoint without optimizer state and with 0 updates.

@@ -52,6 +52,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
+    Args:
+        argv: the command-line arguments; those of the process if None.
+
     Returns:
         The exit status: 0 on success, 2 for bad input and for files that cannot be read or written (reported in one
         line on stderr), 130 if interrupted, 143 if terminated.

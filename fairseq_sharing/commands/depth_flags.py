@@ -14,7 +14,12 @@ NAMES = ("depth", "encoder_depth", "decoder_depth", "force_depth")
 
 
 def add_depth_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup, per_sentence: bool = False) -> None:
-    """Add the flags of a depth to a command, which may support a depth per sentence."""
+    """Add the flags of a depth to a command.
+
+    Args:
+        parser: the parser of the command.
+        per_sentence: whether the command can use a depth per sentence.
+    """
     auto = f", or {AUTO}: a depth per sentence, chosen by the classifier of autodepth" if per_sentence else ""
     for flag, kind, what in (
         ("--depth", _depth, f"both stacks, of a model trained for several depths{auto}; all layers if not given"),
@@ -32,6 +37,10 @@ def add_depth_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup, p
 
 def depth_request(args: argparse.Namespace, per_sentence: bool = False) -> DepthRequest:
     """Return the depth that the flags ask for.
+
+    Args:
+        args: the parsed flags.
+        per_sentence: whether the command can use a depth per sentence.
 
     Raises:
         SharingError: ``--force-depth`` without a depth, or ``--depth auto`` with other flags or in another command.

@@ -9,7 +9,12 @@ from fairseq_sharing.finite import whole_number
 
 
 def add_experiment(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add the configuration and its overrides to a command; the help shows the override as an example."""
+    """Add the configuration and its overrides to a command.
+
+    Args:
+        parser: the command's parser.
+        example: an override, for the help.
+    """
     parser.add_argument(
         "config", type=Path, metavar="CONFIG", help="a study, e.g. toy, or the YAML file of an experiment"
     )

@@ -15,7 +15,14 @@ from fairseq_sharing.errors import SharingError
 
 @contextmanager
 def at_depth(files: ModelFiles, request: DepthRequest) -> Iterator[ModelFiles]:
-    """Write the checkpoints of a model at a depth to a temporary folder; without a depth, yield the files unchanged.
+    """Write the checkpoints of a model at a depth to a temporary folder.
+
+    Args:
+        files: the files of the model.
+        request: the depth; without one, the files are yielded unchanged.
+
+    Yields:
+        Files that exist as long as the context.
 
     Raises:
         SharingError: the model is exported, was not trained at this depth, or has no such depth.

@@ -49,6 +49,10 @@ def batch_tokens(sentences: Sequence[Sequence[str]], threads: int) -> int:
 
     Batches run in parallel, one thread each. This is faster than several threads per batch, because the threads of a
     small batch spend more time waiting for each other than computing.
+
+    Args:
+        sentences: the subwords of each sentence.
+        threads: number of threads.
     """
     tokens = sum(map(len, sentences))
     return max(1, min(_MAX_TOKENS, -(-tokens // threads)))
@@ -61,6 +65,8 @@ class CTranslate2Engine:
         folder: exported with ``fairseq-sharing export --to ctranslate2``.
         limits: maximum number of subwords of a source and of a target, by side.
         quantization: type of the arithmetic; None for the type of the stored weights.
+        threads: number of threads.
+        device: ``cpu`` or ``cuda``.
     """
 
     def __init__(self, folder: Path, limits: dict[str, int], quantization: str | None, threads: int, device: str):
@@ -104,6 +110,7 @@ class CTranslate2Engine:
 
         Args:
             sentences: the subwords of each sentence, at least one and at most ``max_source``.
+            search: settings.
 
         Yields:
             The index of a sentence and its hypotheses.

@@ -55,8 +55,10 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None, car
     """Write a model for CTranslate2, with everything that is required to translate plain text.
 
     Args:
+        files: one checkpoint.
         output: the folder to write; an existing exported model is replaced.
         quantization: type of the stored weights; None for single precision.
+        card: whether to write a model card into the folder.
 
     Raises:
         SharingError: the model has no counterpart in CTranslate2, its weights or log-probabilities are NaN or
@@ -89,6 +91,11 @@ def export(files: ModelFiles, output: Path, quantization: str | None = None, car
 
 def convert(model: Any, task: Any, name: str) -> tuple[Any, int]:
     """Convert fairseq's model to CTranslate2's Transformer specification.
+
+    Args:
+        model: fairseq's model, in evaluation mode.
+        task: the task with its dictionaries.
+        name: name of the model in error messages.
 
     Returns:
         The specification, and the number of additional tensors: shared before, and different per layer now.
@@ -145,6 +152,11 @@ def _count_tensors(spec: Any) -> tuple[int, int]:
 
 def compare(library: Any, reference: ReferenceScores, folder: Path) -> Difference:
     """Compare a written model's log-probabilities, computed in its stored type, with fairseq's.
+
+    Args:
+        library: the module ctranslate2.
+        reference: fairseq's log-probabilities.
+        folder: the written model.
 
     Raises:
         SharingError: a log-probability is NaN or infinite.

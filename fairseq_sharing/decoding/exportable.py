@@ -37,6 +37,10 @@ def refuse_unknown(model: Any, task: Any, name: str, engine: str, activations: I
     """Refuse a model that differs from fairseq's Transformer, or that uses operations which a library lacks.
 
     Args:
+        model: fairseq's model.
+        task: fairseq's task.
+        name: name of the model in error messages.
+        engine: name of the library in error messages.
         activations: the values of ``--activation-fn`` that it supports.
 
     Raises:
@@ -67,7 +71,12 @@ def refuse_unknown(model: Any, task: Any, name: str, engine: str, activations: I
 
 
 def refuse_flag(name: str, engine: str, flag: str) -> None:
-    """Refuse a model because of a flag, with its value if it has one.
+    """Refuse a model because of a flag.
+
+    Args:
+        name: name of the model.
+        engine: name of the library.
+        flag: the flag, with its value if it has one.
 
     Raises:
         SharingError: always.

@@ -14,7 +14,11 @@ from fairseq_sharing.preparation.manifest import MANIFEST, read_manifest
 
 
 def refuse_other_content(output: Path, weights: str) -> None:
-    """Refuse an output folder that contains something other than an exported model; it may be missing or empty.
+    """Refuse an output folder that contains something other than an exported model.
+
+    Args:
+        output: the folder; it may be missing or empty.
+        weights: name of the file with the weights of an exported model.
 
     Raises:
         SharingError: the folder exists and is not an exported model.
@@ -29,6 +33,9 @@ def write_manifest(folder: Path, files: ModelFiles, model: Any, *, preparation: 
     """Write the languages, limits, layer maps and checksums of an exported model, as in a data directory's manifest.
 
     Args:
+        folder: the folder with all other files of the model.
+        files: the exported model.
+        model: fairseq's model.
         preparation: also write the text preparation, with the subword model.
     """
     manifest: dict[str, Any] = {f"{side}_lang": lang for side, lang in files.languages.items()}

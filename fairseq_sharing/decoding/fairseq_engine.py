@@ -53,7 +53,17 @@ def _compute_alone_if_forked() -> None:
 
 
 class FairseqEngine:
-    """Translates subwords with one model or an ensemble."""
+    """Translates subwords with one model or an ensemble.
+
+    Args:
+        files: the checkpoints.
+        threads: number of threads.
+        device: ``cpu`` or ``cuda``.
+
+    Attributes:
+        models: the models.
+        task: fairseq's task.
+    """
 
     def __init__(self, files: ModelFiles, threads: int, device: str):
         if device == "cuda" and not torch.cuda.is_available():
@@ -84,6 +94,7 @@ class FairseqEngine:
 
         Args:
             sentences: the subwords of each sentence, at least one and at most ``max_source``.
+            search: settings.
 
         Yields:
             The index of a sentence and its hypotheses, batch by batch.

@@ -23,6 +23,12 @@ def check(folder: Path, family: Family, keep_sharing: bool, reference: Reference
     No code of the folder is executed: a model with shared weights has a class of this package, and the folder contains
     a copy of it.
 
+    Args:
+        folder: the exported model.
+        family: its class.
+        keep_sharing: whether shared weights are stored once.
+        reference: fairseq's log-probabilities.
+
     Raises:
         SharingError: a weight is missing or unknown, or the log-probabilities differ.
     """
@@ -48,7 +54,15 @@ def check(folder: Path, family: Family, keep_sharing: bool, reference: Reference
 
 @torch.no_grad()
 def score(model: Any, reference: ReferenceScores) -> torch.Tensor:
-    """Compute the log-probabilities of the reference's targets, in its order, all sentences in one padded batch."""
+    """Compute the log-probabilities of the reference's targets, all sentences in one padded batch.
+
+    Args:
+        model: the model of Hugging Face, in evaluation mode.
+        reference: the sentences.
+
+    Returns:
+        The log-probabilities in the order of the reference.
+    """
     padding = model.config.pad_token_id
     inputs, targets = (
         pad_sequence(numbers, batch_first=True, padding_value=padding)

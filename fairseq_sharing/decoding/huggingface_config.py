@@ -64,6 +64,11 @@ M2M100 = Family(
 def choose_family(model: Any, task: Any, name: str) -> Family:
     """Choose the class that computes the same: FSMT for post-norm, M2M100 for pre-norm.
 
+    Args:
+        model: fairseq's model.
+        task: fairseq's task.
+        name: name of the model in error messages.
+
     Raises:
         SharingError: no class of transformers computes the same, or none that is supported; the message names the flag.
     """
@@ -97,6 +102,8 @@ def model_config(model: Any, task: Any, tied_embeddings: bool) -> dict[str, Any]
     """Describe a model in the terms of transformers.
 
     Args:
+        model: fairseq's model.
+        task: fairseq's task, with its dictionaries and languages.
         tied_embeddings: whether source, target and output use one table.
 
     Returns:
@@ -127,7 +134,13 @@ def model_config(model: Any, task: Any, tied_embeddings: bool) -> dict[str, Any]
 
 
 def vocabulary_config(family: Family, task: Any, languages: dict[str, str]) -> dict[str, Any]:
-    """Return the fields for the dictionaries, which differ between the classes."""
+    """Return the fields for the dictionaries, which differ between the classes.
+
+    Args:
+        family: the class.
+        task: fairseq's task.
+        languages: language code of each side.
+    """
     if family is M2M100:
         return {"vocab_size": len(task.target_dictionary)}
     return {
@@ -139,7 +152,16 @@ def vocabulary_config(family: Family, task: Any, languages: dict[str, str]) -> d
 
 
 def generation_config(config: dict[str, Any], search: Search, max_target: int) -> dict[str, Any]:
-    """Return the fields of ``generation_config.json`` with which ``generate`` finds fairseq's hypotheses."""
+    """Return the settings with which ``generate`` finds fairseq's hypotheses.
+
+    Args:
+        config: the fields of the model's configuration.
+        search: settings of fairseq's beam search.
+        max_target: maximum number of target positions.
+
+    Returns:
+        The fields of ``generation_config.json``.
+    """
     return {
         "num_beams": search.beam,
         "length_penalty": search.lenpen,

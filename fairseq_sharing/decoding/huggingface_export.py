@@ -61,6 +61,7 @@ def export(files: ModelFiles, output: Path, search: Search | None = None, keep_s
     """Write a folder that transformers loads.
 
     Args:
+        files: one checkpoint.
         output: the folder to write; an existing exported model is replaced.
         search: settings of the beam search, which become the defaults of ``generate``; None for those of ``translate``.
         keep_sharing: store the weights of shared layers once, with a Python file that ties them.
@@ -101,7 +102,13 @@ def export(files: ModelFiles, output: Path, search: Search | None = None, keep_s
 
 
 def usage(folder: str, tokenizer: str, keep_sharing: bool) -> list[str]:
-    """Return the Python code that translates with an exported folder."""
+    """Return the Python code that translates with an exported folder.
+
+    Args:
+        folder: the folder.
+        tokenizer: the class of its tokenizer.
+        keep_sharing: whether the weights of shared layers are stored once.
+    """
     code = {True: f"{folder!r}, trust_remote_code=True", False: repr(folder)}
     return [
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",

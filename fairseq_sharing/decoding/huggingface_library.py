@@ -29,6 +29,9 @@ _CODE = "huggingface_code"
 def import_transformers() -> Any:
     """Import transformers.
 
+    Returns:
+        The module.
+
     Raises:
         SharingError: transformers or safetensors is not installed, or transformers is too old.
     """
@@ -64,13 +67,26 @@ def _hide_broken_torchaudio() -> None:
 
 
 def find_class(name: str, module: str | None = None) -> Any:
-    """Return a class of transformers, or of a Python file that exported folders contain, from this package."""
+    """Return a class of transformers, or of a Python file that exported folders contain, from this package.
+
+    Args:
+        name: the class.
+        module: the file, without suffix; None for transformers.
+    """
     library = import_transformers()
     return getattr(library if module is None else importlib.import_module(f"{__package__}.{_CODE}.{module}"), name)
 
 
 def copy_code(folder: Path, module: str) -> Path:
-    """Copy a Python file, named without suffix, into an exported folder and return the copy."""
+    """Copy a Python file into an exported folder.
+
+    Args:
+        folder: the folder.
+        module: the file, without suffix.
+
+    Returns:
+        The copy.
+    """
     return Path(shutil.copyfile(Path(__file__).parent / _CODE / f"{module}.py", folder / f"{module}.py"))
 
 

@@ -28,7 +28,11 @@ def write_tokenizer(folder: Path, files: ModelFiles, task: Any, limit: int, draw
     """Write the tokenizer, and compare it with the text preparation on drawn sentences and the test sets.
 
     Args:
+        folder: the folder of the exported model.
+        files: the model and its data.
+        task: fairseq's task, with its dictionaries.
         limit: maximum number of source subwords, with the end of the sentence.
+        drawn: subwords of random sentences.
 
     Returns:
         The name of the tokenizer's class; empty if transformers has none for this text preparation, in which case
@@ -64,7 +68,12 @@ def write_tokenizer(folder: Path, files: ModelFiles, task: Any, limit: int, draw
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
-    """Load a tokenizer of a folder without executing code of the folder."""
+    """Load a tokenizer of a folder without executing code of the folder.
+
+    Args:
+        folder: the exported model.
+        name: the tokenizer's class.
+    """
     found = find_class(name, TOKENIZATION if name == CUSTOM else None)
     with quiet():
         return found.from_pretrained(folder, local_files_only=True)

@@ -39,7 +39,9 @@ def convert_weights(model: Any, family: str, name: str) -> Weights:
     """Rename the weights of a model and fold Admin's residual weights.
 
     Args:
+        model: fairseq's model, in evaluation mode.
         family: ``fsmt`` for post-norm, ``m2m100`` for pre-norm.
+        name: name of the model in error messages.
 
     Returns:
         The tensors of all N layers, in single precision.
@@ -113,7 +115,12 @@ def _renamed(name: str, family: str) -> str:
 
 
 def all_layers(weights: Weights, aliases: Iterable[str]) -> Tensors:
-    """Return the tensors that a stock class reads, except those that it ties itself, each with its own storage."""
+    """Return the tensors that a stock class reads, each with its own storage.
+
+    Args:
+        weights: all tensors.
+        aliases: names that the class itself ties.
+    """
     known = set(aliases)
     return {name: tensor.clone() for name, tensor in weights.tensors.items() if name not in known}
 
@@ -122,6 +129,7 @@ def stored_once(weights: Weights, aliases: Iterable[str]) -> tuple[Tensors, dict
     """Return each shared tensor once, and the modules and parameters that use the weights of others.
 
     Args:
+        weights: all tensors.
         aliases: names that the class itself ties.
 
     Returns:
@@ -139,6 +147,10 @@ def stored_once(weights: Weights, aliases: Iterable[str]) -> tuple[Tensors, dict
 
 def whole_modules(ties: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """Shorten a list of tied parameters: name a module instead of its parameters if all of them are tied to another.
+
+    Args:
+        ties: name of each tied parameter -> name of its owner.
+        names: names of all parameters.
 
     Returns:
         The same ties by the largest modules, and by parameters elsewhere.

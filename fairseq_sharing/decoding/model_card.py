@@ -88,6 +88,8 @@ def card_of_run(path: Path, usage: Usage, data: Path | None = None, license: str
     """Write the model card of a run directory.
 
     Args:
+        path: the run directory.
+        usage: how to translate.
         data: directory of the prepared data; None for that of the training.
         license: identifier of the model's license; None leaves it out.
 
@@ -130,8 +132,10 @@ def model_card(
 
     Args:
         name: name of the model if it is no run.
+        languages: language code of each side.
         run: the run directory; None for a checkpoint, whose training and scores are unknown.
         data: directory of the prepared data; None if unknown.
+        usage: how to translate.
         shape: what the loaded model consists of; None for the recorded result.
         license: identifier of the model's license; None leaves it out.
         depth: the depth of each stack, whose result the card contains; None for all layers.
@@ -179,7 +183,14 @@ def model_card(
 
 
 def write_card(folder: Path, files: ModelFiles, model: Any, usage: Usage) -> None:
-    """Write the model card of an exported model into its folder."""
+    """Write the model card of an exported model into its folder.
+
+    Args:
+        folder: the exported folder.
+        files: the model that was exported.
+        model: fairseq's model.
+        usage: how to translate with the folder.
+    """
     shape = Shape.of(model)
     card = model_card(files.name, files.languages, run_of(files.name), files.manifest, usage, shape, depth=files.depth)
     write_text(folder / CARD, card)

@@ -69,6 +69,7 @@ def find_model(name: str, data: Path | None, console: Console) -> ModelFiles:
         name: a run directory of ``fairseq-sharing train`` (its last checkpoints are averaged, as ``evaluate`` does),
             a checkpoint, several as fairseq writes them (``a.pt:b.pt``), or an exported folder.
         data: prepared data directory; None for the model's training data.
+        console: reports averaging.
 
     Raises:
         SharingError: there is no such model, or its data has moved.

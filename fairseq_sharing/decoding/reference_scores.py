@@ -15,7 +15,12 @@ _LENGTHS = (1, 2, 3, 5, 8, 13, 21)  # of the sentences, in subwords without the 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest and mean absolute difference between an exported model's log-probabilities (natural) and fairseq's."""
+    """Difference between an exported model's log-probabilities (natural) and fairseq's, over random sentences.
+
+    Attributes:
+        largest: the largest absolute difference.
+        mean: the mean absolute difference.
+    """
 
     largest: float
     mean: float
@@ -45,6 +50,11 @@ class ReferenceScores:
     def of(cls, model: Any, task: Any, name: str) -> ReferenceScores:
         """Draw random sentences and score each of them with fairseq's model.
 
+        Args:
+            model: fairseq's model, in evaluation mode.
+            task: the task with its dictionaries.
+            name: name of the model in error messages.
+
         Raises:
             SharingError: a log-probability is NaN or infinite.
         """
@@ -61,7 +71,11 @@ class ReferenceScores:
         return cls(name, sources, targets, source_ids, target_ids, _finite(torch.cat(scores), f"{name}: fairseq"))
 
     def difference(self, scores: torch.Tensor, engine: str) -> Difference:
-        """Compare another engine's log-probabilities, in the order of ``self.scores``, with fairseq's.
+        """Compare another engine's log-probabilities with fairseq's.
+
+        Args:
+            scores: in the order of ``self.scores``.
+            engine: name of the engine in error messages.
 
         Raises:
             SharingError: a log-probability is NaN or infinite.

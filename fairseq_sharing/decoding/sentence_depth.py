@@ -22,6 +22,7 @@ class SentenceDepthEngine:
     belong to a batch, and the depth changes only between batches.
 
     Args:
+        files: one checkpoint with a classifier.
         engine: the engine of the checkpoint; its model computes the input of the classifier.
         engine_at: returns an engine that translates at a depth; None to change the depth of the model of ``engine``.
     """

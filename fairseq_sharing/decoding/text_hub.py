@@ -26,6 +26,7 @@ def from_pretrained(
     """Load the model of a run directory.
 
     Args:
+        run: the run directory.
         checkpoint: a checkpoint in it; None for the average of the last epochs, as in ``translate``.
         data: prepared data directory; None for the model's training data.
 
@@ -43,7 +44,14 @@ def from_pretrained(
 
 
 class TextHub(GeneratorHubInterface):
-    """fairseq's hub interface with the tokenizer, subwords and limits of ``fairseq-sharing translate``."""
+    """fairseq's hub interface with the tokenizer, subwords and limits of ``fairseq-sharing translate``.
+
+    Args:
+        cfg: the configuration of a checkpoint.
+        task: fairseq's task.
+        models: the models.
+        pipeline: the text preparation.
+    """
 
     def __init__(self, cfg: Any, task: Any, models: Sequence[Any], pipeline: Pipeline):
         super().__init__(cfg, task, models)
@@ -73,7 +81,17 @@ class TextHub(GeneratorHubInterface):
         return super().binarize(" ".join(words[:limit]))
 
     def sample(self, sentences: Any, beam: int = 1, verbose: bool = False, **search: Any) -> Any:
-        """Return the best translation of a sentence or of each of a list; an empty one has an empty translation."""
+        """Translate sentences; an empty one has an empty translation.
+
+        Args:
+            sentences: one sentence, or a list.
+            beam: beam size.
+            verbose: log the hypotheses.
+            search: options of fairseq-generate, such as ``lenpen``.
+
+        Returns:
+            The best translation of each sentence.
+        """
         if isinstance(sentences, str):
             return self.sample([sentences], beam, verbose, **search)[0]
         tokens = [self.encode(sentence) for sentence in sentences]

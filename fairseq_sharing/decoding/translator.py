@@ -107,6 +107,8 @@ class Translator:
         """Return the ``search.nbest`` best translations of each sentence.
 
         Args:
+            sentences: plain text, one sentence each.
+            search: settings.
             advance: called with the number of sentences completed since the last call.
             first: number of the first sentence, for messages.
 

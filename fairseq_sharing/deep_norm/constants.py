@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 
 class Constants(NamedTuple):
-    """The weight of every residual connection, and the gain of the initial values, of one stack."""
+    """The constants of one stack.
+
+    Args:
+        alpha: the weight of every residual connection.
+        beta: the gain of the initial values.
+    """
 
     alpha: float
     beta: float
@@ -39,9 +44,14 @@ def single_stack_constants(layers: int) -> Constants:
 
 
 def constants_of(cfg: object, stack: str, no_encoder_attn: bool = False) -> Constants:
-    """Return the constants of a stack; ``no_encoder_attn`` for a language model.
+    """Return the constants of a stack.
 
     The depths are numbers of layers, which shared layers do not reduce: a shared matrix acts at every depth.
+
+    Args:
+        cfg: fairseq's TransformerConfig.
+        stack: ``encoder`` or ``decoder``.
+        no_encoder_attn: whether the layers are those of a language model.
     """
     encoder_layers, decoder_layers = (int(getattr(cfg, f"{side}_layers")) for side in ("encoder", "decoder"))
     if stack == "encoder":

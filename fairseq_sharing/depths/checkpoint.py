@@ -24,6 +24,7 @@ def take_depth(checkpoint: Mapping[str, Any], request: DepthRequest) -> tuple[di
 
     Args:
         checkpoint: the result of ``load_checkpoint``; it is not modified.
+        request: the depth.
 
     Returns:
         The checkpoint, without optimizer state, and the depth of each stack. Tensors are the same objects.
@@ -58,6 +59,13 @@ def take_depth(checkpoint: Mapping[str, Any], request: DepthRequest) -> tuple[di
 def load_at_depth(path: Path, request: DepthRequest) -> tuple[dict[str, Any], dict[str, int]]:
     """Load a checkpoint and take a depth of its model; errors name the file.
 
+    Args:
+        path: the checkpoint.
+        request: the depth.
+
+    Returns:
+        See ``take_depth``.
+
     Raises:
         SharingError: see ``load_checkpoint`` and ``take_depth``.
     """
@@ -71,7 +79,13 @@ def load_at_depth(path: Path, request: DepthRequest) -> tuple[dict[str, Any], di
 def arguments_at(
     arguments: Mapping[str, Any], sharing: Mapping[str, StackSharing], active: Mapping[str, Layers]
 ) -> dict[str, Any]:
-    """Return fairseq's arguments of the model whose layers are the active layers of another model."""
+    """Return the arguments of the model whose layers are the active layers of another model.
+
+    Args:
+        arguments: fairseq's arguments of the other model.
+        sharing: the sharing of its stacks.
+        active: the active layers of each stack.
+    """
     changed = {**arguments, **DEFAULTS}
     for stack, layers in active.items():
         layer_map = relabel(sharing[stack].layer_map[layer] for layer in layers)

@@ -53,7 +53,10 @@ def aligned_loss(
     """Sum the losses of all depths of the decoder, weighted, from one pass through the layers.
 
     Args:
+        criterion: fairseq's criterion.
         depths: the depths and their weights, which sum to 1.
+        model: the model, possibly in a data-parallel wrapper.
+        sample: a batch.
 
     Returns:
         The results of the criterion. Its log is that of the largest depth with a weight, except for the loss.
@@ -79,7 +82,12 @@ def losses_of_depths(
 ) -> dict[str, Any]:
     """Return the loss of a validation batch at every trained depth, summed over its tokens.
 
-    The model, possibly in a data-parallel wrapper, is in evaluation mode. ``full`` is the batch's log with all layers.
+    Args:
+        criterion: fairseq's criterion.
+        depths: the trained depths.
+        model: the model, possibly in a data-parallel wrapper, in evaluation mode.
+        sample: the batch.
+        full: the log of the batch with all layers.
     """
     *smaller, last = depths.settings
     losses = {}

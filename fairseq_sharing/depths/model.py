@@ -49,6 +49,9 @@ class DepthModel:
         """Draw the depth of the next micro-batch; call this once before each.
 
         fairseq's ``set_num_updates`` cannot draw it: it is also called when a checkpoint is loaded.
+
+        Args:
+            update: number of updates so far.
         """
         if self.depths is None or self.depths.aligned:
             return
@@ -73,7 +76,8 @@ class DepthModel:
     def keeping_pass(self, depth: int) -> Iterator[KeptPass]:
         """Run the layers once in the enclosed forward calls, which must have the same inputs.
 
-        The first call is at ``depth``.
+        Args:
+            depth: the depth of the first call.
 
         Yields:
             The pass. Set its ``depth`` to get the output of another depth of the decoder from the next call.

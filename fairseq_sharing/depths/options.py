@@ -64,10 +64,14 @@ DEFAULTS = {option.name: option.default for option in fields(DepthOptions) if op
 
 
 def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | None:
-    """Read the depths to train; None if the model is trained with all layers only.
+    """Read the depths to train.
 
     Args:
         options: fairseq's arguments; missing ones equal the defaults.
+        sharing: the sharing of each stack, encoder first.
+
+    Returns:
+        The depths; None if the model is trained with all layers only.
 
     Raises:
         SharingError: a depth that a layer map does not have, or an invalid option.
@@ -98,7 +102,11 @@ def read_depths(options: Any, sharing: Mapping[str, StackSharing]) -> Depths | N
 
 
 def refuse_components(sharing: Mapping[str, StackSharing]) -> None:
-    """Refuse a model whose components have maps of their own."""
+    """Refuse a model whose components have maps of their own.
+
+    Raises:
+        SharingError: with the stack and its maps.
+    """
     for stack, shared in sharing.items():
         if shared.components:
             raise SharingError(
@@ -115,6 +123,10 @@ def trained_settings(options: Any, sharing: Mapping[str, StackSharing]) -> tuple
 
 def validate_depths(args: Any, sharing: Mapping[str, StackSharing]) -> None:
     """Check the options of several depths against each other and against the other arguments of a model.
+
+    Args:
+        args: fairseq's arguments after the architecture was applied.
+        sharing: the sharing of each stack.
 
     Raises:
         SharingError: with the flag and the allowed values.

@@ -22,6 +22,7 @@ class Depths:
     Args:
         settings: one depth per stack; the last setting runs all layers.
         probabilities: the share of each setting in the steps, or its weight in the aligned loss.
+        seed: the seed of the training.
         aligned: train all depths of the decoder from one pass, instead of one sampled depth per step.
     """
 
@@ -31,9 +32,13 @@ class Depths:
     aligned: bool = False
 
     def draw(self, update: int, micro_batch: int) -> Setting:
-        """Draw the setting of a step. ``micro_batch`` is the index of the batch within the update (``--update-freq``).
+        """Draw the setting of a step.
 
         It depends on the seed, the update and the micro-batch only: it is equal on all ranks and after a restart.
+
+        Args:
+            update: number of updates so far.
+            micro_batch: index of the batch within the update (``--update-freq``).
         """
         value = np.random.default_rng((self.seed % 2**32, update, micro_batch)).random()
         index = int(np.searchsorted(np.cumsum(self.probabilities), value, side="right"))
@@ -48,10 +53,13 @@ def with_full_share(weights: Sequence[float], full_share: float) -> tuple[float,
 
 
 def poisson_lognormal(depths: Sequence[int]) -> list[float]:
-    """Return Huginn's distribution over ascending depths, with the mean of the list before it is limited to the list.
+    """Return Huginn's distribution over a list of depths, with the mean of the list before it is limited to the list.
 
     A number of layers n is 1 plus a Poisson variable with a log-normal rate of mean r, and the nearest listed depth
     (of two, the smaller) is used.
+
+    Args:
+        depths: the depths in ascending order.
 
     Source: Geiping et al. 2025, "Scaling up Test-Time Compute with Latent Reasoning" (Huginn).
     """

@@ -30,6 +30,8 @@ class DepthRequest:
 
     Attributes:
         depth: the depth of every stack; None for all layers.
+        encoder: the depth of the encoder, overriding ``depth``.
+        decoder: the depth of the decoder, overriding ``depth``.
         force: also allow a depth that the model was not trained at.
         per_sentence: a classifier chooses the depth of each sentence.
     """
@@ -51,7 +53,10 @@ class DepthRequest:
         return self.per_sentence or any(depth is not None for depth in (self.depth, self.encoder, self.decoder))
 
     def resolve(self, trained: Sequence[Setting]) -> dict[str, int]:
-        """Return the requested setting, one of those that the model was trained at; the last of these runs all layers.
+        """Return the requested setting.
+
+        Args:
+            trained: the settings that the model was trained at; the last one runs all layers.
 
         Raises:
             SharingError: the model lacks the stack, or was not trained at this depth.

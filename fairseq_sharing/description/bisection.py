@@ -13,7 +13,13 @@ _FLAT = 3
 
 @dataclass(frozen=True)
 class Grid:
-    """The values to search: multiples of a step, from ``start`` (at least 1) to ``most``, both as numbers of steps."""
+    """The values to search: multiples of a step.
+
+    Args:
+        start: the multiple to begin with, as a number of steps, at least 1.
+        most: the largest multiple, as a number of steps.
+        step: the step.
+    """
 
     start: int
     most: int
@@ -26,6 +32,9 @@ def surround(function: Callable[[int], float], target: float, grid: Grid, what: 
     Args:
         function: a function of a value that never decreases. A SharingError for a value below the start means that the
             value is too small.
+        target: the wanted function value.
+        grid: the values.
+        what: the name of the function value, for errors.
 
     Returns:
         The function values of the largest value at most at the target and of the next value, in this order.

@@ -38,8 +38,11 @@ class Description:
     """The counts of one model.
 
     Args:
+        name: its name in the comparison.
+        layer_map: the layer map of each stack.
         depth_steps: for each stack, what a Universal Transformer adds to it, in words; empty if nothing.
         depth_kinds: the depth parameters, one line per kind.
+        unique: parameters by component, with shared parameters counted once.
         effective: parameters by component, as if no layers shared parameters.
         bytes: weights, gradients and optimizer state in training, in bytes; None for an unknown optimizer.
         macs: MACs of one forward pass over one sentence pair.
@@ -69,6 +72,8 @@ def compare(
     """Describe a model and, for comparison, vanilla models with N and M layers.
 
     Args:
+        name: the name of the experiment.
+        args: its fairseq arguments.
         vocabulary: size of the joined dictionary, including the four special symbols.
         length: source and target tokens of the sentence pair.
         memory: device memory in bytes; None to skip the estimate of training memory, which takes longer.
@@ -189,10 +194,14 @@ def _input(stack: Any, width: int, length: int) -> torch.Tensor:
 
 
 def count_macs(model: Any, length: int) -> int:
-    """Count the MACs of one forward pass of a model on the meta device over one sentence pair.
+    """Count the MACs of one forward pass over one sentence pair.
 
     Only matrix products are counted: the layers of both stacks, the projections before and after the decoder (of an
     adaptive input, the first band for every token) and the output projection (every band of an adaptive softmax).
+
+    Args:
+        model: a model on the meta device; a language model has only the target side.
+        length: source and target tokens.
     """
     if hasattr(model, "count_macs"):  # only the model can count the MACs of its expert banks per token
         return model.count_macs(length)
@@ -258,7 +267,12 @@ def count_parameters(model: Any, once: bool = True) -> dict[str, int]:
 
 
 def composed_vocabulary(composed: Any, data: Path | None = None, vocabulary: int | None = None) -> int:
-    """Return the dictionary size of a composed configuration, of other data, or as given if there is no data yet.
+    """Return the dictionary size of a composed configuration.
+
+    Args:
+        composed: the configuration.
+        data: a prepared data directory to use instead of that of the configuration.
+        vocabulary: the size, if there is no data yet.
 
     Raises:
         SharingError: the size is unknown.

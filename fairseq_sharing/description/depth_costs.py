@@ -17,7 +17,14 @@ from fairseq_sharing.description.counts import build_without_storage, measure
 
 @dataclass(frozen=True)
 class DepthCost:
-    """The costs of one depth: unique parameters, MACs of one sentence pair, and the layers of each stack that run."""
+    """The costs of one depth.
+
+    Args:
+        depth: the number of layers of each stack.
+        active: the layers that run, from 0, of each stack.
+        parameters: unique parameters of the model at this depth.
+        macs: MACs of one forward pass over one sentence pair.
+    """
 
     depth: dict[str, int]
     active: dict[str, tuple[int, ...]]
@@ -26,7 +33,13 @@ class DepthCost:
 
 
 def costs_of_depths(args: Namespace, vocabulary: int, length: int) -> list[DepthCost]:
-    """Count the parameters and MACs of every depth that a configuration trains; none without several depths."""
+    """Count the parameters and MACs of every depth that a configuration trains; none without several depths.
+
+    Args:
+        args: fairseq's arguments.
+        vocabulary: size of the joined dictionary.
+        length: source and target tokens of the sentence pair.
+    """
     model = build_without_storage(args, vocabulary)
     sharing = {path.split(".")[0]: shared for path, shared in model.sharing.items()}
     depths = read_depths(args, sharing)

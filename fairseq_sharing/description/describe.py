@@ -38,8 +38,14 @@ def describe(
     Args:
         config: a study or an experiment file.
         overrides: ``row=NAME`` of a study, and ``key=value`` overrides.
+        data: a prepared data directory, for the size of its dictionary.
+        vocabulary: the dictionary size, if there is no data yet.
+        length: source and target tokens per sentence, for MACs and memory.
         memory: device memory in GB (10^9 bytes), to estimate the memory of training and the longest batch that fits;
             None to estimate neither.
+        device: ``cuda`` or ``cpu``.
+        svg: the file to draw the layer maps to.
+        as_json: print JSON instead of tables.
 
     Raises:
         SharingError: an invalid option, or an unknown dictionary size.

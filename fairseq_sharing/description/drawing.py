@@ -12,7 +12,13 @@ from fairseq_sharing.layer_map import LayerMap, num_unique
 def draw_maps(layer_maps: Mapping[str, LayerMap], cell: int = 44, sets: Mapping[str, int] | None = None) -> str:
     """Draw layer maps as SVG: one row per map, one cell per layer, one color per parameter set.
 
-    Chooses colors for as many ``sets`` as given, if it is not the number of the map itself. ``cell`` is in pixels.
+    Args:
+        layer_maps: the layer map of each stack, or of each component of a stack.
+        cell: width of a cell, in pixels.
+        sets: the number of sets to choose colors for, if it is not that of the map itself.
+
+    Returns:
+        The SVG document.
     """
     margin = max([90, *(8 * len(title) + 18 for title in layer_maps)])
     header, row = 34, cell + 34

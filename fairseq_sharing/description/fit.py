@@ -22,7 +22,10 @@ def fit_max_tokens(config: DictConfig, world_size: int, memory: int, data: Path,
 
     Args:
         config: the composed configuration, with ``tokens_per_batch``.
+        world_size: number of devices.
         memory: memory of one device, in bytes.
+        data: the data directory, for the size of its dictionary.
+        device: ``cuda`` or ``cpu``.
 
     Returns:
         A copy of the configuration with the largest ``train.max_tokens`` that divides the batch and fits.

@@ -17,6 +17,7 @@ class MapRow:
 
     Args:
         title: the stack, and the component if the map is that of a component.
+        labels: N labels.
         uses: for each set in the map, by ascending label, the number of its uses; over both stacks if it spans both.
         labels_in_space: number of labels of all maps with the same sets.
         across_stacks: whether layers of the other stack use the same sets.

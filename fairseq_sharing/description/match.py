@@ -43,6 +43,7 @@ class Cost:
     """What a configuration costs.
 
     Args:
+        parameters: unique parameters.
         embeddings: those of them that are embeddings, including tied output layers.
         macs: MACs of the forward pass over one sentence pair, including the output layer.
         relative: the budget, divided by that of the reference.
@@ -61,7 +62,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Setting:
-    """The budget, one of ``BUDGETS``, and how it is measured; time is the median of ``runs`` measurements."""
+    """How budgets are measured.
+
+    Args:
+        by: the budget, one of ``BUDGETS``.
+        vocabulary: size of the joined dictionary.
+        length: source and target tokens per sentence.
+        runs: measurements of the time of each candidate and of the reference.
+        device: device of these measurements.
+    """
 
     by: str
     vocabulary: int
@@ -72,7 +81,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Match:
-    """The solved options, the costs of the adjacent values below and above the target, and the chosen value."""
+    """The result of a search.
+
+    Args:
+        options: the options that were solved for.
+        reference: cost of the reference.
+        candidates: the adjacent values below and above the target, and their costs.
+        value: the chosen value.
+    """
 
     options: tuple[str, ...]
     reference: Cost
@@ -96,7 +112,10 @@ def match(
     """Find the value of options at which a configuration has the budget of a reference.
 
     Args:
+        train: the ``train`` block of the configuration.
+        reference: that of the reference.
         solve: names in ``FIELDS``; all options get the same value.
+        setting: the budget and how it is measured.
         multiple_of: only multiples of this number are tried. A width is also a multiple of the attention heads.
         nearest: choose the nearer of the two values around the target instead of the lower one.
 
@@ -131,7 +150,11 @@ def match(
 
 
 def refuse_residual(found: Match, setting: Setting) -> None:
-    """Refuse a match whose budget differs from the reference's by more than 1%; the error has both neighbors."""
+    """Refuse a match whose budget differs from the reference's by more than 1%.
+
+    Raises:
+        SharingError: with both neighbors.
+    """
     if abs(found.candidates[found.value].residual) <= TOLERANCE:
         return
     both = " and ".join(f"{100 * cost.residual:+.2f}% at {value}" for value, cost in found.candidates.items())

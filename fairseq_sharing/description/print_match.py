@@ -41,6 +41,19 @@ def print_match(
 ) -> None:
     """Print the values of the solved fields around the budget of the reference, and the overrides to use.
 
+    Args:
+        experiment: the experiment to change.
+        reference: the experiment with the wanted budget.
+        by: the budget, one of ``BUDGETS``.
+        solve: the fields to solve for.
+        multiple_of: try multiples of this number only.
+        nearest: choose the nearest value instead of the largest value within the budget.
+        data: a prepared data directory, for the size of its dictionary.
+        vocabulary: the dictionary size, if there is no data yet.
+        length: source and target tokens per sentence.
+        runs: timed updates of each model.
+        device: device of the timed updates.
+
     Raises:
         SharingError: an invalid option, or a budget that cannot be reached within 1%.
     """

@@ -20,7 +20,12 @@ _SHORT, _LONG = 8, 16
 
 
 def measure_costs(checkpoint: Mapping[str, Any], settings: Sequence[Setting], vocabulary: int) -> Costs:
-    """Count the MACs of a checkpoint's model at several depths.
+    """Count the MACs of a model at several depths.
+
+    Args:
+        checkpoint: the result of ``load_checkpoint``.
+        settings: the depths.
+        vocabulary: size of the target dictionary.
 
     Raises:
         SharingError: the checkpoint cannot be converted to the model of a depth.

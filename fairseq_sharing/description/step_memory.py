@@ -98,7 +98,12 @@ def dummy_task(vocabulary: int) -> Namespace:
 
 
 def make_sample(model: Any, words: Tensor) -> dict[str, Any]:
-    """Make a batch without padding for a model from the tokens of both sides, (sentences, length)."""
+    """Make a batch without padding for a model.
+
+    Args:
+        model: an encoder-decoder model, a language model or an encoder.
+        words: the tokens of both sides, (sentences, length).
+    """
     inputs = {"src_tokens": words, "src_lengths": words[:, 0]}
     if hasattr(model, "encoder") and hasattr(model, "decoder"):
         inputs["prev_output_tokens"] = words
@@ -110,6 +115,11 @@ class TrainingStep:
 
     fairseq's ``--fp16``, ``--bf16`` and ``--amp`` are counted as fp32, and ``--compile`` is ignored. ``--precision
     bf16`` is counted as bf16.
+
+    Args:
+        args: fairseq's arguments.
+        vocabulary: size of the joined dictionary.
+        device: ``cuda`` or ``cpu``; it need not be available.
     """
 
     def __init__(self, args: Namespace, vocabulary: int, device: str):
@@ -132,7 +142,11 @@ class TrainingStep:
             _use_cuda_kernels(self._model)
 
     def count(self, tokens: int, length: int) -> StepMemory:
-        """Count the memory of a step of ``tokens`` per side, rounded down to whole sentences, at least one sentence.
+        """Run a training step and count its memory.
+
+        Args:
+            tokens: tokens per side, rounded down to whole sentences, at least one sentence.
+            length: tokens per sentence.
 
         Raises:
             SharingError: sizes depend on values that the model or the criterion computes.
@@ -158,7 +172,14 @@ class TrainingStep:
 
 
 def estimate(args: Namespace, vocabulary: int, length: int, memory: float, device: str) -> MemoryEstimate:
-    """Estimate the training memory of a configuration and the longest batch that fits into ``memory`` bytes.
+    """Estimate the training memory of a configuration and the longest batch that fits.
+
+    Args:
+        args: fairseq's arguments.
+        vocabulary: size of the joined dictionary.
+        length: source and target tokens per sentence.
+        memory: available memory, in bytes.
+        device: ``cuda`` or ``cpu``.
 
     Raises:
         SharingError: an invalid option, or a model whose sizes depend on values that it computes.
@@ -199,9 +220,12 @@ def estimate(args: Namespace, vocabulary: int, length: int, memory: float, devic
 def estimate_both(
     args: Namespace, vocabulary: int, length: int, memory: float, device: str
 ) -> dict[str, MemoryEstimate | None]:
-    """``estimate`` with activations ``stored`` and ``recomputed`` (``--checkpoint-activations``); None if impossible.
+    """Estimate the memory with activations ``stored`` and ``recomputed`` (``--checkpoint-activations``).
 
     Args: those of ``estimate``.
+
+    Returns:
+        The two estimates; None if the memory cannot be estimated.
     """
     estimates: dict[str, MemoryEstimate | None] = {}
     for activations, recompute in {"stored": False, "recomputed": True}.items():

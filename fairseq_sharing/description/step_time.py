@@ -17,7 +17,14 @@ from fairseq_sharing.experiment.config import BadKeyError
 
 
 class StepTimer:
-    """A model, its criterion and its optimizer on one device, and a batch of about ``tokens`` per side.
+    """A model, its criterion and its optimizer on one device.
+
+    Args:
+        args: fairseq's arguments.
+        vocabulary: size of the joined dictionary.
+        tokens: tokens per side of the batch, rounded down to whole sentences, at least one sentence.
+        length: tokens per sentence.
+        device: ``cuda`` or ``cpu``.
 
     Raises:
         SharingError: the configuration has no optimizer.
@@ -57,9 +64,15 @@ class StepTimer:
 
 
 def alternate(one: Callable[[], float], other: Callable[[], float], runs: int) -> tuple[float, float]:
-    """Return the median times of two things, run in turn, so that a change of the machine's load affects both.
+    """Measure two things in turn, so that a change of the machine's load affects both.
 
-    One run of each is not counted.
+    Args:
+        one: runs the first thing and returns its time.
+        other: runs the second.
+        runs: number of measurements of each, after one that is not counted.
+
+    Returns:
+        The median times.
     """
     times = [(one(), other()) for _ in range(runs + 1)][1:]
     return statistics.median(first for first, _ in times), statistics.median(second for _, second in times)

@@ -14,7 +14,12 @@ from fairseq_sharing.layer_map import num_unique
 
 
 def map_line(row: MapRow, width: int = 0) -> Text:
-    """Format a map as one colored line, with the uses of each set."""
+    """Format a map as one colored line, with the uses of each set.
+
+    Args:
+        row: the map.
+        width: width of the title.
+    """
     line = Text(f"{row.title:{width}}  N={len(row.labels)} M={len(row.uses)}  ")
     colors = set_colors(row.labels_in_space)
     for label in row.labels:
@@ -24,7 +29,14 @@ def map_line(row: MapRow, width: int = 0) -> Text:
 
 
 def main_table(models: Sequence[Description], vocabulary: int, length: int, memory: float | None) -> Table:
-    """Compare the sizes, parameters, memory and MACs of models; ``memory`` is that of the device, in GB."""
+    """Compare the sizes, parameters, memory and MACs of models.
+
+    Args:
+        models: the models, starting with the described one.
+        vocabulary: size of the joined dictionary.
+        length: source and target tokens of the sentence pair.
+        memory: the device memory in GB, if the memory of training was estimated.
+    """
     table = Table(title=f"{models[0].name}: vocabulary {vocabulary:,}, {length} + {length} tokens")
     table.add_column("")
     for model in models:

@@ -33,12 +33,18 @@ _TRAINING = ("train", "train+valid")
 
 
 def distill(teacher: Teacher, settings: DistillationSettings, out: Path, workers: int | None = None) -> dict[str, Any]:
-    """Create or update a data directory with a teacher's translations; return its manifest.
+    """Create or update a data directory with a teacher's translations.
 
     Dictionaries, subword model, validation and test sets are copies of those of the teacher's data.
 
     Args:
+        teacher: the teacher.
+        settings: the settings.
+        out: the output directory.
         workers: number of processes with one thread each; None for one per CPU core, or one for a GPU.
+
+    Returns:
+        The manifest.
 
     Raises:
         SharingError: the data changed since its preparation, CTranslate2 does not support the teacher, no pair is

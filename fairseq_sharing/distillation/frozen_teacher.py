@@ -21,7 +21,9 @@ class FrozenTeacher:
     It is not a module, so the model's optimizer, data-parallel wrapper and checkpoints do not contain it.
 
     Args:
+        checkpoint: the checkpoint.
         data: its prepared or binarized data, for its dictionaries; empty for the data that it was trained on.
+        task: the student's task.
 
     Raises:
         SharingError: there is no such checkpoint, or its task, languages or dictionaries are not those of the student.
@@ -47,7 +49,8 @@ class FrozenTeacher:
     def scores(self, sample: dict[str, Any]) -> Tensor:
         """Return the scores (logits) of each target position of a batch: B x T x V, in fp32.
 
-        The teacher moves to the device of the batch.
+        Args:
+            sample: a batch; the teacher moves to its device.
         """
         device = sample["target"].device
         if next(self.model.parameters()).device != device:

@@ -28,6 +28,9 @@ def select_chunk(
     """Turn translated sentences into training pairs.
 
     Args:
+        settings: the filters, and how often original pairs are added.
+        references: computes sentence BLEU.
+        dictionary: the target dictionary.
         key: changes whenever the dictionary changes.
         chunk: sources and references in subwords, and the lines of ``translate_chunk``.
 
@@ -53,9 +56,14 @@ def select_chunk(
 def reason_to_remove(
     settings: DistillationSettings, state: str, source: str, translation: str, symbols: frozenset[str]
 ) -> str | None:
-    """Return why a translation (in subwords) is removed, except for its BLEU; None for one to keep.
+    """Return why a translation is removed, except for its BLEU; None for one to keep.
 
-    ``state`` is that of ``translate.FINISHED``. ``symbols`` are those of the target dictionary without special ones.
+    Args:
+        settings: the filters.
+        state: see ``translate.FINISHED``.
+        source: the source in subwords.
+        translation: the translation in subwords.
+        symbols: the symbols of the target dictionary, without special ones.
     """
     words = translation.split()
     shorter, longer = sorted((len(words), len(source.split())))

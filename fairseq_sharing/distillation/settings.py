@@ -25,12 +25,14 @@ class DistillationSettings:
         engine: see ``decoding.search.ENGINES``.
         beam: beam size; None for 5, or for ``nbest`` if it is larger.
         nbest: translations to choose from for ``interpolate``; None for the beam size.
+        lenpen: length penalty.
         max_len_b: maximum number of subwords of a translation.
         max_tokens: source subwords per batch.
         temperature: for ``sample``.
         seed: for ``sample``.
         filters: names of FILTERS.
         max_ratio: for ``ratio``: maximum ratio of the lengths of source and translation in subwords, and vice versa.
+        min_bleu: minimum sentence BLEU against the reference; 0 keeps all.
         originals: how often each original pair is added.
     """
 

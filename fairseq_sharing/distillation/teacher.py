@@ -24,6 +24,9 @@ class Teacher:
 
     Attributes:
         files: the checkpoints; after the export also the exported folder.
+        data: the prepared data directory.
+        engine: ``fairseq`` or ``ctranslate2``.
+        device: ``cpu`` or ``cuda``.
     """
 
     files: ModelFiles
@@ -44,6 +47,7 @@ class Teacher:
 
         Args:
             folder: a folder for this model only; it is complete if it exists.
+            console: reports the export.
 
         Raises:
             SharingError: CTranslate2 does not support the model.
@@ -65,7 +69,8 @@ class Teacher:
     def load(self, seed: int | None = None) -> Any:
         """Return the engine, with one thread; kept until another teacher is loaded in this process.
 
-        ``seed`` is that of the sampling; None for a search without random numbers.
+        Args:
+            seed: seed of the sampling; None for a search without random numbers.
         """
         if seed is not None and self.engine == "ctranslate2":
             # CTranslate2 seeds a thread when it first samples, so each seed needs new threads.
@@ -102,6 +107,8 @@ def find_teacher(
         models: run directories or checkpoints; several form an ensemble.
         data: prepared data directory; None for that of the first model.
         engine: None for ``ctranslate2``, or ``fairseq`` for an ensemble.
+        device: ``cpu`` or ``cuda``.
+        console: reports averaging.
 
     Raises:
         SharingError: there is no such model, the models differ in their dictionaries or languages, or the data was

@@ -30,7 +30,13 @@ longer than the teacher reads."""
 
 @dataclass(frozen=True)
 class References:
-    """Scores translations by their sentence BLEU against references; the rules of ``data`` detokenize both."""
+    """Scores translations by their sentence BLEU against references.
+
+    Attributes:
+        data: prepared data directory, whose rules detokenize both.
+        language: target language.
+        lowercase: whether to ignore case.
+    """
 
     data: Path
     language: str
@@ -52,6 +58,12 @@ def translate_chunk(
     teacher: Teacher, settings: DistillationSettings, references: References, chunk: Chunk
 ) -> Transformed:
     """Translate training sentences; the result depends on nothing else.
+
+    Args:
+        teacher: see ``Teacher.exported``.
+        settings: the search and the choice of the translation.
+        references: scores translations for ``interpolate``.
+        chunk: sources and references in subwords.
 
     Returns:
         One line per sentence: state, score and subwords, separated by tabs; and the number of sentences.
@@ -78,7 +90,12 @@ def translate_chunk(
 
 
 def choose(found: Sequence[Hypothesis], reference: str, references: References) -> Hypothesis:
-    """Choose the translation with the highest sentence BLEU; of equal ones, that with the highest score.
+    """Choose the translation with the highest sentence BLEU; the one with the higher score if several are equal.
+
+    Args:
+        found: translations of a sentence, best first; a single one is returned.
+        reference: its reference, in subwords.
+        references: computes BLEU.
 
     Source: Kim and Rush 2016, sequence-level interpolation.
     """

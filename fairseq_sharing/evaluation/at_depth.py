@@ -16,6 +16,12 @@ def reduce_to_depth(
 ) -> tuple[Path, dict[str, int], dict[str, Any]]:
     """Write the checkpoint of a depth beside the average, unless it exists.
 
+    Args:
+        averaged: the averaged checkpoint.
+        inputs: what identifies it.
+        request: the depth.
+        steps: the finished steps of the evaluation.
+
     Returns:
         The checkpoint, the depth of each stack, and the hash of the checkpoint.
 

@@ -24,6 +24,11 @@ def average_name(count: int, configured: int) -> str:
 def finished_average(run: RunDirectory, count: int, console: Console) -> Path | None:
     """Find the average that the configuration specifies.
 
+    Args:
+        run: the run.
+        count: number of epochs.
+        console: reports an average whose epoch checkpoints were removed.
+
     Returns:
         The file; None if it is missing or is not the average of the current checkpoints.
 
@@ -86,11 +91,15 @@ def refuse_deleted(checkpoints: Sequence[Path]) -> None:
 
 
 def last_epoch_checkpoints(directory: Path, count: int) -> list[Path]:
-    """Choose the checkpoints of the last epochs to average, at most ``count`` files, oldest first.
+    """Choose the checkpoints to average: those of the last epochs, by the number in their name.
 
     Args:
         directory: a run's checkpoints. Best and averaged checkpoints are ignored; mid-epoch checkpoints are used only
             if no epoch has ended, and the last checkpoint only if there is no other.
+        count: number of checkpoints.
+
+    Returns:
+        At most ``count`` files, oldest first.
 
     Raises:
         SharingError: there is no such checkpoint.
@@ -113,6 +122,9 @@ def average_last_epochs(
     Args:
         run: the run, locked by its ``evaluating``.
         count: number of epochs; fewer are reported and averaged if the run has no more.
+        steps: the finished steps of its evaluation.
+        console: reports fewer epochs and existing averages.
+        name: name of the averaged file.
 
     Returns:
         The averaged checkpoint, the names of the checkpoints it was made from, and its hash.

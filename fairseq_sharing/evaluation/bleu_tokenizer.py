@@ -53,7 +53,11 @@ def choose_tokenizer(target_lang: str, tokenize: str | None = None) -> str:
 
 
 def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
-    """Check that a language can be scored; warn if BLEU would not be meaningful. See `choose_tokenizer`.
+    """Check that a language can be scored; warn if BLEU would not be meaningful.
+
+    Args:
+        target_lang: see `choose_tokenizer`.
+        tokenize: see `choose_tokenizer`.
 
     Raises:
         SharingError: no such tokenizer, or a package that it requires is missing.
@@ -76,10 +80,16 @@ def check_tokenizer(target_lang: str, tokenize: str | None = None) -> None:
 def make_bleu(
     target_lang: str, tokenize: str | None = None, lowercase: bool = False, effective_order: bool = False
 ) -> Any:
-    """Create sacreBLEU's BLEU metric for a language. See `choose_tokenizer`.
+    """Create sacreBLEU's BLEU metric for a language.
 
     Args:
+        target_lang: see `choose_tokenizer`.
+        tokenize: see `choose_tokenizer`.
+        lowercase: whether to ignore case.
         effective_order: for scores of single sentences: ignore n-grams that are longer than the sentence.
+
+    Returns:
+        A ``sacrebleu.metrics.BLEU``.
 
     Raises:
         SharingError: no such tokenizer, or a package or file that it requires is not available.

@@ -41,6 +41,10 @@ class CheckpointDirectory(RunDirectory):
     The average, the translations and the result are written to the directory itself.
 
     Attributes:
+        name: name of the run in results.
+        dataset: name of the data.
+        task: the task of the training.
+        seed: the seed of the training.
         trained: the direction in the checkpoint; None if fairseq-train inferred it from the data.
     """
 
@@ -77,7 +81,15 @@ def is_checkpoint_directory(path: Path) -> bool:
 def open_checkpoints(
     path: Path, data: Path | PlainData, name: str | None = None
 ) -> tuple[CheckpointDirectory, EvaluationData]:
-    """Open a directory of checkpoints and its test sets; the run has the name of the directory by default.
+    """Open a directory of checkpoints and its test sets.
+
+    Args:
+        path: the directory.
+        data: a prepared data directory, or the data of a plain fairseq setup.
+        name: name of the run in results; by default that of the directory.
+
+    Returns:
+        The directory, and the test sets.
 
     Raises:
         SharingError: there is no epoch checkpoint, it is not one of a translation model, or the description of the data

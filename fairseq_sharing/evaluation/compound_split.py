@@ -13,6 +13,11 @@ def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str], la
 
     The score is not comparable with sacreBLEU: it changes the reference, and split compounds add easy matches.
 
+    Args:
+        hypotheses: detokenized translations.
+        references: raw references, in the same order.
+        language: language code of both, for the tokenizer.
+
     Returns:
         BLEU, 0 to 100.
 

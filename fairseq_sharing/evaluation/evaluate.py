@@ -58,6 +58,8 @@ def evaluate_run(
     Averaging and translation are skipped if checkpoints, settings and data have not changed since the last evaluation.
 
     Args:
+        path: run directory of ``fairseq-sharing train``.
+        console: prints commands and progress.
         data: data directory, if it has moved since training.
         out: directory for a copy of the result, ``<run>-seed<seed>.json``, and of its hypotheses.
         overrides: values that replace those of the configuration's ``evaluate`` block.
@@ -101,8 +103,15 @@ def evaluate_checkpoints(
 
     Args:
         path: its ``--save-dir``, which the averaged checkpoint, the hypotheses and ``result.json`` are written to.
+        console: prints commands and progress.
+        data: a prepared data directory, or the data of a plain fairseq setup.
         name: name of the run in the result; by default that of the directory.
+        out: see `evaluate_run`.
         overrides: settings that differ from the defaults of `EvaluationSettings`.
+        depth: see `evaluate_run`.
+
+    Returns:
+        The result.
 
     Raises:
         SharingError: see `evaluate_run`.

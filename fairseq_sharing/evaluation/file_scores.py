@@ -22,6 +22,12 @@ def score_files(
 ) -> list[dict[str, Any]]:
     """Score plain or gzipped text files with one segment per line; compare all with the first.
 
+    Args:
+        hypotheses: the translations of each system.
+        references: the raw references.
+        target_lang: see `Scorer`.
+        tokenize: see `Scorer`.
+
     Returns:
         For each system, its file name as ``hypothesis`` and the fields of `Scorer.scores`. With several systems also
         ``p_value``, for each metric the p-value of the difference from the first system; None for that system.
@@ -52,6 +58,10 @@ def paired_test(scorer: Scorer, one: Statistics, other: Statistics) -> dict[str,
     the systems counts as evidence against a difference. Equal translations therefore have p = 1; sacreBLEU gives
     1 / 10,001 for them, and for translations that differ in one segment.
 
+    Args:
+        scorer: the metrics.
+        one, other: the statistics of the two translations.
+
     Returns:
         For each metric, the share of trials that differ at least as much as the two translations.
 
@@ -74,6 +84,8 @@ def read_parallel(path: Path, expected: int, other: str) -> list[str]:
     """Read a file that must have a given number of lines.
 
     Args:
+        path: the file; decompressed if its name ends in .gz.
+        expected: number of lines.
         other: subject and verb for the error message, such as "its reference r.txt has".
 
     Raises:

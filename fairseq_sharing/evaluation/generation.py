@@ -26,6 +26,10 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
 
     Args:
         arguments: the words after ``fairseq-generate``, without ``--user-dir``.
+        output: file for the complete output.
+        segments: number of sentences of the test set.
+        title: label of the progress bar.
+        console: prints the command and the progress.
 
     Returns:
         The best hypothesis of each sentence as fairseq wrote it (tokenized subwords), in the order of the test set.
@@ -73,7 +77,15 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
 
 
 def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
-    """Read the hypotheses from a file written by `generate`, sorted by sentence id.
+    """Read the hypotheses from a file written by `generate`.
+
+    Args:
+        path: the output of fairseq-generate.
+        segments: number of sentences of the test set.
+        name: name of the output in error messages; its path if empty.
+
+    Returns:
+        The hypotheses, sorted by sentence id.
 
     Raises:
         SharingError: the file is not UTF-8, or its ids are not 0 .. segments - 1, each exactly once.
@@ -87,6 +99,11 @@ def read_generated(path: Path, segments: int, name: str = "") -> list[str]:
 
 def parse_generated(lines: Iterable[str], segments: int, name: str) -> list[str]:
     """Extract the hypotheses from the output of fairseq-generate: ``H-<id> TAB <score> TAB <tokens>``.
+
+    Args:
+        lines: its output, without line endings.
+        segments: number of sentences of the test set.
+        name: name of the output in error messages.
 
     Returns:
         The hypotheses, sorted by sentence id; a hypothesis may be empty or contain tabs.

@@ -27,8 +27,10 @@ class RunTranslator:
     """Translates test sets with a run's model.
 
     Args:
-        checkpoint: the averaged checkpoint.
-        inputs: what identifies the checkpoint, and whatever else determines the translations.
+        run: the run.
+        data: the test sets.
+        settings: the settings of the search.
+        train: the ``train`` block of the run.
         suffix: distinguishes the files of a model at a smaller depth.
     """
 
@@ -95,7 +97,11 @@ class RunTranslator:
 
 
 def task_words(train: Mapping[str, Any]) -> list[str]:
-    """Return the flags of the task that fairseq-generate does not read from the checkpoint."""
+    """Return the flags of the task that fairseq-generate does not read from the checkpoint.
+
+    Args:
+        train: the ``train`` block of the run.
+    """
     words = flag_words("--task", train.get("task") or "translation")
     for name in (
         "max_source_positions",

@@ -26,6 +26,8 @@ class LanguageModelScorer:
     """Scores test sets with a language model.
 
     Args:
+        checkpoint: the checkpoint.
+        data: the test sets.
         settings: ``tokens_per_sample``, ``context_window`` and ``max_tokens``.
         inputs: what identifies the checkpoint.
         suffix: distinguishes the files of a model at a smaller depth.
@@ -53,7 +55,10 @@ class LanguageModelScorer:
         """Score a test set, unless it has been scored with the same inputs.
 
         Args:
+            test: the test set.
             folder: directory of the sums that repeated evaluations reuse.
+            steps: the finished steps.
+            console: prints the progress.
 
         Returns:
             segments (lines); tokens (subwords and line ends); words (separated by white space, and line ends); loss

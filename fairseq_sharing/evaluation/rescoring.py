@@ -70,7 +70,12 @@ def rescore(folder: Path, references: References, tokenize: str | None = None) -
     """Recompute the scores of every result in a folder; rewrite the files whose content changes.
 
     Args:
+        folder: results of a study, or a run directory.
+        references: the raw references.
         tokenize: sacreBLEU's tokenizer for BLEU; by default that of the recorded signature.
+
+    Returns:
+        What happened to each file.
 
     Raises:
         SharingError: there is no result, or hypotheses are missing, damaged, changed, or of another number of lines

@@ -65,7 +65,10 @@ class Scorer:
         }
 
     def statistics(self, hypotheses: Sequence[str]) -> Statistics:
-        """Count what the scores are computed from, for one translation per segment.
+        """Count what the scores are computed from.
+
+        Args:
+            hypotheses: one translation per segment, in the order of the references.
 
         Raises:
             SharingError: the number of translations differs from that of the references.
@@ -83,6 +86,10 @@ class Scorer:
 
     def scores(self, hypotheses: Sequence[str], statistics: Statistics | None = None) -> dict[str, Any]:
         """Score the translations of a system.
+
+        Args:
+            hypotheses: one translation per segment.
+            statistics: their statistics, if known.
 
         Returns:
             The fields of a test set in a result file: segments; the score of each metric (percent, 4 decimals);

@@ -32,6 +32,13 @@ from fairseq_sharing.sentence_depth.states import choose_depths, in_batches, ref
 class SentenceDepthTranslator(RunTranslator):
     """Translates test sets with a run's model, each sentence at the depth that the classifier chooses.
 
+    Args:
+        run: the run.
+        data: the test sets.
+        settings: the settings of the search.
+        train: the ``train`` block of the run.
+        averaged: the averaged checkpoint, which has a classifier.
+
     Raises:
         SharingError: there is no classifier, it does not fit the model, or the model translates in several directions.
     """
@@ -131,6 +138,11 @@ def write_part(binarized: Path, subset: str, languages: Sequence[str], numbers: 
 
 
 def renumbered(output: str, numbers: Sequence[int]) -> list[str]:
-    """Return the lines of fairseq-generate about sentences, with the numbers of these sentences in the test set."""
+    """Return the lines of fairseq-generate about sentences, with the numbers of these sentences in the test set.
+
+    Args:
+        output: the output for some sentences of a test set.
+        numbers: the number of each in the test set.
+    """
     found = (re.fullmatch(r"([A-Z]-)(\d+)(\t.*)?", line, re.DOTALL) for line in output.split("\n"))
     return [f"{one[1]}{numbers[int(one[2])]}{one[3] or ''}" for one in found if one]

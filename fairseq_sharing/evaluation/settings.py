@@ -65,6 +65,7 @@ class EvaluationSettings:
 
         Args:
             config: the configuration. Earlier versions recorded a baseline, which is ignored.
+            overrides: values that replace those of the block.
 
         Raises:
             SharingError: an unknown key or an invalid value.

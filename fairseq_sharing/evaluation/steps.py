@@ -16,6 +16,9 @@ from fairseq_sharing.files import sha256, write_text
 class Steps:
     """The finished steps of a run's evaluation.
 
+    Args:
+        file: the file that records them.
+
     Raises:
         SharingError: the file is not a record of steps.
     """

@@ -100,9 +100,12 @@ def plain_data(
     """Describe data that fairseq-preprocess binarized.
 
     Args:
+        binarized: its output.
+        direction: source and target language.
         tests: test sets as ``NAME=SUBSET,REFERENCE``: the name in results, fairseq's name of the binarized text, and
             the file of the raw reference.
         detokenizer: ``moses`` or ``none``; None for ``none`` with SentencePiece, whose text needs none, else ``moses``.
+        dataset: the name of the data in results.
 
     Raises:
         SharingError: the data have no dictionary, or a test set is malformed, named twice, not binarized, or has no

@@ -19,7 +19,13 @@ from fairseq_sharing.resources import PACKAGE_DIR
 
 
 def validation_command(checkpoint: Mapping[str, Any], path: Path, data: str) -> list[str]:
-    """Return the command that measures the validation loss of a checkpoint, with its batch size and task."""
+    """Return the command that measures the validation loss of a checkpoint.
+
+    Args:
+        checkpoint: the content of the file; its batch size and task are used.
+        path: the file.
+        data: the binarized data.
+    """
     task = task_arguments(checkpoint)
     dataset = (checkpoint.get("cfg") or {}).get("dataset") or {}
     words = ["fairseq-validate", data, "--user-dir", str(PACKAGE_DIR), "--path", str(path)]
@@ -33,6 +39,9 @@ def validation_command(checkpoint: Mapping[str, Any], path: Path, data: str) -> 
 
 def validate(command: Sequence[str]) -> dict[str, float]:
     """Run fairseq-validate on the validation set.
+
+    Args:
+        command: the result of ``validation_command``.
 
     Returns:
         The numbers that it reports, for example ``loss`` and ``nll_loss`` (both in bits) and ``ppl``.
@@ -58,7 +67,10 @@ def validate(command: Sequence[str]) -> dict[str, float]:
 
 
 def read_validation(output: str) -> dict[str, float]:
-    """Read the numbers that fairseq-validate reports at its end with ``--log-format json``.
+    """Read the numbers that fairseq-validate reports at its end.
+
+    Args:
+        output: its output with ``--log-format json``.
 
     Raises:
         SharingError: there is no loss in it.

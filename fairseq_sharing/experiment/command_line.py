@@ -21,6 +21,10 @@ def path_word(path: Path) -> str:
 def refuse_separator(path: Path, what: str) -> None:
     """Refuse a path that fairseq's commands would split into several paths.
 
+    Args:
+        path: the path, as a command will receive it.
+        what: name of the path in the error message.
+
     Raises:
         SharingError: the path contains a colon.
     """

@@ -49,7 +49,12 @@ CheckFlags = Callable[[Mapping[str, Any], Sequence[str]], None]
 
 
 class BadKeyError(SharingError):
-    """A key of a ``train`` block that ``fairseq-train`` would reject or misread."""
+    """A key of a ``train`` block that ``fairseq-train`` would reject or misread.
+
+    Args:
+        key: the key.
+        message: the reason.
+    """
 
     def __init__(self, key: str, message: str):
         super().__init__(f"train.{key}: {message}")

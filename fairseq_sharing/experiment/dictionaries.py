@@ -15,7 +15,12 @@ def dictionary_hashes(data: Path) -> dict[str, str]:
 
 
 def refuse_other_dictionaries(recorded: Mapping[str, str] | None, data: Path, model: object) -> None:
-    """Refuse data whose dictionaries are not those that a model was trained with, if its record has their hashes.
+    """Refuse data whose dictionaries are not those that a model was trained with.
+
+    Args:
+        recorded: hashes from the run's record; None for runs that recorded none.
+        data: the data directory.
+        model: the run, for the error message.
 
     Raises:
         SharingError: a dictionary differs or is missing.

@@ -14,7 +14,14 @@ KEYS = ("source_lang", "target_lang")
 
 
 def direction_of(named: Mapping[str, Any], what: object) -> Direction | None:
-    """Read both languages of a manifest, a run record, a ``train`` block or a checkpoint's task, if it names both.
+    """Read both languages of a manifest, a run record, a ``train`` block or a checkpoint's task.
+
+    Args:
+        named: a mapping that may have ``source_lang`` and ``target_lang``.
+        what: its name in errors.
+
+    Returns:
+        The direction; None if a language is missing, as in the data of a language model.
 
     Raises:
         SharingError: a language is not a plain language code.
@@ -27,6 +34,9 @@ def direction_of(named: Mapping[str, Any], what: object) -> Direction | None:
 
 def inferred_direction(binarized: Path) -> Direction | None:
     """Infer the direction from the names of binarized files, as fairseq does without ``-s`` and ``-t``.
+
+    Args:
+        binarized: the data directory of fairseq-train.
 
     Returns:
         The direction; None if the directory does not exist or its file names contain no language pair.
@@ -51,7 +61,13 @@ def refuse_other_languages(train: Mapping[str, Any], manifest: Mapping[str, Any]
 
 
 def refuse_other_direction(trained: Direction | None, has: Direction | None, model: object, data: Path) -> None:
-    """Reject data whose direction differs from that of the model; None is an unknown direction.
+    """Reject data whose direction differs from that of the model.
+
+    Args:
+        trained: the direction of the model; None if unknown.
+        has: the direction of the data; None if unknown.
+        model: the name of the model in errors.
+        data: the prepared data directory.
 
     Raises:
         SharingError: the directions differ; the error names both.

@@ -83,6 +83,9 @@ def device() -> dict[str, Any]:
 def training_device(threads: int) -> dict[str, Any]:
     """Return the training device with everything that can change the rounding of its results.
 
+    Args:
+        threads: number of torch threads per process.
+
     Returns:
         The entries of `device`, ``threads``, and on a CPU ``instructions``: the instruction set that torch's kernels
         use, and the sets of the processor for which its libraries have other kernels.

@@ -90,6 +90,10 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
 def check_name(name: Any, what: str) -> str:
     """Check a name that is used as one segment of a path, and return it.
 
+    Args:
+        name: the name, as read from a file or a command line.
+        what: its description in errors.
+
     Raises:
         SharingError: the name contains other characters, or starts with a dot or a dash.
     """

@@ -18,9 +18,14 @@ from fairseq_sharing.layer_map import MAX_LAYERS
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed values of an option or of each element of a list, which ``description`` names in errors.
+    """Allowed values of an option or of each element of a list.
 
-    ``open_below`` and ``open_above`` exclude ``least`` and ``most``.
+    Attributes:
+        least: the least value.
+        most: the largest value.
+        description: the allowed values, for errors.
+        open_below: whether ``least`` itself is not allowed.
+        open_above: whether ``most`` itself is not allowed.
     """
 
     least: float
@@ -82,7 +87,10 @@ _PAIRS = ("adam_betas", "adamax_betas", "lamb_betas")
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
-    """Refuse option values that make no sense, including those that are defaults of the architecture.
+    """Refuse option values that make no sense.
+
+    Args:
+        values: options of ``fairseq-train`` by name, including the defaults of the architecture.
 
     Raises:
         BadKeyError: a value is outside of its range, a pair has another length, or the attention heads do not divide a

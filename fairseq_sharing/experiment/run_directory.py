@@ -86,7 +86,11 @@ RECORD: Schema = {
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one training run, whose directory need not exist yet."""
+    """The files of one training run.
+
+    Args:
+        path: the directory; it need not exist yet.
+    """
 
     path: Path
 
@@ -161,9 +165,12 @@ class RunDirectory:
         )
 
     def record(self, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Return ``run.json``, with the needed fields; an empty record if the run was never started.
+        """Return ``run.json``; an empty record if the run was never started.
 
         Its ``train_seconds`` is null if the training went on after its launcher, which measures the time, was killed.
+
+        Args:
+            needed: the required fields.
 
         Raises:
             SharingError: the file is not a record.
@@ -294,7 +301,13 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 def default_directory(config: DictConfig, runs: Path, row: str | None = None) -> Path:
-    """Return the default directory of a run, or of another row of the same study."""
+    """Return the default directory of a run.
+
+    Args:
+        config: the composed configuration.
+        runs: the directory of all runs.
+        row: another row of the same study; the row of the configuration if None.
+    """
     return runs / (config.get("study") or config.dataset) / f"{row or config.run}-seed{config.seed}"
 
 

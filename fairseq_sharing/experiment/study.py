@@ -63,6 +63,8 @@ class Study:
     Args:
         name: the file name without suffix; also the directory name of its runs and results.
         file: the study file.
+        question: the question that the study answers.
+        data: the training data.
         recipe: the recipe file, which configures the training of every row; None if no row is trained here.
         rows: for each row, the configuration block in which it differs from the recipe.
         map_of: for a row that trains with the final layer map of another row, that row.

@@ -76,7 +76,12 @@ class FastAttention(MultiheadAttention):
             key: S x B x C, or None if cached; T x B x C in self-attention; or a projected source.
             value: the same as the key.
             key_padding_mask: B x S, True at padding; or a full additive mask, B x 1 x (1 or T) x S.
+            incremental_state: the decoding cache of all modules.
+            need_weights: whether to return the attention weights.
+            static_kv: whether the cached keys are complete.
             attn_mask: T x S, added to the scores.
+            before_softmax: whether to return the raw scores.
+            need_head_weights: whether to return the weights of each head.
 
         Returns:
             The attended values, T x B x C, and the weights if requested.
@@ -180,7 +185,11 @@ def _scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
 
 
 def use_fast_attention(model: nn.Module) -> None:
-    """Switch every fairseq attention in a model to the fast implementation; its parameters do not change."""
+    """Switch every fairseq attention in a model to the fast implementation.
+
+    Args:
+        model: the model. Its modules change; its parameters and their names do not.
+    """
     for module in model.modules():
         if type(module) is MultiheadAttention and _supported(module):
             module.__class__ = FastAttention
@@ -198,7 +207,9 @@ def full_mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, x: Tens
 
     Args:
         key_padding_mask: B x S, True at padding.
+        attn_mask: T x S, added to the scores.
         x: the query input, T x B x C.
+        src_len: S.
     """
     shape = (x.size(1), 1, 1 if attn_mask is None else x.size(0), src_len)
     return _add_masks(key_padding_mask, attn_mask, x, product_dtype(x), shape)

@@ -24,10 +24,13 @@ _shapes: Any = _config
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile the Transformer layers of a model with fast attention for training; its parameters do not change.
+    """Compile every fairseq Transformer layer in a model for training.
 
     Validation and decoding are not compiled. A stack has one graph for batches of several sentences and one for a
     single sentence, for all lengths and with or without padding.
+
+    Args:
+        model: a model with fast attention. Its layers change; its parameters and their names do not.
 
     Raises:
         SharingError: if an attention module has no fast implementation.

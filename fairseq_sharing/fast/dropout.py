@@ -19,7 +19,12 @@ class FastDropout(FairseqDropout):
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Apply dropout; ``inplace`` has an effect only where torch's dropout runs."""
+        """Apply dropout.
+
+        Args:
+            x: any shape.
+            inplace: change ``x`` in place; only where torch's dropout runs.
+        """
         dropping = self.p > 0 and (self.training or self.apply_during_inference)
         if not dropping or x.device.type != "cpu":
             return super().forward(x, inplace)
@@ -27,7 +32,15 @@ class FastDropout(FairseqDropout):
 
 
 def keep_mask(x: Tensor, p: float) -> Tensor:
-    """Draw the mask for a tensor on CPU: 0 for dropped elements, otherwise the scale that preserves the expectation."""
+    """Draw the mask for a tensor on CPU: 0 for dropped elements, otherwise the scale that preserves the expectation.
+
+    Args:
+        x: any shape.
+        p: dropout probability, 0 to 1.
+
+    Returns:
+        A mask of the tensor's shape and type.
+    """
     dropped = round(p * _LEVELS)
     if dropped == _LEVELS:
         return torch.zeros_like(x)
@@ -51,7 +64,11 @@ def _(x: Tensor, _p: float) -> Tensor:
 
 
 def use_fast_dropout(model: nn.Module) -> None:
-    """Replace every fairseq dropout module in a model; its parameters and buffers do not change."""
+    """Replace every fairseq dropout module in a model.
+
+    Args:
+        model: the model. Its modules change; its parameters and buffers do not.
+    """
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is FairseqDropout:

@@ -31,6 +31,7 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
 
         Args:
             model: an encoder-decoder or language model with a plain output projection.
+            sample: a fairseq batch.
             reduce: whether to sum over the tokens; if not, fairseq's own loss is used.
 
         Returns:
@@ -46,7 +47,15 @@ class FusedLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion
     def score(
         self, model: Any, sample: dict[str, Any], **asked: Any
     ) -> tuple[Tensor, int, dict[str, Any], dict[str, Any]]:
-        """Return the results of ``forward``, and the model's extra outputs for additional arguments.
+        """Run a model on a batch and sum its losses.
+
+        Args:
+            model: see ``forward``.
+            sample: a batch.
+            asked: additional arguments of the model.
+
+        Returns:
+            The results of ``forward``, and the model's extra outputs.
 
         Raises:
             SharingError: if the model has an adaptive softmax.

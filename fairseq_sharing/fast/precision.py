@@ -21,7 +21,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 @cache
 def warn_of_slow_bf16(device: str) -> None:
-    """Warn, once, if the processor has no bf16 units and therefore emulates bf16 products."""
+    """Warn, once, if the processor has no bf16 units and therefore emulates bf16 products.
+
+    Args:
+        device: type of the device, ``cpu`` or ``cuda``.
+    """
     # Older versions of torch do not report this.
     found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if device == "cpu" and found.get("architecture") == "x86_64" and not any(map(found.get, _BF16_UNITS)):

@@ -22,7 +22,12 @@ def fix_numpy() -> None:
 
 
 def get_buckets(sizes: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Return the lengths of --num-batch-buckets, as fairseq does with numpy 1; equal buckets are merged."""
+    """Return the lengths of --num-batch-buckets, as fairseq does with numpy 1.
+
+    Args:
+        sizes: length of each sentence.
+        num_buckets: number of buckets; equal ones are merged.
+    """
     return np.unique(np.percentile(sizes, np.linspace(0, 100, num_buckets + 1), method="lower")[1:])
 
 

@@ -17,6 +17,9 @@ def avoid_unusable_amx(cpuinfo: str = "/proc/cpuinfo") -> None:
 
     On such a machine, oneDNN configures no tiles, and the first bf16 product ends the process with an illegal
     instruction. Call this before the first matrix product of the process. An existing ONEDNN_MAX_CPU_ISA is kept.
+
+    Args:
+        cpuinfo: Linux's description of the processor; nothing is done if it does not exist.
     """
     try:
         described = Path(cpuinfo).read_text()

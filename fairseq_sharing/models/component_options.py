@@ -25,6 +25,10 @@ _WITHOUT = {
 def refuse_unlike_stacks(args: Namespace, stacks: tuple[str, ...]) -> None:
     """Reject ``--cross-stack-sharing`` for stacks whose layers differ.
 
+    Args:
+        args: fairseq's arguments after the architecture was applied.
+        stacks: the stacks that the model has.
+
     Raises:
         SharingError: only one stack, or stacks that differ in width, heads or components.
     """

@@ -23,6 +23,10 @@ def as_namespace(cfg: Any) -> Any:
 def flags_of(cfg: DictConfig, model: str) -> Namespace:
     """Collect the flags that fairseq-train would pass to a model.
 
+    Args:
+        cfg: the model's part of a configuration of fairseq-hydra-train.
+        model: the registered model.
+
     Returns:
         The options of the model and of all other parts, for the model's checks of combinations.
 

@@ -20,7 +20,12 @@ _CLASSES = {
 
 
 def layer_class(cfg: Any, stack: str) -> type:
-    """Return the class of a stack's layers; fairseq's own if no option changes it."""
+    """Return the class of a stack's layers; fairseq's own if no option changes it.
+
+    Args:
+        cfg: fairseq's TransformerConfig with the sharing options.
+        stack: ``encoder`` or ``decoder``.
+    """
     plain, admin, deep_norm = _CLASSES[stack]
     chosen = {WithoutFFN: getattr(cfg, f"{stack}_no_ffn"), B2T: cfg.b2t, deep_norm: cfg.deepnorm}
     return _composed(*(mixin for mixin, on in chosen.items() if on), plain if cfg.admin == "off" else admin)

@@ -15,8 +15,10 @@ def load_ensemble(
     """Load the models of checkpoints and the task with their dictionaries.
 
     Args:
+        checkpoints: the files.
         data: the folder of the dictionaries and of binarized text.
         languages: language code of each side ("source", "target").
+        name: the model, for error messages.
 
     Returns:
         The models on the CPU, fairseq's task, and the configuration of the last checkpoint.

@@ -108,6 +108,8 @@ def apply_preset(args: Namespace, known: Iterable[str], size: Callable[[Namespac
     """Replace ``--preset`` by its options; those that are given keep their values.
 
     Args:
+        args: fairseq's arguments, before the defaults of the architecture.
+        known: the options that the model has.
         size: sets the defaults of the architecture.
 
     Raises:

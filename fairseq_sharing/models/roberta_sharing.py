@@ -50,7 +50,11 @@ class RobertaSharingModel(SharingModel, roberta.RobertaModel):
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model; missing arguments get the defaults of ``roberta_sharing``.
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; missing ones get the defaults of ``roberta_sharing``.
+            task: a masked-language-modeling task with its dictionary.
 
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.

@@ -42,7 +42,11 @@ class NotScriptable:
     """Mixin for a module that TorchScript cannot compile: layers that share parameters depend on Python objects."""
 
     def __prepare_scriptable__(self):
-        """Refuse torch.jit.script, which calls this first, also for a module that contains this one."""
+        """Refuse torch.jit.script, which calls this first, also for a module that contains this one.
+
+        Raises:
+            SharingError: always.
+        """
         raise SharingError(
             f"torch.jit.script: {type(self).__name__} cannot be compiled; allowed: the stock fairseq model that "
             "fairseq-sharing export --materialize writes, or torch.compile (--compile)"
@@ -72,9 +76,10 @@ class SharedStack(NotScriptable, DepthStack, DepthSteps):
         return layer
 
     def change_map(self, sharing: StackSharing) -> dict[nn.Parameter, nn.Parameter]:
-        """Change the layer map; return for each new Parameter the one that it was copied from.
+        """Change the layer map. A layer that becomes independent starts from the values it shared.
 
-        A layer that becomes independent starts from the values it shared.
+        Returns:
+            A map from each new Parameter to the Parameter that it was copied from.
         """
         origins = retie_stack(self, self.sharing, sharing)
         self.sharing = sharing
@@ -229,7 +234,11 @@ class SharingModel(NotScriptable, DepthModel):
                 set_closed_form(stack.layers)
 
     def profile_admin(self, forward: Callable[[], object]) -> None:
-        """Set Admin's residual weights from the first training batch, once and equally on all ranks."""
+        """Set Admin's residual weights from the first training batch, once and equally on all ranks.
+
+        Args:
+            forward: runs the model on that batch.
+        """
         if not self.training or not self.admin_pending:
             return
         stacks = list(self.stacks.values())

@@ -137,7 +137,11 @@ def known_options() -> set[str]:
 
 
 def stack_sharing(cfg: Any, stack: str) -> StackSharing:
-    """Read the sharing of a stack from fairseq's arguments or its TransformerConfig.
+    """Read the sharing of a stack from the options.
+
+    Args:
+        cfg: fairseq's arguments or its TransformerConfig.
+        stack: ``encoder`` or ``decoder``.
 
     Raises:
         SharingError: if the options give no layer map.
@@ -152,6 +156,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     """Check the sharing options against each other and against the other arguments of a model.
 
     Args:
+        args: fairseq's arguments after the architecture was applied.
         stacks: the stacks that the model has.
 
     Returns:
@@ -241,6 +246,8 @@ def register_size(
     """Register an architecture with the size of a fairseq architecture and optional sharing.
 
     Args:
+        model: the registered model.
+        name: the architecture's name.
         size: fairseq's function that sets the sizes.
         check: raises a SharingError for arguments that the model does not support.
 

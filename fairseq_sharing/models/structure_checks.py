@@ -14,6 +14,10 @@ STRUCTURES = ("encoder_no_ffn", "decoder_no_ffn", "embedding_factor_dim", *RESID
 def check_structures(args: Namespace, stacks: tuple[str, ...]) -> None:
     """Check the options of structures against each other and against the other arguments of a model.
 
+    Args:
+        args: fairseq's arguments after the architecture was applied.
+        stacks: the stacks that the model has.
+
     Raises:
         SharingError: with the flag, its value and the allowed values.
     """

@@ -41,7 +41,11 @@ class TransformerLanguageModelSharing(SharingModel, transformer_lm.TransformerLa
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model; missing arguments get the defaults of ``transformer_lm_sharing``.
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_lm_sharing``.
+            task: a language-modeling task with its dictionary.
 
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.

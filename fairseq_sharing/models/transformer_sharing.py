@@ -85,7 +85,11 @@ class TransformerSharingModel(SharingModel, transformer_legacy.TransformerModel)
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model; missing arguments get the defaults of ``transformer_sharing``.
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_sharing``.
+            task: a translation task with both dictionaries.
 
         Raises:
             SharingError: if the options give no layer map or cannot be combined with it.

@@ -52,6 +52,9 @@ class MoECounts:
 
         Only matrix products count: routers, selected experts, attention, and the projections before and after the
         decoder.
+
+        Args:
+            length: number of source tokens and of target tokens.
         """
         total = length * self.decoder.output_embed_dim * len(self.decoder.dictionary)
         for projection in (self.decoder.project_in_dim, self.decoder.project_out_dim):

@@ -20,6 +20,7 @@ class DenseSizes:
 
     Attributes:
         embed_dim: d.
+        heads: number of attention heads.
         head_dim: width of a head; heads * head_dim may differ from d.
         ffn_dim: hidden width of the feed-forward layer.
         rotary_dim: channels of a head that are rotated.
@@ -41,7 +42,10 @@ class DenseLayer(nn.Module):
     """x <- x + Attention(LN(x)); x <- x + W2 ReLU(W1 LN(x) + b1) + b2.
 
     Args:
+        sizes: sizes of the layer.
         num_layers: L, depth of the stack. Initial standard deviations are sqrt(2 / L) / sqrt(inputs), as in MoEUT.
+        dropout: dropout on what is added to the residual stream.
+        attention_dropout: dropout on attention probabilities.
 
     Source: the baseline of Csordas et al. 2024, MoEUT, section 3, which does not specify its initialization.
     """

@@ -234,6 +234,7 @@ def tiles(ends: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
 
     Args:
         ends: end of each expert's pairs, (E,), int32.
+        pairs: M.
 
     Returns:
         Expert (-1 for unused tiles) and first pair of each tile, (M // TILE + E,), int32. This is the maximum number of
@@ -256,7 +257,9 @@ def multiply(x: Tensor, bank: Tensor, dispatch: Dispatch, readers: int, transpos
     Args:
         x: rows, (M / readers, in), contiguous.
         bank: (E, in, out), or (E, out, in) if transposed.
+        dispatch: dispatch of M pairs.
         readers: pairs that read one row.
+        transposed: multiply by the transposed matrices.
 
     Returns:
         (M, out), in token order.
@@ -307,8 +310,10 @@ def outer(
     Args:
         left: rows, (M / left_readers, in), contiguous.
         right: rows, (M / right_readers, out), contiguous.
+        dispatch: dispatch of M pairs.
         left_readers: pairs that read one row of ``left``.
         right_readers: pairs that read one row of ``right``.
+        dtype: type of the sums.
 
     Returns:
         (E, in, out).
@@ -368,6 +373,7 @@ def weighed_sum(rows: Tensor, each: int, gates: Tensor | None, dtype: torch.dtyp
         rows: (M, C), contiguous.
         each: rows per sum.
         gates: (M,); all 1 if None.
+        dtype: type of the sums.
 
     Returns:
         (M / each, C).

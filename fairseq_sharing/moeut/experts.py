@@ -52,6 +52,7 @@ class Dispatch:
 
     Args:
         experts: expert of each pair, (tokens, pairs per token).
+        num_experts: number of matrices in the bank.
     """
 
     def __init__(self, experts: Tensor, num_experts: int):
@@ -97,8 +98,11 @@ def choose_backend(
     than 16 bytes. On a CPU, a loop is faster than padding a bank for grouped_mm.
 
     Args:
+        device: device of the rows.
         shape: shape of the bank, (num_experts, in, out).
+        tokens: number of tokens.
         pairs: matrices per token.
+        dtype: type of the products.
     """
     aligned = not any(size * dtype.itemsize % _ALIGNMENT for size in shape[1:])
     kernels = device.type == "cuda" and dtype.itemsize == 2 and has_kernels("cuda")

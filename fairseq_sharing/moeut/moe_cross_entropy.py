@@ -81,6 +81,8 @@ class MoECrossEntropyCriterion(FusedLabelSmoothedCrossEntropyCriterion):
         """Compute the loss.
 
         Args:
+            model: a model with expert banks.
+            sample: a batch.
             reduce: sum over tokens; otherwise the loss is that of ``label_smoothed_cross_entropy``.
 
         Returns:

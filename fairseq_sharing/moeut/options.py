@@ -104,6 +104,7 @@ def fill(args: Namespace, sizes: dict[str, Any]) -> None:
     """Set missing arguments to the values of a size, and other missing expert options to their defaults.
 
     Args:
+        args: fairseq's arguments.
         sizes: values by name. ``unique_layers`` applies to strategies with a free choice of M.
     """
     unique_layers = sizes.get("unique_layers")
@@ -211,7 +212,12 @@ def refuse_fixed(args: Namespace, stacks: tuple[str, ...]) -> None:
 
 
 def layer_sizes(cfg: Any, stack: str) -> LayerSizes:
-    """Return the layer sizes of a stack."""
+    """Return the layer sizes of a stack.
+
+    Args:
+        cfg: fairseq's arguments or its TransformerConfig.
+        stack: ``encoder`` or ``decoder``.
+    """
     own = getattr(cfg, f"{stack}_ffn_experts")
     return LayerSizes(
         embed_dim=getattr(cfg, f"{stack}_embed_dim"),

@@ -87,8 +87,12 @@ class PeriLayer(nn.Module):
     In cross-attention, keys, value router and values read the normalized output of the encoder.
 
     Args:
+        sizes: sizes of the layer.
         num_layers: L, depth of the stack; a shared layer counts as often as it is applied.
+        dropout: dropout on what is added to the residual stream.
+        attention_dropout: dropout on attention probabilities.
         cross_attention: also attend to the output of an encoder.
+        options: options of the expert banks.
 
     Source: Csordas et al. 2024, "MoEUT: Mixture-of-Experts Universal Transformers", section 2.3. The paper has no
         cross-attention; it and the scale of its initialization, sqrt(4 / (3 L)), are this project's.
@@ -125,6 +129,7 @@ class PeriLayer(nn.Module):
 
         Args:
             x: the residual stream, (T, B, d).
+            step: inputs that all layers have in common.
             past: keys and values of earlier positions.
             memory: keys and values of cross-attention, from ``attend_to``.
 
@@ -157,6 +162,7 @@ class PeriLayer(nn.Module):
 
         Args:
             memory: the encoder's output, (S, B, d).
+            step: inputs that all layers have in common.
             keep: True for source tokens that are not padding, (S, B).
         """
         assert self.encoder_attn is not None

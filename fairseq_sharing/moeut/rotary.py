@@ -24,7 +24,10 @@ def rotation(start: int, length: int, width: int, device: torch.device | str | N
     """Compute the angles of consecutive positions: pos * BASE ** (-2 j / width) for channel pair j.
 
     Args:
+        start: the first position.
+        length: number of positions.
         width: rotated channels of a head, even.
+        device: device of the result.
 
     Returns:
         Their cosines and sines, (length, width / 2), fp32.

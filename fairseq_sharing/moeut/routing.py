@@ -35,6 +35,7 @@ class Router(nn.Module):
 
     Args:
         embed_dim: d, channels of a token.
+        num_experts: experts per head.
         top_k: selected experts per head.
         heads: independent choices per token; 1 for a feed-forward bank.
         dropout: probability that an expert cannot be selected for a token during training.
@@ -59,7 +60,11 @@ class Router(nn.Module):
                 self.weight.mul_(std * self.weight.size(1) ** 0.5 / self.weight.norm(dim=1, keepdim=True))
 
     def forward(self, x: Tensor) -> Routing:
-        """Select experts for normalized tokens, (N, embed_dim)."""
+        """Select experts.
+
+        Args:
+            x: normalized tokens, (N, embed_dim).
+        """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         gradients = product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -171,7 +176,9 @@ class RouterUsage:
         """Summarize a router's choices for a batch.
 
         Args:
+            router: the router.
             routing: its choices for T * B tokens, time-major.
+            kind: what is routed.
             keep: True for tokens that are not padding, (T, B).
         """
         length, batch = keep.shape
@@ -194,6 +201,7 @@ def negative_entropy(usages: list[RouterUsage], pool_batch: bool) -> Tensor:
     The mean is over all tokens of a sentence and all usages of the router, that is, all layers that share it.
 
     Args:
+        usages: usages of one router in one batch.
         pool_batch: also average over the sentences of the batch.
 
     Returns:

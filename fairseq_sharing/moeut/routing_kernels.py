@@ -169,6 +169,7 @@ def choose(logits: Tensor, candidates: Tensor, top_k: int) -> tuple[Tensor, Tens
     Args:
         logits: fp32, (N, heads, E), contiguous.
         candidates: the values to select by, the same shape.
+        top_k: number of experts to select.
 
     Returns:
         Experts, numbered head * E + expert, int64, and the sigmoids of their logits, fp32: (N, heads, top_k).

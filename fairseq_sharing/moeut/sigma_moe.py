@@ -22,6 +22,7 @@ class SigmaMoE(nn.Module):
         top_k: K, experts that a token uses.
         expert_dim: d_e, hidden width of an expert.
         scale: initial standard deviations are scale / sqrt(d); sqrt(2 / L) in MoEUT.
+        options: options of the expert banks.
 
     Shape:
         up: (num_experts, embed_dim, expert_dim); down: (num_experts, expert_dim, embed_dim);

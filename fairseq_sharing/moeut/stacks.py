@@ -71,8 +71,10 @@ class MoEUTEncoder(MoEUTStack, TransformerEncoderBase):
 
         Args:
             src_tokens: (B, S).
+            src_lengths: unused; fairseq passes it.
             return_all_hiddens: also return the residual stream before and after each layer.
             token_embeddings: embeddings to use instead of those of the tokens, (B, S, C).
+            return_usage: return the usage of the routers' experts.
 
         Returns:
             fairseq's encoder output, with the usage of each layer as ``usage``.

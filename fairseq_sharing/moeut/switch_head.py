@@ -39,6 +39,8 @@ class SwitchHead(nn.Module):
         num_experts: N_A, matrices per head.
         top_k: K_A, matrices per head that a token uses.
         scale: initial standard deviations are scale / sqrt(d).
+        dropout: dropout on attention probabilities.
+        options: options of the expert banks.
 
     Shape:
         q_proj.weight, k_proj.weight: (H * d_h, d); value_experts: (H * N_A, d, d_h); output_experts: (H * N_A, d_h, d);
@@ -111,6 +113,7 @@ class SwitchHead(nn.Module):
 
         Args:
             normalized: input of queries and output router, (T, B, d).
+            source: keys and values to attend to.
             mask: True where attention is allowed, (B, 1, T or 1, S).
             causal: use causal attention, for T = S, instead of a mask.
             turn: rotary angles of the T positions; None to leave the queries unrotated.

@@ -47,7 +47,11 @@ class MoEUTLanguageModel(MoECounts, SharingModel, transformer_lm.TransformerLang
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model; missing arguments get the defaults of ``transformer_lm_moeut``.
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_lm_moeut``.
+            task: a language-modeling task with its dictionary.
 
         Raises:
             SharingError: if the options give no layer map or no valid expert banks.

@@ -39,7 +39,11 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 
     @classmethod
     def build_model(cls, args: Namespace, task):
-        """Build the model; missing arguments get the defaults of ``transformer_moeut``.
+        """Build the model.
+
+        Args:
+            args: fairseq's arguments; missing ones get the defaults of ``transformer_moeut``.
+            task: a translation task with both dictionaries.
 
         Raises:
             SharingError: if the options give no layer map or no valid expert banks.
@@ -64,8 +68,11 @@ class MoEUTModel(MoECounts, SharingModel, transformer_legacy.TransformerModel):
 
         Args:
             src_tokens: (B, S).
+            src_lengths: unused; fairseq passes it.
             prev_output_tokens: (B, T).
+            return_usage: return the usage of the routers' experts.
             features_only: return the last layer's output instead of scores.
+            unused: other arguments of fairseq, for attention weights.
 
         Returns:
             Scores, (B, T, vocabulary), and a dict with ``usage`` by stack and layer if requested.

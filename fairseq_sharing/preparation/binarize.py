@@ -26,6 +26,10 @@ def preprocess_arguments(languages: list[str], tests: list[str]) -> list[str]:
 
     Args:
         languages: source and target language codes, or the single code of a language model.
+        tests: names of the test sets, which become the subsets test, test1, test2, ...
+
+    Returns:
+        The arguments.
     """
     if len(languages) == 1:
         arguments, end = ["--only-source"], f".{languages[0]}"
@@ -38,22 +42,48 @@ def preprocess_arguments(languages: list[str], tests: list[str]) -> list[str]:
 
 
 def subset_names(tests: list[str]) -> dict[str, str]:
-    """Map the test sets, in order, to fairseq's subset names: test, test1, test2, ..."""
+    """Map the test sets to fairseq's subset names.
+
+    Args:
+        tests: names of the test sets in order.
+
+    Returns:
+        fairseq's subset per test set: test, test1, test2, ...
+    """
     return {name: f"test{number or ''}" for number, name in enumerate(tests)}
 
 
 def dictionary_names(languages: list[str]) -> list[str]:
-    """Return the names of the dictionary files: one per language; dict.txt for a single language."""
+    """Return the names of the dictionary files.
+
+    Args:
+        languages: as for preprocess_arguments.
+
+    Returns:
+        One name per language; dict.txt for a single language.
+    """
     return [f"dict.{lang}.txt" for lang in languages] if len(languages) > 1 else ["dict.txt"]
 
 
 def data_names(subset: str, languages: list[str]) -> list[str]:
-    """Return the names of a subset's data files, one per language, without the suffixes .bin and .idx."""
+    """Return the names of a subset's data files, without the suffixes .bin and .idx.
+
+    Args:
+        subset: train, valid, test, test1, ...
+        languages: as for preprocess_arguments.
+
+    Returns:
+        One name per language.
+    """
     return [f"{subset}.{'-'.join(languages)}.{lang}" for lang in languages] if len(languages) > 1 else [subset]
 
 
 def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
-    """Write the dictionary of a training text, given the count of each token, to several files.
+    """Write the dictionary of a training text.
+
+    Args:
+        counts: how often each token occurs.
+        paths: files to write, with identical content.
 
     Returns:
         Number of symbols, excluding fairseq's four special symbols.
@@ -70,18 +100,38 @@ def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
 
 
 def read_dictionary(path: Path) -> dict[str, int]:
-    """Read the index of each symbol of a dictionary file, including the special symbols."""
+    """Read the index of each symbol.
+
+    Args:
+        path: a dictionary file.
+
+    Returns:
+        Indices by symbol, including the special symbols.
+    """
     symbols = (*SPECIAL, *(line.rpartition(" ")[0] for line in read_lines(path)))
     return {symbol: number for number, symbol in enumerate(symbols)}
 
 
 def token_type(size: int) -> numpy.dtype[Any]:
-    """Choose the integer type of tokens, as fairseq does, by the number of symbols with the special ones."""
+    """Choose the integer type of tokens, as fairseq does.
+
+    Args:
+        size: number of symbols in the dictionary, including the special symbols.
+
+    Returns:
+        An unsigned type of two or four bytes.
+    """
     return numpy.dtype(numpy.uint16 if size < _SMALL_DICTIONARY else numpy.uint32)
 
 
 def write_index(lengths: Path, kind: numpy.dtype[Any], index: Path) -> None:
-    """Write the index of a file in fairseq's mmap format, given the tokens per sentence, four bytes each."""
+    """Write the index of a file in fairseq's mmap format.
+
+    Args:
+        lengths: file with the number of tokens of each sentence, four bytes each.
+        kind: type of a token.
+        index: the ``.idx`` file to write.
+    """
     number = lengths.stat().st_size // numpy.dtype(numpy.int32).itemsize
     with atomic_write(index) as file:
         file.write(_INDEX_MAGIC + struct.pack("<QBQ", _INDEX_VERSION, _TYPE_CODES[kind], number))

@@ -17,9 +17,12 @@ def binarize_text(steps: ResumableSteps, pool: Workers, text: str, dictionary: s
     """Write ``DATA.bin`` and ``DATA.idx`` of a text, unless this is already done.
 
     Args:
+        steps: the steps of the data directory; all paths are relative to it.
+        pool: the worker processes.
         text: segmented text in the folder ``bpe``, the output of an earlier step.
         dictionary: the dictionary, the output of an earlier step.
         data: the output without suffix.
+        lines: number of lines of the text.
     """
 
     def action() -> dict[str, Any]:

@@ -23,6 +23,9 @@ _FORMAT = "'#version: 0.2', then two symbols per line"
 def read_codes(codes: Path) -> list[str]:
     """Read a file of merge operations, for which subword-nmt would end the process if it is malformed.
 
+    Args:
+        codes: the file.
+
     Returns:
         Its lines: the version, which files of subword-nmt before 0.2 lack, then the merges.
 
@@ -41,6 +44,9 @@ def read_codes(codes: Path) -> list[str]:
 
 class BytePairEncoding:
     """Split words into the same subwords as subword-nmt's apply-bpe, several times as fast.
+
+    Args:
+        codes: file of merge operations in the format of subword-nmt.
 
     Raises:
         SharingError: see `read_codes`.
@@ -61,7 +67,14 @@ class BytePairEncoding:
         self._cache: dict[str, str] = {}
 
     def segment(self, text: str) -> str:
-        """Split the words of a text into subwords; "@@" marks a subword that is not the end of a word."""
+        """Split the words of a text into subwords.
+
+        Args:
+            text: lines of words separated by spaces.
+
+        Returns:
+            The same lines with "@@" after each subword that is not the end of a word.
+        """
         lines = [[word for word in line.strip("\r").split(" ") if word] for line in text.split("\n")]
         new = {word for line in lines for word in line}.difference(self._cache)
         if len(self._cache) + len(new) > _CACHE_WORDS:
@@ -85,6 +98,12 @@ def same_in_any_order(merges: list[tuple[str, str]]) -> bool:
     subword-nmt merges all occurrences of the best pair in a word before it searches again. The tokenizers library
     searches after every merge. The results differ only if a new symbol is part of an earlier pair in the list. With
     merges in the order of learning, this happens only if a symbol can be produced in two ways.
+
+    Args:
+        merges: pairs of symbols in list order.
+
+    Returns:
+        False if the new symbol of a pair is part of an earlier pair.
     """
     used: set[str] = set()
     for one, other in merges:

@@ -55,6 +55,10 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
 def recorded_digest(url: str, folder: Path) -> str | None:
     """Read the recorded checksum of a file without a checksum in the recipe.
 
+    Args:
+        url: see `fetch`.
+        folder: download folder.
+
     Returns:
         The SHA-256 recorded at the first download from this address; None before that.
 
@@ -71,7 +75,13 @@ def recorded_digest(url: str, folder: Path) -> str | None:
 
 
 def file_name(url: str) -> str:
-    """Return the name of a file in a mirror: the last part of the URL's path, decoded, without the query.
+    """Return the name of a file in a mirror.
+
+    Args:
+        url: see `fetch`.
+
+    Returns:
+        The last part of the URL's path, decoded, without the query.
 
     Raises:
         SharingError: the last part is not a file name.
@@ -133,7 +143,13 @@ def _find(folder: Path, name: str, mirror: str) -> Path:
 
 
 def local_path(location: str) -> Path | None:
-    """Return the local path of a path or a file:// URL; None for http(s).
+    """Return the local path of a location.
+
+    Args:
+        location: a path, or a file:// or http(s):// URL.
+
+    Returns:
+        The path; None for http(s).
 
     Raises:
         SharingError: the URL has another scheme.
@@ -152,6 +168,7 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
     """Verify the checksum of a file.
 
     Args:
+        path: the file.
         digest: its expected SHA-256; UNKNOWN accepts any file.
         name: name of the file in error messages; its path if None.
 

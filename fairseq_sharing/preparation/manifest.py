@@ -29,6 +29,10 @@ PREPARE, DISTILL = "prepare", "distill"
 def read_manifest(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read the manifest of a data directory or of an exported model.
 
+    Args:
+        folder: the directory.
+        needed: required keys.
+
     Returns:
         The manifest; empty if there is none, such as in the output of fairseq-preprocess.
 
@@ -71,7 +75,13 @@ def command_of(folder: Path) -> str:
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
-    """Parse the manifest of a finished or unfinished directory and check its fields.
+    """Parse a manifest and check its fields.
+
+    Args:
+        file: the manifest of a finished or unfinished directory.
+
+    Returns:
+        Its content.
 
     Raises:
         SharingError: the file is not a manifest, or it contains a path outside of its folder.

@@ -17,9 +17,13 @@ def sentences(lines: Iterable[str], markup: str) -> Iterator[str]:
     """Extract the sentences of a text with markup.
 
     Args:
+        lines: lines of the file.
         markup: ``iwslt_tags``: every line is a sentence, except for those with a URL, a talk's number or keywords;
             titles and descriptions are kept without their tags. ``iwslt_xml``: the sentences are the ``seg`` elements,
             one per line, with plain apostrophes. Empty: every line is a sentence.
+
+    Yields:
+        The sentences.
 
     Source:
         Which lines count, and the apostrophes: prepare-iwslt14.sh of fairseq, from which most published results come.

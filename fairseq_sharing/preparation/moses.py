@@ -13,14 +13,25 @@ from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
 
 class Normalizer(MosesPunctNormalizer):
-    """Normalize punctuation."""
+    """Normalize punctuation.
+
+    Args:
+        lang: language code.
+    """
 
     def __init__(self, lang: str):
         super().__init__(lang)
         self._rules = [(needed(pattern), re.compile(pattern), text) for pattern, text in self.substitutions]
 
     def normalize(self, text: str) -> str:
-        """Normalize a sentence as sacremoses does: plain quotes, dashes and spaces."""
+        """Normalize a sentence as sacremoses does.
+
+        Args:
+            text: the sentence.
+
+        Returns:
+            The sentence with plain quotes, dashes and spaces.
+        """
         for literal, pattern, replacement in self._rules:
             if literal in text:
                 text = pattern.sub(replacement, text)
@@ -28,7 +39,14 @@ class Normalizer(MosesPunctNormalizer):
 
 
 def needed(pattern: str) -> str:
-    """Return a string that a text must contain for a pattern of sacremoses to change it; empty if unknown."""
+    """Return a string that a text must contain for a pattern to change it.
+
+    Args:
+        pattern: regular expression of a sacremoses rule.
+
+    Returns:
+        The longest literal outside of groups; empty if unknown.
+    """
     if pattern == " +":  # replaced by one space, so single spaces do not change
         return "  "
     outside = re.split(r"(?<!\\)\(.*?(?<!\\)\)", pattern)
@@ -38,7 +56,11 @@ def needed(pattern: str) -> str:
 
 
 class Tokenizer(MosesTokenizer):
-    """Split words and punctuation."""
+    """Split words and punctuation.
+
+    Args:
+        lang: language code.
+    """
 
     def __init__(self, lang: str):
         super().__init__(lang)

@@ -41,7 +41,14 @@ class Workers:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Apply a picklable function to items, read only as fast as processed; yield the results in order.
+        """Apply a function to items and yield the results in the order of the items.
+
+        Args:
+            function: picklable, called in a worker process.
+            items: picklable items, read only as fast as they are processed.
+
+        Yields:
+            One result per item.
 
         Raises:
             SharingError: a process was killed.

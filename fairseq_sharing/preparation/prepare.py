@@ -44,8 +44,13 @@ def prepare(recipe: Recipe, directory: Path, mirror: str | None = None, workers:
     """Create or update a data directory.
 
     Args:
+        recipe: the recipe of the dataset.
+        directory: the output directory.
         mirror: local folder, file:// or http(s):// URL with the files of the recipe's URLs.
         workers: number of processes; None for one per CPU.
+
+    Returns:
+        The manifest.
 
     Raises:
         SharingError: an invalid text or flag; the message names the file and line, or the flag.

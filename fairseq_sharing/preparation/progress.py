@@ -42,6 +42,8 @@ def progress(
     """Show a progress bar during a task.
 
     Args:
+        description: name of the task.
+        total: total number of units; None if unknown.
         unit: plural name of the unit.
         done: number of units that an earlier run completed.
 

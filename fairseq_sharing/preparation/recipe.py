@@ -190,7 +190,11 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """List the datasets with a recipe, sorted."""
+    """List the datasets with a recipe.
+
+    Returns:
+        Their names, sorted.
+    """
     return sorted(path.parent.name for path in recipes_dir().glob("*/recipe.yaml"))
 
 
@@ -200,6 +204,9 @@ def load_recipe(dataset: str, overrides: Mapping[str, Any] | None = None) -> Rec
     Args:
         dataset: name of a dataset, or the path of a recipe.yaml.
         overrides: see `build_recipe`.
+
+    Returns:
+        The resolved recipe.
 
     Raises:
         SharingError: an unknown dataset or an invalid setting.
@@ -219,8 +226,12 @@ def files_recipe(
 
     Args:
         train: prefix of the training texts: PREFIX.en and PREFIX.de, or the same with the suffix .gz.
+        valid: prefix of the validation texts.
         tests: test sets, each as NAME=PREFIX.
         overrides: see `build_recipe`; source_lang and target_lang are required.
+
+    Returns:
+        The resolved recipe.
 
     Raises:
         SharingError: a flag or file is missing; the message names it.
@@ -249,10 +260,14 @@ def build_recipe(
     """Check the content of a recipe and fill in the defaults.
 
     Args:
+        dataset: name of the dataset.
         content: mapping in the format shown at the top of this module.
         overrides: source_lang, target_lang, tokenizer, subword, subword_size, the keys of SENTENCEPIECE and of
             CLEANING; None values are ignored.
         path: the recipe's file; local paths in it are relative to its folder.
+
+    Returns:
+        The resolved recipe.
 
     Raises:
         SharingError: an invalid value; the message names the key or flag, its value and the allowed values.

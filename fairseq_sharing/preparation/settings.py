@@ -26,6 +26,11 @@ _TOKENIZER_SWITCHES = ("normalize", "aggressive_dashes", "escape", "lowercase")
 def read_cleaning(where: str, content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the limits of training pairs; None to keep all pairs.
 
+    Args:
+        where: name of the recipe in error messages.
+        content: the recipe.
+        given: settings of the command line, without missing ones.
+
     Raises:
         SharingError: an unknown key, or a limit for a recipe that keeps every line.
     """
@@ -45,6 +50,9 @@ def read_subword(where: str, content: Mapping[str, Any], given: Mapping[str, Any
     """Read the settings of the subwords.
 
     Args:
+        where: name of the recipe in error messages.
+        content: the recipe.
+        given: settings of the command line, without missing ones.
         path: the recipe's file; the path of existing merges is relative to its folder.
 
     Raises:
@@ -78,6 +86,9 @@ def read_tokenizer(where: str, content: Mapping[str, Any], given: Mapping[str, A
     """Read the settings of the tokenizer.
 
     Args:
+        where: name of the recipe in error messages.
+        content: the recipe.
+        given: settings of the command line, without missing ones.
         subword: name of the kind of subwords, which determines the default.
 
     Raises:
@@ -134,6 +145,11 @@ def check_subword(subword: Mapping[str, Any]) -> None:
 def check_choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
     """Check that a value is one of the allowed ones.
 
+    Args:
+        flag: name of the value in the error message.
+        value: the value.
+        allowed: the allowed values.
+
     Raises:
         SharingError: it is none of them.
     """
@@ -142,7 +158,13 @@ def check_choice(flag: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def check_at_least(flag: str, value: object, least: float, kind: type[int] | type[float] = int) -> None:
-    """Check that a value is a finite number and large enough; ``kind`` int refuses fractions.
+    """Check that a value is a finite number and large enough.
+
+    Args:
+        flag: name of the value in the error message.
+        value: the value.
+        least: the lowest allowed value.
+        kind: int to refuse fractions.
 
     Raises:
         SharingError: it is not a number of that kind, or too small.

@@ -38,6 +38,12 @@ class Text:
 def identity(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror: str | None) -> dict[str, str]:
     """Identify the texts of a corpus; fetch only texts whose checksum is not yet known.
 
+    Args:
+        corpus: texts of a recipe.
+        languages: language code per side.
+        folder: download folder.
+        mirror: see `fetch`.
+
     Returns:
         The checksum of each text by language, with its member name in an archive.
     """
@@ -60,6 +66,9 @@ def _identity(source: Source, folder: Path, mirror: str | None) -> str:
 def refuse_same_names(corpora: Iterable[Corpus]) -> None:
     """Reject texts that a mirror would confuse, because it identifies files only by name.
 
+    Args:
+        corpora: all texts of a recipe.
+
     Raises:
         SharingError: two files without a checksum have the same name.
     """
@@ -75,7 +84,16 @@ def refuse_same_names(corpora: Iterable[Corpus]) -> None:
 
 
 def find_texts(corpus: Corpus, languages: Mapping[str, str], folder: Path, mirror: str | None) -> list[Text]:
-    """Find the texts of a corpus, one per side; fetch missing ones.
+    """Find the texts of a corpus; fetch missing ones.
+
+    Args:
+        corpus: texts of a recipe.
+        languages: language code per side.
+        folder: download folder.
+        mirror: see `fetch`.
+
+    Returns:
+        One text per side.
 
     Raises:
         SharingError: a text cannot be fetched or has the wrong checksum.

@@ -21,7 +21,10 @@ _TEMPORARY = (".tmp", ".journal.tmp", ".journal.tmp.tmp", ".lengths.tmp", ".leng
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lock a data directory, created if missing, against a second run.
+    """Lock a data directory against a second run.
+
+    Args:
+        directory: the directory; created if missing.
 
     Raises:
         SharingError: another run is using the directory.
@@ -45,6 +48,10 @@ class ResumableSteps:
     records are stored under another name, from which a stopped run resumes.
 
     While a step is running, ``key`` identifies its settings and inputs.
+
+    Args:
+        directory: the data directory, locked.
+        command: the command that makes it.
 
     Raises:
         SharingError: the directory contains files but no manifest, so it may be unrelated, or its manifest is damaged
@@ -90,6 +97,7 @@ class ResumableSteps:
         """Run a step unless it is finished.
 
         Args:
+            name: name of the step.
             settings: everything except the inputs that determines the outputs.
             inputs: outputs of earlier steps; for other files, a mapping from name to SHA-256.
             outputs: files that the step writes, relative to the directory.
@@ -126,7 +134,14 @@ class ResumableSteps:
         return dict(record["result"])
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write and return the manifest of the complete directory, and remove outputs of earlier recipes."""
+        """Write the manifest of the complete directory and remove outputs of earlier recipes.
+
+        Args:
+            manifest: the manifest without "steps" and "files".
+
+        Returns:
+            The complete manifest.
+        """
         self._remove_earlier()
         complete = {**manifest, **self._command, "steps": self._used, "files": dict(sorted(self.hashes.items()))}
         complete = json.loads(json.dumps(complete))

@@ -54,11 +54,17 @@ def process_chunks(
     flushed to disk, and their progress is recorded in a journal next to the first output.
 
     Args:
+        title: label of the progress bar.
         inputs: files with the same number of lines.
+        outputs: files to write.
         function: picklable, called in worker processes.
+        pool: the processes.
         lines: number of lines of each input.
         key: identifies inputs and settings; unfinished outputs with another key are restarted.
         size: number of lines per chunk; None for CHUNK.
+
+    Returns:
+        The sum of the counts.
     """
     journal = outputs[0].with_name(outputs[0].name + ".journal.tmp")
     parts = [output.with_name(output.name + ".tmp") for output in outputs]
@@ -95,7 +101,14 @@ def process_chunks(
 
 
 def split_every(text: Path, every: int, others: Path, chosen: Path) -> None:
-    """Divide a text: every Nth line, from line N on, to the chosen ones, and the rest to the others."""
+    """Divide a text: every Nth line to one file, the others to another.
+
+    Args:
+        text: the text.
+        every: N; the first chosen line is line N.
+        others: file of the other lines.
+        chosen: file of the chosen lines.
+    """
     with text.open("rb") as file, atomic_write(others) as rest, atomic_write(chosen) as nth:
         for number, line in enumerate(file, start=1):
             (rest if number % every else nth).write(line)

@@ -34,6 +34,9 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
 
     Args:
         texts: tokenized texts, read completely; only the word counts are in memory.
+        size: number of merge operations to learn.
+        output: file of the merge operations.
+        pool: processes that count the words.
 
     Returns:
         Number of merge operations learned; fewer than requested if no more pair occurs twice.
@@ -62,7 +65,14 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
 
 
 def copy_bpe(codes: Path, output: Path) -> int:
-    """Copy existing merge operations of subword-nmt and return their number.
+    """Copy existing merge operations.
+
+    Args:
+        codes: file of merge operations in the format of subword-nmt.
+        output: the copy to write.
+
+    Returns:
+        Number of merge operations.
 
     Raises:
         SharingError: the file has another format.
@@ -75,10 +85,16 @@ def copy_bpe(codes: Path, output: Path) -> int:
 
 
 def learn_sentencepiece(texts: list[Path], subword: Mapping[str, Any], output: Path, lines: int) -> int:
-    """Learn a joined unigram model with sentencepiece and return the number of its pieces.
+    """Learn a joined unigram model with sentencepiece.
 
     Args:
+        texts: texts, tokenized or not.
         subword: size, the number of pieces in the model, and optionally character_coverage and max_sentence_length.
+        output: the model file.
+        lines: total number of lines in the texts, for the progress bar.
+
+    Returns:
+        Number of pieces in the model.
 
     Raises:
         SharingError: the texts do not yield that many pieces, have too many different characters, or only lines that
@@ -143,7 +159,16 @@ def _explain(message: str, size: int, settings: Mapping[str, Any], counts: Count
 
 
 def count_words(title: str, texts: list[Path], pool: Workers) -> Counter[str]:
-    """Count the words in texts, which are separated by single spaces or line feeds."""
+    """Count the words in texts.
+
+    Args:
+        title: label of the progress bar.
+        texts: files with words separated by single spaces or line feeds.
+        pool: the processes; each reads separate parts of the files.
+
+    Returns:
+        The number of occurrences of each word.
+    """
     sizes = [(text, text.stat().st_size) for text in texts]
     parts = [(text, start) for text, size in sizes for start in range(0, size, _PART)]
     counts: Counter[bytes] = Counter()

@@ -48,7 +48,13 @@ class Pipeline:
 
     @classmethod
     def from_manifest(cls, data_dir: Path | str) -> Pipeline:
-        """Build the pipeline of a directory made by ``fairseq-sharing prepare``.
+        """Build the pipeline of a data directory.
+
+        Args:
+            data_dir: directory made by ``fairseq-sharing prepare``.
+
+        Returns:
+            The pipeline with the settings and the subword model of that directory.
 
         Raises:
             SharingError: the directory has no manifest, its preparation has not finished, or its subword model has
@@ -75,21 +81,46 @@ class Pipeline:
         )
 
     def encode(self, line: str, side: str = "source") -> str:
-        """Convert a raw sentence to subwords, separated by single spaces."""
+        """Convert a raw sentence to subwords.
+
+        Args:
+            line: one sentence.
+            side: "source" or "target".
+
+        Returns:
+            The subwords, separated by single spaces; empty for an empty sentence.
+        """
         return self.segment(self.tokenize(line, side))
 
     def decode(self, line: str, side: str = "target") -> str:
-        """Convert a model's subwords to a detokenized sentence."""
+        """Convert a model's subwords to a plain sentence.
+
+        Args:
+            line: subwords separated by spaces.
+            side: "source" or "target".
+
+        Returns:
+            The detokenized sentence.
+        """
         return self.detokenize(self.join(line), side)
 
     def detokenize(self, text: str, side: str = "target") -> str:
-        """Convert tokens, separated by spaces, to a plain sentence."""
+        """Convert tokens to a plain sentence.
+
+        Args:
+            text: tokens separated by spaces.
+            side: "source" or "target".
+        """
         if self.tokenizer["name"] == "none":
             return text
         return self._detokenizers[side].detokenize(text.split(), unescape=self.tokenizer.get("escape", False))
 
     def tokenize(self, line: str, side: str = "source") -> str:
         """Normalize and tokenize a raw sentence, without splitting it into subwords.
+
+        Args:
+            line: one sentence.
+            side: "source" or "target".
 
         Returns:
             Tokens separated by single spaces; no token contains white space of any kind.
@@ -108,7 +139,14 @@ class Pipeline:
         return " ".join(line.split())
 
     def segment(self, line: str) -> str:
-        """Split tokens, separated by single spaces, into subwords; the lines of a text stay the same."""
+        """Split tokens into subwords.
+
+        Args:
+            line: tokens separated by single spaces; may be several lines.
+
+        Returns:
+            Subwords separated by single spaces, in the same lines.
+        """
         if self.subword["name"] == "bpe":
             return self._bpe.segment(line)
         if self.subword["name"] == "sentencepiece":
@@ -118,7 +156,14 @@ class Pipeline:
         return line
 
     def join(self, line: str) -> str:
-        """Join subwords to tokens, both separated by spaces."""
+        """Join subwords to tokens.
+
+        Args:
+            line: subwords separated by spaces.
+
+        Returns:
+            Tokens separated by spaces.
+        """
         if self.subword["name"] == "bpe":
             return (line + " ").replace("@@ ", "").strip()
         if self.subword["name"] == "sentencepiece":

@@ -34,6 +34,7 @@ def tokenize_chunk(
         limits: see `clean.reason_to_remove`; None keeps every pair.
         held_out: texts; pairs whose source is one of their lines are removed.
         key: changes whenever the held-out texts change.
+        chunk: raw lines of each side.
 
     Returns:
         The tokenized texts; counts by reason of removal, including "held_out", and "kept_empty".
@@ -61,7 +62,9 @@ def segment_chunk(settings: str, model: Path | None, key: str, chunk: Chunk) -> 
 
     Args:
         settings: arguments of text.Pipeline as JSON.
+        model: the subword model.
         key: changes whenever the model changes.
+        chunk: tokenized lines of each side.
 
     Returns:
         The segmented texts; counts of "tokens", and of pairs with a side that is too long ("over_long").
@@ -78,7 +81,9 @@ def number_chunk(dictionary: Path, key: str, chunk: Chunk) -> Transformed:
     """Convert subwords to dictionary indices.
 
     Args:
+        dictionary: fairseq dictionary file.
         key: changes whenever the dictionary changes.
+        chunk: segmented lines of one side.
 
     Returns:
         The indices of all tokens, with the end-of-sentence index after each line, and the length per line; no counts.

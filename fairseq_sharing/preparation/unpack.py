@@ -21,7 +21,9 @@ def unpack(name: str, corpora: list[list[Text]], outputs: list[Path], expected: 
     space. Everything else is kept, so that translations are scored against the published text.
 
     Args:
+        name: name of the split, for messages.
         corpora: the texts of each corpus, one per side.
+        outputs: output files, one per side.
         expected: expected number of lines of each corpus; None if unknown.
 
     Returns:

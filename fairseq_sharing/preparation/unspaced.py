@@ -24,7 +24,11 @@ _LANGUAGES = (
 
 
 def is_unspaced(code: str) -> bool:
-    """Return whether a language is written without spaces, by a code such as ``zh_CN``, ``zho_Hans`` or ``ZH``."""
+    """Return whether a language is written without spaces.
+
+    Args:
+        code: language code such as ``zh``, ``zh_CN``, ``zho_Hans`` or ``zh-Hant-TW``, in any case.
+    """
     language, script = language_and_script(code)
     return script in _SCRIPTS if script else language in _LANGUAGES
 
@@ -48,7 +52,14 @@ def subword_warning(languages: Iterable[str], subword: str) -> str | None:
 
 
 def removal_hint(removed: Mapping[str, int], pairs: int, languages: Iterable[str], limits: Mapping[str, Any]) -> str:
-    """Explain by the flags of prepare why most pairs were removed; empty if at least half of them were kept."""
+    """Explain by the flags of prepare why most pairs were removed; empty if at least half of them were kept.
+
+    Args:
+        removed: number of removed pairs by reason.
+        pairs: number of pairs before cleaning.
+        languages: language codes.
+        limits: the limits of cleaning.
+    """
     reason = max(removed, key=lambda name: removed[name])
     limit = {"length_ratio": "max_ratio", "too_long": "max_tokens", "long_word": "max_word_length"}.get(reason)
     if limit is None or sum(removed.values()) * 2 <= pairs:

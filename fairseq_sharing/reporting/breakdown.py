@@ -64,7 +64,10 @@ def differing_segments(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], fo
     """Describe the segments in which pairs of rows differ most in chrF, averaged over all seeds.
 
     Args:
+        rows: the experiments.
         pairs: names of the rows; the second is subtracted from the first.
+        folder: the folder of the result files.
+        texts: the raw test sets.
 
     Returns:
         A Markdown page; it quotes the test sets, so it is not for publication where their licenses forbid that.

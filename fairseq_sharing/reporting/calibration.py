@@ -70,7 +70,10 @@ def simulate(sizes: Sequence[int], deviation: float, segment_noise: float = 0.25
 
 @lru_cache
 def split_rates(runs: tuple[float, ...]) -> tuple[float, float]:
-    """Split eight or more runs of one row into two groups, in all ways or 1,000 random ones, and compare the groups.
+    """Split the runs of one row into two groups, in all ways or 1,000 random ones, and compare the groups.
+
+    Args:
+        runs: the primary scores, eight or more.
 
     Returns:
         The proportion of splits that are told apart by the report's comparison, and by Welch's test.

@@ -13,6 +13,10 @@ from fairseq_sharing.reporting.results import Row
 def check_signatures(results: Iterable[dict[str, Any]], folder: Path) -> None:
     """Reject a table that mixes scores with different signatures.
 
+    Args:
+        results: the contents of the result files of a table.
+        folder: the folder that contains them.
+
     Raises:
         SharingError: two results have different signatures of a metric; the message names both.
     """
@@ -32,6 +36,10 @@ def check_signatures(results: Iterable[dict[str, Any]], folder: Path) -> None:
 def check_test_sets(results: Iterable[dict[str, Any]], folder: Path) -> None:
     """Reject a table in which a test set has different numbers of segments.
 
+    Args:
+        results: the contents of the result files of a table.
+        folder: the folder that contains them.
+
     Raises:
         SharingError: two results differ in the number of segments of a test set; the message names both.
     """
@@ -49,6 +57,10 @@ def check_test_sets(results: Iterable[dict[str, Any]], folder: Path) -> None:
 
 def check_decoding(rows: Sequence[Row], folder: Path) -> None:
     """Reject rows whose seeds average different numbers of checkpoints or are decoded with different settings.
+
+    Args:
+        rows: the experiments.
+        folder: the folder that contains their results.
 
     Raises:
         SharingError: two seeds of a row differ; the message names both values.

@@ -57,6 +57,11 @@ class ComparisonPlan:
 def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> ComparisonPlan:
     """Combine the study's declaration in the folder, if any, with the flags of ``report``.
 
+    Args:
+        folder: the results of the study.
+        rows: its rows.
+        flags: the given flags: baseline, primary, metric, margin, variance, family, paired_seeds.
+
     Raises:
         SharingError: a malformed declaration, or a row, test set, metric or margin that does not exist.
     """
@@ -97,7 +102,10 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Co
 
 
 def read_declaration(file: Path) -> dict[str, Any]:
-    """Read the declaration of a study, with its ``compare`` block and the ``earlier`` ones; empty without a file.
+    """Read the declaration of a study, with its ``compare`` block and the list of ``earlier`` ones.
+
+    Args:
+        file: the declaration; without one, both are empty.
 
     Raises:
         SharingError: the file is not readable, or one of these is malformed.

@@ -94,6 +94,10 @@ class Conclusions:
 def conclude(rows: Sequence[Row], plan: ComparisonPlan) -> Conclusions:
     """Compare the rows of a study as planned.
 
+    Args:
+        rows: the experiments.
+        plan: what is compared.
+
     Raises:
         SharingError: a run has no score on a test set of the primary score.
     """

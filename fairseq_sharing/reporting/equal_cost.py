@@ -17,6 +17,10 @@ _MACHINE = ("kind", "name", "count", "threads")
 def equal_cost(rows: Sequence[Row], conclusions: Conclusions) -> tuple[list[str], list[list[str]]]:
     """Make the table of comparisons at equal cost.
 
+    Args:
+        rows: the experiments.
+        conclusions: the comparison of the study, whose primary score is used.
+
     Returns:
         The headers and the cells: one line per row that has a row without sharing of equal cost, one column per kind
         of cost; no cells if no row has one.

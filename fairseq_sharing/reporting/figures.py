@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[str, str]]:
     """Write a PNG, PDF and SVG file for each figure that the results have data for.
 
+    Args:
+        rows: the experiments, in order.
+        folder: the output directory.
+        metric: key of ``METRICS``.
+
     Returns:
         PNG file name and caption of each figure.
     """

@@ -27,7 +27,14 @@ _NOT_IN_TERMINAL = {"Effective parameters", "Peak memory, GiB", "Recipe", "g", "
 
 
 def markdown(rows: Sequence[Row], conclusions: Conclusions, title: str, pictures: Sequence[tuple[str, str]]) -> str:
-    """Format the page of a study in Markdown."""
+    """Format the page of a study in Markdown.
+
+    Args:
+        rows: the experiments.
+        conclusions: the comparison of their scores.
+        title: heading of the page.
+        pictures: file name and caption of each figure.
+    """
     first, *others = sections(rows, conclusions)
     parts = [f"# {title}", _table(first, "github")]
     parts += [_headed(section) for section in others if not section.detailed]

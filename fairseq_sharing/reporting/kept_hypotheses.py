@@ -25,6 +25,10 @@ def keep(hypotheses: Sequence[str], folder: Path, test: str, direction: tuple[st
     Equal translations give equal files: gzip's time stamp is 0.
 
     Args:
+        hypotheses: one translation per segment, without line feeds.
+        folder: the folder of the result file.
+        test: the test set.
+        direction: source and target language.
         system: ``<run>-seed<seed>``.
 
     Returns:
@@ -38,7 +42,11 @@ def keep(hypotheses: Sequence[str], folder: Path, test: str, direction: tuple[st
 
 
 def read_kept(score: Mapping[str, Any], folder: Path) -> list[str]:
-    """Read the translations of a test set, given its fields in a result file and the folder of that file.
+    """Read the translations of a scored test set.
+
+    Args:
+        score: the fields of the test set in a result file.
+        folder: the folder of the result file.
 
     Raises:
         SharingError: the file is missing or damaged, or it does not contain the translations of the result.

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric."""
+    """One metric.
+
+    Attributes:
+        label: its name in tables.
+        lower_is_better: whether a lower value is better.
+    """
 
     label: str
     lower_is_better: bool = False

@@ -13,7 +13,12 @@ from fairseq_sharing.reporting.results import Row, signatures
 
 
 def notes(rows: Sequence[Row], conclusions: Conclusions) -> list[str]:
-    """Explain how to read the tables of a study."""
+    """Explain how to read the tables of a study.
+
+    Args:
+        rows: the experiments.
+        conclusions: their comparison.
+    """
     lines = [*statistical(rows, conclusions), *_missing(rows, conclusions)]
     lines += [*conclusions.warnings(), *equal_hypotheses(rows), *unequal_seeds(rows), *_unequal_machines(rows)]
     lines += [

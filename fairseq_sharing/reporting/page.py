@@ -125,7 +125,18 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 def write_page(
     rows: Sequence[Row], conclusions: Conclusions, title: str, folder: Path, pictures: Sequence[tuple[str, str]]
 ) -> str:
-    """Render the page of a study as HTML with embedded figures, given the file name and caption of each."""
+    """Render the page of a study.
+
+    Args:
+        rows: the experiments, in order.
+        conclusions: the comparison of their scores.
+        title: heading of the page.
+        folder: directory of the figures.
+        pictures: file name and caption of each.
+
+    Returns:
+        The HTML text, with embedded figures.
+    """
     from jinja2 import Environment, StrictUndefined
 
     first, *others = sections(rows, conclusions)

@@ -96,7 +96,14 @@ class Difference:
 
 
 def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Make the table that compares our rows with the paper's; rows that are not in the paper are omitted."""
+    """Make the table that compares our rows with the paper's.
+
+    Args:
+        rows: the experiments; those that are not in the paper are omitted.
+
+    Returns:
+        The headers and the cells.
+    """
     tests = [test for test in TESTS if test in scored_sets(rows)]
     headers = ["Model", "Parameters", "Parameters (paper)", "Speed", "Speed (paper)", "Average"]
     vanilla = next((row for row in rows if row.run == "vanilla"), None)

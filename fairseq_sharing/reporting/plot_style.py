@@ -98,7 +98,12 @@ def finish(axes: Axes) -> None:
 
 
 def widest(texts: Sequence[str], size: float) -> float:
-    """Return the width of the widest text in inches; the font size is in typographic points."""
+    """Return the width of the widest text, in inches.
+
+    Args:
+        texts: the texts.
+        size: font size in typographic points.
+    """
     from matplotlib.textpath import TextPath
 
     ends = (TextPath((0, 0), text, size=size).vertices for text in texts if text.strip())
@@ -111,7 +116,12 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
 
 
 def add_legend(figure: Figure, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Add one legend for all panels below them, never over the data; an entry is a label and its line style."""
+    """Add one legend for all panels below them, never over the data.
+
+    Args:
+        figure: the figure.
+        entries: label and line style of each row.
+    """
     from matplotlib.lines import Line2D
 
     labels = [label for label, _ in entries]
@@ -126,7 +136,13 @@ def add_legend(figure: Figure, entries: Sequence[tuple[str, dict[str, Any]]]) ->
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as PNG, PDF and SVG, named without suffix; equal figures give equal files."""
+    """Write a figure as PNG, PDF and SVG; equal figures give equal files.
+
+    Args:
+        figure: the figure.
+        folder: the output directory.
+        name: file name without suffix.
+    """
     import matplotlib as mpl
 
     # Omit versions and dates. The salt replaces random names in SVG. PDF embeds TrueType fonts, as publishers require.

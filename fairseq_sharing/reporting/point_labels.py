@@ -70,6 +70,10 @@ def add_labels(axes: Axes, points: Sequence[Point]) -> None:
     """Write the number of each point near it, connected to it by a thin line; points that coincide share a label.
 
     Call this after the layout and the limits of the axes are final.
+
+    Args:
+        axes: the panel.
+        points: its points.
     """
     figure = axes.get_figure()
     assert figure is not None

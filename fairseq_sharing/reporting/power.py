@@ -16,6 +16,7 @@ def power(deviation: float, difference: float, seeds: int) -> float:
 
     Args:
         deviation: standard deviation between runs of one row.
+        difference: the true difference of the means.
         seeds: runs per row, two or more.
     """
     from scipy import stats

@@ -33,6 +33,9 @@ Settings = dict[str, str | None]
 def differences(rows: Sequence[Row]) -> list[str]:
     """Name the settings of each row that most rows lack, apart from sharing, M, N, seed and paths.
 
+    Args:
+        rows: the experiments.
+
     Returns:
         For each row, such as ``Admin, width 128``; empty if all its settings are common.
     """

@@ -150,7 +150,10 @@ class Row:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Read all results of a study, one JSON file per run.
+    """Read all results of a folder.
+
+    Args:
+        folder: a study, one JSON file per run.
 
     Returns:
         One row per experiment: vanilla first, then by strategy, M and N.
@@ -202,6 +205,10 @@ def read_result(file: Path) -> dict[str, Any]:
 
 def add_result(file: Path, folder: Path) -> None:
     """Copy a result and its hypotheses to a folder of results, over an earlier one of the same experiment.
+
+    Args:
+        file: the result file.
+        folder: the folder.
 
     Raises:
         SharingError: the file is not a result, a file of hypotheses is missing, or the folder has the result of another

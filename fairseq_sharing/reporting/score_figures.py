@@ -23,13 +23,23 @@ _LEAST_HEIGHT = 0.5  # least extent of the y-axis, so that rounding looks small
 
 
 def score_by_parameters(rows: Sequence[Row], metric: str) -> Figure:
-    """Draw the scores against unique parameters."""
+    """Draw the scores against unique parameters.
+
+    Args:
+        rows: the experiments.
+        metric: key of ``METRICS``.
+    """
     sizes = [Spread.of([float(result["parameters"]["unique"]) for result in row.results]) for row in rows]
     return _panels(rows, metric, sizes, "unique parameters")
 
 
 def score_by_speed(rows: Sequence[Row], metric: str, comparable: Collection[str]) -> Figure | None:
-    """Draw the scores against training speed, of the rows whose speeds are comparable.
+    """Draw the scores against training speed.
+
+    Args:
+        rows: the experiments.
+        metric: key of ``METRICS``.
+        comparable: the names of those whose speeds are comparable.
 
     Returns:
         The figure; None if there are no speeds, or only one of several experiments is left to draw.

@@ -37,6 +37,10 @@ class SegmentStatistics:
     """The sufficient statistics of a metric for each segment of a test set, by run.
 
     A corpus score is computed from their sum, so that segments can be resampled without scoring them again.
+
+    Args:
+        metric: a sacreBLEU metric.
+        references: one reference per segment.
     """
 
     def __init__(self, metric: Any, references: Sequence[str]) -> None:
@@ -65,8 +69,12 @@ def segment_errors(
     gives one score per run, and thus one difference of row means.
 
     Args:
+        rows: the experiments.
+        folder: the folder of their result files; the paths of hypotheses are relative to it.
+        references: raw references by test set.
         tests: the test sets of the primary score, which is their mean.
         metric: bleu, chrf, chrf++ or ter.
+        pairs: names of the rows to compare.
 
     Returns:
         The standard error of each pair; empty if a result names no hypotheses.

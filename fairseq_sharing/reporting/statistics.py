@@ -73,7 +73,11 @@ class Comparison:
         return self._around(_student(1 - LEVEL / 2, self.freedom))
 
     def widened(self, segments: float) -> tuple[float, float]:
-        """95% interval of this comparison alone that also covers the choice of sentences, by its standard error."""
+        """95% interval of this comparison alone that also covers the choice of test sentences.
+
+        Args:
+            segments: standard error over segments.
+        """
         return self._around(_student(1 - LEVEL / 2, self.freedom) * math.hypot(1, segments / self.error))
 
     @property
@@ -125,6 +129,7 @@ def against_baseline(samples: Samples, baseline: str) -> Family | None:
 
     Args:
         samples: one number per run, by row; rows with a single run are left out.
+        baseline: name of the baseline.
 
     Returns:
         The comparisons; None if fewer than two rows have two runs, or if there is no spread.
@@ -169,6 +174,10 @@ def of_pairs(samples: Samples, pairs: Sequence[Pair], separate: bool = False) ->
 
 def of_paired_seeds(runs: Mapping[str, Mapping[int, float]], pairs: Sequence[Pair]) -> Family | None:
     """Compare pairs of rows by the differences of runs with the same seed, with Holm's correction.
+
+    Args:
+        runs: one number per seed, by row.
+        pairs: names of the rows; the second is subtracted from the first.
 
     Returns:
         The comparisons; None if no pair has two common seeds with different differences.

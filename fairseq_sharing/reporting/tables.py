@@ -39,7 +39,12 @@ class Section:
 
 
 def sections(rows: Sequence[Row], conclusions: Conclusions) -> list[Section]:
-    """Make all tables of a study that have lines."""
+    """Make all tables of a study that have lines.
+
+    Args:
+        rows: the experiments, in order.
+        conclusions: the comparison of their scores.
+    """
     against = f" with {conclusions.plan.baseline}" if conclusions.plan.baseline and not conclusions.plan.pairs else ""
     found = [
         Section("", *summary(rows, conclusions.plan.metric), in_terminal=True),
@@ -57,7 +62,15 @@ def sections(rows: Sequence[Row], conclusions: Conclusions) -> list[Section]:
 
 
 def summary(rows: Sequence[Row], metric: str = "bleu") -> tuple[list[str], Cells]:
-    """Make the main table: one experiment per row, mean ± standard deviation per test set."""
+    """Make the main table: one experiment per row, mean ± standard deviation per test set.
+
+    Args:
+        rows: the experiments, in order.
+        metric: key of ``METRICS``.
+
+    Returns:
+        The headers and the cells.
+    """
     tests = scored_sets(rows)
     recipes = differences(rows)
     changing = any(row.schedule for row in rows)

@@ -22,9 +22,13 @@ WEIGHT_DECAY = 0.01  # of the Q-network's AdamW
 
 
 def resolve(actions: Sequence[int]) -> list[int]:
-    """Return the root of each layer: the layer, at most itself, whose weights it finally uses.
+    """Resolve each layer's action to the layer whose weights it finally uses.
 
-    Layer i's action is a value from 0 to i; i means that the layer has its own weights.
+    Args:
+        actions: for layer i a value from 0 to i; i means that the layer has its own weights.
+
+    Returns:
+        The root of each layer i: at most i, and its own root.
     """
     roots: list[int] = []
     for layer, action in enumerate(actions):
@@ -47,7 +51,11 @@ class Agent:
 
     Args:
         depths: number of layers of each stack that the agent decides about.
+        hidden: hidden units of the network.
+        lr: learning rate.
+        discount: discount factor of the next state's value.
         scaled: whether to divide the roots by the index of the last layer.
+        seed: seed of the network and the exploration.
     """
 
     def __init__(self, depths: Sequence[int], hidden: int, lr: float, discount: float, scaled: bool, seed: int):
@@ -73,7 +81,11 @@ class Agent:
         }
 
     def act(self, state: Layers, places: Sequence[Place], epsilon: float) -> tuple[list[int], bool]:
-        """Choose actions for some layers, all at random with probability epsilon, and say whether they are random."""
+        """Choose actions for some layers: all at random with probability epsilon, otherwise the best ones.
+
+        Returns:
+            The actions, and whether they are random.
+        """
         if float(torch.rand(1, generator=self._generator)) < epsilon:
             return [int(torch.randint(layer + 1, (1,), generator=self._generator)) for _, layer in places], True
         with torch.no_grad():
@@ -88,7 +100,15 @@ class Agent:
         next_state: Layers,
         next_places: Sequence[Place],
     ) -> None:
-        """Perform one step of Q-learning on the roots before the actions and those when the next decision is due."""
+        """Perform one step of Q-learning.
+
+        Args:
+            state: roots before the actions.
+            actions: the chosen action of each layer.
+            reward: reward of these actions.
+            next_state: roots when the next decision is due.
+            next_places: the layers of the next decision.
+        """
         with torch.no_grad():
             ahead = self.values(next_state)
             target = reward + self._discount * sum(float(ahead[place].max()) for place in next_places)

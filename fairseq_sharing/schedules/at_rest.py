@@ -31,6 +31,7 @@ def untie(checkpoint: Mapping[str, Any], merge: bool = False) -> dict[str, Any]:
     """Give every layer of a training checkpoint its own parameters and its own copy of their optimizer state.
 
     Args:
+        checkpoint: result of ``load_checkpoint`` for any shared model.
         merge: merge the adapters and factors of each depth into its matrices. Their optimizer state is dropped.
 
     Returns:

@@ -14,7 +14,11 @@ from fairseq_sharing.schedules.unshare import Unshare, UnshareRule
 
 
 def build_schedule(options: Namespace, sharing: Mapping[str, StackSharing]) -> Schedule:
-    """Build the schedule of the result of ``read_options``, with the initial sharing of each stack.
+    """Build a schedule.
+
+    Args:
+        options: result of ``read_options``, with a schedule.
+        sharing: initial sharing of each stack.
 
     Raises:
         SharingError: if the schedule cannot start with the initial map.

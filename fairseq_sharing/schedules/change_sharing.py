@@ -23,7 +23,9 @@ def change_sharing(
     """Change the sharing of a model during training and update everything that lists its parameters.
 
     Args:
+        model: a shared model.
         changes: for each stack, the new sharing and the frozen layers.
+        optimizer: fairseq's optimizer of the model.
         wrapped: the model in its data-parallel wrapper, or the model itself.
         also_optimized: parameters outside the model that the optimizer updates, for example those of a criterion.
         inherit: whether a parameter that becomes independent gets a copy of the optimizer state of its origin, instead
@@ -52,7 +54,9 @@ def follow_model(
 
     Args:
         optimizer: fairseq's optimizer: plain, AMP, memory-efficient or with unflattened fp32 master weights.
+        parameters: the trainable parameters, in that order.
         origins: for each new parameter, the parameter that it was copied from.
+        inherit: whether a new parameter also gets a copy of its origin's optimizer state.
     """
     inner = optimizer.optimizer
     (group,) = inner.param_groups

@@ -26,6 +26,10 @@ class Dynamic(Schedule):
 
     Until its first decision, a layer keeps its initial values and is frozen by default. The first decision about a
     layer always applies, even "use layer 0", which is also its initial state.
+
+    Args:
+        options: the schedule's options.
+        maps: initial layer map of each stack; no layers may be shared.
     """
 
     def __init__(self, options: Namespace, maps: Mapping[str, LayerMap]):

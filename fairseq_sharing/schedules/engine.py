@@ -28,7 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs a schedule in fairseq's trainer."""
+    """Runs a schedule in fairseq's trainer.
+
+    Args:
+        schedule: the schedule.
+        model: the shared model.
+        options: the schedule's options.
+    """
 
     def __init__(self, schedule: Schedule, model: Any, options: Namespace):
         self._schedule, self._model, self._options = schedule, model, options
@@ -46,6 +52,9 @@ class Engine:
     @contextmanager
     def training_step(self, update: int) -> Iterator[None]:
         """Collect gradients per layer, or restrict them to each set's owner, in the enclosed forward and backward pass.
+
+        Args:
+            update: updates made before this one.
 
         Raises:
             SharingError: if the model resumes from a changed map without the state of its schedule.
@@ -67,7 +76,12 @@ class Engine:
             yield
 
     def after_update(self, trainer: Any, mean_nll: Callable[[Callable[[int, int], list[int]]], float]) -> None:
-        """Run the schedule after an update; ``mean_nll`` is that of ``Observation``."""
+        """Run the schedule after an update.
+
+        Args:
+            trainer: fairseq's trainer of the model.
+            mean_nll: as in ``Observation``.
+        """
         update = trainer.get_num_updates()
         if update == self._seen:
             return  # fairseq's trainer calls itself again after a batch that overflowed

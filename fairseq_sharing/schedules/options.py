@@ -111,7 +111,11 @@ RANGES = {
 
 
 def read_options(cfg: Any, seed: int = 1) -> Namespace:
-    """Read the options of a schedule from a task's configuration; ``seed`` is that of the training.
+    """Read the options of a schedule from a task's configuration.
+
+    Args:
+        cfg: the configuration.
+        seed: seed of the training.
 
     Raises:
         SharingError: if a value is not allowed, or if an option is missing or belongs to another schedule.
@@ -153,7 +157,10 @@ def _check_together(options: Namespace) -> None:
 
 
 def check_training(args: Any) -> None:
-    """Reject options of fairseq that a changing layer map cannot be combined with.
+    """Reject options that a changing layer map cannot be combined with.
+
+    Args:
+        args: all arguments of fairseq.
 
     Raises:
         SharingError: with the flag and the allowed values.

@@ -34,6 +34,9 @@ def recorded_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 def final_map_options(run: Path | str) -> dict[str, str]:
     """Return the options that give a new model the final layer maps of a trained one.
 
+    Args:
+        run: a checkpoint or a run directory of ``fairseq-sharing train``.
+
     Returns:
         ``encoder_sharing`` (custom), ``encoder_layer_map`` and so on, for each stack.
 
@@ -53,7 +56,11 @@ def final_map_options(run: Path | str) -> dict[str, str]:
 
 
 class Replay(Schedule):
-    """Repeat the recorded map changes of a run, from a checkpoint of it.
+    """Repeat the recorded map changes of a run.
+
+    Args:
+        file: a checkpoint of the run.
+        maps: initial layer map of each stack.
 
     Raises:
         SharingError: if the checkpoint is not readable, records no changes, or started with other layer maps.

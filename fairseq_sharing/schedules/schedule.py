@@ -16,6 +16,8 @@ class Decision:
     """New layer maps and frozen layers.
 
     Attributes:
+        maps: layer map of each stack that changes.
+        reason: why, in words.
         frozen: for each stack, the layers that do not train yet.
     """
 

@@ -16,9 +16,14 @@ class TrainingLoss:
         self.batches: Any = None
 
     def measure(self, trainer: Any, draw: Callable[[int, int], list[int]]) -> float:
-        """Measure the loss of as many batches as an update has, over all ranks, in nats per target token.
+        """Measure the loss without dropout and label smoothing on as many batches as an update has, over all ranks.
 
-        Dropout and label smoothing are off. ``draw`` is that of ``Observation``; each rank takes its share.
+        Args:
+            trainer: fairseq's trainer.
+            draw: returns batch indices for (number of batches, count), equal on all ranks. Each rank takes its share.
+
+        Returns:
+            Nats per target token.
         """
         frozen, dataset = self.batches.frozen_batches, self.batches.dataset
         ranks, rank = trainer.data_parallel_world_size, trainer.data_parallel_rank

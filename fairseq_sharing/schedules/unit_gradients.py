@@ -18,6 +18,9 @@ class UnitGradients:
 
     While collecting, the layers of a shared set run with proxy parameters: the same storage, but separate gradients.
     These are recorded and then added to the gradient of the shared parameter, so the update itself does not change.
+
+    Args:
+        stack: a shared stack.
     """
 
     def __init__(self, stack: Any):
@@ -57,7 +60,10 @@ class UnitGradients:
                 torch.distributed.all_reduce(self._gradients[name])
 
     def cosines(self, pairs: Sequence[tuple[Unit, Unit]]) -> list[float]:
-        """Compare the gradients of pairs of units with the same number of layers.
+        """Compare the gradients of pairs of units.
+
+        Args:
+            pairs: pairs of units with the same number of layers.
 
         Returns:
             The cosine of the two gradients of each pair, over all parameters that their layers share; 1 if a gradient

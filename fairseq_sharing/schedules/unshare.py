@@ -73,7 +73,12 @@ def split_between(layer_map: LayerMap, chains: list[list[Unit]], pairs: list[Pai
 
 
 class Unshare(Schedule):
-    """SWE-F, SWE-A and SWE-M, independently for each stack."""
+    """SWE-F, SWE-A and SWE-M, independently for each stack.
+
+    Args:
+        rule: the conditions.
+        maps: initial layer map of each stack.
+    """
 
     def __init__(self, rule: UnshareRule, maps: Mapping[str, LayerMap]):
         self._rule = rule

@@ -27,6 +27,7 @@ class DepthClassifier:
         settings: the depths to choose from, in ascending number of layers.
         weight: W, one row per setting (float64).
         bias: b (float64).
+        costs: what the depths cost.
         training: how it was trained: target, penalty, subset, sentences.
 
     Source: Elbayad et al. 2020, "Depth-Adaptive Transformer", sequence-specific depth.
@@ -44,7 +45,14 @@ class DepthClassifier:
         return min(setting["encoder"] for setting in self.settings)
 
     def choose(self, means: Tensor) -> list[int]:
-        """Choose the most probable setting for each mean state (sentences x width); of equals, the smallest."""
+        """Choose the most probable setting of each sentence, of equals the one with the fewest layers.
+
+        Args:
+            means: the mean state of the encoder for each sentence (sentences x width).
+
+        Returns:
+            Indices of settings.
+        """
         return first_best(means.double() @ self.weight.T + self.bias)
 
     def per_sentence(self, chosen: Sequence[int], lengths: Sequence[int]) -> float:

@@ -24,6 +24,7 @@ class Costs:
         """Return the mean MACs per sentence, including the choice of the depth.
 
         Args:
+            chosen: the index of the setting of each sentence.
             lengths: the source tokens of each sentence, with the end of the sentence.
             classifier: MACs of the classifier's matrix product.
         """

@@ -108,7 +108,11 @@ def read_classifier(checkpoint: Path) -> DepthClassifier:
 
 
 def check_fit(classifier: DepthClassifier, model: Any, file: Path) -> None:
-    """Refuse a classifier with other depths or another width than the model."""
+    """Check that a model has the depths and the width of a classifier.
+
+    Raises:
+        SharingError: it does not.
+    """
     trained = model.depths.settings if getattr(model, "depths", None) else ()
     for setting in classifier.settings:
         if setting not in [dict(known) for known in trained]:

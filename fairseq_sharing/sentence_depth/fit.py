@@ -13,7 +13,11 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 def fit(inputs: Tensor, targets: Tensor, classes: int, held_out: Tensor) -> tuple[Tensor, Tensor]:
     """Fit the weights, which have a unique optimum, and choose the L2 penalty on held-out examples.
 
-    ``inputs`` are examples x width; those that ``held_out`` marks are not fitted.
+    Args:
+        inputs: examples x width.
+        targets: the class of each example.
+        classes: number of classes.
+        held_out: marks the examples that are not fitted.
 
     Returns:
         Weight (classes x width) and bias (float64).

@@ -13,6 +13,11 @@ from fairseq_sharing.models.loading import load_ensemble
 def load_model(checkpoint: Path, data: Path, languages: Mapping[str, str]) -> tuple[Any, Any]:
     """Load a translation model that was trained at several depths.
 
+    Args:
+        checkpoint: the file.
+        data: the folder of the binarized data.
+        languages: language code of each side ("source", "target").
+
     Returns:
         The model in evaluation mode, and fairseq's task.
 
@@ -25,7 +30,16 @@ def load_model(checkpoint: Path, data: Path, languages: Mapping[str, str]) -> tu
 
 
 def check_model(model: Any, task: Any, name: object) -> None:
-    """Refuse a model whose depth cannot be chosen per sentence."""
+    """Check that the depth of a model can be chosen per sentence.
+
+    Args:
+        model: the model.
+        task: fairseq's task.
+        name: the model, for error messages.
+
+    Raises:
+        SharingError: it cannot.
+    """
     from fairseq.tasks.translation import TranslationTask
 
     if not isinstance(task, TranslationTask):
@@ -40,7 +54,11 @@ def check_model(model: Any, task: Any, name: object) -> None:
 
 
 def load_subset(task: Any, subset: str, data: Path) -> Any:
-    """Load binarized sentence pairs; a SharingError if there is no such subset."""
+    """Load binarized sentence pairs.
+
+    Raises:
+        SharingError: there is no such subset.
+    """
     try:
         task.load_dataset(subset)
     except FileNotFoundError:

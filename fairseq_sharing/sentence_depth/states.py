@@ -19,7 +19,10 @@ def in_batches(
     """Yield the batches of a dataset, sentences of similar length together; ``id`` numbers the sentences.
 
     Args:
+        dataset: a pair dataset of fairseq.
         max_tokens: tokens per batch, including padding; a longer sentence is a batch of its own.
+        device: ``cpu`` or ``cuda``.
+        numbers: the sentences to use; None for all.
     """
     from fairseq import utils
 
@@ -42,7 +45,12 @@ def within_positions(dataset: Any, model: Any) -> list[int]:
 
 
 def refuse_too_long(dataset: Any, model: Any, name: str) -> None:
-    """Refuse a pair dataset with a sentence that has more tokens than the model has positions.
+    """Refuse a dataset with a sentence that has more tokens than the model has positions.
+
+    Args:
+        dataset: a pair dataset of fairseq.
+        model: the model.
+        name: the dataset, for the error message.
 
     Raises:
         SharingError: with the line of the first one.
@@ -65,6 +73,7 @@ def mean_states(model: Any, depth: int, inputs: Mapping[str, Any]) -> Tensor:
     Args:
         model: a model in evaluation mode; its depth is that of the encoder afterwards.
         depth: the number of layers of the encoder that run.
+        inputs: ``src_tokens`` and ``src_lengths`` of a batch.
 
     Returns:
         Sentences x width, on the CPU.
@@ -77,9 +86,16 @@ def mean_states(model: Any, depth: int, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def choose_depths(model: Any, classifier: DepthClassifier, batches: Iterable[dict[str, Any]], count: int) -> list[int]:
-    """Return the index of each sentence's setting; ``id`` of the batches numbers the sentences from 0.
+    """Choose the setting of each sentence.
 
-    The model runs all layers afterwards.
+    Args:
+        model: the model of the classifier; afterwards it runs all layers.
+        classifier: the classifier.
+        batches: batches of sentences, which ``id`` numbers from 0.
+        count: number of sentences.
+
+    Returns:
+        The index of the setting of each sentence.
     """
     chosen = [0] * count
     for batch in batches:

@@ -18,6 +18,8 @@ def sentence_scores(model: Any, settings: Sequence[Setting], sample: dict[str, A
 
     Args:
         model: a model in evaluation mode; afterwards it runs all layers.
+        settings: the depths.
+        sample: a batch with its targets.
         target: ``likelihood``, the log-probability of the reference (natural logarithm), or ``correctness``, the
             number of its tokens that are the most probable ones.
 

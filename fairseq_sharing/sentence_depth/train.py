@@ -28,6 +28,8 @@ class Outcome:
     """What the training of a classifier gave.
 
     Attributes:
+        file: the classifier.
+        settings: its depths.
         sentences: number of sentences, and of those among them that were not fitted.
         held_out: see ``sentences``; all following values are about these.
         scores: the mean score at each depth.
@@ -66,10 +68,15 @@ def train_classifier(
     """Train the classifier of a checkpoint and write it beside the checkpoint.
 
     Args:
+        checkpoint: the model, which is not changed.
+        data: the folder of its binarized data.
+        languages: language code of each side ("source", "target").
         measure: measures the costs of settings, given also the size of the target dictionary.
         target: the score whose best depth is learned; see ``sentence_scores``.
         penalty: see ``best_depths``.
+        subset: the sentences to learn from.
         sentences: use at most this number of sentences, evenly spaced.
+        device: ``cpu`` or ``cuda``.
         advance: called with the number of sentences completed since the last call.
 
     Returns:

@@ -18,7 +18,13 @@ _KEPT = ("checkpoint_average", "checkpoint_last")
 
 @dataclass(frozen=True)
 class Removable:
-    """The checkpoints of a run that can be removed, and their size in bytes."""
+    """The checkpoints of a run that can be removed.
+
+    Attributes:
+        run: the run directory.
+        files: the checkpoints.
+        size: their size in bytes.
+    """
 
     run: Path
     files: tuple[Path, ...]
@@ -26,11 +32,14 @@ class Removable:
 
 
 def removable_checkpoints(folder: Path) -> list[Removable]:
-    """Find the checkpoints of finished runs in a folder that no result needs.
+    """Find the checkpoints of finished runs that no result needs.
 
     A run is finished if it was trained to its end and evaluated since. Its averaged checkpoints and
     ``checkpoint_last.pt`` are kept. Runs that are being trained or evaluated are skipped, and so are runs whose average
     is missing or damaged, since it could not be made again.
+
+    Args:
+        folder: a run directory, a directory of runs, or a directory of studies.
     """
     found = []
     for path in _run_directories(folder):

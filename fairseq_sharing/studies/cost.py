@@ -31,6 +31,7 @@ class RowEstimate:
     """The cost of one run of a row.
 
     Args:
+        run: the name of the row.
         parameters: unique parameters.
         tokens: target tokens in training.
         flops: floating-point operations in training.

@@ -18,7 +18,14 @@ from fairseq_sharing.studies.states import RunState, read_directory
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run directory with its state, or what is damaged, and its bytes on disk."""
+    """A run directory.
+
+    Attributes:
+        path: the directory.
+        state: its state; None if its files are damaged.
+        error: what is damaged.
+        disk: bytes on disk.
+    """
 
     path: Path
     state: RunState | None
@@ -28,7 +35,13 @@ class ListedRun:
 
 @dataclass(frozen=True)
 class ListedData:
-    """A prepared data directory: languages and number of training segments, or what is damaged; bytes on disk."""
+    """A prepared data directory.
+
+    Attributes:
+        path: the directory.
+        description: languages and number of training segments, or what is damaged.
+        disk: bytes on disk.
+    """
 
     path: Path
     description: str

@@ -31,7 +31,10 @@ def is_available() -> bool:
 def shared_gpus(folder: Path, *, wanted: bool, console: Console) -> Iterator[None]:
     """Run an MPS daemon while runs share GPUs, unless one is running already; set the environment of its clients.
 
-    Its pipes and logs are in ``folder``. Does nothing unless ``wanted``.
+    Args:
+        folder: directory for the daemon's pipes and logs.
+        wanted: whether several runs share a GPU.
+        console: reports a daemon that does not start.
     """
     running = Path(os.environ.get(_PIPE, _DEFAULT_PIPE), "control").exists()
     if not wanted or running or not is_available():

@@ -24,7 +24,13 @@ _OVERRIDES = ("train.", "evaluate.", "tokens_per_batch=")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One row with one seed, and its run directory."""
+    """One row with one seed.
+
+    Args:
+        row: the row.
+        seed: the seed.
+        directory: the run directory.
+    """
 
     row: str
     seed: int
@@ -41,6 +47,7 @@ class StudyPlan:
     """A study as requested on the command line.
 
     Args:
+        study: the study.
         config: the study's name or file as given.
         rows: rows to run; empty for all.
         seeds: seeds for every row; empty for those of the study.

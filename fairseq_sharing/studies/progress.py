@@ -17,7 +17,12 @@ from fairseq_sharing.training.progress import duration
 
 
 class StudyProgress:
-    """Show how much of a study is done and how long the rest takes."""
+    """Show how much of a study is done and how long the rest takes.
+
+    Args:
+        console: where to show it.
+        title: the name of the study.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
@@ -47,7 +52,13 @@ class StudyProgress:
         say(self._console, text)
 
     def update(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState], current: Sequence[str]) -> None:
-        """Show the states of all runs; ``current`` are those that this process trains or evaluates."""
+        """Show the states of all runs.
+
+        Args:
+            runs: all runs of the study.
+            states: the state of each run by its name.
+            current: names of the runs that this process trains or evaluates.
+        """
         done, left = fraction_done(runs, states), self.seconds_left(runs, states)
         finished = sum(state.state == State.FINISHED for state in states.values())
         text = f"{finished} of {len(runs)} runs finished" + (f", about {duration(left)} left" if left else "")
@@ -79,6 +90,10 @@ def fraction_done(runs: Sequence[PlannedRun], states: Mapping[str, RunState]) ->
     """Return the fraction of a study's training that is done, 0 to 1.
 
     A run weighs as long as a finished run of its row took, or the mean of all finished rows.
+
+    Args:
+        runs: all runs of the study.
+        states: the state of each run by its name.
     """
     known: dict[str, list[float]] = {}
     for run in runs:

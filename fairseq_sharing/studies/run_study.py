@@ -22,8 +22,10 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
     """Run what is missing of a study, then report what is finished. Re-run to resume.
 
     Args:
+        plan: the study.
         jobs: number of runs at once; None to choose it by the machine.
         budget: seconds after which the runs are stopped and the finished ones reported; None for no limit.
+        console: shows commands and progress.
 
     Raises:
         SharingError: the data or the report failed, or, after all other runs have finished, some runs failed.

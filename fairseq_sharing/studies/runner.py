@@ -46,7 +46,14 @@ class _Job:
 
 
 class StudyRunner:
-    """Trains and evaluates the runs of a study; stops after ``budget`` seconds, if that is not None."""
+    """Trains and evaluates the runs of a study.
+
+    Args:
+        plan: the study.
+        slots: the slots of this machine.
+        progress: shows events and progress.
+        budget: seconds after which the runs are stopped; None for no limit.
+    """
 
     def __init__(self, plan: StudyPlan, slots: list[Slot], progress: StudyProgress, budget: float | None = None):
         self._plan, self._progress = plan, progress

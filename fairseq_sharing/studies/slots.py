@@ -28,6 +28,7 @@ class Slot:
     """A share of the machine.
 
     Args:
+        name: its cores or GPUs, for messages.
         cores: the CPU cores of its processes; empty for all.
         variables: environment variables of its processes.
     """
@@ -40,7 +41,10 @@ class Slot:
 def cpu_slots(jobs: int, cores: Sequence[int], processes: int | None = None) -> list[Slot]:
     """Divide the CPU cores into disjoint slots of equal size.
 
-    Runs of several ``processes`` divide the threads themselves.
+    Args:
+        jobs: number of slots.
+        cores: the usable cores.
+        processes: ``--devices`` of each run; with several, ``train`` divides the threads itself.
     """
     each = len(cores) // jobs
     threads = {name: str(each) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if (processes or 1) == 1 else {}
@@ -49,7 +53,13 @@ def cpu_slots(jobs: int, cores: Sequence[int], processes: int | None = None) -> 
 
 
 def gpu_slots(jobs: int, gpus: int, each: int) -> list[Slot]:
-    """Assign GPUs to slots: ``each`` GPUs per slot, or several slots per GPU."""
+    """Assign GPUs to slots: ``each`` GPUs per slot, or several slots per GPU.
+
+    Args:
+        jobs: number of slots.
+        gpus: number of GPUs.
+        each: GPUs per run.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
     slots = []
@@ -66,7 +76,9 @@ def open_slots(plan: StudyPlan, jobs: int | None, console: Console) -> Iterator[
     """Divide this machine into slots; several runs per GPU share it by CUDA MPS, if available.
 
     Args:
+        plan: the study.
         jobs: number of slots; None for as many as cores, GPUs and memory allow, and at most one per run.
+        console: reports the slots.
 
     Raises:
         SharingError: more slots than the machine has cores, or runs that need more GPUs than it has.

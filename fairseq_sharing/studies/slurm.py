@@ -42,6 +42,7 @@ def submission(plan: StudyPlan, file: Path, flags: str) -> list[str]:
 
     Args:
         plan: the study; its devices are GPUs, or none for a training on the CPU.
+        file: the file with ``job_lines``.
         flags: additional sbatch flags, e.g. ``--partition gpu --time 24:00:00``; they take precedence.
 
     Raises:
@@ -56,9 +57,15 @@ def submission(plan: StudyPlan, file: Path, flags: str) -> list[str]:
 
 
 def submit(plan: StudyPlan, flags: str, console: Console) -> str:
-    """Submit an array job that trains all runs, and return its Slurm ID. The data must be prepared.
+    """Submit an array job that trains all runs. The data must be prepared.
 
-    The command and, if the job cannot start, the reason are printed. ``flags`` are additional sbatch flags.
+    Args:
+        plan: the study.
+        flags: additional sbatch flags.
+        console: where the command and, if the job cannot start, the reason are printed.
+
+    Returns:
+        The Slurm job ID.
 
     Raises:
         SharingError: sbatch is missing or failed.

@@ -44,6 +44,7 @@ class RunState:
     """The state of one run.
 
     Attributes:
+        state: the state.
         fraction: fraction of the training that is done, 0 to 1.
         epoch: the current epoch; 0 before the first log record.
         updates: the updates so far.
@@ -72,6 +73,7 @@ def read_directory(run: RunDirectory, wanted: DictConfig | None, results: Path |
     """Read the state of a run directory.
 
     Args:
+        run: the run directory.
         wanted: the configuration to train with; a run that was trained with other settings has to continue. None for
             the run's own.
         results: directory that must contain the result of a finished run; None if the run directory is enough.

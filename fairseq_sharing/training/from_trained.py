@@ -25,6 +25,7 @@ def write_tied(config: DictConfig, run: RunDirectory) -> None:
     Args:
         config: the composed configuration. ``from_trained`` gives the checkpoint or run directory, in which ``{seed}``
             stands for the run's seed, and the settings ``init``, ``align`` and ``fit_iterations`` of ``tie``.
+        run: the run directory.
 
     Raises:
         SharingError: the checkpoint is missing or damaged, or it cannot be tied with the run's options.

@@ -33,6 +33,10 @@ STATUS_OF_FAILURE = 2  # the command itself failed, with one line on stderr
 def train(plan: Plan, console: Console) -> None:
     """Train, or resume an interrupted run. A finished run is left unchanged.
 
+    Args:
+        plan: the planned run.
+        console: where progress is printed.
+
     Raises:
         SharingError: the data is missing, the run was started with a different configuration, another process is
             training it, its translations could not be scored, or ``fairseq-train`` fails.

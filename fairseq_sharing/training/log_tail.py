@@ -19,7 +19,12 @@ GIB = 1024**3
 
 
 class LogTail:
-    """Read the lines that are appended to a log file from now on, and pass every JSON record on."""
+    """Read the lines that are appended to a log file from now on.
+
+    Args:
+        file: an existing log file.
+        progress: receives every JSON record.
+    """
 
     def __init__(self, file: Path, progress: TrainingProgress) -> None:
         self._log = file.open("rb")

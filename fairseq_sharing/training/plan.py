@@ -75,9 +75,12 @@ class Plan:
     """One training run, ready to start.
 
     Args:
+        config: the composed configuration.
+        run: the run directory.
         data: the data directory, created by ``fairseq-sharing prepare``.
         devices: processes per machine: one per GPU or, without GPUs, each with an equal share of the CPU cores.
         cuda: whether to train on GPUs.
+        machines: the machines.
     """
 
     config: DictConfig
@@ -217,9 +220,12 @@ def make_plan(
     """Choose the run directory, data and devices of a run.
 
     Args:
+        config: the composed configuration.
+        run: the run directory; that of ``default_directory`` if None.
         runs: the directory of all runs.
         data: the data directory; if None, ``data`` of the configuration, or ``data/<dataset>``.
         devices: GPUs per machine, or CPU processes if it has no GPU; all GPUs, or one process, if None.
+        machines: the machines.
         fit_memory: whether to choose ``train.max_tokens`` by device memory.
 
     Raises:

@@ -26,9 +26,13 @@ Process = subprocess.Popen  # its output goes to the log file
 
 
 def spawn(command: Sequence[str], output: int, inherited: Sequence[int], variables: Mapping[str, str]) -> Process:
-    """Start one of ``PROGRAMS`` with this Python; ``output`` is the descriptor for its stdout and stderr.
+    """Start one of ``PROGRAMS`` with this Python.
 
-    It inherits the given descriptors and gets the given environment.
+    Args:
+        command: the program's name and its arguments.
+        output: descriptor for its stdout and stderr.
+        inherited: descriptors to keep open in it.
+        variables: its environment.
     """
     return subprocess.Popen(
         [sys.executable, "-m", PROGRAMS[command[0]], *command[1:]],
@@ -44,11 +48,16 @@ def spawn(command: Sequence[str], output: int, inherited: Sequence[int], variabl
 
 
 def wait(process: Process, record: dict[str, Any], read: Callable[[], None], received: list[int]) -> int:
-    """Wait for a process and return its status; kill it if it has not ended some time after a signal was received.
+    """Wait for a process; kill it if it has not ended some time after a signal was received.
 
     Args:
+        process: the process.
         record: its ``peak_memory_bytes`` is raised to the peak memory of the process.
         read: called at every poll.
+        received: the signals received so far.
+
+    Returns:
+        The exit status.
     """
     kill_at = None
     while (status := poll(process, record)) is None:

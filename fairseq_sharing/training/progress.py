@@ -19,7 +19,13 @@ LINE_PERIOD = 60.0
 
 
 class TrainingProgress:
-    """Show a progress bar on a terminal; elsewhere print a line per minute within an epoch, and one after it."""
+    """Show a progress bar on a terminal; elsewhere print a line per minute within an epoch, and one after it.
+
+    Args:
+        console: where to show it.
+        name: the name of the run.
+        config: the composed configuration; ``max_epoch`` and ``max_update`` define the end of training.
+    """
 
     def __init__(self, console: Console, name: str, config: DictConfig) -> None:
         self._console = console
@@ -56,9 +62,11 @@ class TrainingProgress:
         self._bar.stop()
 
     def update(self, kind: str, record: dict[str, Any]) -> None:
-        """Process a JSON record of the log.
+        """Process one JSON record of the log.
 
-        The kind is ``train_inner`` (each log interval), ``train`` (each epoch) or the name of a validation subset.
+        Args:
+            kind: ``train_inner`` (each log interval), ``train`` (each epoch) or the name of a validation subset.
+            record: its values, as written by fairseq.
         """
         self._epoch = int(record.get("epoch") or self._epoch)
         self._within = ""

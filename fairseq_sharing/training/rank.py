@@ -72,7 +72,10 @@ def after_roll_call(train: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_places(places: Sequence[tuple[str, str, str]]) -> None:
-    """Reject two ranks on one GPU; a place is a host, a device and the device's name.
+    """Reject two ranks on one GPU.
+
+    Args:
+        places: for each rank, its host, device and device name.
 
     Raises:
         SharingError: two ranks are on the same GPU; the error names both.
@@ -96,7 +99,10 @@ def batch_settings(cfg: Any) -> dict[str, Any]:
 
 
 def check_settings(settings: Sequence[dict[str, Any]]) -> None:
-    """Reject ranks whose batch settings (flags and values) differ.
+    """Reject ranks with different batch settings.
+
+    Args:
+        settings: flags and values of each rank.
 
     Raises:
         SharingError: a flag differs; the error names the flag, the rank and both values.

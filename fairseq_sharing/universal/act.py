@@ -64,6 +64,7 @@ class AdaptiveComputationTime(nn.Module):
         """Start a forward pass.
 
         Args:
+            state: input of the first depth, (T, B, C).
             padding_mask: True at padding, which takes no step, (B, T); None if there is no padding.
         """
         self._running = state.new_ones(state.shape[:2], dtype=torch.bool)
@@ -96,7 +97,14 @@ class AdaptiveComputationTime(nn.Module):
         self._running = self._running & ~halting
 
     def leave(self, made: Tensor) -> Tensor:
-        """Process the output of a step, (T, B, C), and return the state for the next depth, (T, B, C)."""
+        """Process the output of a step.
+
+        Args:
+            made: the layer's output, (T, B, C).
+
+        Returns:
+            The state for the next depth, (T, B, C).
+        """
         self._mean = self._mean + self._weight.unsqueeze(-1) * made
         return torch.where(self._steps_now.unsqueeze(-1), made, self._carried.to(made))
 

@@ -27,7 +27,12 @@ class DepthSteps:
     _ponder: Ponder | None = None
 
     def add_depth_steps(self, cfg: Any, stack: str) -> None:
-        """Add the hooks that the options select to the layers. Call this after the layers are built."""
+        """Add the hooks that the options select to the layers. Call this after the layers are built.
+
+        Args:
+            cfg: fairseq's TransformerConfig with the sharing options.
+            stack: ``encoder`` or ``decoder``.
+        """
         num_layers, embed_dim = len(self.layers), getattr(cfg, stack).embed_dim
         self.depth_signal, self.halting = None, None
         if cfg.depth_signal != "off":

@@ -43,6 +43,7 @@ def tied_parameters(names: Iterable[str], shared: Mapping[str, str]) -> dict[str
     """Find the parameters that use the weights of another one.
 
     Args:
+        names: names of all parameters.
         shared: ``shared_weights`` of the configuration.
 
     Returns:

@@ -30,12 +30,22 @@ class FairseqSharingTokenizer(FSMTTokenizer):
         super().__init__(*args, rules=rules, **options)
 
     def moses_pipeline(self, text: str, lang: str) -> str:
-        """Normalize the punctuation of a sentence."""
+        """Normalize the punctuation of a sentence.
+
+        Args:
+            text: the sentence.
+            lang: language code.
+        """
         text = _LINE_BREAKS.sub(" ", text)
         return self.moses_punct_norm(text, lang) if self.rules["name"] == "moses" and self.rules["normalize"] else text
 
     def moses_tokenize(self, text: str, lang: str) -> list[str]:
-        """Split a sentence into words."""
+        """Split a sentence into words.
+
+        Args:
+            text: the sentence.
+            lang: language code.
+        """
         if self.rules["name"] == "moses":
             if lang not in self.cache_moses_tokenizer:
                 self.cache_moses_tokenizer[lang] = self.sm.MosesTokenizer(lang=lang)
@@ -48,7 +58,12 @@ class FairseqSharingTokenizer(FSMTTokenizer):
         return (text.lower() if self.rules["lowercase"] else text).split()
 
     def moses_detokenize(self, tokens: list[str], lang: str) -> str:
-        """Join words to a sentence."""
+        """Join words to a sentence.
+
+        Args:
+            tokens: the words.
+            lang: language code.
+        """
         if self.rules["name"] != "moses":
             return " ".join(tokens)
         if lang not in self.cache_moses_detokenizer:
