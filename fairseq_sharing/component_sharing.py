@@ -7,6 +7,7 @@ its layers. Across stacks, it assigns those of the encoder's layers followed by 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
@@ -103,17 +104,13 @@ def _across_stacks(given: Any, layers: Mapping[str, int]) -> dict[str, dict[str,
             labels = _labels(
                 text, sum(sizes), f"{flag_of(CROSS_STACK_OPTION)} {space}={text}", f"layers of {space}", f"{BY_DEPTH}, "
             )
-        blocks = _split(labels, sizes)
+        rest = iter(labels)
+        blocks = [tuple(islice(rest, size)) for size in sizes]
         spans = sum(len(set(block)) for block in blocks) > len(set(labels))
         for (stack, component), block in zip(SPANS[space], blocks, strict=True):
             own = ComponentMap(component, block, space) if spans else ComponentMap(component, relabel(block))
             maps[stack][component] = own
     return maps
-
-
-def _split(labels: LayerMap, sizes: Sequence[int]) -> list[LayerMap]:
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [labels[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _pairs(given: Any, name: str, allowed: Sequence[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from fairseq_sharing.models.sharing_options import SharingOptions
 from fairseq_sharing.models.structure_checks import STRUCTURES
 from fairseq_sharing.moeut.counts import MoECounts
 from fairseq_sharing.moeut.options import MoEOptions
+from fairseq_sharing.options import flag_of
 from fairseq_sharing.schedules.options import CHOICES, RANGES, ScheduleOptions
 
 ALL = "all"
@@ -62,12 +63,9 @@ _TASKS = {
 DENSE_TAKES = ("head_dim", "rotary_dim")
 
 
-def _spelled(option: str) -> str:
-    return f"`--{option.replace('_', '-')}`"
-
-
 _EVERYWHERE = "For all architectures of this package, except as follows. " + " ".join(
-    f"`{model}` refuses {', '.join(map(_spelled, options))}." for model, options in REFUSED.items()
+    f"`{model}` refuses {', '.join(f'`{flag_of(option)}`' for option in options)}."
+    for model, options in REFUSED.items()
 )
 
 

@@ -189,7 +189,7 @@ def _custom_map(
     return layer_map
 
 
-def parse_scope(scope: str | Iterable[str], flag: str = "--sharing-scope") -> tuple[str, ...]:
+def parse_scope(scope: str | Iterable[str]) -> tuple[str, ...]:
     """Parse a scope: ``layer``, or comma-separated parts of a layer.
 
     Raises:
@@ -198,7 +198,7 @@ def parse_scope(scope: str | Iterable[str], flag: str = "--sharing-scope") -> tu
     parts = tuple(p.strip() for p in scope.split(",")) if isinstance(scope, str) else tuple(scope)
     if not parts or any(part not in SCOPES for part in parts) or ("layer" in parts and len(parts) > 1):
         raise SharingError(
-            f"{flag} must be layer, or some of {','.join(SCOPES[1:])}, got {','.join(parts) or 'nothing'}"
+            f"--sharing-scope must be layer, or some of {','.join(SCOPES[1:])}, got {','.join(parts) or 'nothing'}"
         )
     return tuple(part for part in SCOPES if part in parts)
 
@@ -313,9 +313,9 @@ def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> St
     unique_layers = pick("unique_layers")
     if chooses and unique_layers is None and strategy in STRATEGIES and not STRATEGIES[strategy].fixed_unique_layers:
         unique_layers = options.get("unique_layers")
-    layer_map = make_layer_map(
-        str(strategy), num_layers, unique_layers, pick("layer_map"), stack if _has_own(options, stack) else ""
-    )
+    has_own = any(options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map"))
+    custom = pick("layer_map")
+    layer_map = make_layer_map(str(strategy), num_layers, unique_layers, custom, stack if has_own else "")
     scope = parse_scope(option("sharing_scope") or "layer")
     sharing = StackSharing(layer_map, scope)
     if sharing.shares and scope != ("layer",) and not set(scope) & set(PARTS[stack]):
@@ -324,7 +324,3 @@ def resolve_stack(options: Mapping[str, Any], stack: str, num_layers: int) -> St
             f"layer, or some of {','.join(PARTS[stack])}"
         )
     return sharing
-
-
-def _has_own(options: Mapping[str, Any], stack: str) -> bool:
-    return any(options.get(f"{stack}_{name}") is not None for name in ("sharing", "unique_layers", "layer_map"))

@@ -39,6 +39,11 @@ class Console(rich.console.Console):
         super().print_json(json, ensure_ascii=ensure_ascii, **options)
 
 
+def say(console: rich.console.Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: without markup, highlighting and line breaks."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class LogFormatter(logging.Formatter):
     """Print each log message as one line."""
 

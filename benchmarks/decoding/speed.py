@@ -15,7 +15,6 @@ a busy machine.
 import argparse
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.decoding.translator import Translator
 from fairseq_sharing.evaluation.scoring import score
+from fairseq_sharing.evaluation.sentence_depth import write_part
 from fairseq_sharing.experiment.environment import cpu_cores
 from fairseq_sharing.files import read_lines
 from fairseq_sharing.preparation.manifest import read_manifest
@@ -84,21 +84,9 @@ def spread(total: int, wanted: int) -> list[int]:
 
 def choose(files: ModelFiles, subset: str, chosen: Sequence[int], folder: Path) -> ModelFiles:
     """Write the chosen sentences of a binarized test set to a new data directory for fairseq-generate."""
-    from fairseq.data import Dictionary, data_utils, indexed_dataset
-
     assert files.dictionaries is not None
     folder.mkdir()
-    pair = "-".join(files.languages[side] for side in ("source", "target"))
-    for language in files.languages.values():
-        name = f"dict.{language}.txt"
-        shutil.copy(files.dictionaries / name, folder / name)
-        dictionary = Dictionary.load(str(folder / name))
-        sentences = data_utils.load_indexed_dataset(str(files.dictionaries / f"{subset}.{pair}.{language}"), dictionary)
-        prefix = str(folder / f"{subset}.{pair}.{language}")
-        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", vocab_size=len(dictionary))
-        for number in chosen:
-            builder.add_item(sentences[number])
-        builder.finalize(f"{prefix}.idx")
+    write_part(files.dictionaries, subset, list(files.languages.values()), chosen, folder)
     return replace(files, dictionaries=folder)
 
 

@@ -29,7 +29,7 @@ _SHARING_OPTION = re.compile(
 # Structures that stock fairseq lacks -> where they can be exported to, if anywhere.
 _STRUCTURES = {
     **dict.fromkeys(("encoder_no_ffn", "decoder_no_ffn", "embedding_factor_dim", "deepnorm"), "--to ctranslate2"),
-    "b2t": "",
+    **dict.fromkeys(("b2t", "position_per_depth"), ""),
 }
 
 
@@ -65,10 +65,6 @@ def materialize(checkpoint: dict[str, Any]) -> dict[str, Any]:
             raise SharingError(
                 f"--materialize cannot write a model with {flag}: stock fairseq has no such option{allowed}"
             )
-    if model_args.get("position_per_depth"):
-        raise SharingError(
-            "--materialize cannot write a model with --position-per-depth: stock fairseq has no such option"
-        )
     state = dict(checkpoint["model"])
     refuse_nonfinite_weights(state)
     aliases = {**recorded_extra(state).get("aliases", {}), **layer_aliases(state, recorded_sharing(state))}

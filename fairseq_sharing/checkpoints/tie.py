@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,17 +16,13 @@ from fairseq_sharing.checkpoints.arguments import model_arguments, with_model_ar
 from fairseq_sharing.checkpoints.finite_weights import refuse_nonfinite_weights
 from fairseq_sharing.checkpoints.initial_values import INITS, source_layers
 from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
-from fairseq_sharing.checkpoints.sharing_state import (
-    count_layers,
-    find_aliases,
-    layer_aliases,
-)
+from fairseq_sharing.checkpoints.sharing_state import count_layers, find_aliases, layer_aliases
 from fairseq_sharing.checkpoints.stock_model import model_on_meta, refuse_unfit_tensor
 from fairseq_sharing.component_sharing import CROSS_STACK_OPTION
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS, StackSharing
 from fairseq_sharing.options import flag_of
-from fairseq_sharing.parameter_sets import part_of
+from fairseq_sharing.parameter_sets import full_name, names_by_layer, part_of
 from fairseq_sharing.tying import alias_names, shared_names
 
 MAX_FIT_ITERATIONS = 1000
@@ -42,18 +37,13 @@ _SHARED_MODELS = {
 }
 # Regularization of independent layers, which shared layers do not support; it does not change the trained model.
 _WITHOUT: dict[str, Any] = {
-    "encoder_layerdrop": 0,
-    "decoder_layerdrop": 0,
-    "quant_noise_pq": 0,
-    "quant_noise_scalar": 0,
-}
-_WITHOUT["store_ema"] = False
-# A new training chooses its own depths.
-_WITHOUT |= {
+    **dict.fromkeys(("encoder_layerdrop", "decoder_layerdrop", "quant_noise_pq", "quant_noise_scalar"), 0),
+    "store_ema": False,
+    # A new training chooses its own depths.
     **dict.fromkeys(("depths", "encoder_depths", "decoder_depths", "depth_full_share")),
     "depth_loss": "sampled",
+    "depth_sampling": "uniform",
 }
-_WITHOUT["depth_sampling"] = "uniform"
 
 
 def tie(
@@ -218,10 +208,8 @@ def _effective_layers(state: Mapping[str, Any], stack: str, recorded: Mapping[st
     every = {**state, **{name: state[owner] for name, owner in aliases.items()}}
     used = merge_state({name: value for name, value in every.items() if name.startswith(f"{stack}.layers.")})
     layers: list[dict[str, Tensor]] = [{} for _ in range(count_layers(state, stack, recorded))]
-    for name, value in used.items():
-        match = re.fullmatch(rf"{re.escape(stack)}\.layers\.(\d+)\.(.+)", name)
-        if match:
-            layers[int(match[1])][match[2]] = value
+    for depth, leaves in names_by_layer(used, stack).items():
+        layers[depth] = {leaf: used[full_name(stack, depth, leaf)] for leaf in leaves}
     if not layers:
         raise SharingError(f"the checkpoint has no layers {stack}.layers.*, which the model's arguments require")
     return list(layers)

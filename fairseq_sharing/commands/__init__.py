@@ -117,10 +117,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for name in COMMANDS:
         module = importlib.import_module(f"fairseq_sharing.commands.{name}")
         subparser = subparsers.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=_HelpFormatter,
+            name, help=module.HELP, description=module.__doc__, formatter_class=_HelpFormatter
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

@@ -10,11 +10,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import nonnegative_number, whole_number
+from fairseq_sharing.terminal import Console
 
 if TYPE_CHECKING:
     from fairseq_sharing.sentence_depth.train import Outcome
-    from fairseq_sharing.terminal import Console
 
 HELP = "train a classifier that chooses a depth for each sentence"
 
@@ -58,10 +59,8 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.checkpoints.files import load_checkpoint
     from fairseq_sharing.decoding.model_files import find_model
     from fairseq_sharing.description.sentence_macs import measure_costs
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.preparation.progress import progress
     from fairseq_sharing.sentence_depth.train import train_classifier
-    from fairseq_sharing.terminal import Console
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SharingError("--device cuda: torch finds no GPU; allowed: cpu")

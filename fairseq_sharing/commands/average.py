@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import whole_number
+from fairseq_sharing.terminal import Console
 
 HELP = "average checkpoints into one model"
 
@@ -33,9 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Average the given checkpoints, or the last K epochs of a directory."""
     from fairseq_sharing.checkpoints.averaging import average_checkpoints
     from fairseq_sharing.checkpoints.choose import last_epochs
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file, refuse_input
-    from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
     if args.last is not None:

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import finite_number
+from fairseq_sharing.terminal import Console
 
 if TYPE_CHECKING:
     from fairseq_sharing.reporting.conclusions import Conclusions
@@ -40,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the rates of false conclusions; fail if those of the report differ from 5%."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.reporting.calibration import TOLERANCE, is_calibrated, simulate
-    from fairseq_sharing.terminal import Console
 
     for flag, value, least in (("--seeds", args.seeds, 2), ("--rows", args.rows, 2), ("--draws", args.draws, 100)):
         if value < least:
@@ -59,13 +59,12 @@ def run(args: argparse.Namespace) -> None:
         sizes, measured = _layout(conclusions, args.folder)
         deviation = args.sd or measured
         if args.row:
-            output.print(_split(conclusions, args.row, args.folder), markup=False)
+            output.print(_split(conclusions, args.row, args.folder))
     rates = simulate(sizes, deviation, args.segment_noise, args.draws)
     output.print(
         f"{args.draws:,} simulated studies of equal methods: {len(sizes)} rows with "
         f"{', '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))} seeds, standard deviation "
-        f"{deviation:.2f}. Nominal rate of false conclusions: 5%.",
-        markup=False,
+        f"{deviation:.2f}. Nominal rate of false conclusions: 5%."
     )
     for name, rate in (
         ("report, any comparison of a study (Dunnett)", rates.report),
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         ("report --variance separate, any comparison (Welch, Holm)", rates.welch),
         ("one seed per method, paired test over sentences", rates.single_seed),
     ):
-        output.print(f"  {rate:6.1%}  {name}", markup=False)
+        output.print(f"  {rate:6.1%}  {name}")
     if args.draws >= 2000 and not (is_calibrated(rates.report) and is_calibrated(1 - rates.coverage)):
         raise SharingError(f"rate of false conclusions of report: {rates.report:.1%}; allowed: 5% ± {TOLERANCE:.1%}")
 
@@ -89,7 +88,6 @@ def _conclusions(folder: Path) -> Conclusions:
 
 def _layout(conclusions: Conclusions, folder: Path) -> tuple[list[int], float]:
     """Return the numbers of runs of the rows with several, the baseline's first, and the pooled deviation."""
-    from fairseq_sharing.errors import SharingError
 
     sizes = {run: len(scores) for run, scores in conclusions.runs.items() if len(scores) > 1}
     pooled = conclusions.pooled
@@ -102,7 +100,6 @@ def _layout(conclusions: Conclusions, folder: Path) -> tuple[list[int], float]:
 
 
 def _split(conclusions: Conclusions, row: str, folder: Path) -> str:
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.reporting.calibration import LEAST_RUNS, split_rates
 
     runs = conclusions.runs.get(row)

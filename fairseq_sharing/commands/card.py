@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.terminal import visible
+
 HELP = "write the model card of a run"
 
 
@@ -26,7 +28,6 @@ def run(args: argparse.Namespace) -> None:
 
     from fairseq_sharing.decoding.model_card import Usage, card_of_run
     from fairseq_sharing.files import check_output_file, write_text
-    from fairseq_sharing.terminal import visible
 
     if args.output is not None:
         check_output_file(args.output, "--output")

@@ -6,12 +6,16 @@ Re-run the command to resume. Completed steps are skipped unless a setting, the 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fairseq_sharing.decoding.search import ENGINES, Search
 from fairseq_sharing.distillation.settings import DEFAULT_FILTERS, FILTERS, TARGETS, DistillationSettings
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
+from fairseq_sharing.options import flag_of
+from fairseq_sharing.terminal import Console
 
 HELP = "write training data with the translations of a trained teacher"
 
@@ -39,11 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_search(group: argparse._ArgumentGroup) -> None:
-    default = DistillationSettings
     group.add_argument(
         "--targets",
         choices=TARGETS,
-        default=default.targets,
+        default=DistillationSettings.targets,
         help="best (of the beam search), interpolate (highest sentence BLEU among the N best translations) or sample",
     )
     group.add_argument("--engine", choices=ENGINES, help="default: ctranslate2, or fairseq for an ensemble")
@@ -59,29 +62,25 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="number of translations for interpolate; default: the beam size",
     )
-    group.add_argument("--lenpen", type=finite_number, metavar="X", default=default.lenpen, help="length penalty")
-    group.add_argument(
-        "--max-len-b",
-        type=whole_number(),
-        metavar="N",
-        default=default.max_len_b,
-        help="maximum subwords per translation",
+    temperature = "temperature of the teacher's distribution, for sample; below 1 favors likely words"
+    _add_settings(
+        group,
+        ("lenpen", finite_number, "X", "length penalty"),
+        ("max_len_b", whole_number(), "N", "maximum subwords per translation"),
+        ("max_tokens", whole_number(), "N", "source subwords per batch"),
+        ("temperature", finite_number, "X", temperature),
+        ("seed", whole_number(0), "N", "seed, for sample"),
     )
-    group.add_argument(
-        "--max-tokens", type=whole_number(), metavar="N", default=default.max_tokens, help="source subwords per batch"
-    )
-    group.add_argument(
-        "--temperature",
-        type=finite_number,
-        metavar="X",
-        default=default.temperature,
-        help="temperature of the teacher's distribution, for sample; below 1 favors likely words",
-    )
-    group.add_argument("--seed", type=whole_number(0), metavar="N", default=default.seed, help="seed, for sample")
+
+
+def _add_settings(group: argparse._ArgumentGroup, *flags: tuple[str, Callable[[str], Any], str, str]) -> None:
+    """Add flags with the defaults of the settings: name, type, metavar and help."""
+    for name, kind, metavar, text in flags:
+        default = getattr(DistillationSettings, name)
+        group.add_argument(flag_of(name), type=kind, metavar=metavar, default=default, help=text)
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
-    default = DistillationSettings
     group.add_argument(
         "--filter",
         metavar="NAMES",
@@ -90,19 +89,11 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         "unfinished: cut off at --max-len-b; ratio: see --max-ratio; copied: equal to the source; repeated: a "
         "sequence of 1 to 4 subwords more than 3 times in a row",
     )
-    group.add_argument(
-        "--max-ratio",
-        type=finite_number,
-        metavar="X",
-        default=default.max_ratio,
-        help="for ratio: one side has at most X times as many subwords as the other",
-    )
-    group.add_argument(
-        "--min-bleu",
-        type=finite_number,
-        metavar="X",
-        default=default.min_bleu,
-        help="remove translations with a lower sentence BLEU against the reference; 0 keeps all",
+    bleu = "remove translations with a lower sentence BLEU against the reference; 0 keeps all"
+    _add_settings(
+        group,
+        ("max_ratio", finite_number, "X", "for ratio: one side has at most X times as many subwords as the other"),
+        ("min_bleu", finite_number, "X", bleu),
     )
     group.add_argument("--keep-original", action="store_true", help="also keep the original pairs")
     group.add_argument(
@@ -118,7 +109,6 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.distillation.distill import distill
     from fairseq_sharing.distillation.teacher import find_teacher
     from fairseq_sharing.files import check_output_folder
-    from fairseq_sharing.terminal import Console
 
     if args.upsample_original is not None and not args.keep_original:
         raise SharingError(f"--upsample-original {args.upsample_original}: requires --keep-original")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.commands.depth_flags import NAMES as DEPTH_FLAGS
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request, shown_counts
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import finite_number
 from fairseq_sharing.options import flag_of
+from fairseq_sharing.terminal import Console, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,13 +32,15 @@ _FORMS = "a RUN, or both --hypothesis and --reference"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``evaluate``."""
-    _add_run(parser.add_argument_group("evaluate a run"))
-    _add_checkpoints(
-        parser.add_argument_group(
-            "evaluate checkpoints of fairseq-train, with --data of prepare, or with --data-bin and --test"
-        )
-    )
-    _add_files(parser.add_argument_group("score plain files, one detokenized sentence per line (.gz too)"))
+    for title, add in (
+        ("evaluate a run", _add_run),
+        (
+            "evaluate checkpoints of fairseq-train, with --data of prepare, or with --data-bin and --test",
+            _add_checkpoints,
+        ),
+        ("score plain files, one detokenized sentence per line (.gz too)", _add_files),
+    ):
+        add(parser.add_argument_group(title, argument_default=argparse.SUPPRESS))
     parser.add_argument(
         "--tokenize",
         metavar="NAME",
@@ -48,25 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
     group.add_argument(
         "evaluated",
         nargs="?",
         type=Path,
+        default=None,
         metavar="RUN",
         help="run directory of train, a study with row=NAME, or a directory of checkpoints of fairseq-train",
     )
-    group.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for a study: row=NAME and seed=N only")
+    group.add_argument(
+        "overrides", nargs="*", default=None, metavar="KEY=VALUE", help="for a study: row=NAME and seed=N only"
+    )
     group.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
         help="copy the result to DIR/<run>-seed<seed>.json, and its hypotheses to DIR/hypotheses",
-        **optional,
     )
-    group.add_argument(
-        "--data", type=Path, metavar="DIR", help="data directory, if it moved since training", **optional
-    )
+    group.add_argument("--data", type=Path, metavar="DIR", help="data directory, if it moved since training")
     for name, kind, metavar, text in (
         ("average_last", int, "N", "average the last N epoch checkpoints"),
         ("beam", int, "N", "beam size"),
@@ -75,61 +78,50 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         ("tokens_per_sample", int, "N", "language models: tokens per block of text"),
         ("context_window", int, "N", "language models: tokens of a block that are only context"),
     ):
-        group.add_argument(
-            flag_of(name), type=kind, metavar=metavar, help=f"{text}; overrides evaluate.{name}", **optional
-        )
+        group.add_argument(flag_of(name), type=kind, metavar=metavar, help=f"{text}; overrides evaluate.{name}")
     add_depth_flags(group, per_sentence=True)
 
 
 def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
     from fairseq_sharing.preparation.text import TOKENIZERS
 
-    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
-    group.add_argument("--data-bin", type=Path, metavar="DIR", help="output of fairseq-preprocess", **optional)
+    group.add_argument("--data-bin", type=Path, metavar="DIR", help="output of fairseq-preprocess")
     group.add_argument(
         "--test",
         action="extend",
         nargs="+",
         metavar="NAME=SUBSET,REFERENCE",
         help="test sets: name in the result, subset of --data-bin (test, test1, ...), file of the raw reference",
-        **optional,
     )
     group.add_argument(
         "--detokenizer",
         choices=TOKENIZERS,
         help="how to detokenize hypotheses; default: none for SentencePiece, else moses",
-        **optional,
     )
-    group.add_argument(
-        "--run", dest="run_name", metavar="NAME", help="name of the run; default: name of the directory", **optional
-    )
-    group.add_argument("--dataset", metavar="NAME", help="name of the data; default: name of --data-bin", **optional)
+    group.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run; default: name of the directory")
+    group.add_argument("--dataset", metavar="NAME", help="name of the data; default: name of --data-bin")
 
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
-    optional: dict[str, Any] = {"default": argparse.SUPPRESS}
     group.add_argument(
         "--hypothesis",
         type=Path,
         nargs="+",
         metavar="FILE",
         help="translations of one or more systems; each is compared with the first",
-        **optional,
     )
     group.add_argument(
-        "--reference", type=Path, nargs="+", metavar="FILE", help="one or more raw reference translations", **optional
+        "--reference", type=Path, nargs="+", metavar="FILE", help="one or more raw reference translations"
     )
     group.add_argument(
         "--target-lang",
         metavar="LANG",
         help="language code; Chinese, Japanese and Korean have their own BLEU tokenizers",
-        **optional,
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the run, or score the files."""
-    from fairseq_sharing.terminal import Console
 
     given = vars(args)
     output = Console()
@@ -156,17 +148,14 @@ def _print_depths(scores: dict[str, dict[str, Any]], output: Any) -> None:
     for name, score in scores.items():
         if "depths" in score:
             macs, whole = score["macs_per_sentence"], score["macs_per_sentence_all_layers"]
-            output.print(
+            say(
+                output,
                 f"{name}: sentences per depth: {shown_counts(score['depths'])}; {macs:,} MACs per sentence, "
                 f"{100 * macs / whole:.0f}% of all layers",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
             )
 
 
 def _score_files(given: dict[str, Any], as_json: bool, output: Any) -> None:
-    from fairseq_sharing.errors import SharingError
 
     if not ("hypothesis" in given and "reference" in given):
         raise SharingError(f"give {_FORMS}")
@@ -194,11 +183,9 @@ def _files(count: int) -> str:
 
 
 def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.evaluation.checkpoint_directory import PlainData, is_checkpoint_directory
     from fairseq_sharing.evaluation.evaluate import evaluate_checkpoints, evaluate_run
     from fairseq_sharing.files import check_output_folder
-    from fairseq_sharing.terminal import Console
 
     console, out = Console(stderr=True), given.get("out")
     if out is not None:
@@ -232,7 +219,6 @@ def _count_macs(checkpoint: Path, dictionary: Path) -> int | None:
 
 def _find_run(named: Path, overrides: list[str]) -> Path:
     """Find the run directory, given by its path or as a row and seed of a study."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import default_directory
 
@@ -248,7 +234,6 @@ def _find_run(named: Path, overrides: list[str]) -> Path:
 
 def _refuse(given: dict[str, Any], names: Any, other: str, relation: str = "with") -> None:
     """Reject flags of another form of the command."""
-    from fairseq_sharing.errors import SharingError
 
     for name in names:
         if name in given:
@@ -290,4 +275,4 @@ def _cells(score: dict[str, Any]) -> dict[str, str]:
 
 def _print_signatures(scores: Any, output: Any) -> None:
     for signature in dict.fromkeys(item for score in scores for item in score.get("signature", {}).items()):
-        output.print(": ".join(signature), highlight=False, soft_wrap=True, markup=False)
+        say(output, ": ".join(signature))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request
 from fairseq_sharing.decoding.search import QUANTIZATIONS
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.terminal import Console
 
 if TYPE_CHECKING:
     from fairseq_sharing.decoding.model_files import ModelFiles
-    from fairseq_sharing.terminal import Console
 
 
 HELP = "export a model to stock fairseq, CTranslate2 or Hugging Face"
@@ -53,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the model."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file, check_output_folder
-    from fairseq_sharing.terminal import Console
 
     console = Console(highlight=False, soft_wrap=True)
     if args.quantization is not None and args.to != "ctranslate2":
@@ -74,8 +73,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _find(args: argparse.Namespace) -> ModelFiles:
     from fairseq_sharing.decoding.model_files import find_model
-    from fairseq_sharing.errors import SharingError
-    from fairseq_sharing.terminal import Console
 
     files = find_model(args.model, args.data, Console(stderr=True))
     if files.exported:
@@ -132,7 +129,6 @@ def _materialize(args: argparse.Namespace, console: Console) -> None:
     from fairseq_sharing.checkpoints.materialize import materialize
     from fairseq_sharing.decoding.model_files import checkpoint_file
     from fairseq_sharing.depths.checkpoint import load_at_depth
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import refuse_input
 
     path = checkpoint_file(Path(args.model))

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairseq_sharing.terminal import Console, say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -32,7 +34,6 @@ def _what(text: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Print what is at hand."""
-    from fairseq_sharing.terminal import Console
 
     listed = {name: _COLLECT[name](args) for name in args.what or _WHAT}
     output = Console()
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         if name == "data":
             from fairseq_sharing.preparation.recipe import recipe_names
 
-            output.print(f"data recipes: {', '.join(recipe_names())}\n", highlight=False, soft_wrap=True, markup=False)
+            say(output, f"data recipes: {', '.join(recipe_names())}\n")
         if not entries:
             folder = {"data": args.data, "runs": args.runs}.get(name, "")
             output.print(f"{name}: none in {folder}\n", highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fairseq_sharing.finite import positive_number, whole_number
+from fairseq_sharing.terminal import Console, say
 
 HELP = "how many seeds a comparison of two rows needs"
 _SEEDS = (2, 3, 4, 5, 8, 10, 12)
@@ -32,15 +33,13 @@ def run(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     from fairseq_sharing.reporting.power import half_width, least_difference, power, required_seeds
-    from fairseq_sharing.terminal import Console
 
     needed = required_seeds(args.sd, args.difference)
     output = Console()
-    output.print(
+    say(
+        output,
         f"Seeds per row to detect a difference of {args.difference:g} at a standard deviation of {args.sd:g} with 80% "
         f"power: {'more than 10,000,000' if needed is None else f'{needed:,}'}",
-        highlight=False,
-        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in (

@@ -6,7 +6,9 @@ Re-run the command to resume. Completed steps are skipped unless a setting, sour
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import whole_number
@@ -14,6 +16,7 @@ from fairseq_sharing.options import flag_of
 from fairseq_sharing.preparation.recipe import files_recipe, load_recipe, recipe_names
 from fairseq_sharing.preparation.settings import CLEANING, DEFAULT_SUBWORD_SIZE, SENTENCEPIECE
 from fairseq_sharing.preparation.text import SUBWORDS, TOKENIZERS
+from fairseq_sharing.terminal import Console
 
 HELP = "fetch, clean, tokenize, segment and binarize a dataset"
 _LIMITS = {
@@ -28,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``prepare``."""
     recipes = ", ".join(recipe_names())
     parser.add_argument(
-        "dataset",
-        metavar="DATASET",
-        help=f"{recipes}; 'files' for your own text; or the path of a recipe.yaml",
+        "dataset", metavar="DATASET", help=f"{recipes}; 'files' for your own text; or the path of a recipe.yaml"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="data directory to create or update")
     parser.add_argument(
@@ -45,46 +46,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--train", metavar="PREFIX", help="training text")
     files.add_argument("--valid", metavar="PREFIX", help="validation text")
     files.add_argument(
-        "--test",
-        action="append",
-        default=[],
-        metavar="NAME=PREFIX",
-        help="test set; may be given several times",
+        "--test", action="append", default=[], metavar="NAME=PREFIX", help="test set; may be given several times"
     )
 
     settings = parser.add_argument_group("settings (default: those of the recipe)")
-    settings.add_argument("--source-lang", metavar="LANG", help="source language")
-    settings.add_argument("--target-lang", metavar="LANG", help="target language")
-    settings.add_argument("--tokenizer", metavar="NAME", help=f"one of {', '.join(TOKENIZERS)}")
-    settings.add_argument("--subword", metavar="NAME", help=f"one of {', '.join(SUBWORDS)}")
-    settings.add_argument(
-        "--subword-size",
-        type=whole_number(),
-        metavar="N",
-        help=f"number of BPE merges or SentencePiece pieces (files: {DEFAULT_SUBWORD_SIZE})",
+    size = f"number of BPE merges or SentencePiece pieces (files: {DEFAULT_SUBWORD_SIZE})"
+    coverage = "fraction of the characters for which SentencePiece learns a piece (default: 1.0; 0.9995 for languages "
+    longest = f"longest line from which SentencePiece learns (default: {SENTENCEPIECE['max_sentence_length']:,})"
+    flags: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
+        ("source_lang", str, "LANG", "source language"),
+        ("target_lang", str, "LANG", "target language"),
+        ("tokenizer", str, "NAME", f"one of {', '.join(TOKENIZERS)}"),
+        ("subword", str, "NAME", f"one of {', '.join(SUBWORDS)}"),
+        ("subword_size", whole_number(), "N", size),
+        ("character_coverage", float, "X", f"{coverage}with many characters)"),
+        ("max_sentence_length", int, "BYTES", longest),
+        *((name, type(value), "N", f"{_LIMITS[name]} (files: {value})") for name, value in CLEANING.items()),
     )
-    settings.add_argument(
-        "--character-coverage",
-        type=float,
-        metavar="X",
-        help="fraction of the characters for which SentencePiece learns a piece (default: 1.0; 0.9995 for languages "
-        "with many characters)",
-    )
-    settings.add_argument(
-        "--max-sentence-length",
-        type=int,
-        metavar="BYTES",
-        help=f"longest line from which SentencePiece learns (default: {SENTENCEPIECE['max_sentence_length']:,})",
-    )
-    for name, value in CLEANING.items():
-        flag = flag_of(name)
-        settings.add_argument(flag, type=type(value), metavar="N", help=f"{_LIMITS[name]} (files: {value})")
+    for name, kind, metavar, text in flags:
+        settings.add_argument(flag_of(name), type=kind, metavar=metavar, help=text)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the dataset."""
     from fairseq_sharing.preparation.prepare import prepare
-    from fairseq_sharing.terminal import Console
 
     names = ("source_lang", "target_lang", "tokenizer", "subword", "subword_size", *SENTENCEPIECE, *CLEANING)
     settings = {name: getattr(args, name) for name in names}

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import finite_number
 from fairseq_sharing.reporting.metrics import METRICS
+from fairseq_sharing.terminal import Console, say
 
 if TYPE_CHECKING:
     from fairseq_sharing.reporting.segments import RawTexts
@@ -81,7 +83,6 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.reporting.page import examples
     from fairseq_sharing.reporting.report import write_report
     from fairseq_sharing.reporting.tables import sections
-    from fairseq_sharing.terminal import Console
 
     report = write_report(args.folder, args.runs, vars(args), _read_tests(args.data) if args.data else None)
     output = Console(markup=True)
@@ -113,12 +114,11 @@ def run(args: argparse.Namespace) -> None:
         output.print()
     output.print("Written:", style="bold")
     for file in report.files:
-        output.print(f"  {file}", highlight=False, markup=False, soft_wrap=True)
+        say(output, f"  {file}")
 
 
 def _read_tests(data: Path) -> RawTexts:
     """Read the raw text of the test sets of prepared data."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import inside, read_lines
     from fairseq_sharing.preparation.manifest import read_manifest
     from fairseq_sharing.reporting.segments import RawTexts

@@ -8,6 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.terminal import Console, say
+
 HELP = "recompute the scores of results from their kept hypotheses"
 
 
@@ -32,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Recompute the scores and print what changed."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.evaluation.rescoring import References, rescore
-    from fairseq_sharing.terminal import Console
 
     files = {}
     for word in args.reference:
@@ -52,4 +53,4 @@ def run(args: argparse.Namespace) -> None:
         lines = [f"{one.file}: {change}" for change in one.changes]
         lines += [f"{one.file}: {test}: no kept hypotheses; left as it is" for test in one.without]
         for line in lines or [f"{one.file}: unchanged"]:
-            output.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(output, line)

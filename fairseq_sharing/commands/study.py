@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import HUGE, positive_number, whole_number
+from fairseq_sharing.terminal import Console, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from fairseq_sharing.studies.plan import StudyPlan
@@ -94,11 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the study, submit it to Slurm, or print its state, commands or cost."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.experiment.config import find_study
     from fairseq_sharing.files import check_output_folder
     from fairseq_sharing.studies.plan import StudyPlan
-    from fairseq_sharing.terminal import Console
 
     if args.nodes > 1 and args.slurm is None:
         raise SharingError(f"--nodes {args.nodes}: needs --slurm; without Slurm, run scripts/train.sh on each machine")
@@ -141,11 +140,10 @@ def _submit(plan: StudyPlan, flags: str, console: Console) -> None:
     if prepare := plan.prepare():
         call(prepare, console)
     job = submit(plan, flags, console)
-    console.print(
+    say(
+        console,
         f"submitted as job {job}, one task per run; when it has ended, re-run the command without --slurm to "
         "evaluate and report",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -159,9 +157,9 @@ def _print_commands(plan: StudyPlan, slurm: str | None, output: Console) -> None
         if prepare := plan.prepare():
             show(prepare, output)
         show(jobs.submission(plan, file, slurm), output)
-        output.print(f"contents of {file}:", highlight=False, soft_wrap=True)
+        say(output, f"contents of {file}:")
         for line in jobs.job_lines(plan):
-            output.print(f"  {line}", highlight=False, soft_wrap=True)
+            say(output, f"  {line}")
         output.print("after the job has ended:")
     for stage in plan.stages():
         show(stage, output)
@@ -221,11 +219,10 @@ def _print_estimate(plan: StudyPlan, tflops: float | None, output: Console) -> N
             f"{row.disk / 1e9:,.1f} GB",
         )
     output.print(table)
-    output.print(
+    say(
+        output,
         f"total of {runs.total()} runs: {hours:,.1f} GPU hours, {disk / 1e9:,.0f} GB including the data. Measured "
         "hours are those of finished runs in this directory.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

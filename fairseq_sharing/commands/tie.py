@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq_sharing.checkpoints.initial_values import INITS
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import whole_number
 from fairseq_sharing.layer_map import MAX_LAYERS, SCOPES, SHARING_CHOICES, STACKS
-
-if TYPE_CHECKING:
-    from fairseq_sharing.terminal import Console
+from fairseq_sharing.terminal import Console
 
 HELP = "make a model with shared layers from a trained checkpoint"
 
@@ -108,9 +107,7 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
     from fairseq_sharing.checkpoints.tie import tie
     from fairseq_sharing.decoding.model_files import checkpoint_file
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file, refuse_input
-    from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
     fairseq_sharing.register()
@@ -128,7 +125,6 @@ def run(args: argparse.Namespace) -> None:
     console.print(
         f"{args.output}: {args.output.stat().st_size:,} bytes; train with: fairseq-train DATA "
         f"{shlex.join(_training_flags(args, tied))} --finetune-from-model {args.output} and the other training flags",
-        markup=False,
     )
 
 
@@ -148,7 +144,6 @@ def _training_flags(args: argparse.Namespace, tied: Mapping[str, Any]) -> list[s
 
 def _binarized(data: Path) -> Path:
     """Return the folder of the binarized data in a prepared data directory, or the folder itself."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.preparation.manifest import read_manifest
 
     if not data.is_dir():
@@ -163,11 +158,11 @@ def _report_loss(checkpoints: Mapping[Path, Any], data: Path | None, console: Co
     from fairseq_sharing.evaluation.validation import validate, validation_command
 
     if data is None:
-        console.print("The tied model needs training. Validation loss before and after tying:", markup=False)
+        console.print("The tied model needs training. Validation loss before and after tying:")
         for path, content in checkpoints.items():
-            console.print(f"  {shlex.join(validation_command(content, path, 'DATA'))}", markup=False)
+            console.print(f"  {shlex.join(validation_command(content, path, 'DATA'))}")
         return
     for (path, content), when in zip(checkpoints.items(), ("trained", "tied, before training"), strict=True):
         values = validate(validation_command(content, path, str(data)))
         shown = ", ".join(f"{name} {values[name]:g}" for name in ("loss", "nll_loss", "ppl") if name in values)
-        console.print(f"validation of {path} ({when}): {shown}", markup=False)
+        console.print(f"validation of {path} ({when}): {shown}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fairseq_sharing.commands.experiment_flags import add_experiment
 from fairseq_sharing.finite import whole_number
+from fairseq_sharing.terminal import Console, say
 
 HELP = "train a model; re-run to resume"
 
@@ -15,10 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``train``."""
     add_experiment(parser, "seed=2 train.max_epoch=3")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="RUN",
-        help="run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given",
+        "--out", type=Path, metavar="RUN", help="run directory; RUNS/<study or dataset>/<row>-seed<seed> if not given"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all runs")
     parser.add_argument(
@@ -64,7 +62,6 @@ def run(args: argparse.Namespace) -> None:
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import default_directory
     from fairseq_sharing.files import check_output_folder
-    from fairseq_sharing.terminal import Console
     from fairseq_sharing.training.launch import check_scorer, train
     from fairseq_sharing.training.plan import Machines, make_plan
 
@@ -88,6 +85,6 @@ def run(args: argparse.Namespace) -> None:
     check_output_folder(plan.run.path, "--out")
     if args.dry_run:
         check_scorer(plan)
-        Console().print(shlex.join(plan.command()), markup=False, highlight=False, soft_wrap=True)
+        say(Console(), shlex.join(plan.command()))
         return
     train(plan, Console(stderr=True))

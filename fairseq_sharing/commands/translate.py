@@ -12,8 +12,10 @@ from typing import IO, Any
 
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request, shown_counts
 from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
+from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
-from fairseq_sharing.terminal import Console, visible
+from fairseq_sharing.options import flag_of
+from fairseq_sharing.terminal import Console, say, visible
 
 HELP = "translate plain text with a run, a checkpoint or an exported model"
 
@@ -40,28 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"CTranslate2 compute type: {', '.join(QUANTIZATIONS)}; that of the stored weights if not given",
     )
-    parser.add_argument("--beam", type=whole_number(most=MAX_BEAM), metavar="N", default=Search.beam, help="beam size")
-    parser.add_argument("--lenpen", type=finite_number, metavar="X", default=Search.lenpen, help="length penalty")
-    parser.add_argument(
-        "--nbest",
-        type=whole_number(most=MAX_BEAM),
-        metavar="N",
-        default=Search.nbest,
-        help="translations per line; above 1, the output is line number, score and text, separated by tabs",
-    )
-    parser.add_argument(
-        "--max-len-b",
-        type=whole_number(),
-        metavar="N",
-        default=Search.max_len_b,
-        help="maximum subwords per translation",
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=whole_number(),
-        metavar="N",
-        help="source subwords per batch; chosen by the engine if not given",
-    )
+    nbest = "translations per line; above 1, the output is line number, score and text, separated by tabs"
+    for name, kind, metavar, text in (
+        ("beam", whole_number(most=MAX_BEAM), "N", "beam size"),
+        ("lenpen", finite_number, "X", "length penalty"),
+        ("nbest", whole_number(most=MAX_BEAM), "N", nbest),
+        ("max_len_b", whole_number(), "N", "maximum subwords per translation"),
+        ("max_tokens", whole_number(), "N", "source subwords per batch; chosen by the engine if not given"),
+    ):
+        parser.add_argument(flag_of(name), type=kind, metavar=metavar, default=getattr(Search, name), help=text)
     parser.add_argument(
         "--buffer",
         type=whole_number(),
@@ -84,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Translate the lines."""
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import atomic_write, check_output_file, refuse_input
     from fairseq_sharing.preparation.progress import progress
 
@@ -115,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     ):
         _translate(translator, search, _lines(args.input), buffer, output, advance)
     if chosen := translator.chosen_depths:
-        Console(stderr=True).print(f"sentences per depth: {shown_counts(chosen)}", highlight=False, soft_wrap=True)
+        say(Console(stderr=True), f"sentences per depth: {shown_counts(chosen)}")
 
 
 def _translate(
@@ -141,7 +129,6 @@ def _lines(name: str) -> Iterator[str]:
 
 def _count(name: str) -> int | None:
     """Count the lines of a file and reject any that is not text before work starts; None for stdin and pipes."""
-    from fairseq_sharing.errors import SharingError
 
     if name == "-":
         return None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fairseq_sharing.errors import SharingError
+from fairseq_sharing.terminal import Console
+
 HELP = "give every layer of a training checkpoint its own parameters"
 
 
@@ -24,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the untied checkpoint."""
     from fairseq_sharing.checkpoints.files import load_checkpoint, save_atomically
-    from fairseq_sharing.errors import SharingError
     from fairseq_sharing.files import check_output_file, refuse_input
     from fairseq_sharing.schedules.at_rest import untie
-    from fairseq_sharing.terminal import Console
 
     check_output_file(args.output, "--output")
     refuse_input(args.output, "--output", [args.checkpoint])

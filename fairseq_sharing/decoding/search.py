@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fairseq_sharing.documents import is_count
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import is_number
 from fairseq_sharing.options import flag_of
@@ -11,16 +12,7 @@ from fairseq_sharing.options import flag_of
 MIN_TEMPERATURE = 0.01  # below, 1 / temperature leaves the range of scores
 ENGINES = ("fairseq", "ctranslate2")
 # CTranslate2's types of weights and arithmetic.
-QUANTIZATIONS = (
-    "int8",
-    "int8_float32",
-    "int8_float16",
-    "int8_bfloat16",
-    "int16",
-    "float16",
-    "bfloat16",
-    "float32",
-)
+QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Search:
     def __post_init__(self) -> None:
         for name in ("beam", "nbest", "max_len_b", "max_tokens"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and (not is_count(value) or value < 1):
                 raise SharingError(f"{flag_of(name)} must be an integer >= 1, got {value!r}")
         if self.nbest > self.beam:
             raise SharingError(f"--nbest must be between 1 and --beam ({self.beam}), got {self.nbest}")

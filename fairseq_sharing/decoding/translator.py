@@ -102,11 +102,7 @@ class Translator:
         return [found[0].text for found in self.hypotheses(sentences, Search(**search))]
 
     def hypotheses(
-        self,
-        sentences: Iterable[str],
-        search: Search,
-        advance: Callable[[int], None] | None = None,
-        first: int = 1,
+        self, sentences: Iterable[str], search: Search, advance: Callable[[int], None] | None = None, first: int = 1
     ) -> list[list[Hypothesis]]:
         """Return the ``search.nbest`` best translations of each sentence.
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from fairseq_sharing.checkpoints.arguments import model_arguments, with_model_arguments
 from fairseq_sharing.checkpoints.files import load_checkpoint
-from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra
-from fairseq_sharing.checkpoints.sharing_state import recorded_sharing
+from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_extra, recorded_sharing
 from fairseq_sharing.depths.active import Layers, active_layers, is_prefix
 from fairseq_sharing.depths.options import DEFAULTS, REFUSED, refuse_components, trained_settings
 from fairseq_sharing.depths.settings import DepthRequest

@@ -23,7 +23,7 @@ def add_losses_of_depths() -> None:
 
     @functools.wraps(stock_train)
     def train_step(self, sample, model, criterion, optimizer, update_num, *args, **kwargs):  # type: ignore[no-untyped-def]
-        depths = _depths(model)
+        depths = getattr(model, "depths", None)
         if depths is not None:
             model.draw_depth(update_num)
             if depths.aligned:
@@ -33,7 +33,7 @@ def add_losses_of_depths() -> None:
     @functools.wraps(stock_valid)
     def valid_step(self, sample, model, criterion, *args, **kwargs):  # type: ignore[no-untyped-def]
         loss, sample_size, logged = stock_valid(self, sample, model, criterion, *args, **kwargs)
-        depths = _depths(model)
+        depths = getattr(model, "depths", None)
         if depths is not None:
             logged = {**logged, **losses_of_depths(criterion, depths, model, sample, logged)}
         return loss, sample_size, logged
@@ -114,7 +114,3 @@ def log_losses(logging_outputs: list[dict[str, Any]]) -> None:
 
 def _nll(logged: dict[str, Any]) -> Any:
     return logged["nll_loss"] if "nll_loss" in logged else logged["loss"]
-
-
-def _depths(model: Any) -> Depths | None:
-    return getattr(model, "depths", None)

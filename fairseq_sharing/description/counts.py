@@ -137,7 +137,7 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
         layer_map={stack: sharing.layer_map for stack, sharing in model.sharing.items()},
         depth_steps={stack: getattr(model, stack).describe_depth_steps() for stack in model.sharing},
         unique=unique,
-        effective=_count(model, once=False),
+        effective=count_parameters(model, once=False),
         bytes={
             "weights": BYTES * values,
             "gradients": BYTES * values,
@@ -151,44 +151,37 @@ def measure(name: str, args: Namespace, vocabulary: int, length: int) -> Descrip
     )
 
 
-def run_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor:
-    """Run the layers of both stacks and the output projection of a model on the meta device.
+def _run_without_storage(model: Any, length: int) -> None:
+    """Run the layers of both stacks and the output projection on one sentence pair of a model without storage.
 
     The forward passes of the stacks are not used, because they read token values, which do not exist without storage.
-
-    Args:
-        model: a model from ``build_without_storage``; a language model has only the target side.
-        length: source and target tokens per sentence.
-        sentences: number of sentences.
-
-    Returns:
-        The output (sentences x length x vocabulary); for an adaptive softmax, log-probabilities.
     """
     encoder, decoder = getattr(model, "encoder", None), model.decoder
-    memory = None if encoder is None else encode_without_storage(model, length, sentences)
+    memory = None if encoder is None else encode_without_storage(model, length)
     with torch.device("meta"):
-        x = _input(decoder, model.cfg.decoder.embed_dim, length, sentences)
+        x = _input(decoder, model.cfg.decoder.embed_dim, length)
         for layer in decoder.layers:
             x = layer(x, memory, None, self_attn_mask=torch.zeros(length, length))[0]
         x = x.transpose(0, 1)
         if decoder.project_out_dim is not None:
             x = decoder.project_out_dim(x)
         if decoder.adaptive_softmax is not None:
-            return decoder.adaptive_softmax.get_log_prob(x, None)
-        return decoder.output_layer(x)
+            decoder.adaptive_softmax.get_log_prob(x, None)
+        else:
+            decoder.output_layer(x)
 
 
-def encode_without_storage(model: Any, length: int, sentences: int) -> torch.Tensor:
-    """Run the layers of the encoder. The arguments are those of ``run_without_storage``."""
+def encode_without_storage(model: Any, length: int) -> torch.Tensor:
+    """Run the layers of the encoder of a model from ``build_without_storage`` on one sentence."""
     with torch.device("meta"):
-        x = _input(model.encoder, model.cfg.encoder.embed_dim, length, sentences)
+        x = _input(model.encoder, model.cfg.encoder.embed_dim, length)
         for layer in model.encoder.layers:
             x = layer(x, encoder_padding_mask=None)
     return x
 
 
-def _input(stack: Any, width: int, length: int, sentences: int) -> torch.Tensor:
-    """Project embeddings to the width of the layers: T x B x C."""
+def _input(stack: Any, width: int, length: int) -> torch.Tensor:
+    """Project embeddings to the width of the layers: T x 1 x C."""
     projection = getattr(stack, "project_in_dim", None)
     if isinstance(stack.embed_tokens, AdaptiveInput):
         # Each token is in one band. The first is the widest and contains the most frequent words.
@@ -196,8 +189,8 @@ def _input(stack: Any, width: int, length: int, sentences: int) -> torch.Tensor:
     if isinstance(stack.embed_tokens, FactorizedEmbedding):
         projection = stack.embed_tokens.projection
     if projection is None:
-        return torch.zeros(length, sentences, width)
-    return projection(torch.zeros(length, sentences, projection.in_features))
+        return torch.zeros(length, 1, width)
+    return projection(torch.zeros(length, 1, projection.in_features))
 
 
 def count_macs(model: Any, length: int) -> int:
@@ -213,7 +206,7 @@ def count_macs(model: Any, length: int) -> int:
     if hasattr(model, "count_macs"):  # only the model can count the MACs of its expert banks per token
         return model.count_macs(length)
     with torch.no_grad(), without_compiler(), FlopCounterMode(display=False) as counter:
-        run_without_storage(model, length, 1)
+        _run_without_storage(model, length)
     # The counter counts a multiply-accumulate as two operations.
     return counter.get_total_flops() // 2
 
@@ -240,8 +233,8 @@ def _depth_kinds(model: Any) -> list[str]:
     return lines
 
 
-def _count(model: Any, once: bool) -> dict[str, int]:
-    """Count parameters by component; tied embeddings are always counted once."""
+def count_parameters(model: Any, once: bool = True) -> dict[str, int]:
+    """Count the parameters of a model by component: shared ones once, or per layer except for tied embeddings."""
     counts = dict.fromkeys(COMPONENTS, 0)
     seen = set()
     own = {
@@ -271,11 +264,6 @@ def _count(model: Any, once: bool) -> dict[str, int]:
             component = "output"
         counts[component] += parameter.numel()
     return counts
-
-
-def count_parameters(model: Any) -> dict[str, int]:
-    """Count the unique parameters of a model by component."""
-    return _count(model, once=True)
 
 
 def composed_vocabulary(composed: Any, data: Path | None = None, vocabulary: int | None = None) -> int:

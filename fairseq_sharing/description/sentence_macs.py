@@ -30,21 +30,17 @@ def measure_costs(checkpoint: Mapping[str, Any], settings: Sequence[Setting], vo
     Raises:
         SharingError: the checkpoint cannot be converted to the model of a depth.
     """
-    models = [_model_at(checkpoint, setting, vocabulary) for setting in settings]
+    taken = (take_depth(checkpoint, DepthRequest.of(setting))[0] for setting in settings)
+    models = [build_without_storage(Namespace(**model_arguments(one)), vocabulary) for one in taken]
     shallowest = min(models, key=lambda model: len(model.encoder.layers))
     return Costs(_fit(shallowest, _count_encoder_macs), tuple(_fit(model, count_macs) for model in models))
-
-
-def _model_at(checkpoint: Mapping[str, Any], setting: Setting, vocabulary: int) -> Any:
-    taken, _ = take_depth(checkpoint, DepthRequest.of(setting))
-    return build_without_storage(Namespace(**model_arguments(taken)), vocabulary)
 
 
 def _count_encoder_macs(model: Any, length: int) -> int:
     if hasattr(model, "stack_macs"):  # as for ``count_macs``
         return model.stack_macs("encoder", length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encode_without_storage(model, length, 1)
+        encode_without_storage(model, length)
     return counter.get_total_flops() // 2
 
 

@@ -24,6 +24,7 @@ from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console
 from fairseq_sharing.preparation.steps import ResumableSteps, locked
 from fairseq_sharing.preparation.stream import process_chunks
+from fairseq_sharing.terminal import say
 
 TRANSLATIONS = "translations/train.tsv"
 _WORK = "work"  # exported teacher, until all translations are complete
@@ -175,12 +176,7 @@ class _Distillation:
         removed = f" (removed: {_listed(train['removed'])})" if any(train["removed"].values()) else ""
         original = f" and {train['original']:,} original pairs" if train["original"] else ""
         done = f"{len(self.steps.ran)} steps done" if self.steps.ran else "nothing to do"
-        console.print(
-            f"{self.steps.directory}: train {train['distilled']:,} distilled{original}{removed}; {done}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        say(console, f"{self.steps.directory}: train {train['distilled']:,} distilled{original}{removed}; {done}")
 
 
 def _listed(removed: Mapping[str, int]) -> str:

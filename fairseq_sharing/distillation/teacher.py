@@ -13,7 +13,7 @@ from fairseq_sharing.decoding.model_files import ModelFiles, find_model
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.dictionaries import dictionary_hashes
 from fairseq_sharing.files import sha256
-from fairseq_sharing.terminal import Console
+from fairseq_sharing.terminal import Console, say
 
 _ENGINE_PACKAGES = {"ctranslate2": ("ctranslate2",), "fairseq": ("fairseq-fixed", "torch")}
 
@@ -58,12 +58,10 @@ class Teacher:
             from fairseq_sharing.decoding.ctranslate2_export import export
 
             made = export(self.files, folder, card=False)
-            console.print(
+            say(
+                console,
                 f"exported {self.files.name} to CTranslate2 in {folder} until its translations are complete "
                 f"(largest difference from fairseq: {made.difference.largest:.1g})",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
             )
         found = find_model(str(folder), None, console)
         return replace(self, files=replace(self.files, exported=folder, max_tokens=found.max_tokens))

@@ -2,7 +2,7 @@
 
 import math
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from fairseq_sharing.distillation.frozen_teacher import FrozenTeacher
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.finite import is_number
+from fairseq_sharing.options import option_field
 
 NAME = "label_smoothed_cross_entropy_with_teacher"
 
@@ -28,27 +29,17 @@ class TeacherCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
     # fairseq derives the flags from these annotations at run time: use no postponed annotations.
 
-    teacher: str = field(
-        default="",
-        metadata={"help": "checkpoint of the teacher, a translation model with the same languages and dictionaries"},
+    teacher: str = option_field(
+        "checkpoint of the teacher, a translation model with the same languages and dictionaries", ""
     )
-    teacher_data: str = field(
-        default="",
-        metadata={
-            "help": "prepared data of the teacher, if it moved since its training; only the dictionaries are read"
-        },
+    teacher_data: str = option_field(
+        "prepared data of the teacher, if it moved since its training; only the dictionaries are read", ""
     )
-    kd_alpha: float = field(
-        default=0.5,
-        metadata={
-            "help": "weight of the divergence from the teacher, 0 to 1; the weight of the cross-entropy is 1 minus this"
-        },
+    kd_alpha: float = option_field(
+        "weight of the divergence from the teacher, 0 to 1; the weight of the cross-entropy is 1 minus this", 0.5
     )
-    kd_temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "temperature that divides the scores of teacher and student; above 1, unlikely words count more"
-        },
+    kd_temperature: float = option_field(
+        "temperature that divides the scores of teacher and student; above 1, unlikely words count more", 1.0
     )
 
 

@@ -166,10 +166,16 @@ def _evaluate(
     examples: list[dict[str, str]] = []
     classifier: Mapping[str, Any] = {}
     if translates:
-        translator = _translator(run, data, settings, config.get("train", {}), averaged, suffix, per_sentence)
+        arguments = run, data, settings, config.get("train", {}), averaged, inputs
+        if per_sentence:
+            from fairseq_sharing.evaluation.sentence_depth import SentenceDepthTranslator  # imports torch
+
+            translator: RunTranslator = SentenceDepthTranslator(*arguments)
+        else:
+            translator = RunTranslator(*arguments, suffix)
         classifier = translator.depth_classifier
         for test in data.tests:
-            hypotheses = translator.translate(test, averaged, inputs, steps, console)
+            hypotheses = translator.translate(test, steps, console)
             scores[test.name] = _score(test, hypotheses, data, settings)
             scores[test.name] |= keep(hypotheses, path, test.name, data.direction, system) | translator.record(test)
             if data.lowercase:
@@ -217,22 +223,6 @@ def _evaluate(
     if out is not None:
         add_result(result_file, out)
     return json.loads(text)
-
-
-def _translator(
-    run: RunDirectory,
-    data: EvaluationData,
-    settings: EvaluationSettings,
-    train: Mapping[str, Any],
-    averaged: Path,
-    suffix: str,
-    per_sentence: bool,
-) -> RunTranslator:
-    if not per_sentence:
-        return RunTranslator(run, data, settings, train, suffix)
-    from fairseq_sharing.evaluation.sentence_depth import SentenceDepthTranslator  # imports torch
-
-    return SentenceDepthTranslator(run, data, settings, train, averaged)
 
 
 def _check(data: EvaluationData, settings: EvaluationSettings, task: str, run: Path) -> None:

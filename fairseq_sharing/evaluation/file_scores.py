@@ -18,10 +18,7 @@ _SEED = 12345  # sacreBLEU's default
 
 
 def score_files(
-    hypotheses: Sequence[Path],
-    references: Sequence[Path],
-    target_lang: str = "",
-    tokenize: str | None = None,
+    hypotheses: Sequence[Path], references: Sequence[Path], target_lang: str = "", tokenize: str | None = None
 ) -> list[dict[str, Any]]:
     """Score plain or gzipped text files with one segment per line; compare all with the first.
 

@@ -18,6 +18,7 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.environment import torch_threads
 from fairseq_sharing.files import atomic_write
 from fairseq_sharing.resources import PACKAGE_DIR
+from fairseq_sharing.terminal import say
 
 
 def generate(arguments: Sequence[str], output: Path, segments: int, title: str, console: Console) -> list[str]:
@@ -38,7 +39,7 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
     """
     words = [*arguments, "--user-dir", str(PACKAGE_DIR), "--no-progress-bar"]
     shown = shlex.join(["fairseq-generate", *words])
-    console.print(f"$ {shown}", style="dim", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"$ {shown}", "dim")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch_threads()), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     # -P: like fairseq-generate itself, do not import modules from the current directory.
     command = [sys.executable, "-P", "-m", "fairseq_cli.generate", *words]
@@ -143,8 +144,8 @@ def _is_finite(score: str) -> bool:
         return False
 
 
-def _some(ids: Sequence[int], shown: int = 5) -> str:
-    return ", ".join(map(str, ids[:shown])) + (", ..." if len(ids) > shown else "")
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
 
 
 def _too_long(line: str) -> str | None:

@@ -40,16 +40,16 @@ class RunTranslator:
         data: EvaluationData,
         settings: EvaluationSettings,
         train: Mapping[str, Any],
+        checkpoint: Path,
+        inputs: Mapping[str, Any],
         suffix: str = "",
     ):
-        self._suffix = suffix
+        self._suffix, self._checkpoint, self._inputs = suffix, checkpoint, inputs
         self._run, self._data, self._settings, self._task = run, data, settings, task_words(train)
         source, target = data.direction
         self._languages = [*flag_words("--source-lang", source), *flag_words("--target-lang", target)]
 
-    def translate(
-        self, test: Subset, checkpoint: Path, inputs: Mapping[str, Any], steps: Steps, console: Console
-    ) -> list[str]:
+    def translate(self, test: Subset, steps: Steps, console: Console) -> list[str]:
         """Return the detokenized translations of a test set; reuse the last ones if nothing has changed."""
         name, settings = test.name, self._settings
         search = {
@@ -62,11 +62,11 @@ class RunTranslator:
         }
         step = name + self._suffix
         output = self._run.evaluation / f"{step}.generate.txt"
-        inputs = {**inputs, **search, "subset": test.subset, "data": self._data.files}
+        inputs = {**self._inputs, **search, "subset": test.subset, "data": self._data.files}
         if steps.is_done(step, inputs, output):
             tokens = read_generated(output, test.segments)
         else:
-            tokens = self._generate(test, checkpoint, search, output, console)
+            tokens = self._generate(test, search, output, steps, console)
             steps.record(step, inputs, output)
         return [self._data.pipeline.decode(line) for line in tokens]
 
@@ -80,16 +80,16 @@ class RunTranslator:
         return {}
 
     def _generate(
-        self,
-        test: Subset,
-        checkpoint: Path,
-        search: Mapping[str, Any],
-        output: Path,
-        console: Console,
-        binarized: Path | None = None,
+        self, test: Subset, search: Mapping[str, Any], output: Path, steps: Steps, console: Console
     ) -> list[str]:
-        """Run fairseq-generate on a test set, by default of the data; see ``generation.generate``."""
-        words = [path_word(binarized or self._data.binarized), *flag_words("--path", checkpoint)]
+        """Return the hypotheses of a test set in subwords, and write them like fairseq-generate."""
+        return self._run_generate(test, self._checkpoint, self._data.binarized, search, output, console)
+
+    def _run_generate(
+        self, test: Subset, checkpoint: Path, binarized: Path, search: Mapping[str, Any], output: Path, console: Console
+    ) -> list[str]:
+        """Run fairseq-generate with a checkpoint on a test set in a folder; see ``generation.generate``."""
+        words = [path_word(binarized), *flag_words("--path", checkpoint)]
         words += [*flag_words("--gen-subset", test.subset), *self._task, *self._languages]
         for option, value in search.items():
             words += [flag_of(option), str(value)]

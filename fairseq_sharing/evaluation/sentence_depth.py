@@ -22,7 +22,7 @@ from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.test_data import EvaluationData, Subset
 from fairseq_sharing.experiment.environment import torch_threads
 from fairseq_sharing.experiment.run_directory import RunDirectory
-from fairseq_sharing.files import atomic_write, sha256
+from fairseq_sharing.files import sha256, write_text
 from fairseq_sharing.preparation.binarize import data_names
 from fairseq_sharing.sentence_depth.file import check_fit, classifier_file, read_classifier
 from fairseq_sharing.sentence_depth.model import load_model, load_subset
@@ -50,14 +50,16 @@ class SentenceDepthTranslator(RunTranslator):
         settings: EvaluationSettings,
         train: Mapping[str, Any],
         averaged: Path,
+        inputs: Mapping[str, Any],
     ):
-        super().__init__(run, data, settings, train, f"-{AUTO}")
         self._classifier = read_classifier(averaged)
+        self._of_average = inputs
+        file = classifier_file(averaged)
+        super().__init__(run, data, settings, train, averaged, {**inputs, "classifier": sha256(file)}, f"-{AUTO}")
         languages = dict(zip(("source", "target"), data.direction, strict=True))
         torch.set_num_threads(torch_threads())
         self._model, self._fairseq_task = load_model(averaged, data.binarized, languages)
-        check_fit(self._classifier, self._model, classifier_file(averaged))
-        self._file_hash = sha256(classifier_file(averaged))
+        check_fit(self._classifier, self._model, file)
         self._chosen: dict[str, list[int]] = {}
 
     @property
@@ -83,9 +85,7 @@ class SentenceDepthTranslator(RunTranslator):
             "macs_per_sentence_all_layers": round(classifier.costs.at_one_depth(last, lengths)),
         }
 
-    def translate(
-        self, test: Subset, checkpoint: Path, inputs: Mapping[str, Any], steps: Steps, console: Console
-    ) -> list[str]:
+    def translate(self, test: Subset, steps: Steps, console: Console) -> list[str]:
         """Choose the depths and translate. The arguments and results are those of ``RunTranslator.translate``."""
         dataset = load_subset(self._fairseq_task, test.subset, self._data.binarized)
         if len(dataset) != test.segments:
@@ -95,17 +95,10 @@ class SentenceDepthTranslator(RunTranslator):
         refuse_too_long(dataset, self._model, test.name)
         batches = in_batches(dataset, self._settings.max_tokens)
         self._chosen[test.name] = choose_depths(self._model, self._classifier, batches, len(dataset))
-        self._inputs, self._steps = inputs, steps
-        return super().translate(test, checkpoint, {**inputs, "classifier": self._file_hash}, steps, console)
+        return super().translate(test, steps, console)
 
     def _generate(
-        self,
-        test: Subset,
-        checkpoint: Path,
-        search: Mapping[str, Any],
-        output: Path,
-        console: Console,
-        binarized: Path | None = None,
+        self, test: Subset, search: Mapping[str, Any], output: Path, steps: Steps, console: Console
     ) -> list[str]:
         """Run fairseq-generate once for each depth, on its sentences, and write one file with the output of all."""
         chosen = self._chosen[test.name]
@@ -114,37 +107,28 @@ class SentenceDepthTranslator(RunTranslator):
             numbers = [number for number, choice in enumerate(chosen) if choice == index]
             if not numbers:
                 continue
-            reduced, _, _ = reduce_to_depth(checkpoint, self._inputs, DepthRequest.of(setting), self._steps)
+            reduced, _, _ = reduce_to_depth(self._checkpoint, self._of_average, DepthRequest.of(setting), steps)
             name = setting_name(setting)
             with tempfile.TemporaryDirectory(prefix="fairseq-sharing-") as folder:
-                write_part(self._data, test.subset, numbers, Path(folder))
+                write_part(self._data.binarized, test.subset, self._data.direction, numbers, Path(folder))
                 part = output.with_name(f"{output.name}.{name}")
                 some = replace(test, name=f"{test.name} at {name}", segments=len(numbers))
-                super()._generate(some, reduced, search, part, console, Path(folder))
+                self._run_generate(some, reduced, Path(folder), search, part, console)
             merged += renumbered(part.read_bytes().decode(), numbers)
             part.unlink()
-        with atomic_write(output) as file:
-            file.write("".join(f"{line}\n" for line in merged).encode())
+        write_text(output, "".join(f"{line}\n" for line in merged))
         return read_generated(output, test.segments)
 
 
-def write_part(data: EvaluationData, subset: str, numbers: Sequence[int], folder: Path) -> None:
-    """Write some sentences of a binarized subset, and the dictionaries, to another folder.
-
-    Args:
-        data: the data.
-        subset: fairseq's name of the subset.
-        numbers: the sentences.
-        folder: the folder.
-    """
+def write_part(binarized: Path, subset: str, languages: Sequence[str], numbers: Sequence[int], folder: Path) -> None:
+    """Write the sentences of a binarized subset with some numbers, and the dictionaries, to another folder."""
     from fairseq.data import Dictionary, data_utils, indexed_dataset
 
-    for dictionary in data.binarized.glob("dict.*.txt"):
+    for dictionary in binarized.glob("dict.*.txt"):
         (folder / dictionary.name).symlink_to(dictionary.resolve())
-    languages = list(data.direction)
-    for lang, name in zip(languages, data_names(subset, languages), strict=True):
-        symbols = Dictionary.load(str(data.binarized / f"dict.{lang}.txt"))
-        found = data_utils.load_indexed_dataset(str(data.binarized / name), symbols)
+    for lang, name in zip(languages, data_names(subset, list(languages)), strict=True):
+        symbols = Dictionary.load(str(binarized / f"dict.{lang}.txt"))
+        found = data_utils.load_indexed_dataset(str(binarized / name), symbols)
         if found is None:  # a test set without binarized references
             continue
         builder = indexed_dataset.make_builder(str(folder / f"{name}.bin"), "mmap", len(symbols))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fairseq_sharing.documents import is_count
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import choose_tokenizer
 from fairseq_sharing.finite import HUGE, MAX_BEAM, is_number
@@ -78,7 +79,7 @@ class EvaluationSettings:
             minimum["tokens_per_sample"] = 1
         for name, least in minimum.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_count(value) or value < least:
                 raise SharingError(f"evaluate.{name} must be an integer >= {least}, got {value!r}")
             if value > (most := MAX_BEAM if name == "beam" else HUGE):
                 raise SharingError(f"evaluate.{name} must be at most {most:,}, got {value!r}")

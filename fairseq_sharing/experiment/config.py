@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_sharing.documents import is_count
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.layers import (
     Layer,
@@ -185,13 +186,13 @@ def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
         raise SharingError(f"{file}: dataset: missing; allowed: the name of a data recipe, for example multi30k")
     config.dataset = check_name(config.dataset, f"{file}: dataset")
     check_name(config.run, f"{file}: run")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed <= MAX_SEED:
+    if not is_count(config.seed) or config.seed > MAX_SEED:
         raise SharingError(f"{file}: seed: must be a whole number from 0, got {config.seed!r}; at most {MAX_SEED}")
     if config.get("data") is not None and not isinstance(config.data, str):
         raise SharingError(f"{file}: data: must be a path, got {config.data!r}")
     for name in ("max_epoch", "max_update", "max_tokens", "patience"):
         value = config.train.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        if value is not None and not is_count(value):
             raise SharingError(f"{_origin(layers, name)}: train.{name}: must be a whole number from 0, got {value!r}")
     for name, owner in SET_ELSEWHERE.items():
         if name in config.train:

@@ -104,11 +104,14 @@ def rounds_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in ("kind", "name", "threads", "instructions", "cuda"))
 
 
+def usable_cores() -> list[int]:
+    """List the CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+
+
 def cpu_cores() -> int:
     """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(usable_cores())
 
 
 def idle_cores() -> int:
@@ -118,8 +121,7 @@ def idle_cores() -> int:
     step waits until that thread is scheduled, which makes the work several times slower.
     """
     busy = psutil.cpu_percent(interval=_LOOK, percpu=True)
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
-    return max(1, sum(core >= len(busy) or busy[core] < _BUSY for core in cores))
+    return max(1, sum(core >= len(busy) or busy[core] < _BUSY for core in usable_cores()))
 
 
 def torch_threads() -> int:

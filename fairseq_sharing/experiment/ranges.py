@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_sharing.experiment.config import MAX_SEED, BadKeyError
+from fairseq_sharing.finite import HUGE
 from fairseq_sharing.layer_map import MAX_LAYERS
-
-HUGE = 10**9
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fairseq_sharing.documents import is_count, is_quantity
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.layers import (
     Layer,
@@ -160,14 +161,14 @@ def read_study(file: Path) -> Study:
         if row is not None and row not in rows:
             raise SharingError(f"{where}{name}: no row {row!r}; allowed: {', '.join(rows)}")
     margin = compare.get("margin", 0.3)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
+    if not is_quantity(margin) or not 0 < margin < 100:
         raise SharingError(f"{where}compare.margin: {margin!r}; allowed: a number above 0, in points of the metric")
     metric = compare.get("metric", METRICS[0])
     if metric not in METRICS:
         raise SharingError(f"{where}compare.metric: {metric!r}; allowed: {', '.join(METRICS)}")
     estimate = _mapping(document, "estimate", ESTIMATE_KEYS, where)
     for key, value in estimate.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(value) or value < 1:
             raise SharingError(f"{where}estimate.{key}: {value!r}; allowed: a whole number from 1")
     if estimate and not ("vocabulary" in estimate and estimate.keys() & {"pairs", "tokens"}):
         raise SharingError(
@@ -290,7 +291,7 @@ def _mapping(document: DictConfig, key: str, allowed: Sequence[str], where: str)
 
 def _seeds(value: Any, what: str) -> tuple[int, ...]:
     seeds = tuple(value) if OmegaConf.is_list(value) else ()
-    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
+    if not seeds or not all(map(is_count, seeds)):
         raise SharingError(f"{what}: {value}; allowed: a list of whole numbers from 0")
     if len(set(seeds)) < len(seeds):
         raise SharingError(f"{what}: {value}; allowed: each seed once")

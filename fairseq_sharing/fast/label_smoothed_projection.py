@@ -131,11 +131,7 @@ class _SmoothedLoss(torch.autograd.Function):
 
 
 def _score_gradients(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Replace scores by their probabilities minus the share of the smoothing.
-
-    Args:
-        scores: rows x V; changed in place.
-        share: probability of the smoothing for each word.
+    """Replace scores (rows x V) by their probabilities minus the share of the smoothing for each word.
 
     Returns:
         The logarithm of each row's sum of exponentials, rows x 1, and the sum of all scores.

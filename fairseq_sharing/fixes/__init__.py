@@ -6,12 +6,7 @@ import fairseq
 
 from fairseq_sharing.depths.losses import add_losses_of_depths
 from fairseq_sharing.fixes.checkpoints import fix_checkpoints, fix_meters
-from fairseq_sharing.fixes.data import (
-    fix_batches_of_later_epochs,
-    fix_batching,
-    fix_numpy,
-    refuse_unfinished_data,
-)
+from fairseq_sharing.fixes.data import fix_batches_of_later_epochs, fix_batching, fix_numpy, refuse_unfinished_data
 from fairseq_sharing.fixes.distributed import fix_broadcast, fix_torchrun
 from fairseq_sharing.fixes.ema import fix_ema
 from fairseq_sharing.fixes.error_messages import print_errors_on_one_line

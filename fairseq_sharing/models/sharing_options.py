@@ -176,11 +176,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         refuse(args, "quant_noise_pq", "noise would be applied to a shared weight once per layer", 0)
         refuse(args, "quant_noise_scalar", "noise would be applied to a shared weight once per layer", 0)
         refuse(args, "base_layers", "expert layers change the layer numbering", 0)
-    if getattr(args, "ddp_backend", None) == "fully_sharded" and any(s.shares for s in sharing.values()):
-        raise SharingError(
-            "--ddp-backend fully_sharded cannot shard layers that share parameters; "
-            "allowed with --sharing: c10d, legacy_ddp, no_c10d, pytorch_ddp"
-        )
+        _refuse_fully_sharded(args, "cannot shard layers that share parameters", "--sharing")
     if getattr(args, "admin", "off") != "off":
         for stack in stacks:
             refuse(args, f"{stack}_normalize_before", "--admin requires post-norm layers", False)
@@ -193,11 +189,7 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
     validate_depth(args, stacks)
     if str(getattr(args, "criterion", None)).startswith(FUSED):
         refuse(args, "find_unused_parameters", "the fused loss uses the output projection outside the model", False)
-        if getattr(args, "ddp_backend", None) == "fully_sharded":
-            raise SharingError(
-                "--ddp-backend fully_sharded hides the output projection from the fused loss; "
-                f"allowed with --criterion {args.criterion}: c10d, legacy_ddp, no_c10d, pytorch_ddp"
-            )
+        _refuse_fully_sharded(args, "hides the output projection from the fused loss", f"--criterion {args.criterion}")
     if getattr(args, "compile", False):
         for flag in ("checkpoint_activations", "offload_activations"):
             refuse(args, flag, "a recomputed compiled layer would draw different dropout masks", False)
@@ -208,6 +200,13 @@ def validate(args: Namespace, stacks: tuple[str, ...] = STACKS) -> dict[str, Sta
         for flag in ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"):
             refuse(args, flag, "--precision bf16 keeps fp32 weights and casts by itself", False)
     return sharing
+
+
+def _refuse_fully_sharded(args: Namespace, reason: str, flag: str) -> None:
+    if getattr(args, "ddp_backend", None) == "fully_sharded":
+        raise SharingError(
+            f"--ddp-backend fully_sharded {reason}; allowed with {flag}: c10d, legacy_ddp, no_c10d, pytorch_ddp"
+        )
 
 
 def _validate_depth_steps(args: Namespace, stacks: tuple[str, ...]) -> None:

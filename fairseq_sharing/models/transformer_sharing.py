@@ -19,12 +19,7 @@ from fairseq_sharing.fast.attention import one_pass
 from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.layer_classes import layer_class
 from fairseq_sharing.models.shared_stack import SharedStack, SharingModel
-from fairseq_sharing.models.sharing_options import (
-    add_sharing_args,
-    register_size,
-    stack_sharing,
-    validate,
-)
+from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, stack_sharing, validate
 
 # fairseq's decoder returns the attention weights of one layer, by default the last; translation losses ignore them.
 _NO_LAYER = -1

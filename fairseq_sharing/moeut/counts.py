@@ -69,10 +69,11 @@ class MoECounts:
                 total += dense_sizes(self.cfg).macs(length)
                 continue
             sizes = layer_sizes(self.cfg, stack)
-            source, destination = sizes.attention_macs(length)
-            total += source + destination + sizes.read_macs(length, length) + sizes.ffn_macs(length)
+            side, read = sizes.attention_macs(length), sizes.read_macs(length, length)
+            total += 2 * side + read + sizes.ffn_macs(length)
             if layer.encoder_attn is not None:
-                total += destination + sizes.read_macs(length, length)
-                cross_weights.add(layer.encoder_attn.value_experts)
-                memory = source
-        return total + (len(cross_weights) and len(cross_weights) * memory)
+                total += side + read
+                if layer.encoder_attn.value_experts not in cross_weights:  # layers that share it share its source side
+                    cross_weights.add(layer.encoder_attn.value_experts)
+                    total += side
+        return total

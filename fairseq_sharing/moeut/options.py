@@ -2,6 +2,7 @@
 
 import logging
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
@@ -126,17 +127,27 @@ def fill(args: Namespace, sizes: dict[str, Any]) -> None:
     args.encoder_normalize_before = args.decoder_normalize_before = True
 
 
+def make_architecture(sizes: dict[str, Any], base: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+    """Return the function of an architecture: its sizes, then the defaults of fairseq's architecture."""
+
+    def architecture(args: Namespace) -> None:
+        fill(args, sizes)
+        base(args)
+
+    return architecture
+
+
 def check_moe(args: Namespace, stacks: tuple[str, ...]) -> None:
     """Check the options of the expert banks and reject unsupported options of fairseq.
 
     Raises:
         SharingError: with the flag, the allowed values and the nearest allowed value.
     """
-    _between(args, "attention_top_k", 1, args.attention_experts, "--attention-experts")
+    _at_most(args, "attention_top_k", args.attention_experts, "--attention-experts")
     for stack in stacks:
         name = f"{stack}_ffn_experts" if getattr(args, f"{stack}_ffn_experts") is not None else "ffn_experts"
         _at_least_one(args, name)
-        _between(args, "ffn_top_k", 1, getattr(args, name), flag_of(name))
+        _at_most(args, "ffn_top_k", getattr(args, name), flag_of(name))
     for name in ("head_dim", "attention_experts", "expert_dim"):
         _at_least_one(args, name)
     check_rotary(args)
@@ -178,14 +189,8 @@ def refuse_experts(args: Namespace) -> None:
     Raises:
         SharingError: with the flag.
     """
-    for name in (
-        "attention_experts",
-        "attention_top_k",
-        "ffn_experts",
-        "decoder_ffn_experts",
-        "ffn_top_k",
-        "expert_dim",
-    ):
+    banks = ("attention_experts", "attention_top_k", "ffn_experts", "decoder_ffn_experts", "ffn_top_k", "expert_dim")
+    for name in banks:
         refuse(args, name, "its layers are dense", None)
 
 
@@ -243,10 +248,10 @@ def _at_least_one(args: Namespace, name: str) -> None:
         raise SharingError(f"{flag_of(name)} must be at least 1, got {getattr(args, name)}; nearest: 1")
 
 
-def _between(args: Namespace, name: str, low: int, high: int, high_flag: str) -> None:
+def _at_most(args: Namespace, name: str, high: int, high_flag: str) -> None:
     value = getattr(args, name)
-    if not low <= value <= high:
+    if not 1 <= value <= high:
+        nearest = min(max(value, 1), max(high, 1))
         raise SharingError(
-            f"{flag_of(name)} must be between {low} and {high_flag} ({high}), got {value}; "
-            f"nearest: {min(max(value, low), max(high, low))}"
+            f"{flag_of(name)} must be between 1 and {high_flag} ({high}), got {value}; nearest: {nearest}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -40,12 +41,10 @@ class LayerSizes:
     expert_dim: int
     rotary_dim: int
 
-    def attention_macs(self, tokens: int) -> tuple[int, int]:
-        """Count the MACs of attention's linear maps on the source and the destination side."""
-        side = (
-            tokens * self.heads * self.embed_dim * (self.head_dim * (1 + self.attention_top_k) + self.attention_experts)
-        )
-        return side, side
+    def attention_macs(self, tokens: int) -> int:
+        """Count the MACs of attention's linear maps on one side: the source or the destination."""
+        maps = self.head_dim * (1 + self.attention_top_k) + self.attention_experts
+        return tokens * self.heads * self.embed_dim * maps
 
     def read_macs(self, tokens: int, attended: int) -> int:
         """Count the MACs of attention scores and weighted sums."""
@@ -113,18 +112,8 @@ class PeriLayer(nn.Module):
         sublayers = 3 if cross_attention else 2
         scale = (4 / (sublayers * num_layers)) ** 0.5
 
-        def attention() -> SwitchHead:
-            return SwitchHead(
-                sizes.embed_dim,
-                sizes.heads,
-                sizes.head_dim,
-                sizes.attention_experts,
-                sizes.attention_top_k,
-                scale,
-                attention_dropout,
-                options,
-            )
-
+        heads = sizes.embed_dim, sizes.heads, sizes.head_dim, sizes.attention_experts, sizes.attention_top_k
+        attention = partial(SwitchHead, *heads, scale, attention_dropout, options)
         self.self_attn_layer_norm = nn.LayerNorm(sizes.embed_dim)
         self.self_attn = attention()
         self.encoder_attn_layer_norm = nn.LayerNorm(sizes.embed_dim) if cross_attention else None

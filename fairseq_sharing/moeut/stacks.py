@@ -150,9 +150,7 @@ class MoEUTDecoder(MoEUTStack, TransformerDecoderBase):
 
         Args:
             prev_output_tokens: (B, T).
-            encoder_out: output of the encoder.
             incremental_state: fairseq's decoding cache; only positions that are not cached are computed.
-            return_usage: return the usage of the routers' experts.
             unused: other arguments of fairseq, for attention weights, which these layers do not return.
 
         Returns:

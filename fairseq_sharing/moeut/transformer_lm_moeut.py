@@ -16,7 +16,7 @@ from fairseq_sharing.moeut.options import (
     add_moe_args,
     check_moe,
     check_rotary,
-    fill,
+    make_architecture,
     refuse_experts,
     refuse_fixed,
     warn_without_balance,
@@ -118,14 +118,6 @@ SIZES = {
 _COMMON = {"layer_type": "moeut", "dropout": 0.0, "no_scale_embedding": True, "share_decoder_input_output_embed": False}
 
 
-def _architecture(size: dict):
-    def architecture(args: Namespace) -> None:
-        fill(args, {**_COMMON, **size})
-        transformer_lm.base_lm_architecture(args)
-
-    return architecture
-
-
 def _check(args: Namespace) -> None:
     if args.layer_type == "dense":
         refuse_experts(args)
@@ -137,7 +129,12 @@ def _check(args: Namespace) -> None:
 
 
 _architectures = {
-    name: register_size("transformer_lm_moeut", name, _architecture(size), _check)
+    name: register_size(
+        "transformer_lm_moeut",
+        name,
+        make_architecture({**_COMMON, **size}, transformer_lm.base_lm_architecture),
+        _check,
+    )
     for name, size in {
         "transformer_lm_moeut": SIZES["44m"],
         **{f"transformer_lm_moeut_{name}": size for name, size in SIZES.items()},

@@ -12,7 +12,7 @@ from fairseq_sharing.models.hydra import as_namespace
 from fairseq_sharing.models.shared_stack import SharingModel
 from fairseq_sharing.models.sharing_options import add_sharing_args, register_size, validate
 from fairseq_sharing.moeut.counts import MoECounts
-from fairseq_sharing.moeut.options import add_moe_args, check_moe, fill, warn_without_balance
+from fairseq_sharing.moeut.options import add_moe_args, check_moe, make_architecture, warn_without_balance
 from fairseq_sharing.moeut.stacks import MoEUTDecoder, MoEUTEncoder
 
 _STACKS = ("encoder", "decoder")
@@ -112,14 +112,6 @@ SIZES = {
 }
 
 
-def _architecture(size: dict):
-    def architecture(args: Namespace) -> None:
-        fill(args, size)
-        transformer_legacy.base_architecture(args)
-
-    return architecture
-
-
 def _check(args: Namespace) -> None:
     if args.encoder_embed_dim != args.decoder_embed_dim:
         raise SharingError(
@@ -131,6 +123,9 @@ def _check(args: Namespace) -> None:
 
 
 _architectures = {
-    name: register_size("transformer_moeut", name, _architecture(size), _check) for name, size in SIZES.items()
+    name: register_size(
+        "transformer_moeut", name, make_architecture(size, transformer_legacy.base_architecture), _check
+    )
+    for name, size in SIZES.items()
 }
 transformer_moeut = _architectures["transformer_moeut"]

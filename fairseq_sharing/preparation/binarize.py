@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from fairseq_sharing.files import atomic_write, read_lines
+from fairseq_sharing.files import atomic_write, read_lines, write_text
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # indices 0 to 3 of every fairseq dictionary
 _PADDING_FACTOR = 8  # --padding-factor of fairseq-preprocess
@@ -94,10 +94,8 @@ def write_dictionary(counts: Mapping[str, int], paths: list[Path]) -> int:
     while (len(SPECIAL) + len(symbols)) % _PADDING_FACTOR:
         symbols.setdefault(f"madeupword{padding:04d}", 0)
         padding += 1
-    text = "".join(f"{word} {count}\n" for word, count in symbols.items()).encode()
     for path in paths:
-        with atomic_write(path) as file:
-            file.write(text)
+        write_text(path, "".join(f"{word} {count}\n" for word, count in symbols.items()))
     return len(symbols)
 
 

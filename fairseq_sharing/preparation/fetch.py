@@ -13,8 +13,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, is_full, sha256
+from fairseq_sharing.files import inside, is_full, sha256, write_text
 from fairseq_sharing.preparation.progress import console, progress
+from fairseq_sharing.terminal import say
 
 UNKNOWN = "unknown"
 """Marks a checksum in a recipe that is recorded at the first download and verified afterwards."""
@@ -46,9 +47,8 @@ def fetch(url: str, digest: str, folder: Path, mirror: str | None = None) -> Pat
     path = _get(url, digest, folder, mirror)
     if digest == UNKNOWN:
         digest = sha256(path)
-        with atomic_write(_cached(url, folder, ".sha256")) as file:
-            file.write(f"{digest}\n".encode())
-        console.print(f"{file_name(url)}: recorded SHA-256 {digest}", soft_wrap=True, highlight=False)
+        write_text(_cached(url, folder, ".sha256"), f"{digest}\n")
+        say(console, f"{file_name(url)}: recorded SHA-256 {digest}")
     return path
 
 
@@ -184,13 +184,11 @@ def verify(path: Path, digest: str, name: str | None = None) -> None:
         raise SharingError(f"{name or path}: SHA-256 is {actual}, expected {digest}")
 
 
-def download(url: str, part: Path, wait: float = 1.0) -> None:
+def download(url: str, part: Path) -> None:
     """Download a URL to a file, resuming a partial download.
 
     Args:
-        url: http or https.
         part: the file; existing content is treated as the beginning of the download.
-        wait: seconds before the second attempt; doubled before each further attempt.
 
     Raises:
         SharingError: the server refused, or ATTEMPTS attempts made no progress.
@@ -215,7 +213,7 @@ def download(url: str, part: Path, wait: float = 1.0) -> None:
             raise SharingError(
                 f"{url}: {reason}, {ATTEMPTS} times in a row; re-run the command to resume, or use --mirror"
             )
-        time.sleep(wait * 2**failures)
+        time.sleep(2.0**failures)
 
 
 def _continue(url: str, part: Path, start: int) -> bool:

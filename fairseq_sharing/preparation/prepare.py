@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +35,7 @@ from fairseq_sharing.preparation.stream import ChunkFunction, process_chunks, sp
 from fairseq_sharing.preparation.transform import MAX_SUBWORDS, segment_chunk, tokenize_chunk
 from fairseq_sharing.preparation.unpack import unpack
 from fairseq_sharing.preparation.unspaced import removal_hint, subword_warning
+from fairseq_sharing.terminal import say
 
 PACKAGES = ("fairseq-sharing", "fairseq-fixed", "sacremoses", "subword-nmt", "tokenizers", "sentencepiece")
 
@@ -215,7 +217,7 @@ class _Preparation:
 
         def write() -> dict[str, Any]:
             arguments = preprocess_arguments(self.languages, self.recipe.tests)
-            console.print("equivalent to: fairseq-preprocess " + shlex.join(arguments), soft_wrap=True, highlight=False)
+            say(console, "equivalent to: fairseq-preprocess " + shlex.join(arguments))
             counts = subwords.count_words("dictionary", self._paths(texts), self.pool)
             return {"dictionary": write_dictionary(counts, self._paths(dictionaries))}
 
@@ -250,7 +252,7 @@ class _Preparation:
             "artificial": recipe.generator is not None,
             "source_lang": recipe.source_lang,
             "target_lang": recipe.target_lang,
-            "recipe": recipe.as_dict(),
+            "recipe": asdict(recipe),
             "tokenizer": recipe.tokenizer,
             "subword": subword,
             "dictionary": binary["dictionary"],
@@ -268,7 +270,7 @@ class _Preparation:
         sizes += [f"{test['name']} {test['segments']:,}" for test in manifest["tests"]]
         done = f"{len(self.steps.ran)} steps done" if self.steps.ran else "nothing to do"
         text = f"{self.directory}: {', '.join(sizes)}; dictionary {manifest['dictionary']:,}; {done}"
-        console.print(text, soft_wrap=True, highlight=False)
+        say(console, text)
 
     def _report_removed(self, kept: int, removed: Mapping[str, int]) -> None:
         """Refuse a corpus without training pairs, and warn if cleaning removed most pairs."""
@@ -285,16 +287,11 @@ class _Preparation:
     def _report_unexpected(self, lines: Mapping[str, int]) -> None:
         for name, expected in self.recipe.expected.items():
             if lines[name] != expected:
-                console.print(
-                    f"warning: {name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}",
-                    style="yellow",
-                    soft_wrap=True,
-                    highlight=False,
-                )
+                _warn(f"{name}: {lines[name]:,} pairs after cleaning; the recipe expects {expected:,}")
 
 
 def _warn(text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)
+    say(console, f"warning: {text}", "yellow")
 
 
 def _version(package: str) -> str | None:

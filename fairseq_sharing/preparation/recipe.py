@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +187,6 @@ class Recipe:
     def tests(self) -> list[str]:
         """Names of the test sets."""
         return [name for name in self.splits if name not in ("train", "valid")]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the recipe in the format of the manifest."""
-        return asdict(self)
 
 
 def recipe_names() -> list[str]:

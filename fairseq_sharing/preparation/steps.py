@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, leftovers, sha256
+from fairseq_sharing.files import inside, leftovers, sha256, write_text
 from fairseq_sharing.preparation.manifest import LOCK, MANIFEST, PREPARE, UNFINISHED, command_of, load_manifest
 
 _TEMPORARY = (".tmp", ".journal.tmp", ".journal.tmp.tmp", ".lengths.tmp", ".lengths.tmp.tmp")
@@ -174,8 +174,7 @@ class ResumableSteps:
         self._finished.unlink(missing_ok=True)
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
-        with atomic_write(path) as file:
-            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _hash(self, file: str) -> str | None:
         path = inside(self.directory, file)

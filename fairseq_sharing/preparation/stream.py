@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_sharing.documents import Schema, is_count, is_text, list_of, mapping_of, read_json
-from fairseq_sharing.files import atomic_write
+from fairseq_sharing.files import atomic_write, write_text
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import progress
 
@@ -145,8 +145,7 @@ def _read_journal(journal: Path, parts: list[Path], key: str, inputs: int) -> di
 
 
 def _write_journal(journal: Path, state: dict[str, Any]) -> None:
-    with atomic_write(journal) as file:
-        file.write(json.dumps({**state, "sha256": _checksum(state)}).encode())
+    write_text(journal, json.dumps({**state, "sha256": _checksum(state)}))
 
 
 def _checksum(state: dict[str, Any]) -> str:

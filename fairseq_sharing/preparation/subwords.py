@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, read_lines
+from fairseq_sharing.files import atomic_write, read_lines, write_text
 from fairseq_sharing.preparation.bpe import read_codes
 from fairseq_sharing.preparation.parallel import Workers
 from fairseq_sharing.preparation.progress import console, progress
@@ -60,8 +60,7 @@ def learn_bpe(texts: list[Path], size: int, output: Path, pool: Workers) -> int:
     merges = codes.getvalue().count("\n") - 1
     if not merges:
         raise SharingError(f"{texts[0]}: no two characters occur together twice; use more text or --subword none")
-    with atomic_write(output) as file:
-        file.write(codes.getvalue().encode("utf-8"))
+    write_text(output, codes.getvalue())
     return merges
 
 
@@ -81,8 +80,7 @@ def copy_bpe(codes: Path, output: Path) -> int:
     lines = read_codes(codes)
     if lines[0] != "#version: 0.2":
         raise SharingError(f"{codes}: merges of another version of subword-nmt; allowed: '#version: 0.2' in line 1")
-    with atomic_write(output) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+    write_text(output, "".join(f"{line}\n" for line in lines))
     return len(lines) - 1
 
 

@@ -43,7 +43,7 @@ def tokenize_chunk(
     excluded = _lines(held_out, key)
     counts: Counter[str] = Counter()
     kept: list[list[str]] = []
-    for raw in zip(*map(_split, chunk), strict=True):
+    for raw in zip(*(_lines_of(text.decode()) for text in chunk), strict=True):
         texts = [pipeline.tokenize(line, side) for line, side in zip(raw, pipeline.languages, strict=True)]
         reason = reason_to_remove(texts, limits) if limits else None
         if reason is None and raw[0] in excluded:
@@ -113,10 +113,6 @@ def _dictionary(path: Path, key: str) -> dict[str, int]:
 @lru_cache(maxsize=1)
 def _lines(paths: tuple[Path, ...], key: str) -> frozenset[str]:
     return frozenset(line for path in paths for line in read_lines(path))
-
-
-def _split(text: bytes) -> list[str]:
-    return _lines_of(text.decode())
 
 
 def _lines_of(text: str) -> list[str]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fairseq_sharing.options import flag_of
+
 # ISO 15924: Chinese, Japanese, Thai, Lao, Khmer, Burmese and Shan, Tibetan and Dzongkha.
 _SCRIPTS = (
     *("hans", "hant", "hani", "jpan", "hira", "kana", "hrkt"),
@@ -62,8 +64,8 @@ def removal_hint(removed: Mapping[str, int], pairs: int, languages: Iterable[str
     limit = {"length_ratio": "max_ratio", "too_long": "max_tokens", "long_word": "max_word_length"}.get(reason)
     if limit is None or sum(removed.values()) * 2 <= pairs:
         return ""
-    flag = f"--{limit.replace('_', '-')}"
-    hint = f"{removed[reason]:,} of {pairs:,} pairs exceed {flag} {limits[limit]}; raise it if the texts are parallel"
+    excess = f"{removed[reason]:,} of {pairs:,} pairs exceed {flag_of(limit)} {limits[limit]}"
+    hint = f"{excess}; raise it if the texts are parallel"
     if unspaced := [language for language in languages if is_unspaced(language)]:
         hint += f" ({' and '.join(unspaced)} has no spaces between words, so a clause counts as one token)"
     return hint

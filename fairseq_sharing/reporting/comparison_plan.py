@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fairseq_sharing.documents import is_quantity
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.experiment.layers import check_name, check_names, read_yaml
 from fairseq_sharing.experiment.study import COMPARE_KEYS
@@ -78,12 +79,12 @@ def make_plan(folder: Path, rows: Sequence[Row], flags: Mapping[str, Any]) -> Co
             raise SharingError(f"--baseline: no row {baseline!r}; allowed: {', '.join(names)}")
         remarks.append(f"The baseline of the study, {baseline}, has no result, so no row is compared with it.")
         baseline = None
-    metric = str(chosen.get("metric") or _default_metric(rows))
+    metric = str(chosen.get("metric") or ("bleu" if _is_scored(rows, "bleu") else "perplexity"))
     _check_choice("metric", metric, [name for name in METRICS if _is_scored(rows, name)])
     primary = str(chosen.get("primary", MEAN))
     _check_choice("primary", primary, [MEAN, *scored_sets(rows)])
     margin = chosen.get("margin", 0.3)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
+    if not is_quantity(margin) or not 0 < margin < 100:
         raise SharingError(f"margin: {margin!r}; allowed: a number above 0 and below 100")
     family = flags.get("family") or "rows"
     return ComparisonPlan(
@@ -127,7 +128,8 @@ def _declaration(file: Path) -> tuple[str | None, dict[str, Any], dict[str, list
         isinstance(numbers, list) and all(isinstance(seed, int) for seed in numbers) for numbers in seeds.values()
     ):
         raise SharingError(f"{file}: seeds: {seeds!r}; allowed: a mapping of rows to lists of whole numbers")
-    for row in (*seeds, *(name for name in (compare.get("baseline"),) if name is not None)):
+    baseline = compare.get("baseline")
+    for row in seeds if baseline is None else (*seeds, baseline):
         check_name(str(row), f"{file}: row")
     name = document.get("study")
     if name is not None:
@@ -139,10 +141,6 @@ def _earlier(block: Any, file: Path) -> str:
     """Describe an earlier compare block."""
     check_names(OmegaConf.create(block), COMPARE_KEYS, f"{file}: earlier: ")
     return ", ".join(f"{key} {check_name(str(value), f'{file}: earlier: {key}')}" for key, value in block.items())
-
-
-def _default_metric(rows: Sequence[Row]) -> str:
-    return "bleu" if _is_scored(rows, "bleu") else "perplexity"
 
 
 def _is_scored(rows: Sequence[Row], metric: str) -> bool:

@@ -59,10 +59,7 @@ def by_test(conclusions: Conclusions) -> tuple[list[str], Cells]:
         return [], []
     cells = []
     for pair in conclusions.pairs:
-        found = [
-            next((one for one in family.comparisons if one.pair == pair), None) if family else None
-            for family in families.values()
-        ]
+        found = [family.of(pair) if family else None for family in families.values()]
         if any(found):
             cells.append([f"{pair[0]} - {pair[1]}", *(with_interval(one) if one else "-" for one in found)])
     return ["Row", *families], cells

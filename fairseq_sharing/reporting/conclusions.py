@@ -73,7 +73,7 @@ class Conclusions:
 
     def comparison(self, pair: Pair) -> Comparison | None:
         """Comparison of two rows; None if they cannot be compared."""
-        return next((one for one in self.family.comparisons if one.pair == pair), None) if self.family else None
+        return self.family.of(pair) if self.family else None
 
     def verdict(self, pair: Pair) -> str:
         """Describe what the simultaneous interval of a pair says."""

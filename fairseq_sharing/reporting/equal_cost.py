@@ -77,15 +77,11 @@ def _equal_macs(row: Row, other: Row) -> bool:
     recorded = all("macs" in result for one in (row, other) for result in one.results)
     if not recorded and (row.is_moeut or other.is_moeut):
         return False
-    return _close(
-        *(
-            fmean(
-                (result["macs"] if recorded else result["parameters"]["effective"]) * result["updates"]
-                for result in one.results
-            )
-            for one in (row, other)
-        )
-    )
+
+    def macs(result: dict[str, Any]) -> float:
+        return (result["macs"] if recorded else result["parameters"]["effective"]) * result["updates"]
+
+    return _close(*(fmean(map(macs, one.results)) for one in (row, other)))
 
 
 def _equal_time(row: Row, other: Row) -> bool:

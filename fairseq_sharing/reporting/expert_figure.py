@@ -47,14 +47,8 @@ def expert_use(experts: Mapping[str, Mapping[str, Any]], layer_maps: Mapping[str
     figure = new_figure(5.4 * columns + 0.9, lines * (_ROW * tallest + 0.75) + 0.2)
     axes = figure.subplots(lines, columns, squeeze=False)
     for place, ((stack, kind), routers) in zip(axes.flat, panels.items(), strict=False):
-        image = place.imshow(
-            list(shares[stack, kind].values()),
-            aspect="auto",
-            interpolation="nearest",
-            cmap="viridis",
-            vmin=0,
-            vmax=most,
-        )
+        table = list(shares[stack, kind].values())
+        image = place.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=most)
         _finish(place, f"{stack}: {_KINDS[kind]}", routers, layer_maps.get(stack, ()), tallest)
     for place in list(axes.flat)[len(panels) :]:
         place.set_visible(False)
@@ -96,13 +90,10 @@ def _finish(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_yticks(range(len(routers)), [_line(number, layer_map) for number in routers])
     details = axes.secondary_yaxis("right")
-    details.set_yticks(
-        range(len(routers)),
-        [
-            f"{100 * float(router['evenness']):.0f}% even, {100 * float(router['dead']):.0f}% dead"
-            for router in routers.values()
-        ],
-    )
+    shown = [
+        f"{100 * float(one['evenness']):.0f}% even, {100 * float(one['dead']):.0f}% dead" for one in routers.values()
+    ]
+    details.set_yticks(range(len(routers)), shown)
     details.tick_params(labelsize=8, length=0)
     axes.set_ylim(tallest - 0.5, -0.5)
     axes.spines["bottom"].set_position(("data", len(routers) - 0.5))

@@ -13,22 +13,14 @@ from fairseq_sharing.reporting.layer_map_figure import layer_maps
 from fairseq_sharing.reporting.learning_curves import learning_curves
 from fairseq_sharing.reporting.map_history import draw_map_history
 from fairseq_sharing.reporting.metrics import METRICS
-from fairseq_sharing.reporting.plot_style import SUFFIXES, save_figure
+from fairseq_sharing.reporting.notes import machine
+from fairseq_sharing.reporting.plot_style import save_figure
 from fairseq_sharing.reporting.results import Row
 from fairseq_sharing.reporting.score_figures import score_by_parameters, score_by_speed
-from fairseq_sharing.reporting.tables import machine, titles
+from fairseq_sharing.reporting.tables import titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def require_matplotlib() -> None:
-    """Import matplotlib.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    import matplotlib  # noqa: F401
 
 
 def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[str, str]]:
@@ -42,7 +34,8 @@ def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[
     Returns:
         PNG file name and caption of each figure.
     """
-    measured, place = _on_one_machine(rows)
+    ((place, _),) = Counter(map(machine, rows)).most_common(1)
+    measured = [row for row in rows if machine(row) == place]
     only = "" if len(measured) == len(rows) else f" Only runs trained on {place}; other speeds are not comparable."
     score, stem = METRICS[metric].label, re.sub(r"\W", "", metric)
     numbers = f"Numbers are those of the legend; points that coincide share a label. {_bars(rows)}"
@@ -98,15 +91,6 @@ def draw(rows: Sequence[Row], folder: Path, metric: str = "bleu") -> list[tuple[
     return written
 
 
-def all_formats(pictures: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the file names of figures in all formats, the PNG files first.
-
-    Args:
-        pictures: PNG file name and caption of each figure, as ``draw`` returns them.
-    """
-    return [name.removesuffix(".png") + suffix for suffix in SUFFIXES for name, _ in pictures]
-
-
 def _bars(rows: Sequence[Row]) -> str:
     """Explain the error bars."""
     seeds = {len(row.results) for row in rows}
@@ -114,9 +98,3 @@ def _bars(rows: Sequence[Row]) -> str:
         return "No error bars: one seed per row."
     few = " Rows with one seed have none." if 1 in seeds else ""
     return f"Error bars: standard deviation over seeds.{few}"
-
-
-def _on_one_machine(rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """Return the rows trained on the most common machine, and the name of that machine."""
-    ((name, _),) = Counter(map(machine, rows)).most_common(1)
-    return [row for row in rows if machine(row) == name], name

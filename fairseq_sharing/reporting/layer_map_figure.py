@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.colors import ink, set_colors
 from fairseq_sharing.reporting.plot_style import new_figure, widest
@@ -53,18 +53,12 @@ def _stack(axes: Axes, maps: Sequence[Sequence[int]], title: str, left: float, l
     """Draw the maps of one stack, from a cell on; a cell is ``cell`` inches wide."""
     from matplotlib.patches import Rectangle
 
-    centered = {"ha": "center", "va": "bottom"}
-    axes.text(left + longest / 2, -0.3 / cell, title, fontsize=10, **centered)  # type: ignore[arg-type]
+    centered: dict[str, Any] = {"ha": "center", "va": "bottom"}
+    axes.text(left + longest / 2, -0.3 / cell, title, fontsize=10, **centered)
     for layer in range(longest):
         if cell > 0.2 or (layer + 1) % 6 == 0 or layer == 0:
-            axes.text(
-                left + layer + 0.5,
-                -0.1 / cell,
-                str(layer + 1),
-                fontsize=7,
-                color="#555555",
-                **centered,  # type: ignore[arg-type]
-            )
+            place = left + layer + 0.5, -0.1 / cell
+            axes.text(*place, str(layer + 1), fontsize=7, color="#555555", **centered)
     for line, labels in enumerate(maps):
         colors = set_colors(max(labels, default=-1) + 1)
         for layer, label in enumerate(labels):

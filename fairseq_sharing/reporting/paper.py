@@ -95,11 +95,6 @@ class Difference:
         return text if self.interval is None else f"{text} ({self.interval[0]:+.2f} to {self.interval[1]:+.2f})"
 
 
-def paper_row(row: Row) -> PaperRow | None:
-    """Return the paper's row with the same name; None if there is none."""
-    return ROWS.get(row.run)
-
-
 def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Make the table that compares our rows with the paper's.
 
@@ -111,9 +106,9 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """
     tests = [test for test in TESTS if test in scored_sets(rows)]
     headers = ["Model", "Parameters", "Parameters (paper)", "Speed", "Speed (paper)", "Average"]
-    vanilla = next((row for row in rows if paper_row(row) is ROWS["vanilla"]), None)
+    vanilla = next((row for row in rows if row.run == "vanilla"), None)
     cells = []
-    for row in sorted((row for row in rows if paper_row(row)), key=lambda row: list(ROWS).index(row.run)):
+    for row in sorted((row for row in rows if row.run in ROWS), key=lambda row: list(ROWS).index(row.run)):
         paper = ROWS[row.run]
         cells.append(
             [
@@ -122,7 +117,7 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
                 f"{paper.parameters}M",
                 _speed(row, vanilla),
                 "-" if paper.speed is None else f"{paper.speed:.2f}",
-                _average(row, paper),
+                str(Difference.of_average(row, paper.average) or f"- / {paper.average:.2f}"),
                 *(_cell(row, paper, test) for test in tests),
             ]
         )
@@ -147,9 +142,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     splits = _compound_splits(rows)
     if splits:
         lines.append(
-            "Tokenized BLEU with compounds split on newstest2014 (not comparable with sacreBLEU): "
-            + "; ".join(splits)
-            + "."
+            f"Tokenized BLEU with compounds split on newstest2014 (not comparable with sacreBLEU): {'; '.join(splits)}."
         )
     return lines
 
@@ -160,16 +153,8 @@ def markdown(rows: Sequence[Row], title: str) -> str:
 
     headers, cells = compare(rows)
     table = tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=["left"] + ["right"] * 5)
-    return (
-        "\n\n".join(
-            [
-                f"# {title}: comparison with Takase & Kiyono (2023)",
-                table,
-                "\n".join(f"- {note}" for note in notes(rows)),
-            ]
-        )
-        + "\n"
-    )
+    heading = f"# {title}: comparison with Takase & Kiyono (2023)"
+    return "\n\n".join([heading, table, "\n".join(f"- {note}" for note in notes(rows))]) + "\n"
 
 
 def _speed(row: Row, vanilla: Row | None) -> str:
@@ -180,10 +165,6 @@ def _speed(row: Row, vanilla: Row | None) -> str:
     if len(machines) > 1:
         return "-"
     return f"{row.speed.mean / vanilla.speed.mean:.2f}"
-
-
-def _average(row: Row, paper: PaperRow) -> str:
-    return str(Difference.of_average(row, paper.average) or f"- / {paper.average:.2f}")
 
 
 def _cell(row: Row, paper: PaperRow, test: str) -> str:
@@ -199,6 +180,6 @@ def _compound_splits(rows: Sequence[Row]) -> list[str]:
         scores = [result["scores"].get("newstest2014", {}).get("compound_split_bleu") for result in row.results]
         known = [score for score in scores if score is not None]
         if known:
-            paper = paper_row(row)
-            found.append(f"{paper.title if paper else row.title} {statistics.fmean(known):.2f}")
+            title = ROWS[row.run].title if row.run in ROWS else row.title
+            found.append(f"{title} {statistics.fmean(known):.2f}")
     return found

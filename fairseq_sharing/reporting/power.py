@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 from fairseq_sharing.reporting.statistics import LEVEL
 
@@ -26,33 +27,23 @@ def power(deviation: float, difference: float, seeds: int) -> float:
     return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
 
-def required_seeds(deviation: float, difference: float, wanted: float = POWER) -> int | None:
-    """Return the smallest number of runs per row that detects a difference with the wanted power.
-
-    Returns:
-        The number; None above ten million.
-    """
+def required_seeds(deviation: float, difference: float) -> int | None:
+    """Return the smallest number of runs per row that detects a difference with 80% power; None above ten million."""
     high = 2
-    while power(deviation, difference, high) < wanted:
+    while power(deviation, difference, high) < POWER:
         if high > _MOST:
             return None
         high *= 2
     low = max(2, high // 2)
-    while low < high:
-        middle = (low + high) // 2
-        if power(deviation, difference, middle) < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return low + bisect_left(range(low, high), POWER, key=lambda seeds: power(deviation, difference, seeds))
 
 
-def least_difference(deviation: float, seeds: int, wanted: float = POWER) -> float:
-    """Return the smallest difference that a number of runs per row detects with the wanted power."""
+def least_difference(deviation: float, seeds: int) -> float:
+    """Return the smallest difference that a number of runs per row detects with 80% power."""
     from scipy import optimize
 
     def missing(difference: float) -> float:
-        return power(1.0, difference, seeds) - wanted
+        return power(1.0, difference, seeds) - POWER
 
     high = 1.0
     while missing(high) < 0:

@@ -29,10 +29,7 @@ class Report:
 
 
 def write_report(
-    folder: Path,
-    runs: Iterable[Path] = (),
-    flags: Mapping[str, Any] | None = None,
-    texts: RawTexts | None = None,
+    folder: Path, runs: Iterable[Path] = (), flags: Mapping[str, Any] | None = None, texts: RawTexts | None = None
 ) -> Report:
     """Write table.md, table.csv, table.tex, the figures and index.html of a study.
 
@@ -53,9 +50,10 @@ def write_report(
         SharingError: no result, results that do not belong together, or a missing package such as matplotlib.
     """
     try:
-        from fairseq_sharing.reporting import figures, page
+        import matplotlib  # noqa: F401
 
-        figures.require_matplotlib()
+        from fairseq_sharing.reporting import figures, page
+        from fairseq_sharing.reporting.plot_style import SUFFIXES
     except ImportError as error:
         raise SharingError(
             f"report requires {error.name}; install it with: pip install 'fairseq-sharing[report]'"
@@ -80,11 +78,12 @@ def write_report(
         pages["comparison.csv"] = lambda: comparison_tables.comma_separated(conclusions)
     if texts and conclusions.pairs:
         pages["segments.md"] = lambda: differing_segments(rows, conclusions.pairs, folder, texts)
-    if any(paper.paper_row(row) for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
+    if any(row.run in paper.ROWS for row in rows) and any(test in paper.TESTS for test in scored_sets(rows)):
         pages["paper.md"] = lambda: paper.markdown(rows, title)
     for name, make in pages.items():
         write_text(folder / name, make())
-    return Report(title, rows, conclusions, [folder / name for name in (*pages, *figures.all_formats(pictures))])
+    drawn = [str(Path(name).with_suffix(suffix)) for suffix in SUFFIXES for name, _ in pictures]
+    return Report(title, rows, conclusions, [folder / name for name in (*pages, *drawn)])
 
 
 def _name(folder: Path, conclusions: Conclusions, dataset: str) -> str:

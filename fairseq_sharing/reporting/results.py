@@ -29,17 +29,8 @@ LABELS = {
 }
 STACKS = ("encoder", "decoder")
 _NEEDED = (
-    "run",
-    "dataset",
-    "sharing",
-    "layers",
-    "unique_layers",
-    "layer_map",
-    "parameters",
-    "updates",
-    "seed",
-    "tokens_per_second",
-    "scores",
+    *("run", "dataset", "sharing", "layers", "unique_layers", "layer_map", "parameters", "updates", "seed"),
+    *("tokens_per_second", "scores"),
 )
 # Fields that must be equal for all seeds of an experiment.
 _COMMON = ("dataset", "sharing", "layers", "layer_map", "parameters")
@@ -189,12 +180,9 @@ def read_rows(folder: Path) -> list[Row]:
             raise SharingError(f"{file} and {origin[key]}: both are run {key[0]}, seed {key[1]}; keep only one")
         origin[key] = file
         group = by_run.setdefault(result["run"], [])
-        for name in _COMMON:
-            if name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values()):
-                continue
-            if group and group[0][name] != result[name]:
-                other = origin[group[0]["run"], group[0]["seed"]]
-                raise SharingError(f"{file} and {other}: both are named {result['run']} but differ in {name}")
+        if group and (name := _differing(result, group[0])):
+            other = origin[group[0]["run"], group[0]["seed"]]
+            raise SharingError(f"{file} and {other}: both are named {result['run']} but differ in {name}")
         group.append(result)
     if not files:
         raise SharingError(
@@ -234,19 +222,21 @@ def add_result(file: Path, folder: Path) -> None:
     """
     result = read_result(file)
     copy = inside(folder, f"{result['run']}-seed{result['seed']}.json")
-    if copy.is_file():
-        other = read_result(copy)
-        for name in _COMMON:
-            of_a_map = name in _OF_A_MAP and (result.get("schedule") or "custom" in result["sharing"].values())
-            if other[name] != result[name] and not of_a_map:
-                raise SharingError(
-                    f"{copy}: the result of another experiment with this name ({name} differs); "
-                    "allowed: a run name of its own (train with run=NAME), or another folder"
-                )
+    if copy.is_file() and (name := _differing(result, read_result(copy))):
+        raise SharingError(
+            f"{copy}: the result of another experiment with this name ({name} differs); "
+            "allowed: a run name of its own (train with run=NAME), or another folder"
+        )
     for score in result["scores"].values():
         if hypotheses := score.get("hypotheses"):
             _copy(inside(file.parent, hypotheses), inside(folder, hypotheses))
     _copy(file, copy)
+
+
+def _differing(result: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Return a field in which results of the same name show that they are different experiments."""
+    own_map = result.get("schedule") or "custom" in result["sharing"].values()
+    return next((name for name in _COMMON if result[name] != other[name] and not (own_map and name in _OF_A_MAP)), None)
 
 
 def _copy(source: Path, target: Path) -> None:

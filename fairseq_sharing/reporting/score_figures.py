@@ -101,13 +101,7 @@ def _point(axes: Axes, x: Spread, y: Spread, style: dict[str, Any], number: int)
 
 
 def _limits(values: Sequence[tuple[float, float]], least: float = 0.0, relative: float = 0.0) -> tuple[float, float]:
-    """Return the limits of an axis that covers all values with their error bars.
-
-    Args:
-        values: the values with half the length of their error bars.
-        least: minimum extent.
-        relative: minimum extent relative to the center.
-    """
+    """Return the limits of an axis that covers all values with their error bars, given as half their length."""
     low = min((value - bar for value, bar in values), default=0.0)
     high = max((value + bar for value, bar in values), default=1.0)
     extent = max(high - low, least, relative * abs(low + high) / 2) or 1.0

@@ -92,7 +92,9 @@ def segment_errors(
     for test in tests:
         if test not in references:
             raise SharingError(f"--data: no test set {test}; allowed: the data that the runs were evaluated on")
-        counts = _resamples(generator, len(references[test]))
+        segments = len(references[test])
+        # How often each resample contains each segment.
+        counts = generator.multinomial(segments, np.full(segments, 1 / segments), size=RESAMPLES)
         for row in chosen:
             for result in row.results:
                 means[row.run] += _resampled(result, test, folder, references[test], metric, counts) / (
@@ -119,11 +121,6 @@ def _resampled(
             f"{score[metric]:.4f}; allowed: the data that the run was evaluated on"
         )
     return np.array([statistics.score(total) for total in counts @ by_segment])
-
-
-def _resamples(generator: np.random.Generator, segments: int) -> np.ndarray:
-    """Return how often each resample contains each segment."""
-    return generator.multinomial(segments, np.full(segments, 1 / segments), size=RESAMPLES)
 
 
 def make_metric(metric: str, signature: str) -> Any:

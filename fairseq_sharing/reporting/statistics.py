@@ -106,6 +106,10 @@ class Family:
     method: str
     _samples: Samples
 
+    def of(self, pair: Pair) -> Comparison | None:
+        """Return the comparison of a pair; None if it is not in the family."""
+        return next((one for one in self.comparisons if one.pair == pair), None)
+
     @cached_property
     def adjusted(self) -> tuple[float, ...]:
         """Adjusted p-value of each comparison."""
@@ -223,9 +227,11 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
     """
     from scipy import stats
 
-    result = stats.permutation_test(
-        (first, second), _mean_difference, vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(0)
-    )
+    def difference(one: np.ndarray, two: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean(one, axis=axis) - np.mean(two, axis=axis)
+
+    generator = np.random.default_rng(0)
+    result = stats.permutation_test((first, second), difference, n_resamples=_PERMUTATIONS, rng=generator)
     return float(result.pvalue)
 
 
@@ -262,10 +268,6 @@ def outliers(samples: Samples) -> list[str]:
                 f"runs of {name} differ from its mean by more than three pooled standard deviations: {', '.join(far)}"
             )
     return found
-
-
-def _mean_difference(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-    return np.mean(first, axis=axis) - np.mean(second, axis=axis)
 
 
 def _pooled(samples: Samples, pair: Pair, pooled: Pooled, critical: float) -> Comparison:

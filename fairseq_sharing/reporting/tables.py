@@ -11,7 +11,6 @@ from fairseq_sharing.reporting.comparison_tables import by_test, comparison
 from fairseq_sharing.reporting.conclusions import Conclusions
 from fairseq_sharing.reporting.equal_cost import equal_cost
 from fairseq_sharing.reporting.metrics import METRICS
-from fairseq_sharing.reporting.notes import machine as machine
 from fairseq_sharing.reporting.recipes import differences
 from fairseq_sharing.reporting.results import Row, scored_sets
 

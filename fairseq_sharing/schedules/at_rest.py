@@ -16,6 +16,7 @@ from fairseq_sharing.checkpoints.recorded_state import EXTRA_STATE, recorded_ext
 from fairseq_sharing.checkpoints.sharing_state import layer_aliases
 from fairseq_sharing.checkpoints.stock_model import model_on_meta
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.parameter_sets import full_name, names_by_layer
 
 # Buffers of fairseq's modules.
 _BUFFERS = ("version", "_float_tensor")
@@ -107,15 +108,10 @@ def _in_order(named: list[str], stacks: list[str], aliases: Mapping[str, str]) -
         if stack is None:
             order.append(name)
         elif not any(placed.startswith(f"{stack}.layers.") for placed in order):
-            first = [n.removeprefix(f"{stack}.layers.0.") for n in named if n.startswith(f"{stack}.layers.0.")]
-            known = {*named, *aliases}
-            numbers = sorted({int(n.removeprefix(f"{stack}.layers.").split(".")[0]) for n in known if _of(n, stack)})
-            order += [f"{stack}.layers.{i}.{leaf}" for i in numbers for leaf in first]
+            first = names_by_layer(named, stack).get(0, [])
+            numbers = sorted(names_by_layer({*named, *aliases}, stack))
+            order += [full_name(stack, number, leaf) for number in numbers for leaf in first]
     return order
-
-
-def _of(name: str, stack: str) -> bool:
-    return name.startswith(f"{stack}.layers.")
 
 
 def _spread(

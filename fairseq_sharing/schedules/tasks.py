@@ -33,7 +33,6 @@ class SharingTask:
         options = read_options(self._configuration, getattr(cfg, "seed", 1))
         if options.sharing_schedule and not from_checkpoint:
             check_training(cfg)
-        if options.sharing_schedule and not from_checkpoint:
             self._train_subset = getattr(cfg, "train_subset", "train")
             if not isinstance(model, SharingModel):
                 arch = getattr(cfg, "arch", type(model).__name__)

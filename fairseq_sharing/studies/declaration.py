@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
-from fairseq_sharing.experiment.study import Study
+from fairseq_sharing.experiment.study import COMPARE_KEYS
 from fairseq_sharing.files import write_text
 from fairseq_sharing.reporting.comparison_plan import DECLARATION, read_declaration
 from fairseq_sharing.studies.plan import StudyPlan
@@ -19,7 +17,7 @@ def write_declaration(plan: StudyPlan) -> None:
     """
     file = plan.results / DECLARATION
     before = read_declaration(file)
-    compare = _comparison(plan.study)
+    compare = {name: getattr(plan.study, name) for name in COMPARE_KEYS}
     earlier = list(before["earlier"])
     if before["compare"] and before["compare"] != compare and any(plan.results.glob("*.json")):
         earlier.append(before["compare"])
@@ -32,12 +30,3 @@ def write_declaration(plan: StudyPlan) -> None:
     }
     if declared != before:
         write_text(file, yaml.safe_dump(declared, sort_keys=False, allow_unicode=True))
-
-
-def _comparison(study: Study) -> dict[str, Any]:
-    return {
-        "baseline": study.baseline,
-        "primary": study.primary,
-        "metric": study.metric,
-        "margin": study.margin,
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -89,7 +89,7 @@ def disk_use(folder: Path) -> int:
 def scores_in_words(scores: Mapping[str, Any] | None) -> str:
     """Format the mean score over test sets: BLEU, or perplexity for a language model; empty without scores."""
     for metric, name in (("bleu", "BLEU"), ("perplexity", "perplexity")):
-        values = _values(scores.values() if scores else (), metric)
+        values = [float(score[metric]) for score in (scores or {}).values() if metric in score]
         if values:
             mean = " (mean)" if len(values) > 1 else ""
             return f"{name} {fmean(values):.2f}{mean}"
@@ -102,7 +102,3 @@ def size_in_words(size: int) -> str:
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
     return f"{size} bytes"
-
-
-def _values(scores: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
-    return [float(score[metric]) for score in scores if metric in score]

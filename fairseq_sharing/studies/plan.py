@@ -16,6 +16,7 @@ from fairseq_sharing.evaluation.settings import EvaluationSettings
 from fairseq_sharing.experiment.config import compose
 from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.experiment.study import Study
+from fairseq_sharing.terminal import say
 
 # Beginnings of the overrides that apply to all rows.
 _OVERRIDES = ("train.", "evaluate.", "tokens_per_batch=")
@@ -192,4 +193,4 @@ class StudyPlan:
 
 def show(command: Sequence[str], console: Console) -> None:
     """Print a command in shell syntax."""
-    console.print(f"$ {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"$ {shlex.join(command)}")

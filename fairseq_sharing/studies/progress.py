@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -13,6 +12,7 @@ from rich.table import Column
 
 from fairseq_sharing.studies.plan import PlannedRun
 from fairseq_sharing.studies.states import RunState, State
+from fairseq_sharing.terminal import say
 from fairseq_sharing.training.progress import duration
 
 
@@ -44,14 +44,12 @@ class StudyProgress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def update(self, runs: Sequence[PlannedRun], states: Mapping[str, RunState], current: Sequence[str]) -> None:
         """Show the states of all runs.

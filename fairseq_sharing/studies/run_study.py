@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -15,7 +14,8 @@ from fairseq_sharing.studies.plan import StudyPlan, show
 from fairseq_sharing.studies.progress import StudyProgress
 from fairseq_sharing.studies.runner import StudyRunner, python_words
 from fairseq_sharing.studies.slots import open_slots
-from fairseq_sharing.training.processes import forwarded_signals
+from fairseq_sharing.terminal import say
+from fairseq_sharing.training.processes import forwarded_signals, raise_signal
 
 
 def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: Console) -> None:
@@ -35,10 +35,7 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
     if prepare := plan.prepare():
         call(prepare, console)
     write_declaration(plan)
-    with (
-        open_slots(plan, jobs, console) as slots,
-        StudyProgress(console, plan.study.name) as progress,
-    ):
+    with open_slots(plan, jobs, console) as slots, StudyProgress(console, plan.study.name) as progress:
         progress.say(f"{len(plan.runs)} runs, {len(slots)} at once; logs: {plan.directory}/*/study.log")
         runner = StudyRunner(plan, slots, progress, budget)
         failed = runner.run()
@@ -46,12 +43,7 @@ def run_study(plan: StudyPlan, jobs: int | None, budget: float | None, console: 
         call(plan.report(), console)
     left = runner.unfinished()
     if left:
-        console.print(
-            f"not finished: {'; '.join(left)}. Re-run the command to resume.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"not finished: {'; '.join(left)}. Re-run the command to resume.")
     if failed:
         listed = "; ".join(f"{name} ({error})" for name, error in failed.items())
         raise SharingError(f"not in the table: {listed}; re-run the command to resume them")
@@ -68,7 +60,6 @@ def call(command: Sequence[str], console: Console) -> None:
     process = subprocess.Popen(python_words(command), start_new_session=True)
     with forwarded_signals(process) as received:
         status = process.wait()
-    if received:
-        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+    raise_signal(received)
     if status:
         raise SharingError(f"{shlex.join(command[:3])} failed (exit status {status}); re-run the command to resume")

@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairseq_sharing.studies.plan import PlannedRun, StudyPlan
 from fairseq_sharing.studies.progress import StudyProgress
 from fairseq_sharing.studies.slots import Slot
 from fairseq_sharing.studies.states import RunState, State, read_state
-from fairseq_sharing.training.processes import END_WITH_PARENT
+from fairseq_sharing.training.processes import END_WITH_PARENT, on_signals, raise_signal, signal_all
 from fairseq_sharing.training.progress import duration
 
 _POLL_SECONDS = 0.2
@@ -78,18 +78,20 @@ class StudyRunner:
         Raises:
             KeyboardInterrupt, SystemExit: after a signal, when all runs have stopped.
         """
-        with self._listening():
-            while True:
-                self._collect()
-                self._stop_if_due()
-                if self._stopped_at is None:
-                    self._start_ready()
-                self._look()
-                if not self._jobs and (self._stopped_at is not None or not self._unfinished()):
-                    break
-                time.sleep(_POLL_SECONDS)
-        if self._signals:
-            raise KeyboardInterrupt if self._signals[0] == signal.SIGINT else SystemExit(128 + self._signals[0])
+        with on_signals(self._signals.append):
+            try:
+                while True:
+                    self._collect()
+                    self._stop_if_due()
+                    if self._stopped_at is None:
+                        self._start_ready()
+                    self._look()
+                    if not self._jobs and (self._stopped_at is not None or not self._unfinished()):
+                        break
+                    time.sleep(_POLL_SECONDS)
+            finally:  # whatever happens, no process of this study is left behind
+                self._signal_all(signal.SIGTERM)
+        raise_signal(self._signals)
         return self._failed
 
     def unfinished(self) -> list[str]:
@@ -229,22 +231,7 @@ class StudyRunner:
 
     def _signal_all(self, number: int) -> None:
         for job in self._jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.process.pid, number)
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Collect SIGINT and SIGTERM; whatever happens, no process of this study is left behind."""
-        before = {
-            number: signal.signal(number, lambda received, frame: self._signals.append(received))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            self._signal_all(signal.SIGTERM)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal_all(job.process, number)
 
 
 def python_words(command: Sequence[str]) -> list[str]:

@@ -84,7 +84,7 @@ def open_slots(plan: StudyPlan, jobs: int | None, console: Console) -> Iterator[
         SharingError: more slots than the machine has cores, or runs that need more GPUs than it has.
     """
     device, each = environment.device(), plan.devices or 1
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    cores = environment.usable_cores()
     cuda = device["kind"] == "cuda"
     most = int(device["count"]) if cuda else len(cores)
     if each > most:

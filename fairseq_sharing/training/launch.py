@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -20,10 +19,11 @@ from fairseq_sharing.experiment.dictionaries import dictionary_hashes, refuse_ot
 from fairseq_sharing.experiment.direction import refuse_other_direction
 from fairseq_sharing.experiment.run_directory import RECORD_SECONDS, RunDirectory
 from fairseq_sharing.interruption import Interruption
+from fairseq_sharing.terminal import say
 from fairseq_sharing.training.from_trained import write_tied
 from fairseq_sharing.training.log_tail import LogTail
 from fairseq_sharing.training.plan import Plan
-from fairseq_sharing.training.processes import end, forwarded_signals, spawn, wait
+from fairseq_sharing.training.processes import end, forwarded_signals, raise_signal, spawn, wait
 from fairseq_sharing.training.progress import TrainingProgress
 
 NEEDED = ("tokens_per_batch", "batch", "finished", "exit_status")  # fields of a record to resume from
@@ -61,11 +61,7 @@ def train(plan: Plan, console: Console) -> None:
             if (record["tokens_per_batch"] or record["batch"]) != (plan.tokens_per_batch() or plan.batch()):
                 raise SharingError(f"{run.path}: was started with {record['batch']}; now: {plan.batch()}")
             if _is_finished(plan, record):
-                console.print(
-                    f"{run.path}: finished {record['finished']}; nothing to do",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                say(console, f"{run.path}: finished {record['finished']}; nothing to do")
                 return
         check_scorer(plan)
         if not record:
@@ -98,7 +94,7 @@ def _join(plan: Plan, console: Console) -> None:
     run, command = plan.run, plan.command()
     record = run.record(NEEDED) if any(run.checkpoints.glob("checkpoint*.pt")) else {}
     if record and _is_finished(plan, record):
-        console.print(f"{run.path}: finished {record['finished']}; nothing to do", highlight=False, soft_wrap=True)
+        say(console, f"{run.path}: finished {record['finished']}; nothing to do")
         return
     _print_start(plan, command, console)
     log = run.path / f"train.node{plan.machines.node_rank}.log"
@@ -150,24 +146,17 @@ def _start(plan: Plan, before: dict[str, Any]) -> dict[str, Any]:
 
 def _print_start(plan: Plan, command: list[str], console: Console) -> None:
     resumed = " (resuming from its last checkpoint)" if (plan.run.checkpoints / "checkpoint_last.pt").is_file() else ""
-    console.print(f"$ {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"{plan.run.path}{resumed}: {plan.world()}, {plan.batch()}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"$ {shlex.join(command)}", "dim")
+    say(console, f"{plan.run.path}{resumed}: {plan.world()}, {plan.batch()}")
 
 
 def _print_other_device(before: dict[str, Any], record: dict[str, Any], console: Console) -> None:
     """Report a resumed run whose results will differ by rounding from those of an uninterrupted run."""
     if before and not environment.rounds_alike(before["device"], record["device"]):
-        console.print(
+        say(
+            console,
             f"resuming on {_describe_device(record['device'])}; the run was last trained on "
             f"{_describe_device(before['device'])}, so its results differ by rounding from an uninterrupted run's",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
 
 
@@ -211,15 +200,13 @@ def _follow(plan: Plan, command: list[str], record: dict[str, Any], lock: int, c
     _raise_failure(status, received, tail, run.log_file)
     if not plan.config.train.get("no_save") and not any(run.checkpoints.glob("checkpoint*.pt")):
         raise SharingError(f"{run.path}: fairseq-train succeeded but wrote no checkpoint (log: {run.log_file})")
-    console.print(f"{run.path}: finished; {tail.summary()}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{run.path}: finished; {tail.summary()}")
 
 
 class _Clock:
     """Measures the training time of a run and writes it into its record, also in case this process is killed.
 
-    Args:
-        run: the run.
-        record: its record; a time of null, because an earlier part was not measured, stays null.
+    A time of null, because an earlier part was not measured, stays null.
     """
 
     def __init__(self, run: RunDirectory, record: dict[str, Any]):
@@ -241,8 +228,7 @@ class _Clock:
 
 def _raise_failure(status: int, received: list[int], tail: LogTail, log: Any) -> None:
     """Raise for a received signal or a failed training; return if neither occurred."""
-    if received:
-        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+    raise_signal(received)
     if status:
         raise SharingError(f"fairseq-train failed: {tail.error(status)} (log: {log})")
 

@@ -99,16 +99,32 @@ def forwarded_signals(process: Process) -> Iterator[list[int]]:
     """Forward SIGINT and SIGTERM to a process and its children; yields the list of received signals."""
     received: list[int] = []
 
-    def forward(number: int, frame: object) -> None:
+    def forward(number: int) -> None:
         received.append(number)
         signal_all(process, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(forward):
         yield received
+
+
+@contextlib.contextmanager
+def on_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Call a function with the number of each SIGINT and SIGTERM, which do nothing else."""
+    before = {
+        number: signal.signal(number, lambda received, frame: act(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def raise_signal(received: Sequence[int]) -> None:
+    """End as the first received signal would have ended this process; return if there is none."""
+    if received:
+        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
 
 
 def signal_all(process: Process, number: int) -> None:

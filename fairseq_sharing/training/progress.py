@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
+
+from fairseq_sharing.terminal import say
 
 # The bar estimates speed over this many seconds, so that validation and saving between epochs do not distort it.
 SPEED_PERIOD = 600.0
@@ -57,9 +58,7 @@ class TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def update(self, kind: str, record: dict[str, Any]) -> None:
@@ -88,7 +87,7 @@ class TrainingProgress:
 
     def print_line(self, text: str) -> None:
         """Print a separate line."""
-        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+        say(self._console, f"  {text}")
 
     def _fraction(self) -> float:
         parts = [0.0]
@@ -113,7 +112,7 @@ class TrainingProgress:
         seconds, done = self._printed - self._started, self._fraction()
         gained = done - (self._begun or 0)
         left = f", about {duration(seconds * (1 - done) / gained)} left" if gained > 0 and done < 1 else ""
-        self._console.print(f"  {self._state()} | {duration(seconds)}{left}", highlight=False, soft_wrap=True)
+        say(self._console, f"  {self._state()} | {duration(seconds)}{left}")
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Label-smoothed cross-entropy plus ACT's ponder cost: ``--criterion label_smoothed_cross_entropy_with_ponder``."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from fairseq.criterions import register_criterion
@@ -13,6 +13,7 @@ from fairseq.logging import metrics
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.layer_map import STACKS
+from fairseq_sharing.options import option_field
 
 
 @dataclass
@@ -21,9 +22,8 @@ class PonderCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
     # fairseq derives the flags from these annotations at run time: use no postponed annotations.
 
-    ponder_weight: float = field(
-        default=0.01,
-        metadata={"help": "weight of ACT's ponder cost, summed over the tokens of the stacks with ACT"},
+    ponder_weight: float = option_field(
+        "weight of ACT's ponder cost, summed over the tokens of the stacks with ACT", 0.01
     )
 
 
