@@ -28,7 +28,7 @@ def notes(rows: Sequence[Row], conclusions: Conclusions) -> list[str]:
         " training.",
         "Sharing saves parameters, not computation: a model with N layers computes N layers, regardless of M.",
     ]
-    if any(row.macs for row in rows):
+    if any(row.macs for row in rows) and not any(row.schedule for row in rows):
         lines.append(
             "MACs: multiply-accumulate operations of a forward pass over a sentence pair of 25 + 25 tokens, or over a"
             " language model's block of text."

@@ -71,6 +71,7 @@ def test_tables_fit_a_window_of_1280_pixels(tmp_path):
             (score,) = content["scores"].values()
             content["scores"] = {f"newstest{year}": score for year in range(2010, 2017)}
             content["parameters"] = {"unique": 60_000_000 + seed, "effective": 250_000_000}
+            content["macs"] = 1_500_000_000 + seed * 1_000_000
             results.append(content)
     folder = write(tmp_path, *results)
     write_report(folder)
