@@ -53,7 +53,7 @@ def read_yaml(file: Path) -> DictConfig:
     return to_config(content, file)
 
 
-def to_config(content: dict[str, Any], name: object) -> DictConfig:
+def to_config(content: Any, name: object) -> DictConfig:
     """Convert a mapping to a configuration.
 
     Raises:

@@ -94,7 +94,9 @@ def test_bad_file_is_one_line_that_names_it(tmp_path, text, message):
 
 
 def test_a_value_may_refer_to_another_layer(experiment):
-    config = compose(experiment, ["seed=7", "train.max_epoch=${seed}", "train.lr=${train.dropout}"], check=lambda *_: None)
+    config = compose(
+        experiment, ["seed=7", "train.max_epoch=${seed}", "train.lr=${train.dropout}"], check=lambda *_: None
+    )
     assert (config.train.max_epoch, config.train.lr) == (7, 0.1)
 
 
