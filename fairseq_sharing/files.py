@@ -142,7 +142,7 @@ def check_output_file(path: Path, flag: str) -> None:
     Raises:
         SharingError: the path is a folder or a device, or its folder cannot be created or written to.
     """
-    _check_parent(path, flag)
+    _check_parent(path, flag, path)
     if path.is_dir():
         raise SharingError(f"{flag} {path}: is a folder; allowed: a file")
     if path.exists() and not path.is_file():
@@ -171,22 +171,22 @@ def check_output_folder(path: Path, flag: str) -> None:
     Raises:
         SharingError: the path or a parent of it is a file, or the folder cannot be created or written to.
     """
-    _check_parent(path / "file", flag)
+    _check_parent(path / "file", flag, path)
 
 
-def _check_parent(path: Path, flag: str) -> None:
-    """Check that a file and its temporary file can be created."""
+def _check_parent(path: Path, flag: str, given: Path) -> None:
+    """Check that a file and its temporary file can be created; errors name the given path."""
     try:
         os.lstat(_temporary(path))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:  # the name is too long, a folder must not be entered, links form a circle
-        raise SharingError(f"{flag} {path}: {error.strerror}; allowed: a path that can be written") from error
+        raise SharingError(f"{flag} {given}: {error.strerror}; allowed: a path that can be written") from error
     parent = next(folder for folder in Path(os.path.abspath(path)).parents if os.path.lexists(folder))
     if not parent.is_dir():
-        raise SharingError(f"{flag} {path}: {parent} is a file; allowed: a path below folders")
+        raise SharingError(f"{flag} {given}: {parent} is a file; allowed: a path below folders")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise SharingError(f"{flag} {path}: no permission to write to {parent}; allowed: a folder of yours")
+        raise SharingError(f"{flag} {given}: no permission to write to {parent}; allowed: a folder of yours")
 
 
 def _temporary(path: Path) -> Path:

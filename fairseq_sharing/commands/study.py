@@ -112,9 +112,10 @@ def run(args: argparse.Namespace) -> None:
         mirror=args.mirror,
         out=args.out,
     )
-    check_output_folder(plan.results, "--out")
-    if args.action == "run" and args.dry_run:
-        plan.check()
+    if args.action == "run":
+        check_output_folder(plan.results, "--out")
+        if args.dry_run:
+            plan.check()
     output, console = Console(), Console(stderr=True)
     if args.action == "status":
         _print_status(plan, output)

@@ -54,9 +54,17 @@ class ModelFiles:
 def checkpoint_file(path: Path) -> Path:
     """Return the checkpoint of a trained model: the file itself, or the averaged checkpoint of a run directory.
 
+    The run may be a language model, and its data may be gone.
+
     Raises:
         SharingError: the directory is no run with checkpoints.
     """
+    from fairseq_sharing.evaluation.settings import EvaluationSettings
+    from fairseq_sharing.experiment.run_directory import RunDirectory
+
+    run = RunDirectory(path)
+    if run.config_file.is_file():
+        return _average(run, EvaluationSettings.of_run(run.config()).average_last, Console(stderr=True))
     if path.is_dir():
         (path,) = find_model(str(path), None, Console(stderr=True)).checkpoints or (path,)
     return path

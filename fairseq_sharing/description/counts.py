@@ -287,7 +287,8 @@ def vocabulary_size(data: Path) -> int:
         SharingError: there is no dictionary, or the preparation of the data has not finished.
     """
     read_manifest(data)
-    dictionaries = sorted((data / "bin").glob("dict.*.txt"))
+    binarized = data / "bin"
+    dictionaries = sorted([*binarized.glob("dict.*.txt"), *binarized.glob("dict.txt")])  # dict.txt: one language
     if not dictionaries:
         raise SharingError(f"{data}: contains no dictionary; prepare the data, or give --data DIR or --vocabulary SIZE")
     return len(Dictionary.load(str(dictionaries[0])))

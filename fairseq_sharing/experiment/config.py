@@ -17,6 +17,7 @@ from fairseq_sharing.experiment.layers import (
     check_names,
     dotlist,
     first_line,
+    items,
     load_layers,
     read_yaml,
 )
@@ -201,7 +202,7 @@ def _check(config: DictConfig, file: Path, layers: Sequence[Layer]) -> None:
 
 def _check_flags(config: DictConfig, layers: Sequence[Layer], check: CheckFlags) -> None:
     """Check the ``train`` block against fairseq's parser; an error names the file of the key."""
-    given = {key for _, layer in layers for key, value in layer.get("train", {}).items() if value is not None}
+    given = {key for _, layer in layers for key, value in _train(layer).items() if value is not None}
     try:
         check(config.train, [key for key in config.train if key in given])
     except BadKeyError as error:
@@ -212,4 +213,8 @@ def _check_flags(config: DictConfig, layers: Sequence[Layer], check: CheckFlags)
 
 def _origin(layers: Sequence[Layer], key: str) -> str:
     """Return the name of the last layer, a file or the overrides, that sets a key of the ``train`` block."""
-    return next((name for name, layer in reversed(layers) if key in layer.get("train", {})), layers[-2][0])
+    return next((name for name, layer in reversed(layers) if key in _train(layer)), layers[-2][0])
+
+
+def _train(layer: DictConfig) -> dict[str, Any]:
+    return dict(items(layer.train)) if "train" in layer else {}

@@ -31,9 +31,10 @@ def load_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     config = read_yaml(file)
     check_names(config, TOP_LEVEL_KEYS, f"{file}: ")
     tidy_blocks(config, f"{file}: ")
-    base = config.pop("base", None)
+    base = dict(items(config)).get("base")
     if base is None:
         return [(str(file), config)]
+    del config.base
     base_file = file.parent / str(base)
     if not base_file.is_file():
         raise SharingError(f"{file}: base: {base}: no such file ({base_file})")
@@ -52,12 +53,16 @@ def read_yaml(file: Path) -> DictConfig:
     return to_config(content, file)
 
 
-def to_config(content: dict[str, Any], name: object) -> DictConfig:
+def to_config(content: Any, name: object) -> DictConfig:
     """Convert a mapping to a configuration.
 
     Raises:
-        SharingError: a key or an interpolation is malformed.
+        SharingError: a key or an interpolation is malformed, or a value is missing.
     """
+    # OmegaConf's mark of a missing value; a merge would silently ignore it.
+    for field, value in documents.leaves(content):
+        if value == "???":
+            raise SharingError(f"{name}: {field}: '???'; allowed: a value")
     try:
         return OmegaConf.create(content)
     except OmegaConfBaseException as error:
@@ -77,7 +82,7 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
     try:
         for override in overrides:
             documents.load_yaml(override.partition("=")[2], f"override {override!r}")
-        config = OmegaConf.from_dotlist(list(overrides))
+        config = to_config(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))), "override")
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, SharingError):
             raise
@@ -104,13 +109,13 @@ def check_name(name: Any, what: str) -> str:
 
 def tidy_blocks(config: DictConfig, where: str) -> None:
     """Convert dashes in the keys of the blocks to underscores, so that later checks and merges see one spelling."""
-    for block in BLOCKS:
-        if block not in config:
+    for block, content in items(config):
+        if block not in BLOCKS:
             continue
-        if not isinstance(config[block], DictConfig):
-            raise SharingError(f"{where}{block}: must be a mapping, got {config[block]}")
+        if not isinstance(content, dict):
+            raise SharingError(f"{where}{block}: must be a mapping, got {content}")
         tidy: dict[str, Any] = {}
-        for key, value in _items(config[block]):
+        for key, value in items(config[block]):
             name = key.replace("-", "_")
             if key.startswith("-"):
                 nearest = key.lstrip("-").replace("-", "_")
@@ -121,7 +126,8 @@ def tidy_blocks(config: DictConfig, where: str) -> None:
         config[block] = tidy
 
 
-def _items(block: DictConfig) -> Iterator[tuple[str, Any]]:
+def items(block: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a block without resolving interpolations, which may refer to other layers."""
     plain = OmegaConf.to_container(block, resolve=False)
     assert isinstance(plain, dict)
     yield from ((str(key), value) for key, value in plain.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_sharing.documents import is_count, is_quantity
 from fairseq_sharing.errors import SharingError
@@ -16,6 +17,7 @@ from fairseq_sharing.experiment.layers import (
     check_name,
     check_names,
     dotlist,
+    first_line,
     load_layers,
     read_yaml,
     tidy_blocks,
@@ -138,6 +140,13 @@ def read_study(file: Path) -> Study:
     Raises:
         SharingError: an unknown key, a value of the wrong type, a row or file that does not exist, or a wrong seed.
     """
+    try:
+        return _read_study(file)
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved, or a value of ???
+        raise SharingError(f"{file}: {first_line(error)}") from error
+
+
+def _read_study(file: Path) -> Study:
     document = read_yaml(file)
     where = f"{file}: "
     check_names(document, STUDY_KEYS, where)
@@ -214,11 +223,16 @@ def _rows(document: DictConfig, file: Path) -> tuple[dict[str, DictConfig], dict
     check_names(block, ROWS_KEYS, f"{file}: rows: ")
     source = _find(str(block["from"]), file, "rows.from")
     rows, map_of = _checked_rows(read_yaml(source), str(source))
-    chosen = list(block.get("only") or rows)
+    only, add = block.get("only") or OmegaConf.create(list(rows)), block.get("add") or OmegaConf.create({})
+    if not OmegaConf.is_list(only):
+        raise SharingError(f"{file}: rows.only: {only!r}; allowed: a list of rows of {source}")
+    if not isinstance(add, DictConfig):
+        raise SharingError(f"{file}: rows.add: {add!r}; allowed: a mapping with row names")
+    chosen = list(only)
     for row in chosen:
         if row not in rows:
             raise SharingError(f"{file}: rows.only: no row {row!r} in {source}; allowed: {', '.join(rows)}")
-    added, also_map_of = _checked_rows(block.get("add") or OmegaConf.create({}), f"{file}: rows.add")
+    added, also_map_of = _checked_rows(add, f"{file}: rows.add")
     kept = {row: rows[row] for row in chosen}
     return {**kept, **added}, {row: of for row, of in {**map_of, **also_map_of}.items() if row in {*kept, *added}}
 

@@ -6,11 +6,12 @@ import glob
 import hashlib
 import http.client
 import re
+import string
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.files import inside, is_full, sha256, write_text
@@ -86,7 +87,7 @@ def file_name(url: str) -> str:
     Raises:
         SharingError: the last part is not a file name.
     """
-    name = (unquote(urlsplit(url).path) if "://" in url else url).rpartition("/")[2]
+    name = (unquote(_split(url).path) if "://" in url else url).rpartition("/")[2]
     if name in ("", ".", "..") or "\0" in name:
         raise SharingError(f"{url}: no file name; allowed: an address whose path ends in a file name")
     return name
@@ -158,7 +159,7 @@ def local_path(location: str) -> Path | None:
     if scheme is None:
         return Path(location).expanduser()
     if scheme[1].lower() == "file":
-        return Path(unquote(urlsplit(location).path))
+        return Path(unquote(_split(location).path))
     if scheme[1].lower() in ("http", "https"):
         return None
     raise SharingError(f"{location}: unsupported location; allowed: a folder, file://, http:// or https://")
@@ -204,6 +205,8 @@ def download(url: str, part: Path) -> None:
             if error.code < 500 and error.code not in (408, 429):
                 raise SharingError(f"{url}: the server returned {error.code} {error.reason}") from None
             reason = f"the server returned {error.code} {error.reason}"
+        except (ValueError, http.client.InvalidURL) as error:  # a host or port that cannot exist
+            raise SharingError(f"{url}: not an address ({error})") from None
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and is_full(error):
                 raise OSError(error.errno, error.strerror, str(part)) from None
@@ -216,9 +219,23 @@ def download(url: str, part: Path) -> None:
         time.sleep(2.0**failures)
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise SharingError(f"{url}: not an address ({error})") from None
+
+
+def _escaped(url: str) -> str:
+    """Escape spaces, control characters and letters outside of ASCII in an address; escapes in it stay as they are."""
+    address = _split(url)
+    path, query = (quote(part, safe=string.punctuation) for part in (address.path, address.query))
+    return address._replace(path=path, query=query).geturl()
+
+
 def _continue(url: str, part: Path, start: int) -> bool:
     """Request the rest of a file and append it; return whether it is complete."""
-    request = urllib.request.Request(url, headers={"User-Agent": "fairseq-sharing"})
+    request = urllib.request.Request(_escaped(url), headers={"User-Agent": "fairseq-sharing"})
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:

@@ -85,6 +85,7 @@ class _Preparation:
             refuse_same_names(corpus for corpora in self.recipe.splits.values() for corpus in corpora)
         if warning := subword_warning(self.languages, self.recipe.subword["name"]):
             _warn(warning)
+        self.steps.begin()  # files without a checksum are fetched before the first step
         held_out = ["valid", *self.recipe.tests]
         raw = self._generate() if self.recipe.generator else {name: self._unpack(name) for name in self.recipe.splits}
         clean = {name: self._tokenize(name, raw[name]["lines"], held_out) for name in self.recipe.splits}

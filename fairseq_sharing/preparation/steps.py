@@ -86,6 +86,11 @@ class ResumableSteps:
         """Name of the dataset in the directory; None if there is none yet."""
         return self._manifest.get("dataset")
 
+    def begin(self) -> None:
+        """Mark a new directory as unfinished, so that a run that stops before its first step can be resumed."""
+        if not self._finished.is_file():
+            self._save()
+
     def run(
         self,
         name: str,

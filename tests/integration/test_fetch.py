@@ -1,6 +1,7 @@
 """Download from a local server that interrupts connections, cannot resume or has a different file."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,9 @@ import pytest
 
 from fairseq_sharing.errors import SharingError
 from fairseq_sharing.preparation import fetch as fetching
-from fairseq_sharing.preparation.recipe import Corpus, Source
+from fairseq_sharing.preparation.manifest import read_manifest
+from fairseq_sharing.preparation.prepare import prepare
+from fairseq_sharing.preparation.recipe import Corpus, Source, build_recipe
 from fairseq_sharing.preparation.sources import find_texts, identity
 
 
@@ -248,6 +251,47 @@ def test_an_address_without_a_file_name_is_refused(server: Server, tmp_path: Pat
         fetching.fetch(server.url + address, fetching.UNKNOWN, tmp_path / "download")
     assert not list(tmp_path.iterdir())
     assert not server.ranges
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/a b.en", "/a%20b.en"),
+        ("/a%20b%2Fc.en?d=1&e=%26", "/a%20b%2Fc.en?d=1&e=%26"),
+        ("/Größe.en?q=ä", "/Gr%C3%B6%C3%9Fe.en?q=%C3%A4"),
+        ("/a[1](2)~,;.en", "/a[1](2)~,;.en"),
+    ],
+)
+def test_an_address_may_contain_spaces_and_any_letters(server: Server, tmp_path: Path, written: str, sent: str):
+    server.files[sent] = CONTENT
+    assert fetching.fetch(server.url + written, fetching.UNKNOWN, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1/x", "http://127.0.0.1:port/x", "http://a..b/x", f"http://{'a' * 70}.b/x", "http://a b/x"],
+)
+def test_an_impossible_address_is_refused_at_once(tmp_path: Path, address: str):
+    with pytest.raises(SharingError, match=re.escape(f"{address}: not an address (")) as error:
+        fetching.fetch(address, fetching.UNKNOWN, tmp_path / "download")
+    assert "times in a row" not in str(error.value)
+    assert not files(tmp_path)
+
+
+def test_a_preparation_that_stops_at_its_first_download_resumes(server: Server, tmp_path: Path):
+    text = "".join(f"word{number % 7} and word{number % 3} .\n" for number in range(40)).encode()
+    server.files |= {f"/{name}?version=1": text for name in ("train", "valid")}
+    source = {
+        name: {"en": {"url": f"{server.url}/{name}?version=1", "sha256": "unknown"}} for name in ("train", "valid")
+    }
+    recipe = build_recipe("mine", {"source_lang": "en", "splits": source, "subword": {"name": "none"}})
+    server.breaks, server.limit = 20, 0
+    with pytest.raises(SharingError, match="re-run the command to resume"):
+        prepare(recipe, tmp_path / "data", workers=1)
+    with pytest.raises(SharingError, match="preparation has not finished"):
+        read_manifest(tmp_path / "data")
+    server.breaks = 0
+    assert prepare(recipe, tmp_path / "data", workers=1)["train"]["lines"] == 40
 
 
 def test_an_encoded_path_cannot_name_another_folder(server: Server, tmp_path: Path):

@@ -48,6 +48,19 @@ def test_the_file_has_no_optimizer_state_and_loads_in_fairseq(vanilla_file, data
     assert set(hub.translate("w3 w4 w5", beam=2, max_len_b=9).split()) <= set(dictionary().symbols)
 
 
+def test_a_run_whose_data_is_gone_is_tied_without_it(vanilla_file, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "output.pt"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "checkpoint1.pt").write_bytes(vanilla_file.read_bytes())
+    (run / "config.yaml").write_text("run: r\ndataset: d\nseed: 1\ntrain: {}\nevaluate: {average_last: 1}\n")
+    (run / "run.json").write_text('{"data": "gone/data"}')
+    assert main(["tie", str(run), "--sharing", "cycle", "--unique-layers", "3", "--output", str(output)]) == 0
+    average = load_checkpoint(run / "checkpoints" / "checkpoint_average.pt")["model"]
+    assert torch.equal(
+        load_checkpoint(output)["model"]["encoder.layers.0.fc1.weight"], average["encoder.layers.0.fc1.weight"]
+    )
+
+
 def test_fairseq_s_trainer_starts_from_it_and_refuses_another_map(vanilla_file, data_dir, tmp_path):
     save_atomically(tie(load_checkpoint(vanilla_file), CYCLE), tmp_path / "tied.pt")
     finetune = {"reset_optimizer": True, "reset_lr_scheduler": True, "reset_meters": True}

@@ -236,6 +236,14 @@ def test_bad_numbers_are_reported_in_one_line(tmp_path, change, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("name", ["dict.en.txt", "dict.txt"])
+def test_the_vocabulary_is_that_of_prepared_data(tmp_path, name):
+    """The data of a language model have a single dictionary without a language in its name."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / name).write_text("a 3\nb 2\n")
+    assert counts.vocabulary_size(tmp_path) == 4 + 2
+
+
 def test_an_unknown_vocabulary_is_reported(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text("dataset: toy\ntrain:\n  arch: transformer_sharing\n")

@@ -54,6 +54,9 @@ def test_experiment_overrides_base_and_command_line_overrides_both(experiment):
         ("train.save_dir=x", "train.save_dir: is set by the run directory"),
         ("train.seed=3", "train.seed: is set by the top-level key seed"),
         ("run=${nothing}", "nothing"),
+        ("train.lr=???", "override: train.lr: '???'; allowed: a value"),
+        ("seed=???", "seed: '???'; allowed: a value"),
+        ("train=${train}", "override: train: must be a mapping, got ${train}"),
     ],
 )
 def test_bad_override_is_one_line_that_names_it(experiment, override, message):
@@ -68,6 +71,12 @@ def test_bad_override_is_one_line_that_names_it(experiment, override, message):
     [
         ("dataset: toy\nmodel: {}\n", "unknown key 'model'; allowed: base, run"),
         ("base: nowhere.yaml\n", "base: nowhere.yaml: no such file"),
+        ("base: ${nothing}\n", "base: ${nothing}: no such file"),
+        ("base: ???\n", "base: '???'; allowed: a value"),
+        ("dataset: toy\ntrain: {lr: '???'}\n", "train.lr: '???'; allowed: a value"),
+        ("rows: {from: '${nothing}'}\ndata: toy\nseeds: [1]\n", "Interpolation key 'nothing' not found"),
+        ("rows: {a: {train: '???'}}\ndata: toy\nseeds: [1]\n", "rows.a.train: '???'; allowed: a value"),
+        ("rows: ???\ndata: toy\nseeds: [1]\n", "rows: '???'; allowed: a value"),
         ("base: mine.yaml\n", "base: circular; allowed: bases that do not lead back to this file"),
         ("train: {}\n", "dataset: missing"),
         ("dataset: toy\ntrain: [1]\n", "train: must be a mapping, got [1]"),
@@ -82,6 +91,13 @@ def test_bad_file_is_one_line_that_names_it(tmp_path, text, message):
         compose(file)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_value_may_refer_to_another_layer(experiment):
+    config = compose(
+        experiment, ["seed=7", "train.max_epoch=${seed}", "train.lr=${train.dropout}"], check=lambda *_: None
+    )
+    assert (config.train.max_epoch, config.train.lr) == (7, 0.1)
 
 
 def test_missing_configuration_names_both_places():

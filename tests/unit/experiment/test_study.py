@@ -89,6 +89,10 @@ def test_a_row_must_be_named_once(study, overrides, message):
         ("recipe: recipe.yaml", "recipe: none.yaml", "recipe: none.yaml: no such file in "),
         ("from: rows.yaml", "from: none.yaml", "rows.from: none.yaml: no such file in "),
         ("only: [shared, plain]", "only: [shred]", "rows.only: no row 'shred' in "),
+        ("only: [shared, plain]", "only: true", "rows.only: True; allowed: a list of rows of "),
+        ("add: {deep", "add: true #", "rows.add: True; allowed: a mapping with row names"),
+        ("baseline: plain", "baseline: '${nothing}'", "which.yaml: Interpolation key 'nothing' not found"),
+        ("baseline: plain", "baseline: '???'", "which.yaml: compare.baseline: '???'; allowed: a value"),
         (
             "{train: {encoder_layers: 8}}",
             "{trian: {}}",

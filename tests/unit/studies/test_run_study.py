@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -192,6 +193,14 @@ def test_status_and_estimate_are_printed_from_disk(commands, capsys):
     assert "1 of 4 runs finished, 25% of the training done" in told
     assert main(["study", "estimate", "mine.yaml"]) == 0
     assert "total of 4 runs: 0.0 GPU hours" in capsys.readouterr().out
+
+
+def test_status_and_estimate_need_no_permission_to_write(commands, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for action in ("status", "estimate"):
+        assert main(["study", action, "mine.yaml"]) == 0
+    assert main(["study", "run", "mine.yaml"]) == 2
+    assert "no permission to write to" in capsys.readouterr().err
 
 
 def test_list_shows_studies_data_and_runs(commands, capsys):
