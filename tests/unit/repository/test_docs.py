@@ -432,6 +432,16 @@ def test_numbers_of_decoding_are_the_measured_ones():
         assert f"| CTranslate2, {name} | {' | '.join(cells)} | {found['same']:.1%} | {difference} |" in page
 
 
+def test_the_difference_of_bf16_is_the_measured_one():
+    measured = json.loads((ROOT / "results/speed/precision_loss.json").read_text(encoding="utf-8"))
+    difference = measured["difference_in_nats"]
+    low, high = difference["interval"]
+    text = " ".join(DOCS["speed"].split())
+    assert f"differs from fp32's by {difference['mean']:+.4f} nats per subword" in text
+    assert f"(95% interval {low:+.4f} to {high:+.4f}, {difference['pairs']} pairs of seeds)" in text
+    assert -0.02 < low < high < 0.02
+
+
 def test_numbers_of_quantized_models_are_the_measured_ones():
     measured = json.loads((ROOT / "results/speed/quantization.json").read_text(encoding="utf-8"))
     for model in measured["models"]:
