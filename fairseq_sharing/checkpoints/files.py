@@ -52,6 +52,8 @@ def load_file(path: str | os.PathLike[str]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SharingError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise SharingError(f"{path}: a directory; allowed: a checkpoint file") from None
     except SharingError:
         raise
     except Exception as error:  # torch's reader raises many exceptions for damaged files

@@ -87,6 +87,13 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_the_work(word
     assert names(tmp_path) == ["file", "run"]
 
 
+@pytest.mark.parametrize("command", ["average", "untie"])
+def test_a_directory_is_no_checkpoint(command, tmp_path, capfd):
+    words = [*OUTPUTS[command](tmp_path), tmp_path / "out.pt"]
+    assert failed(capfd, words) == f"{tmp_path}: a directory; allowed: a checkpoint file"
+    assert not names(tmp_path)
+
+
 @pytest.mark.parametrize("command", ["average", "untie", "export"])
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(command, model, tmp_path, capfd, small_disk):
     output = tmp_path / "out.pt"
