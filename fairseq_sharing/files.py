@@ -17,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -101,21 +101,32 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def replace_folder(new: Path, path: Path) -> None:
     """Give a complete folder its name; a folder that has this name is removed afterwards.
 
+    If two processes replace a folder at once, the last one wins.
+
     Args:
         new: the new folder.
         path: its name.
     """
-    if not path.exists():
-        new.rename(path)
-        return
-    old = _temporary(path)
-    path.rename(old)
+    replaced: list[Path] = []
     try:
-        new.rename(path)
+        while True:
+            try:
+                new.rename(path)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            old = _temporary(path)
+            with suppress(FileNotFoundError):  # another process has just moved it
+                path.rename(old)
+                replaced.append(old)
     except BaseException:
-        old.rename(path)
+        if replaced and not path.exists():
+            replaced.pop().rename(path)
         raise
-    old.unlink() if old.is_symlink() else shutil.rmtree(old)
+    finally:
+        for old in replaced:
+            old.unlink() if old.is_symlink() else shutil.rmtree(old)
 
 
 def leftovers(path: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fairseq_sharing.decoding.at_depth import at_depth, refuse_several
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
@@ -138,6 +138,10 @@ class Translator:
                 if advance is not None:
                     advance(1)
         return found
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be sent to another process, which could not use the engine's threads."""
+        raise SharingError("a Translator cannot be sent to another process; allowed: create it there, or use threads")
 
     @property
     def chosen_depths(self) -> dict[str, int]:

@@ -1,15 +1,17 @@
+import errno
 import gzip
 import io
 import os
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fairseq_sharing import files
 from fairseq_sharing.errors import SharingError
-from fairseq_sharing.files import atomic_write, inside, read_lines, sha256, write_text
+from fairseq_sharing.files import atomic_write, inside, read_lines, replace_folder, sha256, write_text
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path):
@@ -253,3 +255,39 @@ def test_folders_of_killed_processes_are_removed_and_a_failed_one_leaves_the_old
         (new / "new").touch()
         files.replace_folder(new, tmp_path / "a")
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/new"]
+
+
+def test_folders_that_are_replaced_at_once_are_whole_and_leave_nothing_else(tmp_path):
+    target = tmp_path / "target"
+
+    def replace(name: str) -> None:
+        for number in range(100):
+            new = tmp_path / f"{name}{number}"
+            new.mkdir()
+            for file in ("a", "b"):
+                (new / file).write_text(name)
+            replace_folder(new, target)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(replace, ["one", "two"]))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "target"]
+    assert (target / "a").read_text() == (target / "b").read_text()
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_content(tmp_path, monkeypatch):
+    target, new = tmp_path / "target", tmp_path / "new"
+    for folder in (target, new):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    stock = Path.rename
+
+    def rename(self: Path, other: Path) -> Path:
+        if self == new and not target.exists():
+            raise OSError(errno.EIO, "Input/output error")
+        return stock(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace_folder(new, target)
+    assert (target / "file").read_text() == "target"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "target"]

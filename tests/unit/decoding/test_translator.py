@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -423,6 +424,13 @@ def test_forked_processes_do_not_hang(checkpoint, exported, prepared, engine, ca
     command = [sys.executable, "-c", FORK, str(model), str(data), engine, case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.stdout.split(), done.returncode) == ([str(status)], 0), done.stderr
+
+
+@pytest.mark.parametrize("engine", ["fairseq", "ctranslate2"])
+def test_a_translator_is_not_sent_to_another_process(checkpoint, exported, prepared, engine):
+    translator = Translator(exported) if engine == "ctranslate2" else Translator(checkpoint, data=prepared)
+    with pytest.raises(SharingError, match="a Translator cannot be sent to another process"):
+        pickle.dumps(translator)
 
 
 def test_batches_do_not_depend_on_random_numbers(checkpoint, prepared):
