@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from fairseq_sharing.fast.precision import product_dtype
 
 # Scores of the vocabulary are computed for one chunk of positions at a time. Larger chunks are faster, since each
 # adds to the gradient of the whole weight.
 _CHUNK_BYTES = 1 << 28
-# On a CPU, operations on scores run on blocks of positions that stay in the cache of a core.
-_BLOCK_ELEMENTS = 1 << 19
+# Words whose gradients are computed at a time on a CPU in bf16.
+_BLOCK_WORDS = 1 << 13
 
 
 class SmoothedLoss(NamedTuple):
@@ -82,10 +83,14 @@ class _SmoothedLoss(torch.autograd.Function):
         loss, nll_loss = (torch.zeros((), device=rows.device) for _ in range(2))
         correct = torch.zeros((), device=rows.device, dtype=torch.long)
         rows_gradient = torch.empty_like(rows if need_gradient else rows[:0])
-        weight_gradient = torch.zeros_like(weight if need_gradient else weight[:0], dtype=torch.float32)
-        bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             product_weight = weight.to(dtype)
+            # Smoothing subtracts the share from the gradient of every score: these are its products.
+            row_sum, word_sum = rows.to(dtype).sum(0, dtype=torch.float32), product_weight.sum(0, dtype=torch.float32)
+            weight_gradient = (-share * row_sum).repeat(size if need_gradient else 0, 1)
+            bias_gradient = None if bias is None else torch.full_like(bias, -share * len(rows), dtype=torch.float32)
+            loss -= share * (row_sum @ word_sum + (0.0 if bias is None else len(rows) * bias.float().sum()))
+            product_bias = None if bias is None else bias.to(dtype)
             chunk = max(1, _CHUNK_BYTES // (size * product_weight.element_size()))
             # Reused, because new memory is slow.
             buffer = torch.empty(min(chunk, rows.size(0)), size, dtype=dtype, device=rows.device)
@@ -93,27 +98,28 @@ class _SmoothedLoss(torch.autograd.Function):
                 x = rows[begin : begin + chunk].to(dtype)
                 t = target[begin : begin + chunk, None]
                 scores = buffer[: len(x)]
-                if bias is None:
+                if product_bias is None:
                     torch.mm(x, product_weight.t(), out=scores)
                 else:
-                    torch.addmm(bias.to(dtype), x, product_weight.t(), out=scores)
+                    torch.addmm(product_bias, x, product_weight.t(), out=scores)
                 score = scores.gather(1, t).float()
                 if count_correct:
                     correct += scores.argmax(-1, keepdim=True).eq(t).sum()
-                lse, total = _score_gradients(scores, share)
-                nll_loss += (lse - score).sum()
-                loss += (lse - hit * score).sum() - share * total
+                gradients = torch.softmax(scores, -1, out=scores)
+                probability = gradients.gather(1, t).float()
+                nll = -probability.log()
+                if not (precise := probability[:, 0] >= torch.finfo(dtype).tiny).all():
+                    others = F.linear(x[~precise], product_weight, product_bias).float()
+                    nll[~precise] = others.logsumexp(-1, keepdim=True) - score[~precise]
+                nll_loss += nll.sum()
+                loss += (nll + (1.0 - hit) * score).sum()
                 if need_gradient:
-                    at_target = ((score - lse).exp() - share - hit).to(dtype)
-                    # scatter_ would copy all scores.
-                    scores[torch.arange(len(x), device=x.device), t.squeeze(1)] = at_target.squeeze(1)
+                    # scatter_ would copy all gradients.
+                    gradients[torch.arange(len(x), device=x.device), t.squeeze(1)] = (probability - hit).to(dtype)[:, 0]
                     if bias_gradient is not None:
-                        bias_gradient += scores.sum(0, dtype=torch.float32)
-                    rows_gradient[begin : begin + chunk] = scores @ product_weight
-                    if dtype == torch.float32:
-                        weight_gradient.addmm_(scores.t(), x)
-                    else:
-                        weight_gradient += scores.t() @ x
+                        bias_gradient += gradients.sum(0, dtype=torch.float32)
+                    rows_gradient[begin : begin + chunk] = gradients @ product_weight - (share * word_sum).to(dtype)
+                    _add_product(weight_gradient, gradients, x)
         ctx.save_for_backward(rows_gradient, weight_gradient, bias_gradient)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(nll_loss, correct)
@@ -130,25 +136,14 @@ class _SmoothedLoss(torch.autograd.Function):
         return rows_gradient, weight_gradient, bias_gradient, None, None, None, None, None
 
 
-def _score_gradients(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Replace scores (rows x V) by their probabilities minus the share of the smoothing for each word.
-
-    Returns:
-        The logarithm of each row's sum of exponentials, rows x 1, and the sum of all scores.
-    """
-    rows, size = scores.shape
-    block = max(1, (_BLOCK_ELEMENTS if scores.device.type == "cpu" else _CHUNK_BYTES // 8) // size)
-    lse = scores.new_empty(rows, 1, dtype=torch.float32)
-    total = scores.new_zeros((), dtype=torch.float32)
-    in_place = scores.dtype == torch.float32
-    buffer = scores.new_empty(0 if in_place else min(block, rows), size, dtype=torch.float32)
-    shift = lse.new_tensor(-share)
-    for begin in range(0, rows, block):
-        part = scores[begin : begin + block]
-        exponentials = part if in_place else buffer[: len(part)].copy_(part)
-        total += exponentials.sum()
-        highest = exponentials.amax(-1, keepdim=True)
-        sums = exponentials.sub_(highest).exp_().sum(-1, keepdim=True)
-        lse[begin : begin + block] = highest + sums.log()
-        torch.addcmul(shift, exponentials, sums.reciprocal_(), out=part)
-    return lse, total
+def _add_product(total: Tensor, gradients: Tensor, x: Tensor) -> None:
+    """Add the product of the transposed gradients, V x rows, and the inputs, rows x C, to a total, V x C."""
+    if gradients.dtype == torch.float32:
+        total.addmm_(gradients.t(), x)
+    elif gradients.device.type == "cpu":
+        # oneDNN multiplies a transposed left side at half speed in bf16, so the smaller side is transposed.
+        transposed = x.t().contiguous()
+        for begin in range(0, len(total), _BLOCK_WORDS):
+            total[begin : begin + _BLOCK_WORDS] += (transposed @ gradients[:, begin : begin + _BLOCK_WORDS]).t()
+    else:
+        total += gradients.t() @ x

@@ -30,6 +30,7 @@ from fairseq_sharing.experiment.run_directory import RunDirectory
 from fairseq_sharing.fast.attention import use_fast_attention
 from fairseq_sharing.fast.compiled_layer import compile_layers
 from fairseq_sharing.fast.dropout import use_fast_dropout
+from fairseq_sharing.fast.freed_memory import keep_freed_memory
 from fairseq_sharing.fast.precision import warn_of_slow_bf16
 from fairseq_sharing.layer_map import STACKS, StackSharing, format_map
 from fairseq_sharing.tying import StackBuilder, depth_names, retie_stack, shared_names, tie_stacks
@@ -270,5 +271,7 @@ class SharingModel(NotScriptable, DepthModel):
             return nullcontext()
         device = next(self.parameters()).device.type
         warn_of_slow_bf16(device)
+        if device == "cpu":
+            keep_freed_memory()
         # With a cached cast, the gradients of all layers that share a weight would be summed in bf16.
         return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)

@@ -23,6 +23,19 @@ def words(command) -> list[str]:
     return [sys.executable, __file__, *command[1:]]
 
 
+def meet(seconds: float) -> None:
+    """Wait until another run trains, however long the machine takes to start it.
+
+    Raises:
+        TimeoutError: if no other run started in ``seconds``.
+    """
+    end = time.monotonic() + seconds
+    while len(list(Path("started").iterdir())) < 2:
+        if time.monotonic() > end:
+            raise TimeoutError("no other run trains")
+        time.sleep(0.02)
+
+
 def train(study: str, row: str, seed: str, *more: str) -> int:
     from fairseq_sharing.experiment.config import compose
     from fairseq_sharing.experiment.run_directory import RunDirectory
@@ -47,6 +60,8 @@ def train(study: str, row: str, seed: str, *more: str) -> int:
         (run.path / "environment.json").write_text(json.dumps(environment))
         Path("started").mkdir(exist_ok=True)
         (Path("started") / f"{run.path.name}.{os.getpid()}").touch()
+        if (run.path / "meet").exists():
+            meet(60)
         while done < UPDATES and not stopped:
             time.sleep(SECONDS)
             done += 1
