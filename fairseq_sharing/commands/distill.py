@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fairseq_sharing.decoding.search import ENGINES, Search
+from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.distillation.settings import DEFAULT_FILTERS, FILTERS, TARGETS, DistillationSettings
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import ENGINES
 from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.terminal import Console

@@ -6,12 +6,15 @@ A language model is evaluated by its perplexity.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_sharing.commands.depth_flags import NAMES as DEPTH_FLAGS
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request, shown_counts
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import CTRANSLATE2, ENGINES
 from fairseq_sharing.finite import finite_number
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.terminal import Console, say
@@ -19,10 +22,12 @@ from fairseq_sharing.terminal import Console, say
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fairseq_sharing.decoding.translator import Translator
+
 HELP = "average a run's checkpoints, translate its test sets and score them with sacreBLEU; or score plain files"
 
 _SETTINGS = (
-    *("average_last", "beam", "lenpen", "max_tokens", "tokenize"),
+    *("average_last", "engine", "beam", "lenpen", "max_tokens", "tokenize"),
     *("tokens_per_sample", "context_window"),
 )
 _CHECKPOINTS = ("data_bin", "test", "detokenizer", "run_name", "dataset")
@@ -70,6 +75,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="copy the result to DIR/<run>-seed<seed>.json, and its hypotheses to DIR/hypotheses",
     )
     group.add_argument("--data", type=Path, metavar="DIR", help="data directory, if it moved since training")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what translates; ctranslate2 is faster on CPUs and finds the same hypotheses with few exceptions; "
+        "overrides evaluate.engine",
+    )
     for name, kind, metavar, text in (
         ("average_last", int, "N", "average the last N epoch checkpoints"),
         ("beam", int, "N", "beam size"),
@@ -195,7 +206,7 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
     overrides = {name: given[name] for name in _SETTINGS if name in given}
     if not is_checkpoint_directory(path):
         _refuse(given, _CHECKPOINTS, "a directory of checkpoints of fairseq-train")
-        return evaluate_run(path, console, given.get("data"), out, overrides, depth, _count_macs)
+        return evaluate_run(path, console, given.get("data"), out, overrides, depth, _count_macs, _ctranslate2)
     data: Path | PlainData
     if "data" in given:
         _refuse(given, [name for name in _CHECKPOINTS if name != "run_name"], "--data", "without")
@@ -208,13 +219,37 @@ def _evaluate(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]
             f"{path}: contains checkpoints but no config.yaml of fairseq-sharing train; "
             "give --data-bin and --test, or --data with a prepared data directory"
         )
-    return evaluate_checkpoints(path, console, data, given.get("run_name"), out, overrides, depth, _count_macs)
+    return evaluate_checkpoints(
+        path, console, data, given.get("run_name"), out, overrides, depth, _count_macs, _ctranslate2
+    )
 
 
 def _count_macs(checkpoint: Path, dictionary: Path) -> int | None:
     from fairseq_sharing.description.checkpoint_macs import macs_of_checkpoint  # imports torch: after the input checks
 
     return macs_of_checkpoint(checkpoint, dictionary)
+
+
+def _ctranslate2(
+    checkpoint: Path,
+    data: Path,
+    lines: Sequence[str],
+    search: Mapping[str, Any],
+    advance: Callable[[int], None],
+) -> list[tuple[str, float]]:
+    from fairseq_sharing.decoding.search import Search
+
+    asked = Search(**{name: value for name, value in search.items() if name != "max_tokens"})
+    found = _translator(checkpoint, data).hypotheses(lines, asked, advance)
+    return [(best.text, best.score) for best, *_ in found]
+
+
+@cache
+def _translator(checkpoint: Path, data: Path) -> Translator:
+    """Export a model once for all test sets."""
+    from fairseq_sharing.decoding.translator import Translator
+
+    return Translator(checkpoint, engine=CTRANSLATE2, data=data, prepared=True)
 
 
 def _find_run(named: Path, overrides: list[str]) -> Path:

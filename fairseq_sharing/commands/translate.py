@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_sharing.commands.depth_flags import add_depth_flags, depth_request, shown_counts
-from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Search
+from fairseq_sharing.decoding.search import QUANTIZATIONS, Search
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import ENGINES
 from fairseq_sharing.finite import MAX_BEAM, finite_number, whole_number
 from fairseq_sharing.options import flag_of
 from fairseq_sharing.terminal import Console, say, visible

@@ -10,7 +10,6 @@ from fairseq_sharing.finite import is_number
 from fairseq_sharing.options import flag_of
 
 MIN_TEMPERATURE = 0.01  # below, 1 / temperature leaves the range of scores
-ENGINES = ("fairseq", "ctranslate2")
 # CTranslate2's types of weights and arithmetic.
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 

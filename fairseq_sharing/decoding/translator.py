@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 from fairseq_sharing.decoding.at_depth import at_depth, refuse_several
 from fairseq_sharing.decoding.ctranslate2_engine import CTranslate2Engine
 from fairseq_sharing.decoding.model_files import ModelFiles, find_model
-from fairseq_sharing.decoding.search import ENGINES, QUANTIZATIONS, Hypothesis, Search
+from fairseq_sharing.decoding.search import QUANTIZATIONS, Hypothesis, Search
 from fairseq_sharing.depths.settings import AUTO, DepthRequest, Setting, setting_name
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import ENGINES
 from fairseq_sharing.experiment.environment import cpu_cores, torch_threads
 from fairseq_sharing.preparation.text import Pipeline
 from fairseq_sharing.terminal import Console

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_sharing.decoding.search import ENGINES, Search
+from fairseq_sharing.decoding.search import Search
 from fairseq_sharing.errors import SharingError
+from fairseq_sharing.evaluation.settings import ENGINES
 from fairseq_sharing.finite import is_number
 
 TARGETS = ("best", "interpolate", "sample")
@@ -22,7 +23,7 @@ class DistillationSettings:
     Attributes:
         targets: ``best`` (of the beam search), ``interpolate`` (the one of the N best translations with the highest
             sentence BLEU against the reference) or ``sample`` (drawn from the teacher's distribution).
-        engine: see ``decoding.search.ENGINES``.
+        engine: see ``evaluation.settings.ENGINES``.
         beam: beam size; None for 5, or for ``nbest`` if it is larger.
         nbest: translations to choose from for ``interpolate``; None for the beam size.
         lenpen: length penalty.

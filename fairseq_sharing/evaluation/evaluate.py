@@ -20,10 +20,10 @@ from fairseq_sharing.evaluation.checkpoint_directory import PlainData, open_chec
 from fairseq_sharing.evaluation.compound_split import compound_split_bleu
 from fairseq_sharing.evaluation.file_scores import read_parallel
 from fairseq_sharing.evaluation.generation import read_generated
-from fairseq_sharing.evaluation.hypotheses import RunTranslator
+from fairseq_sharing.evaluation.hypotheses import RunTranslator, TranslateWithCTranslate2
 from fairseq_sharing.evaluation.perplexity import TASK, LanguageModelScorer
 from fairseq_sharing.evaluation.scoring import score
-from fairseq_sharing.evaluation.settings import EvaluationSettings
+from fairseq_sharing.evaluation.settings import CTRANSLATE2, EvaluationSettings
 from fairseq_sharing.evaluation.steps import Steps
 from fairseq_sharing.evaluation.test_data import EvaluationData, Subset, prepared_data
 from fairseq_sharing.evaluation.tokenized_bleu import tokenized_bleu
@@ -38,7 +38,7 @@ from fairseq_sharing.reporting.kept_hypotheses import keep
 from fairseq_sharing.reporting.results import add_result
 
 EXAMPLES = 5  # number of sentences quoted from an artificial corpus
-_SEARCH = ("beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
+_SEARCH = ("engine", "beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b")
 _TRANSLATION = (*(name for name in _SEARCH if name != "max_tokens"), "compound_split", "tokenize")
 _BLOCKS = ("tokens_per_sample", "context_window")
 _MODEL = ("arch", "sharing", "scope", "layers", "unique_layers", "layer_map", "parameters", "updates")
@@ -56,6 +56,7 @@ def evaluate_run(
     overrides: Mapping[str, Any] | None = None,
     depth: DepthRequest | None = None,
     count_macs: CountMacs | None = None,
+    ctranslate2: TranslateWithCTranslate2 | None = None,
 ) -> dict[str, Any]:
     """Average a run's last checkpoints and score every test set of its data.
 
@@ -70,6 +71,7 @@ def evaluate_run(
         depth: the depth to evaluate, or a depth per sentence. Its result is that of a run named ``<run>-d<depth>`` or
             ``<run>-auto``; None for all layers.
         count_macs: counts the MACs in the result; None to leave them out.
+        ctranslate2: translates if the settings ask for CTranslate2.
 
     Returns:
         The result, as written to ``result.json``, ``result-d<depth>.json`` or ``result-auto.json``.
@@ -92,7 +94,7 @@ def evaluate_run(
             console.print(
                 f"{path}: training has not finished; evaluating its current checkpoints", markup=False, soft_wrap=True
             )
-        return _evaluate(run, console, settings, average, found, out, depth, count_macs)
+        return _evaluate(run, console, settings, average, found, out, depth, count_macs, ctranslate2)
 
 
 def evaluate_checkpoints(
@@ -104,6 +106,7 @@ def evaluate_checkpoints(
     overrides: Mapping[str, Any] | None = None,
     depth: DepthRequest | None = None,
     count_macs: CountMacs | None = None,
+    ctranslate2: TranslateWithCTranslate2 | None = None,
 ) -> dict[str, Any]:
     """Evaluate a translation model of plain ``fairseq-train`` like a run.
 
@@ -116,6 +119,7 @@ def evaluate_checkpoints(
         overrides: settings that differ from the defaults of `EvaluationSettings`.
         depth: see `evaluate_run`.
         count_macs: see `evaluate_run`.
+        ctranslate2: see `evaluate_run`.
 
     Returns:
         The result.
@@ -128,7 +132,7 @@ def evaluate_checkpoints(
     refuse_other_direction(run.direction(), found.direction, path, found.binarized)
     average = average_name(settings.average_last, EvaluationSettings.average_last)
     with run.evaluating():
-        return _evaluate(run, console, settings, average, found, out, depth, count_macs)
+        return _evaluate(run, console, settings, average, found, out, depth, count_macs, ctranslate2)
 
 
 def _evaluate(
@@ -140,6 +144,7 @@ def _evaluate(
     out: Path | None,
     depth: DepthRequest | None,
     count_macs: CountMacs | None,
+    ctranslate2: TranslateWithCTranslate2 | None,
 ) -> dict[str, Any]:
     config, record, path = run.config(), run.record(), run.path
     task = str(config.get("train", {}).get("task") or "translation")
@@ -152,6 +157,8 @@ def _evaluate(
         raise SharingError(
             f"--depth {AUTO}: {path} is a language model; allowed: translation models, or a number of layers"
         )
+    if per_sentence and settings.engine == CTRANSLATE2:
+        raise SharingError(f"--depth {AUTO}: not with evaluate.engine {CTRANSLATE2}; allowed: a number of layers")
 
     steps = Steps(run.steps_file)
     averaged, names, inputs = average_last_epochs(run, settings.average_last, steps, console, average)
@@ -172,7 +179,7 @@ def _evaluate(
 
             translator: RunTranslator = SentenceDepthTranslator(*arguments)
         else:
-            translator = RunTranslator(*arguments, suffix)
+            translator = RunTranslator(*arguments, suffix, ctranslate2)
         classifier = translator.depth_classifier
         for test in data.tests:
             hypotheses = translator.translate(test, steps, console)
@@ -212,7 +219,7 @@ def _evaluate(
         "valid": log.valid,
         **({"experts": log.experts} if log.experts else {}),
         "checkpoint": {"averaged": names},
-        "generation": {name: getattr(settings, name) for name in (_SEARCH if translates else _BLOCKS)},
+        "generation": _generation(settings, translates),
         "scores": scores,
         **({"examples": examples} if examples else {}),
     }
@@ -225,9 +232,20 @@ def _evaluate(
     return json.loads(text)
 
 
+def _generation(settings: EvaluationSettings, translates: bool) -> dict[str, Any]:
+    generation = {name: getattr(settings, name) for name in (_SEARCH if translates else _BLOCKS)}
+    if translates and settings.engine != CTRANSLATE2:  # not in results of earlier versions
+        del generation["engine"]
+    return generation
+
+
 def _check(data: EvaluationData, settings: EvaluationSettings, task: str, run: Path) -> None:
     """Check before the work that the settings fit the data and that the texts can be scored."""
     names = [test.name for test in data.tests]
+    if settings.engine == CTRANSLATE2 and any(test.source is None for test in data.tests):
+        raise SharingError(
+            f"evaluate.engine: {CTRANSLATE2}; allowed only with data of fairseq-sharing prepare, whose sources it reads"
+        )
     for name in settings.test_lenpen:
         if name not in names:
             raise SharingError(f"evaluate.test_lenpen: no test set {name!r}; allowed: {', '.join(names)}")

@@ -8,7 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -48,22 +49,14 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
         with (
             errors.open("wb") as stderr,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as process,
-            Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("sentences"),
-                TimeRemainingColumn(),
-                console=console,
-            ) as progress,
+            sentence_progress(title, segments, console) as advance,
         ):
-            bar = progress.add_task(title, total=segments)
             assert process.stdout is not None
             try:
                 for line in process.stdout:
                     copy.write(line)
                     if line.startswith(b"H-"):
-                        progress.advance(bar)
+                        advance(1)
             except BaseException:
                 process.terminate()
                 raise
@@ -74,6 +67,30 @@ def generate(arguments: Sequence[str], output: Path, segments: int, title: str, 
         hypotheses = read_generated(Path(copy.name), segments, f"fairseq-generate on {title}")
     errors.unlink()
     return hypotheses
+
+
+@contextmanager
+def sentence_progress(title: str, segments: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Show the progress of the translation of a test set; yields a function that counts translated sentences."""
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("sentences"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        bar = progress.add_task(title, total=segments)
+        yield lambda count: progress.advance(bar, count)
+
+
+def format_generated(hypotheses: Iterable[tuple[str, float]]) -> str:
+    """Write hypotheses like fairseq-generate.
+
+    Args:
+        hypotheses: subwords, and log-probability (natural logarithm) after the length penalty.
+    """
+    return "".join(f"H-{number}\t{score / math.log(2)}\t{text}\n" for number, (text, score) in enumerate(hypotheses))
 
 
 def read_generated(path: Path, segments: int, name: str = "") -> list[str]:

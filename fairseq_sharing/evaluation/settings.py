@@ -11,6 +11,9 @@ from fairseq_sharing.errors import SharingError
 from fairseq_sharing.evaluation.bleu_tokenizer import choose_tokenizer
 from fairseq_sharing.finite import HUGE, MAX_BEAM, is_number
 
+CTRANSLATE2 = "ctranslate2"
+ENGINES = ("fairseq", CTRANSLATE2)
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -18,6 +21,7 @@ class EvaluationSettings:
 
     Attributes:
         average_last: number of newest epoch checkpoints to average.
+        engine: ``fairseq``, or ``ctranslate2`` for translation models that can be exported to it, on CPUs.
         beam: beam size.
         lenpen: length penalty; above 1 favors longer translations.
         max_tokens: source tokens per batch, including padding.
@@ -32,6 +36,7 @@ class EvaluationSettings:
     """
 
     average_last: int = 10
+    engine: str = ENGINES[0]
     beam: int = 5
     lenpen: float = 1.0
     max_tokens: int = 8000
@@ -83,6 +88,10 @@ class EvaluationSettings:
                 raise SharingError(f"evaluate.{name} must be an integer >= {least}, got {value!r}")
             if value > (most := MAX_BEAM if name == "beam" else HUGE):
                 raise SharingError(f"evaluate.{name} must be at most {most:,}, got {value!r}")
+        if self.engine not in ENGINES:
+            raise SharingError(f"evaluate.engine: {self.engine!r}; allowed: {', '.join(ENGINES)}")
+        if self.engine == CTRANSLATE2 and self.max_len_a:
+            raise SharingError(f"evaluate.max_len_a: {self.max_len_a}; allowed with the engine {ENGINES[0]} only")
         for name, value in {"lenpen": self.lenpen, **self.test_lenpen}.items():
             if not is_number(value):
                 raise SharingError(f"evaluate: length penalty {name} must be a finite number, got {value!r}")

@@ -25,7 +25,7 @@ from fairseq_sharing.experiment.study import Study, is_study, read_study
 from fairseq_sharing.resources import configs_dir
 
 EVALUATE_KEYS = (
-    *("average_last", "beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b"),
+    *("average_last", "engine", "beam", "lenpen", "max_tokens", "test_lenpen", "max_len_a", "max_len_b"),
     *("compound_split", "tokenize", "tokens_per_sample", "context_window"),
 )
 # Flags of fairseq-train that the launcher sets.

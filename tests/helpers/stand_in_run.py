@@ -1,7 +1,9 @@
 """Stand-in for ``fairseq-sharing train`` and ``evaluate``: the files and locks of a run, without a model.
 
 Called like ``python -m fairseq_sharing``; tests of studies put it in the place of ``runner.python_words``. Each update
-appends a line to ``updates`` in the run directory, so a test sees if one was repeated or lost.
+appends a line to ``updates`` in the run directory, so a test sees if one was repeated or lost. A run directory with a
+file ``meet`` waits until another run trains; with a file ``hold`` in the current directory, no run makes more than one
+update.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ def train(study: str, row: str, seed: str, *more: str) -> int:
             meet(60)
         while done < UPDATES and not stopped:
             time.sleep(SECONDS)
+            if done and Path("hold").exists():
+                continue
             done += 1
             with (run.path / "updates").open("a") as updates:
                 updates.write(f"{done}\n")

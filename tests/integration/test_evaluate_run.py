@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from sacrebleu import corpus_bleu
 
 from fairseq_sharing.commands import main
 from fairseq_sharing.decoding.model_files import find_model
+from fairseq_sharing.decoding.search import Search
+from fairseq_sharing.decoding.translator import Translator
 from fairseq_sharing.evaluation import generation
 
 # Two translations start processes that import torch: seconds on two idle cores, minutes on a busy machine.
@@ -274,6 +277,31 @@ def test_a_finished_step_is_skipped_and_a_changed_setting_redone(place, capsys, 
     outputs[0].write_text("by another process")
     assert _evaluate(place, "vanilla") == first
     assert "fairseq-generate" in capsys.readouterr().err
+
+
+def test_ctranslate2_translates_if_asked_to(place, capsys, tmp_path, translations_in_forks):
+    translations_in_forks()
+    shutil.copytree(place / "runs" / "vanilla-seed1", run := tmp_path / "vanilla-seed1")
+    assert main(["evaluate", str(run)]) == 0
+    theirs = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert main(["evaluate", str(run), "--engine", "ctranslate2"]) == 0
+    ours = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert ours["generation"] == {**theirs["generation"], "engine": "ctranslate2"}
+
+    lines = (place / f"more.{SOURCE}").read_text(encoding="utf-8").splitlines()
+    expected = Translator(run, engine="ctranslate2").hypotheses(lines, Search(beam=2))
+    score = ours["scores"]["more"]
+    kept = gzip.decompress((run / score["hypotheses"]).read_bytes()).decode().splitlines()
+    assert kept == [best.text for best, *_ in expected]
+    written = (run / "evaluate" / "more.generate.txt").read_text(encoding="utf-8")
+    scores = [float(line.split("\t")[1]) for line in written.splitlines()]
+    assert scores == pytest.approx([best.score / math.log(2) for best, *_ in expected], abs=1e-5)
+
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--engine", "ctranslate2"]) == 0
+    assert "sentences" not in capsys.readouterr().err, "finished steps are skipped"
+    assert main(["evaluate", str(run), "--engine", "ctranslate2", "--depth", "auto"]) == 2
+    assert "not with evaluate.engine ctranslate2" in capsys.readouterr().err
 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(place, capsys, monkeypatch, commands):

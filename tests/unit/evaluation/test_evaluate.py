@@ -180,6 +180,11 @@ def test_a_checkpoint_that_is_damaged_is_not_called_deleted(run):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
+        ({"engine": "marian"}, "evaluate.engine: 'marian'; allowed: fairseq, ctranslate2"),
+        (
+            {"engine": "ctranslate2", "max_len_a": 1.5},
+            "evaluate.max_len_a: 1.5; allowed with the engine fairseq only",
+        ),
         ({"beam": 0}, "evaluate.beam must be an integer >= 1, got 0"),
         ({"average_last": 2.5}, "evaluate.average_last must be an integer >= 1, got 2.5"),
         ({"max_tokens": True}, "evaluate.max_tokens must be an integer >= 1, got True"),

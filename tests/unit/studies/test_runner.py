@@ -60,6 +60,13 @@ def trained_once(plan) -> None:
         assert read_state(plan, run).state == State.FINISHED
 
 
+def meet(plan) -> None:
+    """Let each of the first two runs train once the other does: alone, both would fail."""
+    for run in plan.runs[:2]:
+        run.directory.path.mkdir(parents=True)
+        (run.directory.path / "meet").touch()
+
+
 def processes() -> list[psutil.Process]:
     """Return the stand-ins that run in the current directory."""
     found = []
@@ -80,9 +87,7 @@ def test_runs_fill_the_slots_and_no_more(study):
 
     made, plan = stand_in_study.make_runner(study, 2, slots=slots.cpu_slots(2, [0, 1]))
     made.__class__ = Watched
-    for run in plan.runs[:2]:  # each trains once the other does: alone, both would fail
-        run.directory.path.mkdir(parents=True)
-        (run.directory.path / "meet").touch()
+    meet(plan)
     assert made.run() == {}
     trained_once(plan)
     environments = [json.loads((run.directory.path / "environment.json").read_text()) for run in plan.runs]
@@ -133,8 +138,9 @@ def test_a_killed_runner_leaves_no_process_and_resumes(study):
 
 def test_two_runners_share_a_study(study):
     plan = stand_in_study.make_runner(study, 2)[1]
+    meet(plan)
     both = [start(study, 1), start(study, 1)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(120) for process in both] == [0, 0]
     trained_once(plan)
     for process in both:
         assert "training on" in process.stderr.read(), "each has trained some of the runs"
@@ -142,33 +148,35 @@ def test_two_runners_share_a_study(study):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_lets_the_runs_write_their_state(study, number, status):
+    Path("hold").touch()
     process = start(study, 2)
     while not list(Path().glob("runs/tiny/*/updates")):
         time.sleep(0.02)
     process.send_signal(number)
-    assert process.wait(20) in (status, -number, 1)
+    assert process.wait(60) in (status, -number, 1)
     assert "waiting for" in process.stderr.read()
     assert not processes()
     made, plan = stand_in_study.make_runner(study, 2)
     states = [read_state(plan, run).state for run in plan.runs]
     assert State.STOPPED in states
     assert State.FINISHED not in states
+    Path("hold").unlink()
     assert made.run() == {}
     trained_once(plan)
 
 
-def test_a_budget_stops_in_time(study, monkeypatch):
-    monkeypatch.setattr(stand_in_run, "SECONDS", 10)
+def test_a_budget_stops_in_time(study):
+    Path("hold").touch()
     made, plan = stand_in_study.make_runner(study, 1, budget=2.4)
     began = time.monotonic()
     assert made.run() == {}
-    assert time.monotonic() - began < 4
-    assert made.unfinished()
+    assert time.monotonic() - began < 10, "without a budget, it would wait for ever"
+    assert made.unfinished() == [run.name for run in plan.runs]
     assert not processes()
-    states = [read_state(plan, run) for run in plan.runs]
-    assert any(state.state == State.STOPPED and 0 < state.fraction < 1 for state in states) or any(
-        state.state == State.FINISHED for state in states
-    )
+    Path("hold").unlink()
+    again, plan = stand_in_study.make_runner(study, 2)
+    assert again.run() == {}
+    trained_once(plan)
 
 
 def test_a_full_disk_starts_nothing(study, monkeypatch):
