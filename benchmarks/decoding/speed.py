@@ -165,7 +165,7 @@ def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: 
     for _ in range(rounds):
         for key, engine in engines.items():
             start = time.perf_counter()
-            engine.translate_batch(lines, max_batch_size=2048, batch_type="tokens", **settings)
+            engine.translate_batch(lines, max_batch_size=512, batch_type="tokens", **settings)
             measured.setdefault((*key, "together"), []).append(len(lines) / (time.perf_counter() - start))
             some = lines[:100]
             start = time.perf_counter()

@@ -178,10 +178,10 @@ def test_engine_ctranslate2_exports_by_itself(checkpoint, exported, prepared):
 
 
 def test_every_processor_gets_a_batch_of_a_limited_size():
-    assert batch_tokens([["a"] * 10] * 1000, threads=8) == 1250
-    assert batch_tokens([["a"] * 10] * 100_000, threads=8) == 2048
-    assert batch_tokens([["a"] * 10] * 8, threads=8) == 10
-    assert batch_tokens([["a"]], threads=8) == 1
+    assert batch_tokens([["a"] * 10] * 100, threads=8, most=512) == 125
+    assert batch_tokens([["a"] * 10] * 100_000, threads=8, most=512) == 512
+    assert batch_tokens([["a"] * 10] * 8, threads=8, most=512) == 10
+    assert batch_tokens([["a"]], threads=8, most=512) == 1
 
 
 def test_command_gives_a_line_for_each(call, exported, translator, tmp_path):
