@@ -24,8 +24,8 @@ KINDS = {
     "softmax and loss": ("log_softmax", "softmax", "logsumexp", "gather", "nll_loss", "max", "exp", "scatter", "sub_"),
     "dropout": ("bernoulli", "random_", "dropout", "ge", "fused_dropout"),
     "copies and casts": ("copy_", "cat", "clone", "fill_", "zero_", "contiguous"),
-    "norms and activation": ("layer_norm", "threshold", "clamp_min", "relu"),
-    "optimizer": ("adam", "addcmul", "addcdiv", "foreach", "lerp"),
+    "norms and activation": ("layer_norm", "native_layer_norm", "threshold", "clamp_min", "relu"),
+    "optimizer": ("adam", "fused_adam", "addcmul", "addcdiv", "foreach", "lerp"),
 }
 
 
@@ -384,6 +384,12 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
         "python -m benchmarks.training.speed --data data/news_commentary --batches 2 --runs 3",
         partial(training, name="training_bf16"),
     ),
+    "training_bf16_d1024": (
+        "Training in bf16 at d_model 1024",
+        "python -m benchmarks.training.speed --data data/news_commentary --width 1024 --pairs '6 layers' --batches 1 "
+        "--runs 3",
+        partial(training, name="training_bf16_d1024"),
+    ),
     "training_parts": (
         "Each part of the fast path",
         "python -m benchmarks.training.parts --data data/news_commentary",
@@ -406,7 +412,7 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "decoding": (
         "Decoding against fairseq-generate",
-        "python -m benchmarks.decoding.speed runs/multi30k/cycle-seed1 --rounds 3",
+        "python -m benchmarks.decoding.speed runs/multi30k/cycle_rev-seed1 --rounds 3",
         decoding,
     ),
     "decoding_parts": (
@@ -416,7 +422,8 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "quantization": (
         "Translations of quantized models",
-        "python -m benchmarks.decoding.quantization runs/multi30k/{vanilla,vanilla_admin,sequence,cycle}-seed1",
+        "python -m benchmarks.decoding.quantization "
+        "runs/multi30k/{vanilla,vanilla_admin,sequence,cycle,cycle_rev,universal}-seed1",
         quantization,
     ),
     "distillation": (

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_damaged_is_not_called_deleted(run):
         ({"lenpen": "long"}, "evaluate: length penalty lenpen must be a finite number, got 'long'"),
         ({"test_lenpen": {"newstest2014": "0.6"}}, "evaluate: length penalty newstest2014 must be a finite number"),
         ({"tokenize": "mosess"}, "tokenize: 'mosess'; allowed: 13a, char, flores101, flores200, intl, ja-mecab, "),
-        ({"bean": 4}, "evaluate: unknown key 'bean'; allowed: average_last, beam, "),
+        ({"bean": 4}, "evaluate: unknown key 'bean'; allowed: average_last, engine, beam, "),
     ],
 )
 def test_bad_settings_are_named(block, message):
