@@ -221,8 +221,19 @@ def decoding(found: dict, folder: Path) -> str:
         f"Hypotheses of the model {found['model']['name']} that are identical to those of fairseq-generate, and BLEU"
         f" (fairseq-generate: {bleu:.2f}). The shares hold for this model only:"
     )
+    sizes = dict.fromkeys(row["tokens"] for row in found["batches"])
+    speeds = {(row["type"], row["tokens"]): row["sentences_per_second"] for row in found["batches"]}
+    types = dict.fromkeys(row["type"] for row in found["batches"])
     return "\n\n".join(
-        [text, table(head, told), beams, table(["", "equal", "BLEU", "difference"], same), "![decoding](decoding.png)"]
+        [
+            text,
+            table(head, told),
+            "Sentences per second of CTranslate2 by source subwords per batch, without text preparation:",
+            table(["", *sizes], [[kind, *(speeds[kind, size] for size in sizes)] for kind in types]),
+            beams,
+            table(["", "equal", "BLEU", "difference"], same),
+            "![decoding](decoding.png)",
+        ]
     )
 
 
@@ -392,7 +403,12 @@ PARTS: dict[str, tuple[str, str, Callable[[dict, Path], str]]] = {
     ),
     "training_parts": (
         "Each part of the fast path",
-        "python -m benchmarks.training.parts --data data/news_commentary",
+        "python -m benchmarks.training.parts --data data/news_commentary --tokens 1024",
+        parts,
+    ),
+    "training_parts_bf16": (
+        "Each part of the fast path in bf16",
+        "python -m benchmarks.training.parts --data data/news_commentary --precision bf16",
         parts,
     ),
     "allocators": (

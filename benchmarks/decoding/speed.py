@@ -50,6 +50,7 @@ cli_main()
 """
 MAX_TOKENS = (1000, 2000, 4000, 8000)
 TYPES = ("float32", "int8")
+BATCH_TOKENS = (128, 256, 512, 1024, 2048)  # of CTranslate2
 TOLD = re.compile(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
 
@@ -147,8 +148,8 @@ def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool
     return len(lines) / (clock() - start)
 
 
-def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: int) -> list[dict[str, Any]]:
-    """Time CTranslate2 on subwords, for each way to divide the cores between batches and threads."""
+def threads_table(folder: Path, lines: list[list[str]], search: Search) -> list[dict[str, Any]]:
+    """Time CTranslate2 on subwords once, for each way to divide the cores between batches and threads."""
     import ctranslate2
 
     cores = cpu_cores()
@@ -161,20 +162,38 @@ def threads_table(folder: Path, lines: list[list[str]], search: Search, rounds: 
         for division in divisions
     }
     settings = {"beam_size": search.beam, "length_penalty": search.lenpen, "max_decoding_length": search.max_len_b}
-    measured: dict[tuple, list[float]] = {}
+    rows = []
+    for (kind, batches, threads), engine in engines.items():
+        for load, some in (("together", [lines]), ("one by one", [[line] for line in lines[:100]])):
+            start = time.perf_counter()
+            for part in some:
+                engine.translate_batch(part, max_batch_size=512, batch_type="tokens", **settings)
+            speed = round(sum(map(len, some)) / (time.perf_counter() - start), 1)
+            rows.append(
+                {"type": kind, "batches": batches, "threads": threads, "load": load, "sentences_per_second": speed}
+            )
+    return rows
+
+
+def batches_table(folder: Path, lines: list[list[str]], search: Search, rounds: int) -> list[dict[str, Any]]:
+    """Time CTranslate2 on subwords, for several numbers of source subwords per batch."""
+    import ctranslate2
+
+    engines = {
+        kind: ctranslate2.Translator(str(folder), compute_type=kind, inter_threads=cpu_cores(), intra_threads=1)
+        for kind in TYPES
+    }
+    settings = {"beam_size": search.beam, "length_penalty": search.lenpen, "max_decoding_length": search.max_len_b}
+    measured: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
-        for key, engine in engines.items():
-            start = time.perf_counter()
-            engine.translate_batch(lines, max_batch_size=512, batch_type="tokens", **settings)
-            measured.setdefault((*key, "together"), []).append(len(lines) / (time.perf_counter() - start))
-            some = lines[:100]
-            start = time.perf_counter()
-            for line in some:
-                engine.translate_batch([line], **settings)
-            measured.setdefault((*key, "one by one"), []).append(len(some) / (time.perf_counter() - start))
+        for kind, engine in engines.items():
+            for size in BATCH_TOKENS:
+                start = time.perf_counter()
+                engine.translate_batch(lines, max_batch_size=size, batch_type="tokens", **settings)
+                measured.setdefault((kind, size), []).append(len(lines) / (time.perf_counter() - start))
     return [
-        {"type": kind, "batches": batches, "threads": threads, "load": load, "sentences_per_second": _median(values)}
-        for (kind, batches, threads, load), values in measured.items()
+        {"type": kind, "tokens": size, "sentences_per_second": _median(values)}
+        for (kind, size), values in measured.items()
     ]
 
 
@@ -260,7 +279,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "agreement": compared,
     }
     if args.clock == "wall" and args.device == "cpu":
-        result["threads"] = threads_table(exported.path, [line.split() for line in prepared], search, 1)
+        subwords = [line.split() for line in prepared]
+        result["batches"] = batches_table(exported.path, subwords, search, args.rounds)
+        result["threads"] = threads_table(exported.path, subwords, search)
     return result
 
 
@@ -275,6 +296,9 @@ def show(result: dict[str, Any]) -> None:
         print(f"{kind}: BLEU {found['bleu']:.2f}, same hypotheses {100 * found['same']:.1f}%")
     if "threads" not in result:
         return
+    print(f"\n{'type':8} {'tokens per batch':>16} {'sentences/s':>12}")
+    for row in result["batches"]:
+        print(f"{row['type']:8} {row['tokens']:16,} {row['sentences_per_second']:12.1f}")
     print(f"\n{'type':8} {'batches':>7} {'threads':>7} {'load':11} {'sentences/s':>12}")
     for row in result["threads"]:
         head = f"{row['type']:8} {row['batches']:7} {row['threads']:7} {row['load']:11}"
