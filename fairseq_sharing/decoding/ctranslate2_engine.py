@@ -13,7 +13,7 @@ from fairseq_sharing.decoding.forked import inherited
 from fairseq_sharing.decoding.search import Hypothesis, Search
 from fairseq_sharing.errors import SharingError
 
-# Source subwords per batch. On CPUs, smaller batches are faster, as they fit the caches.
+# Source subwords per batch. On CPUs, smaller batches are faster (benchmarks/decoding/speed.py).
 _BATCH_TOKENS = {"cuda": 2048, "cpu": 512, "cpu int8": 256}
 
 
