@@ -47,7 +47,7 @@ def test_experiment_overrides_base_and_command_line_overrides_both(experiment):
         ("trian.lr=3", "override: unknown key 'trian'; allowed: run, dataset,"),
         ("base=x.yaml", "override: unknown key 'base'"),
         ("train.lr=[1,2", "override 'train.lr=[1,2'"),
-        ("evaluate.beams=4", "evaluate: unknown key 'beams'; allowed: average_last, beam"),
+        ("evaluate.beams=4", "evaluate: unknown key 'beams'; allowed: average_last, engine, beam"),
         ("seed=one", "seed: must be a whole number from 0, got 'one'"),
         ("train=3", "override: train: must be a mapping, got 3"),
         ("train.max_epoch=ten", "train.max_epoch: must be a whole number from 0, got 'ten'"),
