@@ -432,6 +432,36 @@ def test_numbers_of_decoding_are_the_measured_ones():
         assert f"| CTranslate2, {name} | {' | '.join(cells)} | {found['same']:.1%} | {difference} |" in page
 
 
+def test_numbers_of_speed_are_the_measured_ones():
+    def read(name):
+        return json.loads((ROOT / f"results/speed/{name}.json").read_text(encoding="utf-8"))
+
+    def speeds(pair):
+        return [f"{pair[side]['tokens_per_second']:,.0f}" for side in ("ours", "fairseq")]
+
+    fp32, bf16, wide = (read(name)["pairs"] for name in ("training", "training_bf16", "training_bf16_d1024"))
+    page, readme = DOCS["speed"], (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, pair in bf16.items():
+        cells = [f" {', '.join(speeds(one))} | {one['ratio']:.2f}x |" for one in (fp32[name], pair)]
+        assert "".join(cells) in page
+        if name != "6 layers":
+            assert f" | {' | '.join(speeds(pair))} | {pair['ratio']:.1f}x |" in readme
+    (pair,) = wide.values()
+    assert f" {', '.join(speeds(pair))} | {pair['ratio']:.2f}x |" in page
+    shares = [pair["share_of_matmul_peak"] for pair in bf16.values()]
+    text = " ".join(page.split())
+    assert f"In bf16, it reaches {min(shares):.0%} to {max(shares):.0%}, because" in text
+    assert f"and {pair['share_of_matmul_peak']:.0%} with d_model 1024" in text
+    for kind in ("tcmalloc", "jemalloc"):
+        assert f"{read('allocators')['rows'][kind]['to_glibc']:.2f} times" in text
+    for name, machine in (("training_parts", "AMD EPYC"), ("training_parts_bf16", "Intel Xeon with AMX")):
+        assert re.search(rf"{read(name)['rows']['+ --compile']['to_before']:.2f} times .{{,60}}{machine}", text)
+    by_engine = {row["engine"]: row for row in read("decoding")["speed"] if row["load"] == "together"}
+    ours, theirs = by_engine["CTranslate2 float32"], by_engine["fairseq-generate"]
+    rounded = [f"{row['sentences_per_second']:.0f}" for row in (ours, theirs)]
+    assert f"sentences/s | {' | '.join(rounded)} | {ours['ratio']:.1f}x |" in readme
+
+
 def test_the_difference_of_bf16_is_the_measured_one():
     measured = json.loads((ROOT / "results/speed/precision_loss.json").read_text(encoding="utf-8"))
     difference = measured["difference_in_nats"]

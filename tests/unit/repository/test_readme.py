@@ -117,7 +117,7 @@ def test_yaml_equals_the_row_of_the_study(tmp_path):
 
 
 def test_python_prints_what_it_says(capsys):
-    (code,) = _blocks("python")
+    code = _blocks("python", (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8"))[0]
     exec(code, {})
     assert capsys.readouterr().out.strip() == re.search(r"# (\(.*\))", code)[1]
 
