@@ -132,7 +132,7 @@ def test_a_killed_runner_leaves_no_process_and_resumes(study):
         while processes() and time.monotonic() < end:
             time.sleep(0.05)
         assert not processes()
-    assert start(study, 2).wait(60) == 0
+    assert start(study, 2).wait(120) == 0
     trained_once(plan)
 
 
@@ -170,7 +170,7 @@ def test_a_budget_stops_in_time(study):
     made, plan = stand_in_study.make_runner(study, 1, budget=2.4)
     began = time.monotonic()
     assert made.run() == {}
-    assert time.monotonic() - began < 10, "without a budget, it would wait for ever"
+    assert time.monotonic() - began < 60, "without a budget, it would wait for ever"
     assert made.unfinished() == [run.name for run in plan.runs]
     assert not processes()
     Path("hold").unlink()
