@@ -30,5 +30,5 @@ def test_a_freed_tensor_s_pages_are_used_again():
         told[way] = [int(number) for number in done.stdout.split()]
     (kept, most), (returned, least) = told["kept"], told["returned"]
     assert kept < 100 < returned
-    # At most ten of the twenty tensors of 64 MiB: glibc joins the space of the first ones only after several were freed.
+    # At most ten of the twenty tensors of 64 MiB: glibc joins the space of tensors only after several were freed.
     assert most - least < 10 * 64 * 1024
