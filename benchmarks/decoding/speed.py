@@ -148,6 +148,15 @@ def timed(translator: Translator, lines: list[str], task: Task, one_by_one: bool
     return len(lines) / (clock() - start)
 
 
+def engine_speed(engine: Any, parts: list[list[list[str]]], size: int, search: Search) -> float:
+    """Translate lists of sentences in turn with CTranslate2, in batches of so many subwords; return sentences/s."""
+    settings = {"beam_size": search.beam, "length_penalty": search.lenpen, "max_decoding_length": search.max_len_b}
+    start = time.perf_counter()
+    for part in parts:
+        engine.translate_batch(part, max_batch_size=size, batch_type="tokens", **settings)
+    return sum(map(len, parts)) / (time.perf_counter() - start)
+
+
 def threads_table(folder: Path, lines: list[list[str]], search: Search) -> list[dict[str, Any]]:
     """Time CTranslate2 on subwords once, for each way to divide the cores between batches and threads."""
     import ctranslate2
@@ -161,14 +170,10 @@ def threads_table(folder: Path, lines: list[list[str]], search: Search) -> list[
         for kind in TYPES
         for division in divisions
     }
-    settings = {"beam_size": search.beam, "length_penalty": search.lenpen, "max_decoding_length": search.max_len_b}
     rows = []
     for (kind, batches, threads), engine in engines.items():
         for load, some in (("together", [lines[::4]]), ("one by one", [[line] for line in lines[::40]])):
-            start = time.perf_counter()
-            for part in some:
-                engine.translate_batch(part, max_batch_size=512, batch_type="tokens", **settings)
-            speed = round(sum(map(len, some)) / (time.perf_counter() - start), 1)
+            speed = round(engine_speed(engine, some, 512, search), 1)
             rows.append(
                 {"type": kind, "batches": batches, "threads": threads, "load": load, "sentences_per_second": speed}
             )
@@ -183,14 +188,11 @@ def batches_table(folder: Path, lines: list[list[str]], search: Search, rounds: 
         kind: ctranslate2.Translator(str(folder), compute_type=kind, inter_threads=cpu_cores(), intra_threads=1)
         for kind in TYPES
     }
-    settings = {"beam_size": search.beam, "length_penalty": search.lenpen, "max_decoding_length": search.max_len_b}
     measured: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for kind, engine in engines.items():
             for size in BATCH_TOKENS:
-                start = time.perf_counter()
-                engine.translate_batch(lines, max_batch_size=size, batch_type="tokens", **settings)
-                measured.setdefault((kind, size), []).append(len(lines) / (time.perf_counter() - start))
+                measured.setdefault((kind, size), []).append(engine_speed(engine, [lines], size, search))
     return [
         {"type": kind, "tokens": size, "sentences_per_second": _median(values)}
         for (kind, size), values in measured.items()
